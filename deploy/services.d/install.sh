@@ -1,0 +1,58 @@
+# shellcheck shell=bash
+# Installing the servers where that can be done unasked, and saying how to where it cannot.
+
+readonly POLICY=/usr/sbin/policy-rc.d
+
+# install_with_apt PACKAGE
+install_with_apt() {
+    ((EUID == 0)) && [[ -e /etc/debian_version ]] && command -v apt-get >/dev/null || return 1
+    note "installing $1 with apt-get"
+    mkdir -p "$HOME_DIR"
+    local log="$HOME_DIR/apt.log"
+    if ! (apt_without_starting "$1") >"$log" 2>&1 9>&-; then
+        note "apt-get could not install $1: $(grep '^E:' "$log" | tail -n 2 | tr '\n' ' ')"
+        return 1
+    fi
+    rm -f "$log"
+}
+
+# Debian's packages start their servers on the standard ports, as services of the machine; nobody asked for those.
+# policy-rc.d is Debian's way to forbid it; one that is there already comes back afterwards. Runs in a subshell, whose
+# exit, however it comes, restores it.
+apt_without_starting() {
+    local kept=''
+    if [[ -e $POLICY || -L $POLICY ]]; then
+        kept="$POLICY.kyhan-kept"
+        mv -f "$POLICY" "$kept"
+    fi
+    # shellcheck disable=SC2064 # the value of now is meant
+    trap "rm -f '$POLICY'; [[ -z '$kept' ]] || mv -f '$kept' '$POLICY'" EXIT
+    printf '#!/bin/sh\nexit 101\n' >"$POLICY"
+    chmod 755 "$POLICY"
+    apt-get update
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$1"
+}
+
+# install_hint PACKAGE…: what is missing, and the command for each common system.
+install_hint() {
+    local names=$*
+    cat >&2 <<HINT
+services: not found, and not to be started here: ${names// /, }. Install what is missing, then run this again:
+
+  Debian, Ubuntu   sudo apt-get install ${names/rabbitmq/rabbitmq-server}
+  Fedora           sudo dnf install $(dnf_names "$@")
+  Arch             sudo pacman -S $names
+  macOS            brew install ${names/postgresql/postgresql@17}
+
+or start Docker, or name servers that run already:
+
+  export KYHAN_DATABASE_URL=postgres://user:password@host:5432/postgres
+  export KYHAN_AMQP_URL=amqp://user:password@host:5672/%2f
+HINT
+}
+
+dnf_names() {
+    local names=$*
+    names=${names/postgresql/postgresql-server}
+    printf '%s' "${names/rabbitmq/rabbitmq-server}"
+}

@@ -1,0 +1,72 @@
+//! Rungs that the policy no longer uses: once empty they are removed. AMQP cannot list queues, so the rungs ever declared are
+//! remembered in the database.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use shared::{
+    broker::{Broker, BrokerError},
+    database::statement,
+    topology::{Role, Topology},
+};
+
+/// A queue that has just recovered reports 0 messages for a while; it must be seen empty twice, so far apart.
+const SEEN_EMPTY_TWICE: Duration = Duration::from_secs(2);
+
+/// What became of a rung that the policy no longer uses.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Pruned {
+    Removed,
+    /// It still holds so many wake-ups, and drains by itself.
+    Waiting(u32),
+    /// It was gone already.
+    Gone,
+}
+
+/// Why pruning failed.
+#[derive(Debug, thiserror::Error)]
+pub enum PruneError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] DbErr),
+}
+
+/// Removes the rungs, of those remembered under this topology's prefix, that it no longer has and that are empty.
+///
+/// # Errors
+/// [`PruneError`]; running it again goes on where it stopped.
+pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology) -> Result<Vec<(String, Pruned)>, PruneError> {
+    let used: Vec<String> = topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| q.name).collect();
+    let forgotten = "SELECT queue, exchange FROM rungs WHERE queue <> ALL($1) AND starts_with(queue, $2) ORDER BY queue";
+    let rows = db.query_all_raw(statement(forgotten, [used.clone().into(), topology.rung_prefix().into()])).await?;
+    let mut pruned = Vec::new();
+    for row in rows {
+        let (queue, exchange): (String, String) = (row.try_get("", "queue")?, row.try_get("", "exchange")?);
+        let shared = used.iter().any(|used| *used == exchange || used.starts_with(&format!("{exchange}.")));
+        let done = prune_one(broker, &queue, (!shared).then_some(exchange.as_str())).await?;
+        if !matches!(done, Pruned::Waiting(_)) {
+            db.execute_raw(statement("DELETE FROM rungs WHERE queue = $1", [queue.clone().into()])).await?;
+        }
+        pruned.push((queue, done));
+    }
+    Ok(pruned)
+}
+
+/// The exchange goes first, so that nothing can come in while the queue is seen to be empty.
+async fn prune_one(broker: &Broker, queue: &str, exchange: Option<&str>) -> Result<Pruned, BrokerError> {
+    let Some(first) = broker.observe(queue).await? else { return Ok(Pruned::Gone) };
+    if first.messages > 0 {
+        return Ok(Pruned::Waiting(first.messages));
+    }
+    if let Some(exchange) = exchange {
+        broker.delete_exchange(exchange).await?;
+    }
+    tokio::time::sleep(SEEN_EMPTY_TWICE).await;
+    match broker.observe(queue).await? {
+        None => Ok(Pruned::Gone),
+        // Without its exchange it takes nothing new, and what it holds still expires into its lane.
+        Some(seen) if seen.messages > 0 => Ok(Pruned::Waiting(seen.messages)),
+        Some(_) => broker.delete_queue(queue).await.map(|()| Pruned::Removed),
+    }
+}

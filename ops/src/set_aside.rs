@@ -1,0 +1,54 @@
+//! Events that made no sense: listed, and put back into the outbox once what was wrong is put right.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use shared::database::statement;
+use uuid::Uuid;
+
+/// An event set aside by the relay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetAside {
+    pub id: i64,
+    pub event_type: String,
+    pub subject: Uuid,
+    /// As PostgreSQL writes it: it may be a moment that no calendar holds.
+    pub occurred_at: String,
+    pub set_aside_at: String,
+    pub reason: String,
+}
+
+/// The newest `most` of them, and how many there are.
+///
+/// # Errors
+/// The database's.
+pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, i64), DbErr> {
+    let sql = "SELECT id, event_type, subject_id, occurred_at::text AS occurred_at, set_aside_at::text AS set_aside_at, reason,
+                      count(*) OVER () AS all
+                 FROM set_aside ORDER BY id DESC LIMIT $1";
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    let mut all = 0;
+    let mut found = Vec::new();
+    for row in db.query_all_raw(statement(sql, [most.into()])).await? {
+        all = row.try_get("", "all")?;
+        found.push(SetAside {
+            id: row.try_get("", "id")?,
+            event_type: row.try_get("", "event_type")?,
+            subject: row.try_get("", "subject_id")?,
+            occurred_at: row.try_get("", "occurred_at")?,
+            set_aside_at: row.try_get("", "set_aside_at")?,
+            reason: row.try_get("", "reason")?,
+        });
+    }
+    Ok((found, all))
+}
+
+/// Puts these (or all, when there are none) back into the outbox, in one statement. How many.
+///
+/// # Errors
+/// The database's.
+pub async fn retry(db: &DatabaseConnection, ids: &[i64]) -> Result<u64, DbErr> {
+    let sql = "WITH back AS (DELETE FROM set_aside WHERE $1 OR id = ANY($2) RETURNING *)
+               INSERT INTO outbox (event_id, event_type, subject_id, occurred_at, data)
+               SELECT event_id, event_type, subject_id, occurred_at, data FROM back ORDER BY id";
+    let done = db.execute_raw(statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
+    Ok(done.rows_affected())
+}

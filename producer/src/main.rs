@@ -1,0 +1,86 @@
+//! `producer`: the order system's door, as a process.
+
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
+use clap::{CommandFactory, Parser, Subcommand};
+use producer::{Producer, relay};
+use sea_orm::ConnectionTrait;
+use shared::{
+    cli::{self, Common, say},
+    database::{self, Role, statement},
+    event::{Event, EventType},
+    settings::Settings,
+};
+use uuid::Uuid;
+
+/// Kỳ Hạn's producer: turns events of the order system into wake-ups that wait in RabbitMQ until they are due
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Drain the outbox until told to stop (SIGTERM); run as many as you like
+    Relay,
+    /// Schedule what follows from one event, by hand
+    #[command(after_help = "Example: producer emit order.shipped 6f2c2e0e-6a3e-4d2b-9a38-3d1f0f1f8f10")]
+    Emit {
+        /// One of order.recorded, order.shipped, order.received, order.out_of_stock, order.fees_changed, cart.item_added
+        event: EventType,
+        /// The id of the order or cart item
+        subject: Uuid,
+        /// When it happened, like 2026-11-24T09:30:00+07:00 [default: now]
+        #[arg(long, value_name = "TIME")]
+        occurred_at: Option<DateTime<Utc>>,
+    },
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Arguments { common, command } = Arguments::parse();
+    if command.is_none() && !common.print_config {
+        Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say `relay` or `emit`").exit();
+    }
+    cli::run("producer", &common, async |settings, shutdown| match command {
+        None | Some(Command::Relay) => {
+            tracing::info!(prefix = settings.naming.prefix, "relay started");
+            relay::run(settings, shutdown).await?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Some(Command::Emit { event, subject, occurred_at }) => {
+            emit(settings, event, subject, occurred_at).await.map(|()| ExitCode::SUCCESS)
+        }
+    })
+    .await
+}
+
+async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
+    let db = database::connect(&settings.database, Role::Producer).await?;
+    database::require_schema(&settings.database, &db).await?;
+    let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
+    if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
+        bail!("no row of {} has the id {subject}", event_type.table());
+    }
+    let occurred_at = match at {
+        Some(at) => at,
+        None => database::now(&db).await?,
+    };
+    let producer = Producer::connect(settings).await?;
+    let event = Event { id: Uuid::new_v4(), event_type, subject, occurred_at };
+    let wakeups = producer.schedule(&[event]).await.context("nothing is scheduled")?;
+    producer.close().await;
+    if wakeups.is_empty() {
+        say(&format!("nothing follows from {event_type}: the policy has no line on it"));
+    }
+    for packed in wakeups {
+        say(&format!("{} of {subject} is due {}", packed.wakeup.kind, packed.wakeup.due_at.to_rfc3339()));
+    }
+    Ok(())
+}

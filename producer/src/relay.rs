@@ -1,0 +1,234 @@
+//! The relay: drains the outbox. One transaction takes events, has their wake-ups confirmed by the broker, and commits.
+//! Killed at any point it loses nothing; what was published and not committed is published again, which the recheck makes harmless.
+
+use std::time::Duration;
+
+use opentelemetry::{KeyValue, global, metrics::Counter};
+use sea_orm::{
+    DatabaseConnection, DbErr, TransactionTrait,
+    sqlx::{self, postgres::PgListener},
+};
+use shared::{
+    broker::{Broker, BrokerError, Publisher, backoff},
+    database::{self, DatabaseError, Role, Trouble, trouble},
+    settings::Settings,
+    telemetry::trace_context,
+    topology::Topology,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    outbox::{self, Refused},
+    schedule,
+};
+
+/// The channel that the outbox's trigger notifies.
+const CHANNEL: &str = "kyhan_outbox";
+
+/// Why the relay ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum RelayError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Why one batch was not relayed; it is tried again.
+#[derive(Debug, thiserror::Error)]
+enum BatchError {
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] DbErr),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// What a relay has done.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Report {
+    /// Events taken from the outbox.
+    pub events: u64,
+    /// Wake-ups confirmed by the broker.
+    pub wakeups: u64,
+    /// Events set aside.
+    pub set_aside: u64,
+}
+
+/// Drains the outbox until told to shut down.
+///
+/// # Errors
+/// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
+pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Report, RelayError> {
+    let mut relay = Relay {
+        settings,
+        topology: settings.topology(),
+        report: Report::default(),
+        counter: global::meter("kyhan")
+            .u64_counter("kyhan.relay.events")
+            .with_description("Events taken from the outbox")
+            .build(),
+    };
+    let Some(db) = database::connect_until(&settings.database, Role::Producer, &shutdown).await? else { return Ok(relay.report) };
+    let reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
+    let done = relay.drain(&db, &shutdown, reporting).await;
+    relay.say();
+    // Closing waits for connections in use; those of a server that is away never come back.
+    let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
+    done.map(|()| relay.report)
+}
+
+struct Relay<'a> {
+    settings: &'a Settings,
+    topology: Topology,
+    report: Report,
+    counter: Counter<u64>,
+}
+
+impl Relay<'_> {
+    /// One connection to the broker after the other.
+    async fn drain(
+        &mut self,
+        db: &DatabaseConnection,
+        shutdown: &CancellationToken,
+        mut reporting: tokio::time::Interval,
+    ) -> Result<(), RelayError> {
+        while let Some(broker) = Broker::connect_until(&self.settings.amqp, "kyhan relay", shutdown).await {
+            match self.over(&broker, db, shutdown, &mut reporting).await {
+                Ok(()) => {
+                    broker.close().await;
+                    return Ok(());
+                }
+                Err(error @ BrokerError::Inequivalent { .. }) => return Err(error.into()),
+                Err(error) => {
+                    tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
+                    broker.close().await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Batch after batch over one connection to the broker.
+    async fn over(
+        &mut self,
+        broker: &Broker,
+        db: &DatabaseConnection,
+        shutdown: &CancellationToken,
+        reporting: &mut tokio::time::Interval,
+    ) -> Result<(), BrokerError> {
+        broker.declare(&self.topology).await?;
+        let publisher = broker.publisher().await?;
+        let mut listener = None;
+        let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
+        let mut remembered = false;
+        while !shutdown.is_cancelled() {
+            if !remembered {
+                remembered = database::remember_rungs(db, &self.topology).await.is_ok();
+            }
+            let pause = match self.batch(db, &publisher).await {
+                Ok(0) => self.wait_for_events(db, &mut listener).await,
+                Ok(_) => Duration::ZERO,
+                Err(BatchError::Broker(error)) => {
+                    publisher.close().await;
+                    return Err(error);
+                }
+                Err(BatchError::Database(error)) => {
+                    listener = None;
+                    let pauses = outage.get_or_insert_with(|| {
+                        let away = trouble(&error) == Trouble::Away;
+                        tracing::warn!(%error, away, "the relay cannot use PostgreSQL; trying again until it can");
+                        Box::new(backoff())
+                    });
+                    let pause = pauses.next().unwrap_or_default();
+                    shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+                    continue;
+                }
+            };
+            if outage.take().is_some() {
+                tracing::info!("the relay can use PostgreSQL again");
+            }
+            tokio::select! {
+                biased;
+                () = shutdown.cancelled() => {}
+                _ = reporting.tick() => self.say(),
+                () = wait(&mut listener, pause) => {}
+            }
+        }
+        publisher.close().await;
+        Ok(())
+    }
+
+    /// One transaction: take, publish, await the confirms, commit. How many events it took.
+    #[tracing::instrument(skip_all, fields(otel.kind = "producer", events, wakeups), level = "info", name = "relay")]
+    async fn batch(&mut self, db: &DatabaseConnection, publisher: &Publisher) -> Result<usize, BatchError> {
+        let tx = db.begin().await?;
+        let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max).await? else {
+            tx.rollback().await?;
+            return Ok(0);
+        };
+        let (policy, pack_max) = (&self.settings.policy, self.settings.naming.pack_max);
+        let span = tracing::Span::current();
+        let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
+        span.record("events", taken.events.len()).record("wakeups", plan.wakeups.len());
+        publisher.publish_all(plan.messages(&self.topology)).await?;
+        let mut refused = taken.refused;
+        refused.extend(plan.beyond.iter().map(Refused::beyond_the_calendar));
+        let (events, set_aside) = (taken.events.len() - plan.beyond.len(), refused.len());
+        outbox::set_aside(&tx, refused).await?;
+        tx.commit().await?;
+        self.count(events, plan.wakeups.len(), set_aside);
+        Ok(events + set_aside)
+    }
+
+    fn count(&mut self, events: usize, wakeups: usize, set_aside: usize) {
+        let [events, wakeups, set_aside] = [events, wakeups, set_aside].map(|count| count as u64);
+        self.counter.add(events, &[KeyValue::new("outcome", "scheduled")]);
+        self.counter.add(set_aside, &[KeyValue::new("outcome", "set_aside")]);
+        self.report.events += events + set_aside;
+        self.report.wakeups += wakeups;
+        self.report.set_aside += set_aside;
+    }
+
+    /// How long to wait at most when the outbox is empty; makes sure that its notifications are heard.
+    async fn wait_for_events(&self, db: &DatabaseConnection, listener: &mut Option<PgListener>) -> Duration {
+        if listener.is_none() {
+            match listen(db).await {
+                Ok(listening) => {
+                    *listener = Some(listening);
+                    // What came before the listening was not announced: look once more.
+                    return Duration::ZERO;
+                }
+                Err(error) => tracing::debug!(%error, "not notified of events; polling instead"),
+            }
+        }
+        Duration::from_millis(self.settings.relay.poll_ms)
+    }
+
+    fn say(&self) {
+        let Report { events, wakeups, set_aside } = self.report;
+        if events > 0 {
+            tracing::info!(events, wakeups, set_aside, "relayed so far");
+        }
+    }
+}
+
+async fn listen(db: &DatabaseConnection) -> Result<PgListener, sqlx::Error> {
+    let mut listener = PgListener::connect_with(db.get_postgres_connection_pool()).await?;
+    listener.listen(CHANNEL).await?;
+    Ok(listener)
+}
+
+/// Waits for a notification, at most for `pause`.
+async fn wait(listener: &mut Option<PgListener>, pause: Duration) {
+    let lost = match listener {
+        _ if pause.is_zero() => false,
+        Some(listening) => matches!(tokio::time::timeout(pause, listening.recv()).await, Ok(Err(_))),
+        None => {
+            tokio::time::sleep(pause).await;
+            false
+        }
+    };
+    if lost {
+        *listener = None;
+    }
+}

@@ -1,0 +1,136 @@
+//! Schedule: events and the policy give packed wake-ups with stable ids. Pure: the same events at the same moment give the
+//! same wake-ups.
+
+use chrono::{DateTime, Utc};
+use shared::{
+    broker::Outgoing,
+    event::{Event, EventType},
+    pack::{self, Packed, Waiting},
+    policy::Policy,
+    topology::Topology,
+    wakeup::TraceContext,
+};
+use uuid::Uuid;
+
+/// What follows from some events.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    pub wakeups: Vec<Packed>,
+    /// Events from which something would fall due beyond the calendar's end.
+    pub beyond: Vec<Event>,
+}
+
+impl Plan {
+    /// The messages of its wake-ups.
+    #[must_use]
+    pub fn messages(&self, topology: &Topology) -> Vec<Outgoing> {
+        self.wakeups.iter().map(|packed| Outgoing::of(packed, topology)).collect()
+    }
+}
+
+/// What follows from `events` at the moment `now`. An event on which the policy has no line needs nothing.
+#[must_use]
+pub fn plan(
+    events: &[Event],
+    now: DateTime<Utc>,
+    policy: &Policy,
+    topology: &Topology,
+    pack_max: usize,
+    trace: &TraceContext,
+) -> Plan {
+    let mut waiting = Vec::with_capacity(events.len() * 2);
+    let mut beyond = Vec::new();
+    for event in events {
+        let mut due = Vec::with_capacity(2);
+        for line in policy.lines_on(event.event_type) {
+            due.push(line.after.after(event.occurred_at).map(|due_at| Waiting {
+                kind: line.task,
+                subject: event.subject,
+                due_at,
+                wait: due_at - now,
+                attempt: 0,
+            }));
+        }
+        match due.into_iter().collect::<Option<Vec<_>>>() {
+            Some(due) => waiting.extend(due),
+            None => beyond.push(*event),
+        }
+    }
+    Plan { wakeups: pack::pack(waiting, topology.ladder(), topology.shards(), pack_max, trace), beyond }
+}
+
+/// An event that happens now, with a new id.
+#[must_use]
+pub fn event(event_type: EventType, subject: Uuid) -> Event {
+    Event { id: Uuid::new_v4(), event_type, subject, occurred_at: now() }
+}
+
+/// This process's clock.
+#[expect(clippy::disallowed_methods, reason = "a caller without a database: this clock only wakes, the recheck decides")]
+pub(crate) fn now() -> DateTime<Utc> {
+    std::time::SystemTime::now().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use shared::policy::Line;
+
+    use super::*;
+
+    fn line(on: EventType, task: &'static str, after: &str) -> Line {
+        Line { on, task, after: after.parse().unwrap() }
+    }
+
+    fn policy() -> Policy {
+        Policy::new(vec![
+            line(EventType::OrderShipped, "confirm-receipt", "14d"),
+            line(EventType::OrderShipped, "collect-arrears", "24h"),
+        ])
+        .unwrap()
+    }
+
+    fn shipped(count: u128, occurred_at: DateTime<Utc>) -> Vec<Event> {
+        (0..count)
+            .map(|n| Event {
+                id: Uuid::from_u128(n),
+                event_type: EventType::OrderShipped,
+                subject: Uuid::from_u128(n),
+                occurred_at,
+            })
+            .collect()
+    }
+
+    fn planned(events: &[Event], now: DateTime<Utc>) -> Plan {
+        let topology = Topology::new("kyhan", 1, &[Duration::from_secs(1)], &policy());
+        plan(events, now, &policy(), &topology, 128, &TraceContext::default())
+    }
+
+    #[test]
+    fn a_shipped_order_waits_two_weeks_for_its_receipt_and_a_day_for_its_arrears() {
+        let now: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
+        let plan = planned(&shipped(1, now), now);
+        let due: Vec<_> = plan.wakeups.iter().map(|p| (p.wakeup.kind, p.wakeup.due_at.to_rfc3339())).collect();
+        assert_eq!(
+            due,
+            [("collect-arrears", "2026-11-25T00:00:00+00:00".into()), ("confirm-receipt", "2026-12-08T00:00:00+00:00".into())]
+        );
+    }
+
+    #[test]
+    fn a_thousand_orders_of_one_sale_day_are_a_handful_of_messages() {
+        let now = "2026-11-24T00:00:00Z".parse().unwrap();
+        assert_eq!(planned(&shipped(1000, now), now).wakeups.len(), 2 * 8);
+    }
+
+    #[test]
+    fn an_event_without_a_line_needs_nothing_and_one_beyond_the_calendar_is_named() {
+        let now: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
+        let mut events = shipped(2, now);
+        events[0].event_type = EventType::OrderReceived;
+        events[1].occurred_at = DateTime::<Utc>::MAX_UTC;
+        let plan = planned(&events, now);
+        assert_eq!((plan.wakeups, plan.beyond), (vec![], vec![events[1]]));
+    }
+}

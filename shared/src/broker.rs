@@ -1,0 +1,217 @@
+//! The broker: connecting, declaring, and publishing so that a message counts as sent only when the broker has confirmed it.
+//! Every publish is persistent, mandatory and awaits its confirm; an ack with a returned message is a failure.
+
+use std::{sync::Arc, time::Duration};
+
+use backon::{BackoffBuilder, ExponentialBuilder};
+use futures::{StreamExt, TryStreamExt, stream};
+use lapin::{
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    options::{BasicPublishOptions, ConfirmSelectOptions},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{pack::Packed, settings::Amqp, topology::Topology};
+
+mod declare;
+
+pub use declare::Observed;
+
+/// Most publishes that wait for their confirms at once on one channel.
+const IN_FLIGHT_MAX: usize = 1_024;
+/// AMQP reply code 200: closed on purpose.
+const REPLY_SUCCESS: u16 = 200;
+/// How long a farewell may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the broker refused or failed to do.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum BrokerError {
+    #[error("cannot connect to RabbitMQ at {at}: {error}")]
+    Connect { at: String, error: Arc<lapin::Error> },
+    #[error("RabbitMQ: {0}")]
+    Protocol(#[from] Arc<lapin::Error>),
+    #[error(
+        "queue or exchange {name} exists with other arguments than Kỳ Hạn's: {difference}; remove it when empty, or choose another topology.prefix"
+    )]
+    Inequivalent { name: String, difference: String },
+    #[error("exchange {exchange} returned a message with routing key {routing_key}: {reply}")]
+    Returned { exchange: String, routing_key: String, reply: String },
+    #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
+    Nacked { exchange: String },
+    #[error("RabbitMQ confirmed nothing for {0:?}; it may be out of memory or disk, and block its publishers")]
+    Unconfirmed(Duration),
+}
+
+impl From<lapin::Error> for BrokerError {
+    fn from(error: lapin::Error) -> Self {
+        Self::Protocol(Arc::new(error))
+    }
+}
+
+/// One message on its way out.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    pub exchange: String,
+    pub routing_key: String,
+    pub properties: BasicProperties,
+    pub body: Vec<u8>,
+}
+
+impl Outgoing {
+    /// The message of a packed wake-up.
+    #[must_use]
+    pub fn of(packed: &Packed, topology: &Topology) -> Self {
+        Self {
+            exchange: topology.exchange_of(packed.hop),
+            routing_key: Topology::routing_key(packed.wakeup.kind, packed.shard),
+            properties: packed.wakeup.properties(),
+            body: packed.wakeup.body(),
+        }
+    }
+}
+
+/// A connection to RabbitMQ.
+pub struct Broker {
+    connection: Connection,
+    confirm_timeout: Duration,
+}
+
+impl Broker {
+    /// Connects once; `name` is shown in RabbitMQ's list of connections.
+    ///
+    /// # Errors
+    /// [`BrokerError::Connect`], with the address but never its password.
+    pub async fn connect(settings: &Amqp, name: &str) -> Result<Self, BrokerError> {
+        let properties = ConnectionProperties::default().with_connection_name(name.into());
+        let connection = Connection::connect(settings.url.expose(), properties)
+            .await
+            .map_err(|error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) })?;
+        Ok(Self { connection, confirm_timeout: Duration::from_millis(settings.confirm_timeout_ms) })
+    }
+
+    /// Connects, trying again with backoff and jitter for as long as it takes; `None` when told to shut down.
+    /// An outage is logged once when it begins and once when it ends.
+    pub async fn connect_until(settings: &Amqp, name: &str, shutdown: &CancellationToken) -> Option<Self> {
+        let mut pauses = backoff();
+        let mut away = false;
+        loop {
+            match Self::connect(settings, name).await {
+                Ok(broker) => {
+                    if away {
+                        tracing::info!("RabbitMQ is back");
+                    }
+                    return Some(broker);
+                }
+                Err(error) => {
+                    if !std::mem::replace(&mut away, true) {
+                        tracing::warn!(%error, "RabbitMQ is away; trying again until it is back");
+                    }
+                    let pause = pauses.next().unwrap_or(BACKOFF_MAX);
+                    shutdown.run_until_cancelled(tokio::time::sleep(pause)).await?;
+                }
+            }
+        }
+    }
+
+    /// A channel of its own.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn channel(&self) -> Result<Channel, BrokerError> {
+        Ok(self.connection.create_channel().await?)
+    }
+
+    /// A channel in confirm mode.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
+        let channel = self.channel().await?;
+        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        Ok(Publisher { channel, confirm_timeout: self.confirm_timeout })
+    }
+
+    /// Whether the connection still stands.
+    #[must_use]
+    pub fn connected(&self) -> bool {
+        self.connection.status().connected()
+    }
+
+    /// Closes the connection. Channels are closed first, each by its owner: dropping the last one and then closing can hang.
+    pub async fn close(self) {
+        let goodbye = self.connection.close(REPLY_SUCCESS, "done".into());
+        if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
+            tracing::debug!("RabbitMQ did not answer the farewell in time");
+        }
+    }
+}
+
+/// A channel in confirm mode, the only way out for messages.
+pub struct Publisher {
+    channel: Channel,
+    confirm_timeout: Duration,
+}
+
+impl Publisher {
+    /// Publishes all of `messages`, pipelined, and waits until each is confirmed.
+    ///
+    /// # Errors
+    /// The first failure. Some of the messages may have been sent then; sending all of them again does no harm, as the
+    /// recheck decides.
+    pub async fn publish_all(&self, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
+        let all = stream::iter(messages.into_iter().map(|message| self.publish(message)))
+            .buffer_unordered(IN_FLIGHT_MAX)
+            .try_collect::<()>();
+        all.await
+    }
+
+    #[expect(clippy::disallowed_methods, reason = "the one owner of publishing: mandatory, confirmed, returned messages read")]
+    async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
+        let Outgoing { exchange, routing_key, properties, body } = message;
+        let sent = async {
+            // Mandatory: what no queue takes comes back instead of vanishing.
+            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
+            self.channel
+                .basic_publish(exchange.as_str().into(), routing_key.as_str().into(), options, &body, properties)
+                .await?
+                .await
+        };
+        let confirmation = tokio::time::timeout(self.confirm_timeout, sent)
+            .await
+            .map_err(|_| BrokerError::Unconfirmed(self.confirm_timeout))??;
+        match confirmation {
+            Confirmation::Ack(None) => Ok(()),
+            Confirmation::Ack(Some(returned)) => {
+                let reply = format!("{} {}", returned.reply_code, returned.reply_text);
+                Err(BrokerError::Returned { exchange, routing_key, reply })
+            }
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::Nacked { exchange }),
+        }
+    }
+
+    /// Closes the channel.
+    pub async fn close(self) {
+        close_channel(&self.channel).await;
+    }
+}
+
+/// Closes a channel, whatever state it is in; what it had delivered and nobody acked returns to its queue.
+pub async fn close_channel(channel: &Channel) {
+    let goodbye = channel.close(REPLY_SUCCESS, "done".into());
+    if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
+        tracing::debug!("RabbitMQ did not answer the closing of a channel in time");
+    }
+}
+
+const BACKOFF_MAX: Duration = Duration::from_secs(10);
+
+/// Pauses between tries to reach a server: from 100 ms, doubling, with jitter, up to 10 s, for ever.
+pub fn backoff() -> impl Iterator<Item = Duration> + Send {
+    ExponentialBuilder::new()
+        .with_min_delay(Duration::from_millis(100))
+        .with_max_delay(BACKOFF_MAX)
+        .with_jitter()
+        .without_max_times()
+        .build()
+}

@@ -1,0 +1,132 @@
+//! Declaring the topology: idempotent, targets before the rungs that lead to them. A queue that exists with other arguments
+//! is an error that names the queue and the difference.
+
+use lapin::{
+    Channel, ErrorKind, ExchangeKind,
+    options::{ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions, QueueDeclareOptions, QueueDeleteOptions},
+    types::{AMQPValue, FieldTable},
+};
+
+use super::{Broker, BrokerError, close_channel};
+use crate::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
+
+/// What the broker says of a queue at this moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observed {
+    /// Messages ready to be delivered (or waiting, in a rung).
+    pub messages: u32,
+    pub consumers: u32,
+}
+
+impl Broker {
+    /// Declares every exchange, queue and binding.
+    ///
+    /// # Errors
+    /// [`BrokerError::Inequivalent`] for one that exists and differs.
+    pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        for exchange in topology.exchanges() {
+            declare_exchange(&channel, &exchange).await?;
+        }
+        for queue in topology.queues() {
+            declare_queue(&channel, &queue).await?;
+        }
+        close_channel(&channel).await;
+        Ok(())
+    }
+
+    /// Looks at a queue without touching it; `None` when it does not exist.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn observe(&self, queue: &str) -> Result<Option<Observed>, BrokerError> {
+        // A channel of its own: asking for a queue that is not there closes the channel.
+        let channel = self.channel().await?;
+        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+        let answer = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
+        match answer {
+            Ok(found) => {
+                close_channel(&channel).await;
+                Ok(Some(Observed { messages: found.message_count(), consumers: found.consumer_count() }))
+            }
+            Err(error) if is_soft(&error, NOT_FOUND) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Removes a queue and everything in it.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn delete_queue(&self, queue: &str) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
+        close_channel(&channel).await;
+        Ok(())
+    }
+
+    /// Removes an exchange and its bindings.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
+        let channel = self.channel().await?;
+        channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
+        close_channel(&channel).await;
+        Ok(())
+    }
+}
+
+const NOT_FOUND: u16 = 404;
+const PRECONDITION_FAILED: u16 = 406;
+
+async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), BrokerError> {
+    let kind = match exchange.exchange_type {
+        ExchangeType::Direct => ExchangeKind::Direct,
+        ExchangeType::Fanout => ExchangeKind::Fanout,
+        ExchangeType::Topic => ExchangeKind::Topic,
+    };
+    let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
+    channel
+        .exchange_declare(exchange.name.as_str().into(), kind, durable, table(&exchange.arguments))
+        .await
+        .map_err(|error| inequivalent(&exchange.name, error))
+}
+
+async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), BrokerError> {
+    let name = || queue.name.as_str().into();
+    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
+    channel.queue_declare(name(), durable, table(&queue.arguments)).await.map_err(|error| inequivalent(&queue.name, error))?;
+    let (exchange, key) = (queue.exchange.as_str().into(), queue.routing_key.as_str().into());
+    channel.queue_bind(name(), exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
+    Ok(())
+}
+
+fn table(arguments: &Arguments) -> FieldTable {
+    let mut table = FieldTable::default();
+    for (name, value) in arguments {
+        let value = match value {
+            Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+            Argument::Number(number) => AMQPValue::LongLongInt(*number),
+        };
+        table.insert((*name).into(), value);
+    }
+    table
+}
+
+/// RabbitMQ says what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'".
+fn inequivalent(name: &str, error: lapin::Error) -> BrokerError {
+    if !is_soft(&error, PRECONDITION_FAILED) {
+        return error.into();
+    }
+    let said = match error.kind() {
+        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
+        _ => error.to_string(),
+    };
+    let difference = said.trim_start_matches("PRECONDITION_FAILED - ").to_owned();
+    BrokerError::Inequivalent { name: name.to_owned(), difference }
+}
+
+fn is_soft(error: &lapin::Error, code: u16) -> bool {
+    matches!(error.kind(), ErrorKind::ProtocolError(error) if error.get_id() == code)
+}

@@ -1,0 +1,90 @@
+//! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown.
+
+use std::{io::Write, path::PathBuf, process::ExitCode};
+
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    lifecycle::shutdown_on_signals,
+    settings::{Settings, SettingsError},
+    telemetry::{Telemetry, TelemetryError},
+};
+
+/// The exit code for settings or arguments that cannot hold; clap uses the same.
+const EXIT_USAGE: u8 = 2;
+
+/// The options that every binary has.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Common {
+    /// The file of settings [default: $KYHAN_CONFIG, else ./kyhan.toml where there is one]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Print the settings that hold, secrets redacted, and leave
+    #[arg(long)]
+    pub print_config: bool,
+}
+
+/// Why a binary did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+    #[error("signals cannot be watched: {0}")]
+    Signals(#[from] std::io::Error),
+}
+
+/// What a running binary has.
+pub struct Started {
+    pub settings: Settings,
+    pub telemetry: Telemetry,
+    pub shutdown: CancellationToken,
+}
+
+/// Starts a binary: settings, telemetry, shutdown.
+///
+/// # Errors
+/// [`StartError`], which says what to do.
+pub fn start(service: &'static str, common: &Common) -> Result<Started, StartError> {
+    let settings = Settings::load(common.config.clone())?;
+    let telemetry = Telemetry::start(service, &settings.telemetry.log)?;
+    Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })
+}
+
+/// Runs a binary's work and turns what came of it into an exit code: 0 done, 1 failed, 2 settings that cannot hold.
+/// `--print-config` prints them instead.
+pub async fn run<E: std::fmt::Display>(
+    service: &'static str,
+    common: &Common,
+    work: impl AsyncFnOnce(&Settings, CancellationToken) -> Result<ExitCode, E>,
+) -> ExitCode {
+    if common.print_config {
+        return match Settings::load(common.config.clone()) {
+            Ok(settings) => {
+                say(&settings.to_string());
+                ExitCode::SUCCESS
+            }
+            Err(error) => complain(service, &error, EXIT_USAGE),
+        };
+    }
+    let Started { settings, telemetry, shutdown } = match start(service, common) {
+        Ok(started) => started,
+        Err(error) => return complain(service, &error, EXIT_USAGE),
+    };
+    let done = work(&settings, shutdown).await;
+    let code = done.unwrap_or_else(|error| complain(service, &error, 1));
+    // Exporters wait for their own runtime threads, which an async thread must not block on.
+    let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
+    code
+}
+
+/// Prints an answer and a line's end. A reader that has gone (`| head`) is no error.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+}
+
+fn complain(service: &str, error: &impl std::fmt::Display, code: u8) -> ExitCode {
+    eprintln!("{service}: {error:#}");
+    ExitCode::from(code)
+}

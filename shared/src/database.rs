@@ -1,0 +1,225 @@
+//! The database: connecting, and telling an outage from a passing conflict from a real failure, in one place, so that task
+//! code uses a plain `?`.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ConnectOptions, ConnectionTrait, Database as SeaDatabase, DatabaseConnection, DbBackend, DbErr, RuntimeErr, Statement, Value,
+    sqlx,
+};
+use sea_orm_migration::MigratorTrait;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    broker::backoff,
+    migration::Migrator,
+    settings::Database,
+    topology::{Role as QueueRole, Topology},
+};
+
+/// Who a connection is, shown in `pg_stat_activity`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Producer,
+    /// Its sessions set `kyhan.effect`: what they change raises events by itself, so the outbox triggers stay quiet.
+    Worker,
+    Ops,
+}
+
+impl Role {
+    const fn application_name(self) -> &'static str {
+        match self {
+            Self::Producer => "kyhan producer",
+            Self::Worker => "kyhan worker",
+            Self::Ops => "kyhan ops",
+        }
+    }
+}
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error("cannot connect to PostgreSQL at {at}: {error}")]
+    Connect { at: String, error: DbErr },
+    #[error("the database at {at} lacks Kỳ Hạn's schema or is behind ({pending} migrations to go): run `ops migrate up`")]
+    Schema { at: String, pending: usize },
+}
+
+/// Connects once.
+///
+/// # Errors
+/// [`DatabaseError::Connect`], with the address but never its password.
+pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
+    let (statement, lock) = (settings.statement_timeout_ms, settings.lock_timeout_ms);
+    let mut options = ConnectOptions::new(settings.url.expose());
+    options
+        .max_connections(settings.max_connections)
+        .min_connections(0)
+        .acquire_timeout(Duration::from_millis(settings.acquire_timeout_ms))
+        // A ping on every acquire costs a tenth of the throughput; a dead connection shows itself at its first statement.
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .map_sqlx_postgres_opts(move |options| {
+            let options = options.application_name(role.application_name()).options([
+                ("statement_timeout", format!("{statement}ms")),
+                ("lock_timeout", format!("{lock}ms")),
+                // "Already exists, skipping" is no news.
+                ("client_min_messages", "warning".to_owned()),
+            ]);
+            if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
+        });
+    SeaDatabase::connect(options).await.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })
+}
+
+/// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
+/// shut down.
+///
+/// # Errors
+/// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
+pub async fn connect_until(
+    settings: &Database,
+    role: Role,
+    shutdown: &CancellationToken,
+) -> Result<Option<DatabaseConnection>, DatabaseError> {
+    let mut pauses = backoff();
+    let mut away = false;
+    loop {
+        let connected = match connect(settings, role).await {
+            Ok(db) => require_schema(settings, &db).await.map(|()| db),
+            Err(error) => Err(error),
+        };
+        match connected {
+            Err(DatabaseError::Connect { at, error }) if trouble(&error) == Trouble::Away => {
+                if !std::mem::replace(&mut away, true) {
+                    tracing::warn!(at, %error, "PostgreSQL is away; trying again until it is back");
+                }
+                let pause = pauses.next().unwrap_or_default();
+                if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return Ok(None);
+                }
+            }
+            answer => return answer.map(Some),
+        }
+    }
+}
+
+/// Checks that every migration was applied.
+///
+/// # Errors
+/// [`DatabaseError::Schema`], which says what to run.
+pub async fn require_schema(settings: &Database, db: &DatabaseConnection) -> Result<(), DatabaseError> {
+    let at = || settings.url.to_string();
+    match pending_migrations(db).await {
+        Ok(0) => Ok(()),
+        Ok(pending) => Err(DatabaseError::Schema { at: at(), pending }),
+        Err(error) => Err(DatabaseError::Connect { at: at(), error }),
+    }
+}
+
+/// Only reads: the migrator's own question creates its table where there is none.
+async fn pending_migrations(db: &DatabaseConnection) -> Result<usize, DbErr> {
+    let kept = db.query_one_raw(statement("SELECT to_regclass('seaql_migrations') IS NOT NULL AS kept", [])).await?;
+    let mut applied = Vec::new();
+    if kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
+        for row in db.query_all_raw(statement("SELECT version FROM seaql_migrations", [])).await? {
+            applied.push(row.try_get::<String>("", "version")?);
+        }
+    }
+    Ok(Migrator::migrations().iter().filter(|migration| !applied.iter().any(|name| name == migration.name())).count())
+}
+
+/// A statement for PostgreSQL.
+pub fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statement {
+    Statement::from_sql_and_values(DbBackend::Postgres, sql, values)
+}
+
+/// The database's clock, the only one that decides.
+///
+/// # Errors
+/// The database's.
+pub async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbErr> {
+    let row = db.query_one_raw(statement("SELECT clock_timestamp() AS now", [])).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("clock_timestamp()".into()))?.try_get("", "now")
+}
+
+/// Remembers the rungs that were declared, so that `ops topology prune` finds those the policy forgets.
+///
+/// # Errors
+/// The database's.
+pub async fn remember_rungs(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
+    let (queues, exchanges): (Vec<String>, Vec<String>) =
+        topology.queues().into_iter().filter(|q| q.role == QueueRole::Rung).map(|q| (q.name, q.exchange)).unzip();
+    let sql = "INSERT INTO rungs (queue, exchange) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING";
+    db.execute_raw(statement(sql, [queues.into(), exchanges.into()])).await.map(|_| ())
+}
+
+/// What a database error asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The server is away, starting, read-only or full: wait until it is back. Nobody's fault, no attempt spent.
+    Away,
+    /// A conflict with other transactions: the same again may succeed at once.
+    Conflict,
+    /// The statement itself fails: with the same rows it will fail again.
+    Failure,
+}
+
+/// Tells what an error asks for, by its SQLSTATE.
+/// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
+#[must_use]
+pub fn trouble(error: &DbErr) -> Trouble {
+    let (DbErr::Conn(RuntimeErr::SqlxError(cause))
+    | DbErr::Exec(RuntimeErr::SqlxError(cause))
+    | DbErr::Query(RuntimeErr::SqlxError(cause))) = error
+    else {
+        return if matches!(error, DbErr::ConnectionAcquire(_) | DbErr::Conn(_)) { Trouble::Away } else { Trouble::Failure };
+    };
+    match cause.as_ref() {
+        sqlx::Error::Database(said) => by_sqlstate(said.code().as_deref().unwrap_or_default()),
+        sqlx::Error::Io(_)
+        | sqlx::Error::Tls(_)
+        | sqlx::Error::Protocol(_)
+        | sqlx::Error::PoolTimedOut
+        | sqlx::Error::PoolClosed
+        | sqlx::Error::WorkerCrashed => Trouble::Away,
+        _ => Trouble::Failure,
+    }
+}
+
+fn by_sqlstate(code: &str) -> Trouble {
+    match code {
+        // serialization_failure, deadlock_detected, lock_not_available, query_canceled (the statement timeout)
+        "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
+        // read_only_sql_transaction: a standby, or a server about to be replaced
+        "25006" => Trouble::Away,
+        // 08 connection, 53 out of disk, memory or connections, 57P shutdown or start, 58 system error
+        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") || code.starts_with("58") => {
+            Trouble::Away
+        }
+        _ => Trouble::Failure,
+    }
+}
+
+/// Whether the database answers.
+///
+/// # Errors
+/// The database's.
+pub async fn ping(db: &DatabaseConnection) -> Result<(), DbErr> {
+    db.execute_unprepared("SELECT 1").await.map(|_| ())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outage_a_conflict_and_a_failure_are_told_apart() {
+        assert_eq!(by_sqlstate("57P01"), Trouble::Away);
+        assert_eq!(by_sqlstate("53100"), Trouble::Away);
+        assert_eq!(by_sqlstate("25006"), Trouble::Away);
+        assert_eq!(by_sqlstate("40P01"), Trouble::Conflict);
+        assert_eq!(by_sqlstate("23514"), Trouble::Failure);
+        assert_eq!(trouble(&DbErr::Custom("x".into())), Trouble::Failure);
+    }
+}

@@ -1,0 +1,26 @@
+//! The one definition of *due*: a task's candidates, each moment plus the policy's span for it, the latest of them.
+//! Recheck, sweep, forecast, explain and rebuild all read this query; nothing else says when something falls due.
+
+use crate::{policy::Policy, task::Task};
+
+/// Moments outside these years are cut to them: `infinity` and years that no calendar library holds never leave the
+/// database, and stay as far in the past or the future as they mean to be.
+const EARLIEST: &str = "timestamptz '1970-01-01 00:00:00+00'";
+const LATEST: &str = "timestamptz '9999-12-31 00:00:00+00'";
+
+/// A subquery of `id` and `due_at`, one row per candidate. `due_at` is null when the policy does not use the task.
+#[must_use]
+pub fn query(task: &dyn Task, policy: &Policy) -> String {
+    let moments: Vec<String> = task
+        .counts_from()
+        .iter()
+        .filter_map(|event| Some(policy.span(task, *event)?.sql_after(&format!("candidate.\"{event}\""))))
+        .collect();
+    let due_at = if moments.is_empty() {
+        "NULL::timestamptz".to_owned()
+    } else {
+        // greatest() passes over nulls: a moment that has not happened does not count.
+        format!("least(greatest({EARLIEST}, {}), {LATEST})", moments.join(", "))
+    };
+    format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate)", task.candidates())
+}

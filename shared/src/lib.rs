@@ -1,0 +1,25 @@
+//! What the three doors of Kỳ Hạn share: events, the policy, the tasks, the wake-up and the two servers behind them.
+//!
+//! A message's way through these rooms: [`event`] → [`policy`] → [`pack`] → [`ladder`] → [`topology`] → [`wakeup`] →
+//! [`task`] → [`dead_letter`]. `ARCHITECTURE.md` is the map.
+
+pub mod broker;
+pub mod cli;
+pub mod database;
+pub mod dead_letter;
+pub mod due;
+pub mod event;
+pub mod ladder;
+pub mod lifecycle;
+pub mod migration;
+pub mod money;
+pub mod pack;
+pub mod policy;
+pub mod settings;
+pub mod span;
+pub mod task;
+pub mod tasks;
+pub mod telemetry;
+pub mod topology;
+pub mod triggers;
+pub mod wakeup;

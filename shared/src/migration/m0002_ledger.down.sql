@@ -1,0 +1,2 @@
+DROP TABLE transfers, accounts;
+DROP FUNCTION kyhan_keep_balances(), kyhan_insert_only();

@@ -1,0 +1,5 @@
+DROP TRIGGER IF EXISTS kyhan_orders_recorded ON orders;
+DROP TRIGGER IF EXISTS kyhan_orders_changed ON orders;
+DROP TRIGGER IF EXISTS kyhan_cart_items_added ON cart_items;
+DROP TRIGGER IF EXISTS kyhan_cart_items_changed ON cart_items;
+DROP FUNCTION IF EXISTS kyhan_orders_recorded(), kyhan_orders_changed(), kyhan_cart_items_added(), kyhan_cart_items_changed();

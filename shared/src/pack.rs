@@ -1,0 +1,195 @@
+//! Packing: subjects that wait side by side travel as one wake-up. Pure; nothing is lost, nothing is named twice in a wake-up,
+//! and packing adds no lateness, as only subjects that take the same rung at the same moment are packed.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use uuid::Uuid;
+
+use crate::{
+    ladder::{Hop, Ladder},
+    topology::shard_of,
+    wakeup::{TraceContext, Wakeup},
+};
+
+/// The namespace of wake-up ids (UUID version 5).
+const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_7761_6b65_7570);
+
+/// One subject that is to be woken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Waiting {
+    pub kind: &'static str,
+    pub subject: Uuid,
+    pub due_at: DateTime<Utc>,
+    /// From now until it shall be woken; negative for what is overdue.
+    pub wait: TimeDelta,
+    pub attempt: u32,
+}
+
+/// A wake-up and where it goes next.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packed {
+    pub hop: Hop,
+    pub shard: u16,
+    pub wakeup: Wakeup,
+}
+
+/// What must be equal for two subjects to travel together: kind, shard, attempt and next hop.
+type Place = (&'static str, u16, u32, Hop);
+
+/// Packs what lies together: same kind, shard, attempt and next hop, due within the rung's tolerance of each other, at most
+/// `pack_max` subjects a wake-up.
+#[must_use]
+pub fn pack(
+    waiting: impl IntoIterator<Item = Waiting>,
+    ladder: &Ladder,
+    shards: u16,
+    pack_max: usize,
+    trace: &TraceContext,
+) -> Vec<Packed> {
+    let mut placed: Vec<(Place, Waiting)> = waiting
+        .into_iter()
+        .map(|one| {
+            let hop = ladder.next(one.wait.to_std().unwrap_or(Duration::ZERO));
+            ((one.kind, shard_of(one.subject, shards), one.attempt, hop), one)
+        })
+        .collect();
+    placed.sort_unstable_by_key(|(place, one)| (*place, one.due_at, one.subject));
+
+    let mut packed: Vec<Packed> = Vec::new();
+    let mut open: Option<(_, Pack)> = None;
+    for (place, one) in placed {
+        match &mut open {
+            Some((at, pack)) if *at == place && pack.has_room(&one, pack_max) => pack.add(&one),
+            _ => {
+                packed.extend(open.take().map(|(at, pack)| pack.close(at, trace)));
+                open = Some((place, Pack::new(&one, place.3)));
+            }
+        }
+    }
+    packed.extend(open.map(|(at, pack)| pack.close(at, trace)));
+    packed
+}
+
+/// The stable id of a wake-up: made again from the same subjects, it is the same.
+fn stable_id(kind: &str, due_at: DateTime<Utc>, attempt: u32, subjects: &[Uuid]) -> Uuid {
+    let mut name = Vec::with_capacity(kind.len() + 12 + subjects.len() * 16);
+    name.extend_from_slice(kind.as_bytes());
+    name.extend_from_slice(&due_at.timestamp_micros().to_be_bytes());
+    name.extend_from_slice(&attempt.to_be_bytes());
+    for subject in subjects {
+        name.extend_from_slice(subject.as_bytes());
+    }
+    Uuid::new_v5(&NAMESPACE, &name)
+}
+
+/// A wake-up being filled, earliest due first.
+struct Pack {
+    first_due: DateTime<Utc>,
+    last_due: DateTime<Utc>,
+    within: TimeDelta,
+    subjects: Vec<Uuid>,
+}
+
+impl Pack {
+    fn new(one: &Waiting, hop: Hop) -> Self {
+        let within = match hop {
+            Hop::Rung(rung) => TimeDelta::from_std(rung.tolerance()).unwrap_or(TimeDelta::zero()),
+            // All of it is overdue and goes at once, whenever it was due.
+            Hop::Lane => TimeDelta::MAX,
+        };
+        Self { first_due: one.due_at, last_due: one.due_at, within, subjects: vec![one.subject] }
+    }
+
+    fn has_room(&self, one: &Waiting, pack_max: usize) -> bool {
+        self.subjects.len() < pack_max.max(1) && one.due_at.signed_duration_since(self.first_due) <= self.within
+    }
+
+    fn add(&mut self, one: &Waiting) {
+        self.last_due = one.due_at;
+        self.subjects.push(one.subject);
+    }
+
+    fn close(mut self, (kind, shard, attempt, hop): Place, trace: &TraceContext) -> Packed {
+        self.subjects.sort_unstable();
+        self.subjects.dedup();
+        let id = stable_id(kind, self.last_due, attempt, &self.subjects);
+        let wakeup = Wakeup { id, kind, subjects: self.subjects, due_at: self.last_due, attempt, trace: trace.clone() };
+        Packed { hop, shard, wakeup }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::tasks;
+
+    fn ladder() -> Ladder {
+        Ladder::new([1, 60, 3600, 86_400, 14 * 86_400].map(Duration::from_secs))
+    }
+
+    prop_compose! {
+        fn waiting()(kind in 0..3usize, subject in 0u128..40, wait_ms in -5_000i64..20 * 86_400_000, attempt in 0u32..2) -> Waiting {
+            let wait = TimeDelta::milliseconds(wait_ms);
+            let now: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
+            Waiting { kind: tasks::ALL[kind].kind(), subject: Uuid::from_u128(subject), due_at: now + wait, wait, attempt }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_nothing_is_named_twice_and_the_bounds_are_kept(
+            all in prop::collection::vec(waiting(), 0..200),
+            shards in 1u16..5,
+            pack_max in 1usize..20,
+        ) {
+            let packed = pack(all.iter().copied(), &ladder(), shards, pack_max, &TraceContext::default());
+            let asked: BTreeSet<_> = all.iter().map(|one| (one.kind, one.attempt, one.subject)).collect();
+            let named: BTreeSet<_> = packed
+                .iter()
+                .flat_map(|p| p.wakeup.subjects.iter().map(|s| (p.wakeup.kind, p.wakeup.attempt, *s)))
+                .collect();
+            prop_assert_eq!(asked, named);
+            for Packed { hop, shard, wakeup } in &packed {
+                prop_assert!((1..=pack_max).contains(&wakeup.subjects.len()));
+                prop_assert_eq!(wakeup.subjects.iter().collect::<BTreeSet<_>>().len(), wakeup.subjects.len());
+                for subject in &wakeup.subjects {
+                    prop_assert_eq!(shard_of(*subject, shards), *shard);
+                    // Someone asked for this subject on this very hop, due no later than the wake-up, within tolerance.
+                    let within = |one: &&Waiting| match hop {
+                        Hop::Lane => true,
+                        Hop::Rung(rung) => wakeup.due_at - one.due_at <= TimeDelta::from_std(rung.tolerance()).unwrap(),
+                    };
+                    prop_assert!(all.iter()
+                        .filter(|one| (one.kind, one.attempt, one.subject) == (wakeup.kind, wakeup.attempt, *subject))
+                        .filter(|one| ladder().next(one.wait.to_std().unwrap_or_default()) == *hop && one.due_at <= wakeup.due_at)
+                        .any(|one| within(&one)));
+                }
+            }
+        }
+
+        #[test]
+        fn the_same_made_again_has_the_same_ids(all in prop::collection::vec(waiting(), 0..60)) {
+            let trace = TraceContext::default();
+            let forwards = pack(all.iter().copied(), &ladder(), 2, 16, &trace);
+            let backwards = pack(all.iter().rev().copied(), &ladder(), 2, 16, &trace);
+            prop_assert_eq!(forwards, backwards);
+        }
+    }
+
+    #[test]
+    fn one_alone_is_a_wakeup_of_one() {
+        let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
+        let wait = TimeDelta::days(14);
+        let one = Waiting { kind: "confirm-receipt", subject: Uuid::from_u128(9), due_at, wait, attempt: 0 };
+        let packed = pack([one], &ladder(), 1, 128, &TraceContext::default());
+        assert_eq!(packed.len(), 1);
+        assert_eq!(packed[0].wakeup.subjects, [one.subject]);
+        assert_eq!(packed[0].hop, ladder().next(Duration::from_secs(14 * 86_400)));
+        assert_eq!(packed[0].wakeup.id.to_string(), "ebb3b118-a923-5020-a084-6c742a6f36a1", "ids are pinned");
+    }
+}

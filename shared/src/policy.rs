@@ -1,0 +1,121 @@
+//! The policy: which event wakes which task after how long. One table that operators edit, checked whole.
+
+use std::time::Duration;
+
+use crate::{event::EventType, span::Span, task::Task, tasks};
+
+/// One line of the policy's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub on: EventType,
+    /// The kind of a task in [`tasks::ALL`].
+    pub task: &'static str,
+    pub after: Span,
+}
+
+/// The whole table.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    lines: Vec<Line>,
+}
+
+/// A line that cannot hold, by its place in the table and its field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    pub line: usize,
+    pub field: &'static str,
+    pub why: String,
+}
+
+impl Policy {
+    /// A policy of these lines.
+    ///
+    /// # Errors
+    /// Every mistake at once: a task told to count from an event that it knows no moment for, a pair named twice.
+    pub fn new(lines: Vec<Line>) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        for (at, line) in lines.iter().enumerate() {
+            let Some(task) = tasks::find(line.task) else {
+                mistakes.push(Mistake { line: at, field: "task", why: format!("there is no task {:?}", line.task) });
+                continue;
+            };
+            if !task.counts_from().contains(&line.on) {
+                let known = task.counts_from().iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
+                let why = format!("{} cannot count from {}; it counts from {known}", line.task, line.on);
+                mistakes.push(Mistake { line: at, field: "on", why });
+            }
+            if lines[..at].iter().any(|other| (other.on, other.task) == (line.on, line.task)) {
+                let why = format!("{} → {} stands in an earlier line already", line.on, line.task);
+                mistakes.push(Mistake { line: at, field: "on", why });
+            }
+        }
+        if mistakes.is_empty() { Ok(Self { lines }) } else { Err(mistakes) }
+    }
+
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// What an event wakes.
+    pub fn lines_on(&self, event: EventType) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(move |line| line.on == event)
+    }
+
+    /// Whether anything follows from an event, so that an effect that causes it has to raise it.
+    #[must_use]
+    pub fn wants(&self, event: EventType) -> bool {
+        self.lines_on(event).next().is_some()
+    }
+
+    /// How long after `event`'s moment a task falls due. A moment that no line names counts with the longest span of the
+    /// task's lines, so a change always gives staff their time to correct it. `None`: the policy does not use the task.
+    #[must_use]
+    pub fn span(&self, task: &dyn Task, event: EventType) -> Option<Span> {
+        let of_task = || self.lines.iter().filter(|line| line.task == task.kind());
+        of_task()
+            .find(|line| line.on == event)
+            .or_else(|| of_task().max_by_key(|line| line.after.longest_ms()))
+            .map(|line| line.after)
+    }
+
+    /// The exact durations in the table: each gets a rung of its own. Calendar months climb the ladder instead.
+    pub fn durations(&self) -> impl Iterator<Item = Duration> {
+        self.lines.iter().filter_map(|line| line.after.exact())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(on: EventType, task: &'static str, after: &str) -> Line {
+        Line { on, task, after: after.parse().unwrap() }
+    }
+
+    #[test]
+    fn every_mistake_of_a_table_is_reported() {
+        let mistakes = Policy::new(vec![
+            line(EventType::OrderShipped, "confirm-receipt", "14d"),
+            line(EventType::OrderShipped, "confirm-receipt", "10d"),
+            line(EventType::CartItemAdded, "confirm-receipt", "1d"),
+            line(EventType::OrderShipped, "make-coffee", "1d"),
+        ])
+        .unwrap_err();
+        assert_eq!(mistakes.iter().map(|m| (m.line, m.field)).collect::<Vec<_>>(), [(1, "on"), (2, "on"), (3, "task")]);
+        assert!(mistakes[1].why.contains("it counts from order.shipped"), "{}", mistakes[1].why);
+    }
+
+    #[test]
+    fn a_moment_without_a_line_counts_with_the_tasks_longest_span() {
+        let task = tasks::find("collect-arrears").unwrap();
+        let policy = Policy::new(vec![
+            line(EventType::OrderShipped, "collect-arrears", "24h"),
+            line(EventType::OrderReceived, "collect-arrears", "48h"),
+        ])
+        .unwrap();
+        assert_eq!(policy.span(task, EventType::OrderShipped), "24h".parse().ok());
+        assert_eq!(policy.span(task, EventType::OrderFeesChanged), "48h".parse().ok());
+        assert_eq!(Policy::default().span(task, EventType::OrderShipped), None);
+    }
+}

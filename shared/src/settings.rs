@@ -1,0 +1,459 @@
+//! Settings: one struct per concern, read from `kyhan.toml` and `KYHAN_…`, validated all at once with every mistake listed,
+//! shown without secrets.
+
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use config::{Map, Value, ValueKind};
+
+use crate::{
+    event::EventType,
+    policy::{Line, Policy},
+    span::Span,
+    task::Terms,
+    tasks,
+    topology::Topology,
+    wakeup::SUBJECTS_MAX,
+};
+
+mod reader;
+mod secret;
+
+use reader::Reader;
+pub use reader::{Mistake, SAMPLE};
+pub use secret::SecretUrl;
+
+/// Everything that can be set.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub database: Database,
+    pub amqp: Amqp,
+    pub policy: Policy,
+    pub arrears: Arrears,
+    pub naming: Naming,
+    pub relay: Relay,
+    pub worker: Worker,
+    pub telemetry: Telemetry,
+    held: Vec<(String, String)>,
+}
+
+/// `database.*`
+#[derive(Clone, Debug)]
+pub struct Database {
+    pub url: SecretUrl,
+    pub max_connections: u32,
+    pub acquire_timeout_ms: u64,
+    pub statement_timeout_ms: u64,
+    pub lock_timeout_ms: u64,
+}
+
+/// `amqp.*`
+#[derive(Clone, Debug)]
+pub struct Amqp {
+    pub url: SecretUrl,
+    pub confirm_timeout_ms: u64,
+}
+
+/// `arrears.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Arrears {
+    /// Lowest balance in đồng to which a charge may take a wallet.
+    pub wallet_floor: Option<i64>,
+}
+
+/// `topology.*`
+#[derive(Clone, Debug)]
+pub struct Naming {
+    pub prefix: String,
+    pub shards: u16,
+    pub ladder: Vec<Duration>,
+    pub pack_max: usize,
+}
+
+/// `relay.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Relay {
+    pub batch_max: u32,
+    pub poll_ms: u64,
+}
+
+/// `worker.*`
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub consumers: u16,
+    pub batch_max: usize,
+    pub linger_ms: u64,
+    pub prefetch: u16,
+    pub attempts_max: u32,
+    /// Pauses between attempts; the last one repeats.
+    pub retry: Vec<Duration>,
+    pub grace_ms: u64,
+}
+
+/// `telemetry.*`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    pub log: String,
+    pub report_every_ms: u64,
+}
+
+/// Settings that cannot hold, every mistake with its key and what would be right.
+#[derive(Debug, thiserror::Error)]
+pub struct SettingsError(pub Vec<Mistake>);
+
+impl fmt::Display for SettingsError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} in the settings:",
+            if self.0.len() == 1 { "a mistake".into() } else { format!("{} mistakes", self.0.len()) }
+        )?;
+        self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
+    }
+}
+
+/// The file read when none is named, where it exists.
+const DEFAULT_FILE: &str = "kyhan.toml";
+
+impl Settings {
+    /// Reads the settings of this process: `file`, else `KYHAN_CONFIG`, else `kyhan.toml` here, else the defaults; and `KYHAN_…`.
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    pub fn load(file: Option<PathBuf>) -> Result<Self, SettingsError> {
+        let file = file
+            .or_else(|| std::env::var_os("KYHAN_CONFIG").map(PathBuf::from))
+            .or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()));
+        let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Self::read(file.as_deref(), env)
+    }
+
+    /// Reads settings from a file and an environment.
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    pub fn read(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, SettingsError> {
+        const MINUTE_MS: u64 = 60_000;
+        let mut reader = Reader::new(file, env);
+        let r = &mut reader;
+        let database_url = r.secret("database.url", &["postgres", "postgresql"]);
+        let database = (
+            r.number("database.max_connections", 1u32..=1_000),
+            millis(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS),
+            millis(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS),
+            millis(r, "database.lock_timeout_ms", 10..=60 * MINUTE_MS),
+        );
+        let amqp_url = r.secret("amqp.url", &["amqp", "amqps"]);
+        let confirm_timeout_ms = millis(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
+        let arrears = Arrears { wallet_floor: wallet_floor(r) };
+        let naming = Naming {
+            prefix: prefix(r),
+            shards: r.number("topology.shards", 1u16..=256),
+            ladder: r.durations("topology.ladder"),
+            pack_max: size(r, "topology.pack_max", SUBJECTS_MAX),
+        };
+        let relay =
+            Relay { batch_max: r.number("relay.batch_max", 1u32..=100_000), poll_ms: millis(r, "relay.poll_ms", 1..=MINUTE_MS) };
+        let worker = Worker {
+            consumers: r.number("worker.consumers", 1u16..=64),
+            batch_max: size(r, "worker.batch_max", 10_000),
+            linger_ms: millis(r, "worker.linger_ms", 0..=10_000),
+            prefetch: r.number("worker.prefetch", 1u16..=u16::MAX),
+            attempts_max: r.number("worker.attempts_max", 1u32..=1_000),
+            retry: r.durations("worker.retry"),
+            grace_ms: millis(r, "worker.grace_ms", 0..=60 * MINUTE_MS),
+        };
+        let telemetry =
+            Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
+        let policy = policy(r);
+        let held = std::mem::take(&mut r.held);
+        match (database_url, amqp_url) {
+            (Some(database_url), Some(amqp_url)) if reader.mistakes.is_empty() => Ok(Self {
+                database: Database {
+                    url: database_url,
+                    max_connections: database.0,
+                    acquire_timeout_ms: database.1,
+                    statement_timeout_ms: database.2,
+                    lock_timeout_ms: database.3,
+                },
+                amqp: Amqp { url: amqp_url, confirm_timeout_ms },
+                policy,
+                arrears,
+                naming,
+                relay,
+                worker,
+                telemetry,
+                held,
+            }),
+            _ => Err(SettingsError(reader.mistakes)),
+        }
+    }
+
+    /// The exchanges and queues that follow from these settings.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        Topology::new(&self.naming.prefix, self.naming.shards, &self.naming.ladder, &self.policy)
+    }
+
+    /// What the tasks' statements are written from.
+    #[must_use]
+    pub const fn terms(&self) -> Terms<'_> {
+        Terms { policy: &self.policy, wallet_floor: self.arrears.wallet_floor }
+    }
+}
+
+impl fmt::Display for Settings {
+    /// As a `kyhan.toml`, secrets redacted.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for line in self.policy.lines() {
+            writeln!(f, "[[policy]]\non = \"{}\"\ntask = \"{}\"\nafter = \"{}\"\n", line.on, line.task, line.after)?;
+        }
+        let mut section = "";
+        for (key, value) in &self.held {
+            let (of, name) = key.split_once('.').unwrap_or(("", key));
+            if of != section {
+                writeln!(f, "{}[{of}]", if section.is_empty() { "" } else { "\n" })?;
+                section = of;
+            }
+            writeln!(f, "{name} = {value}")?;
+        }
+        Ok(())
+    }
+}
+
+fn millis(r: &mut Reader, key: &str, range: std::ops::RangeInclusive<u64>) -> u64 {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    u64::try_from(r.number(key, signed(*range.start())..=signed(*range.end()))).unwrap_or_default()
+}
+
+fn size(r: &mut Reader, key: &str, most: usize) -> usize {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    usize::try_from(r.number(key, 1..=most)).unwrap_or(1)
+}
+
+fn prefix(r: &mut Reader) -> String {
+    const LENGTH_MAX: usize = 80;
+    let prefix = r.text("topology.prefix");
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if prefix.is_empty() || prefix.len() > LENGTH_MAX || !prefix.chars().all(plain) || prefix.starts_with("amq.") {
+        let why = format!("{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.'");
+        r.mistake("topology.prefix", why);
+    }
+    prefix
+}
+
+fn wallet_floor(r: &mut Reader) -> Option<i64> {
+    let text = r.text("arrears.wallet_floor");
+    if text == "none" {
+        return None;
+    }
+    let floor = text.replace('_', "").parse().ok();
+    if floor.is_none() {
+        r.mistake("arrears.wallet_floor", format!("{text:?} is neither \"none\" nor a whole number of đồng"));
+    }
+    floor
+}
+
+fn log_filter(r: &mut Reader) -> String {
+    let filter = r.text("telemetry.log");
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
+        r.mistake("telemetry.log", format!("{filter:?} is no filter ({error}); write it like \"info\" or \"worker=debug,info\""));
+    }
+    filter
+}
+
+/// The lines of the policy; a line `on` several events is as many lines.
+fn policy(r: &mut Reader) -> Policy {
+    let mut lines = Vec::new();
+    // Where each line stands in the file, as a line on several events becomes several.
+    let mut places = Vec::new();
+    for (at, table) in r.tables("policy").into_iter().enumerate() {
+        let before = r.mistakes.len();
+        let key = |field: &str| format!("policy[{at}].{field}");
+        for unknown in table.keys().filter(|name| !["on", "task", "after"].contains(&name.as_str())) {
+            r.mistake(&key(unknown), "a policy line has `on`, `task` and `after`");
+        }
+        let on = events(r, &key("on"), table.get("on"));
+        let task = field(r, &key("task"), &table, "task").and_then(|name| {
+            let found = tasks::find(&name).map(crate::task::Task::kind);
+            if found.is_none() {
+                let known = tasks::kinds().collect::<Vec<_>>().join(", ");
+                r.mistake(&key("task"), format!("there is no task {name:?}; known are {known}"));
+            }
+            found
+        });
+        let after = field(r, &key("after"), &table, "after").and_then(|text| match text.parse::<Span>() {
+            Ok(span) => Some(span),
+            Err(error) => {
+                r.mistake(&key("after"), error.to_string());
+                None
+            }
+        });
+        if let (Some(task), Some(after), true) = (task, after, r.mistakes.len() == before) {
+            places.extend(std::iter::repeat_n(at, on.len()));
+            lines.extend(on.into_iter().map(|on| Line { on, task, after }));
+        }
+    }
+    Policy::new(lines).unwrap_or_else(|mistakes| {
+        for mistake in mistakes {
+            r.mistake(&format!("policy[{}].{}", places[mistake.line], mistake.field), mistake.why);
+        }
+        Policy::default()
+    })
+}
+
+fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> Option<String> {
+    match table.get(name).map(|value| value.kind.clone()) {
+        Some(ValueKind::String(text)) => Some(text),
+        Some(other) => {
+            r.mistake(key, format!("{other} is no text"));
+            None
+        }
+        None => {
+            r.mistake(key, "it is missing");
+            None
+        }
+    }
+}
+
+fn events(r: &mut Reader, key: &str, on: Option<&Value>) -> Vec<EventType> {
+    let names = match on.map(|value| (value, &value.kind)) {
+        None => {
+            r.mistake(key, "it is missing");
+            return Vec::new();
+        }
+        Some((value, ValueKind::Array(_))) => value.clone().into_array().unwrap_or_default(),
+        Some((value, _)) => vec![value.clone()],
+    };
+    let mut events = Vec::new();
+    for name in names {
+        match name.to_string().parse() {
+            Ok(event) => events.push(event),
+            Err(error) => r.mistake(key, format!("{error}")),
+        }
+    }
+    events
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    const URLS: [(&str, &str); 2] =
+        [("KYHAN_DATABASE_URL", "postgres://k:hunter2@db/kyhan"), ("KYHAN_AMQP_URL", "amqp://k:hunter2@mq/%2f")];
+
+    fn read(file: &str, env: &[(&str, &str)]) -> Result<Settings, Vec<String>> {
+        let path = std::env::temp_dir().join(format!("kyhan-settings-{}.toml", uuid::Uuid::new_v4()));
+        std::fs::write(&path, file).unwrap();
+        let env = env.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let settings = Settings::read(Some(&path), env);
+        std::fs::remove_file(&path).unwrap();
+        settings.map_err(|SettingsError(mistakes)| mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_sample_file_and_the_settings_name_the_same_keys() {
+        let known: BTreeSet<String> = Reader::new(None, []).known().filter(|key| *key != "policy").cloned().collect();
+        let settings = read("", &URLS).unwrap();
+        let held: BTreeSet<String> =
+            settings.held.iter().map(|(key, _)| key.clone()).filter(|key| !key.ends_with(".url")).collect();
+        assert_eq!(known, held);
+    }
+
+    #[test]
+    fn the_default_policy_is_the_one_that_was_published() {
+        let lines = read("", &URLS)
+            .unwrap()
+            .policy
+            .lines()
+            .iter()
+            .map(|l| format!("{} {} {}", l.on, l.task, l.after))
+            .collect::<Vec<_>>();
+        assert_eq!(
+            lines,
+            [
+                "order.shipped confirm-receipt 14d",
+                "order.shipped collect-arrears 1d",
+                "order.received collect-arrears 1d",
+                "order.out_of_stock collect-arrears 1d",
+                "order.fees_changed collect-arrears 1d",
+                "cart.item_added purge-cart-item 30d",
+            ]
+        );
+    }
+
+    #[test]
+    fn the_environment_wins_over_the_file() {
+        let env = [
+            URLS[0],
+            URLS[1],
+            ("KYHAN_WORKER_BATCH_MAX", "17"),
+            ("KYHAN_TOPOLOGY_LADDER", "2s, 1m"),
+            ("KYHAN_ARREARS_WALLET_FLOOR", "-5_000"),
+        ];
+        let settings = read("[worker]\nbatch_max = 3\nlinger_ms = 9", &env).unwrap();
+        assert_eq!((settings.worker.batch_max, settings.worker.linger_ms), (17, 9));
+        assert_eq!(settings.naming.ladder, [2, 60].map(Duration::from_secs));
+        assert_eq!(settings.arrears.wallet_floor, Some(-5_000));
+    }
+
+    #[test]
+    fn every_mistake_is_reported_at_once_with_its_key_and_what_would_be_right() {
+        let file = r#"
+            [worker]
+            batch_max = 0
+            linger = 5
+            retry = ["soon"]
+            [topology]
+            prefix = "kỳ hạn"
+            [database]
+            url = "postgres://x"
+            [arrears]
+            wallet_floor = "deep"
+            [[policy]]
+            on = "order.shiped"
+            task = "confirm-receipt"
+            after = "14d"
+            [[policy]]
+            on = "cart.item_added"
+            task = "collect-arrears"
+            after = "24h"
+            [[policy]]
+            on = "order.shipped"
+            task = "make-coffee"
+            after = "two weeks or so"
+        "#;
+        let mistakes = read(file, &[("KYHAN_AMQP_URL", "http://mq"), ("KYHAN_WORKER_PREFECH", "1")]).unwrap_err().join("\n");
+        for expected in [
+            "worker.batch_max: 0 is no whole number from 1 to 10000",
+            "worker.linger: no setting has this name; did you mean worker.linger_ms?",
+            "worker.retry[0]: \"soon\" is no duration",
+            "topology.prefix: \"kỳ hạn\" cannot begin a queue's name",
+            "database.url: it holds a password and has no place in a file of settings; set KYHAN_DATABASE_URL",
+            "database.url: not set; set KYHAN_DATABASE_URL to postgres://",
+            "amqp.url: its scheme is \"http\"; write it like amqp://",
+            "arrears.wallet_floor: \"deep\" is neither",
+            "policy[0].on: unknown event type \"order.shiped\"",
+            "policy[1].on: collect-arrears cannot count from cart.item_added",
+            "policy[2].task: there is no task \"make-coffee\"; known are confirm-receipt",
+            "policy[2].after: \"two weeks or so\" is no duration",
+            "KYHAN_WORKER_PREFECH: no setting has this name; did you mean KYHAN_WORKER_PREFETCH?",
+        ] {
+            assert!(mistakes.contains(expected), "missing {expected:?} in:\n{mistakes}");
+        }
+    }
+
+    #[test]
+    fn what_is_printed_holds_no_secret_and_can_be_read_again() {
+        let settings = read("", &URLS).unwrap();
+        let printed = settings.to_string();
+        assert!(!printed.contains("hunter2") && printed.contains("postgres://k:***@db/kyhan"), "{printed}");
+        let again: String = printed.lines().filter(|line| !line.starts_with("url = ")).collect::<Vec<_>>().join("\n");
+        assert_eq!(read(&again, &URLS).unwrap().to_string(), printed);
+    }
+}

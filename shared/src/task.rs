@@ -1,0 +1,171 @@
+//! What a task is: who its candidates are, from which moments it counts, and the statement that rechecks and writes at once.
+//! A task answers for every subject asked, in one transaction; only `settle` acts on the answers.
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement};
+use uuid::Uuid;
+
+use crate::{database::statement, due, event::EventType, policy::Policy};
+
+/// A kind of work, one file in `tasks/` each.
+pub trait Task: Send + Sync {
+    /// The name on the wire: part of queue names, messages and `kyhan.toml`. It never changes.
+    fn kind(&self) -> &'static str;
+
+    /// The table whose `id` is the task's subject.
+    fn table(&self) -> &'static str;
+
+    /// The events from whose moments the task counts.
+    fn counts_from(&self) -> &'static [EventType];
+
+    /// SQL for every row that the task could apply to: `id`, and per event of [`Task::counts_from`] the moment it counts
+    /// from, as a column of the event's name (null where there is none). *Due* follows from it and the policy: see [`due`].
+    fn candidates(&self) -> &'static str;
+
+    /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
+    fn locks(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// The statement (`$1`: ids, `$2`: their wake-ups' ids) that rechecks with [`Terms::due`], writes the effect and its
+    /// record, and returns for each id `id`, `applied`, `due_at` (null: no candidate) and `now`.
+    fn effect(&self, terms: &Terms<'_>) -> String;
+
+    /// SQL by which the conformance suite makes, spoils and counts subjects of this kind.
+    fn examples(&self) -> Examples;
+}
+
+/// What an effect is written from.
+#[derive(Clone, Copy)]
+pub struct Terms<'a> {
+    pub policy: &'a Policy,
+    /// How far below zero a charge may take a wallet, as the lowest balance in đồng; `None`: no floor.
+    pub wallet_floor: Option<i64>,
+}
+
+impl Terms<'_> {
+    /// The subquery `(id, due_at)` of a task: the one definition of *due*.
+    #[must_use]
+    pub fn due(&self, task: &dyn Task) -> String {
+        due::query(task, self.policy)
+    }
+
+    /// SQL literal: whether an effect that causes `event` has to raise it.
+    #[must_use]
+    pub fn wants(&self, event: EventType) -> &'static str {
+        if self.policy.wants(event) { "true" } else { "false" }
+    }
+}
+
+/// See [`Task::examples`]. Each is one statement with `$1`: the subject's id. The customer of all examples is
+/// [`EXAMPLE_CUSTOMER`].
+pub struct Examples {
+    /// Makes a subject for which the effect is long due.
+    pub due: &'static str,
+    /// Changes it so that the effect must not happen any more.
+    pub moot: &'static str,
+    /// Counts the effect and each of its records: all 0 before, all 1 after.
+    pub effects: &'static str,
+}
+
+/// The customer whom [`Examples`] belong to; it must exist.
+pub const EXAMPLE_CUSTOMER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
+
+/// What became of one subject of one wake-up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The effect and its record are committed, so long after it was due.
+    Applied { late: TimeDelta },
+    /// Nothing to do any more: a success.
+    Stale,
+    /// Not due yet, or due again: wake it in `wait`.
+    Postpone { until: DateTime<Utc>, wait: TimeDelta },
+    /// It failed for now: try again later, with one attempt more.
+    Retry { cause: String },
+    /// It can never succeed: a dead letter.
+    Reject { reason: Reason, cause: String },
+}
+
+impl Outcome {
+    /// The name in metrics and logs.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Applied { .. } => "applied",
+            Self::Stale => "stale",
+            Self::Postpone { .. } => "postponed",
+            Self::Retry { .. } => "retried",
+            Self::Reject { .. } => "rejected",
+        }
+    }
+}
+
+/// Why something became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The message could not be understood.
+    Malformed,
+    /// Every attempt failed.
+    AttemptsExhausted,
+    /// The broker delivered it too often without an answer: something in it stops its worker.
+    DeliveryLimit,
+}
+
+impl Reason {
+    /// The name in a dead letter's headers.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Malformed => "malformed",
+            Self::AttemptsExhausted => "attempts-exhausted",
+            Self::DeliveryLimit => "delivery-limit",
+        }
+    }
+}
+
+/// The statements of one task under one policy, written once and prepared by the server once per connection.
+pub struct Statements {
+    lock: String,
+    locks: &'static [&'static str],
+    effect: String,
+}
+
+impl Statements {
+    #[must_use]
+    pub fn new(task: &dyn Task, terms: &Terms<'_>) -> Self {
+        Self {
+            // In id order, so that two batches over the same rows wait for each other instead of deadlocking.
+            // The effect is a statement of its own after it: its snapshot sees what the locks waited for.
+            lock: format!("SELECT id FROM {} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", task.table()),
+            locks: task.locks(),
+            effect: task.effect(terms),
+        }
+    }
+
+    /// Rechecks and applies `asked`, pairs of a subject and its wake-up's id, each subject once. One outcome per subject.
+    ///
+    /// # Errors
+    /// The database's; nothing is written then, as the transaction is the caller's to roll back.
+    pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
+        let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
+        tx.execute_raw(statement(&self.lock, [ids.clone().into()])).await?;
+        for lock in self.locks {
+            tx.execute_raw(statement(lock, [ids.clone().into()])).await?;
+        }
+        let effect: Statement = statement(&self.effect, [ids.into(), wakeups.into()]);
+        tx.query_all_raw(effect).await?.iter().map(outcome).collect()
+    }
+}
+
+fn outcome(row: &QueryResult) -> Result<(Uuid, Outcome), DbErr> {
+    let id: Uuid = row.try_get("", "id")?;
+    let applied: bool = row.try_get("", "applied")?;
+    let due_at: Option<DateTime<Utc>> = row.try_get("", "due_at")?;
+    let now: DateTime<Utc> = row.try_get("", "now")?;
+    let outcome = match due_at {
+        _ if applied => Outcome::Applied { late: due_at.map_or(TimeDelta::zero(), |due_at| now - due_at) },
+        Some(until) if until > now => Outcome::Postpone { until, wait: until - now },
+        Some(_) | None => Outcome::Stale,
+    };
+    Ok((id, outcome))
+}

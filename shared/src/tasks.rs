@@ -1,0 +1,31 @@
+//! THE list of tasks. Worker, producer, ops and the conformance suite walk it; nothing else matches on a kind.
+
+use crate::task::Task;
+
+mod collect_arrears;
+mod confirm_receipt;
+mod purge_cart_item;
+
+/// Every kind there is.
+pub static ALL: &[&dyn Task] =
+    &[&confirm_receipt::ConfirmReceipt, &purge_cart_item::PurgeCartItem, &collect_arrears::CollectArrears];
+
+/// The task of this kind.
+#[must_use]
+pub fn find(kind: &str) -> Option<&'static dyn Task> {
+    ALL.iter().copied().find(|task| task.kind() == kind)
+}
+
+/// Every kind's name.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|task| task.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kinds_on_the_wire_are_pinned() {
+        let kinds: Vec<_> = super::kinds().collect();
+        assert_eq!(kinds, ["confirm-receipt", "purge-cart-item", "collect-arrears"]);
+    }
+}

@@ -1,0 +1,59 @@
+//! `purge-cart-item`: a product left in the cart for 30 days without an order being made of it is deleted (policy point 2).
+//! The activity that records it names neither the product nor where it is bought.
+
+use crate::{
+    event::EventType,
+    task::{Examples, Task, Terms},
+};
+
+pub struct PurgeCartItem;
+
+impl Task for PurgeCartItem {
+    fn kind(&self) -> &'static str {
+        "purge-cart-item"
+    }
+
+    fn table(&self) -> &'static str {
+        "cart_items"
+    }
+
+    fn counts_from(&self) -> &'static [EventType] {
+        &[EventType::CartItemAdded]
+    }
+
+    fn candidates(&self) -> &'static str {
+        r#"SELECT id, added_at AS "cart.item_added" FROM cart_items WHERE order_id IS NULL"#
+    }
+
+    fn effect(&self, terms: &Terms<'_>) -> String {
+        format!(
+            "WITH asked AS (
+                SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (id, wakeup_id)
+            ), due AS (
+                SELECT asked.id, asked.wakeup_id, due.due_at FROM asked JOIN {due} AS due ON due.id = asked.id
+            ), purged AS (
+                DELETE FROM cart_items USING due
+                 WHERE cart_items.id = due.id AND cart_items.order_id IS NULL AND due.due_at <= now()
+                RETURNING cart_items.id, cart_items.customer_id, cart_items.quantity, cart_items.added_at, due.wakeup_id
+            ), recorded AS (
+                INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+                SELECT 'system', 'cart_item.purged', 'cart_item', id, jsonb_build_object(
+                           'customer_id', customer_id, 'quantity', quantity, 'added_at', added_at, 'wakeup_id', wakeup_id)
+                  FROM purged
+            )
+            SELECT asked.id, purged.id IS NOT NULL AS applied, due.due_at, clock_timestamp() AS now
+              FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id",
+            due = terms.due(self),
+        )
+    }
+
+    fn examples(&self) -> Examples {
+        Examples {
+            due: "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
+                  VALUES ($1, '00000000-0000-4000-8000-000000000001', 'ref', 'name', 1, now() - interval '1 year')",
+            moot: "DELETE FROM cart_items WHERE id = $1",
+            effects: "SELECT (SELECT count(*) FROM activity WHERE subject_id = $1 AND action = 'cart_item.purged')
+                             * (SELECT 1 - count(*) FROM cart_items WHERE id = $1)",
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The wake-up: a message that names subjects to recheck, and nothing about them. It carries ids, times and counters only.
+//! What cannot be understood is refused with a reason; decoding never panics and allocates no more than the message's size.
+
+use chrono::{DateTime, Utc};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::tasks;
+
+/// The format's version on the wire, field `v`.
+pub const VERSION: u32 = 1;
+/// Most subjects that one wake-up may name.
+pub const SUBJECTS_MAX: usize = 1_000;
+/// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and room for the rest.
+pub const BODY_MAX: usize = 64 * 1024;
+/// The content type of a wake-up.
+pub const CONTENT_TYPE: &str = "application/json";
+/// The AMQP `type` property of a wake-up.
+pub const MESSAGE_TYPE: &str = "kyhan.wakeup";
+
+/// A wake-up for one or more subjects of one kind and shard that fall due together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wakeup {
+    /// Stable: the same wake-up made again has the same id (see [`crate::pack`]).
+    pub id: Uuid,
+    /// A kind of [`tasks::ALL`].
+    pub kind: &'static str,
+    /// No subject twice.
+    pub subjects: Vec<Uuid>,
+    /// When its latest subject falls due, as its maker saw it. Only the recheck decides.
+    pub due_at: DateTime<Utc>,
+    /// Failures so far.
+    pub attempt: u32,
+    pub trace: TraceContext,
+}
+
+/// W3C trace context, as it travels in a message's headers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TraceContext {
+    pub traceparent: Option<String>,
+    pub tracestate: Option<String>,
+}
+
+/// Why a message is no wake-up.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    #[error("the body has {0} bytes; {BODY_MAX} is the most")]
+    TooLong(usize),
+    #[error("the body is no wake-up: {0}")]
+    NotAWakeup(String),
+    #[error("format version {0} is not known here; {VERSION} is")]
+    Version(u32),
+    #[error("no task is named {0:?}")]
+    Kind(String),
+    #[error("it names no subject")]
+    NoSubjects,
+    #[error("it names {0} subjects; {SUBJECTS_MAX} is the most")]
+    TooManySubjects(usize),
+    #[error("it is a wake-up of {kind}, but came through the lane of {lane}")]
+    WrongLane { kind: &'static str, lane: &'static str },
+}
+
+#[derive(Serialize)]
+struct Outgoing<'a> {
+    v: u32,
+    id: Uuid,
+    kind: &'a str,
+    due_at: DateTime<Utc>,
+    attempt: u32,
+    subjects: &'a [Uuid],
+}
+
+#[derive(Deserialize)]
+struct Incoming<'a> {
+    id: Uuid,
+    #[serde(borrow)]
+    kind: std::borrow::Cow<'a, str>,
+    due_at: DateTime<Utc>,
+    attempt: u32,
+    subjects: Vec<Uuid>,
+}
+
+impl Wakeup {
+    /// The body of its message.
+    #[must_use]
+    pub fn body(&self) -> Vec<u8> {
+        let wire = Outgoing {
+            v: VERSION,
+            id: self.id,
+            kind: self.kind,
+            due_at: self.due_at,
+            attempt: self.attempt,
+            subjects: &self.subjects,
+        };
+        serde_json::to_vec(&wire).unwrap_or_default()
+    }
+
+    /// The AMQP properties of its message: persistent, identified, traced.
+    #[must_use]
+    pub fn properties(&self) -> BasicProperties {
+        let mut headers = FieldTable::default();
+        for (name, value) in [("traceparent", &self.trace.traceparent), ("tracestate", &self.trace.tracestate)] {
+            if let Some(value) = value {
+                headers.insert(name.into(), AMQPValue::LongString(value.as_str().into()));
+            }
+        }
+        BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(CONTENT_TYPE.into())
+            .with_type(MESSAGE_TYPE.into())
+            .with_message_id(self.id.to_string().into())
+            .with_headers(headers)
+    }
+
+    /// Understands a message.
+    ///
+    /// # Errors
+    /// [`Malformed`], with what is wrong. A subject named twice counts once and is no error.
+    pub fn decode(body: &[u8], headers: Option<&FieldTable>) -> Result<Self, Malformed> {
+        #[derive(Deserialize)]
+        struct Versioned {
+            v: u32,
+        }
+
+        if body.len() > BODY_MAX {
+            return Err(Malformed::TooLong(body.len()));
+        }
+        let not_a_wakeup = |error: serde_json::Error| Malformed::NotAWakeup(error.to_string());
+        let Versioned { v } = serde_json::from_slice(body).map_err(not_a_wakeup)?;
+        if v != VERSION {
+            return Err(Malformed::Version(v));
+        }
+        let wire: Incoming<'_> = serde_json::from_slice(body).map_err(not_a_wakeup)?;
+        let kind = tasks::find(&wire.kind).ok_or_else(|| Malformed::Kind(shown(&wire.kind)))?.kind();
+        let mut subjects = wire.subjects;
+        if subjects.is_empty() {
+            return Err(Malformed::NoSubjects);
+        }
+        if subjects.len() > SUBJECTS_MAX {
+            return Err(Malformed::TooManySubjects(subjects.len()));
+        }
+        subjects.sort_unstable();
+        subjects.dedup();
+        Ok(Self { id: wire.id, kind, subjects, due_at: wire.due_at, attempt: wire.attempt, trace: trace_context(headers) })
+    }
+}
+
+/// AMQP `delivery-mode` 2: written to disk before it is confirmed.
+pub const PERSISTENT: u8 = 2;
+
+/// A name from outside, short enough for a log line or a header.
+fn shown(name: &str) -> String {
+    name.chars().take(80).collect()
+}
+
+fn trace_context(headers: Option<&FieldTable>) -> TraceContext {
+    let text = |name: &str| match headers?.inner().get(name)? {
+        AMQPValue::LongString(value) => std::str::from_utf8(value.as_bytes()).ok().map(shown_trace),
+        _ => None,
+    };
+    TraceContext { traceparent: text("traceparent"), tracestate: text("tracestate") }
+}
+
+/// The W3C standard asks for at least 512 characters of `tracestate` to be passed on.
+fn shown_trace(value: &str) -> String {
+    value.chars().take(512).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sample() -> Wakeup {
+        Wakeup {
+            id: Uuid::from_u128(1),
+            kind: "confirm-receipt",
+            subjects: vec![Uuid::from_u128(2), Uuid::from_u128(3)],
+            due_at: "2026-11-24T05:06:07.000008Z".parse().unwrap(),
+            attempt: 0,
+            trace: TraceContext::default(),
+        }
+    }
+
+    #[test]
+    fn the_body_on_the_wire_is_pinned() {
+        assert_eq!(
+            String::from_utf8(sample().body()).unwrap(),
+            r#"{"v":1,"id":"00000000-0000-0000-0000-000000000001","kind":"confirm-receipt","due_at":"2026-11-24T05:06:07.000008Z","attempt":0,"subjects":["00000000-0000-0000-0000-000000000002","00000000-0000-0000-0000-000000000003"]}"#
+        );
+    }
+
+    #[test]
+    fn what_is_written_is_read_again_with_its_trace() {
+        let mut wakeup = sample();
+        wakeup.trace.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
+        let properties = wakeup.properties();
+        assert_eq!(Wakeup::decode(&wakeup.body(), properties.headers().as_ref()), Ok(wakeup));
+    }
+
+    #[test]
+    fn the_longest_wakeup_fits() {
+        let subjects = (0..SUBJECTS_MAX as u128).map(Uuid::from_u128).collect();
+        let wakeup = Wakeup { subjects, attempt: u32::MAX, due_at: DateTime::<Utc>::MAX_UTC, ..sample() };
+        assert!(wakeup.body().len() < BODY_MAX);
+    }
+
+    #[test]
+    fn every_malformed_message_is_refused_with_its_reason() {
+        let with = |from: &str, to: &str| String::from_utf8(sample().body()).unwrap().replace(from, to);
+        let subjects = |count: usize| {
+            let subjects = vec![format!("{:?}", Uuid::from_u128(7).to_string()); count].join(",");
+            with(r#""00000000-0000-0000-0000-000000000002","00000000-0000-0000-0000-000000000003""#, &subjects)
+        };
+        let refused = |body: &str| Wakeup::decode(body.as_bytes(), None).unwrap_err();
+        assert!(matches!(refused("hello"), Malformed::NotAWakeup(_)));
+        assert!(matches!(refused("{}"), Malformed::NotAWakeup(_)));
+        assert!(matches!(refused("[[[[[["), Malformed::NotAWakeup(_)));
+        assert!(matches!(refused(&with("000000000002", "zz")), Malformed::NotAWakeup(_)));
+        assert!(matches!(refused(&with("2026-11", "2026-99")), Malformed::NotAWakeup(_)));
+        assert_eq!(refused(r#"{"v":2}"#), Malformed::Version(2));
+        assert_eq!(refused(&with("confirm-receipt", "make-coffee")), Malformed::Kind("make-coffee".into()));
+        assert_eq!(refused(&subjects(0)), Malformed::NoSubjects);
+        assert_eq!(refused(&subjects(1_001)), Malformed::TooManySubjects(1_001));
+        assert!(matches!(refused(&subjects(100_000)), Malformed::TooLong(_)));
+        assert_eq!(Wakeup::decode(subjects(3).as_bytes(), None).unwrap().subjects.len(), 1, "the same subject counts once");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_decoded_or_refused(body in prop::collection::vec(any::<u8>(), 0..512)) {
+            let _ = Wakeup::decode(&body, None);
+        }
+    }
+}

@@ -1,0 +1,170 @@
+//! Batch: wake-ups of one kind that are rechecked by one statement. Small when idle, large under load, bounded always.
+//! A subject is asked about once, however many messages name it.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use lapin::Consumer;
+use shared::{broker::BrokerError, settings, task::Outcome, wakeup::Wakeup};
+use tokio::time::{Instant, timeout_at};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::intake::{self, Taken};
+
+/// How large a batch grows and how long it waits to grow.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most subjects, but for the last message's.
+    subjects: usize,
+    /// Most messages, as a flood of malformed ones has no subjects to count.
+    messages: usize,
+    linger: Duration,
+}
+
+impl From<&settings::Worker> for Limits {
+    fn from(worker: &settings::Worker) -> Self {
+        Self {
+            subjects: worker.batch_max,
+            messages: usize::from(worker.prefetch),
+            linger: Duration::from_millis(worker.linger_ms),
+        }
+    }
+}
+
+/// Messages in hand, in the order in which they came.
+#[derive(Debug, Default)]
+pub struct Batch {
+    messages: Vec<Taken>,
+}
+
+/// Why a batch is filled no further.
+#[derive(Debug)]
+pub enum End {
+    /// Large enough, or waited long enough.
+    Full,
+    Shutdown,
+    /// The connection, the channel or the consumer is gone.
+    Lost(BrokerError),
+}
+
+/// Fills a batch: waits for a first message, then for as many as come within the linger.
+pub async fn fill(consumer: &mut Consumer, kind: &'static str, limits: Limits, shutdown: &CancellationToken) -> (Batch, End) {
+    let mut batch = Batch::default();
+    let mut subjects = 0;
+    let mut until = None;
+    loop {
+        let next = async {
+            match until {
+                None => Some(consumer.next().await),
+                Some(until) => timeout_at(until, consumer.next()).await.ok(),
+            }
+        };
+        let delivery = tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return (batch, End::Shutdown),
+            next = next => match next {
+                None => return (batch, End::Full),
+                Some(Some(Ok(delivery))) => delivery,
+                Some(Some(Err(error))) => return (batch, End::Lost(error.into())),
+                Some(None) => return (batch, End::Lost(cancelled())),
+            },
+        };
+        let taken = intake::take(delivery, kind);
+        subjects += taken.content.as_ref().map_or(0, |wakeup| wakeup.subjects.len());
+        batch.messages.push(taken);
+        if subjects >= limits.subjects || batch.messages.len() >= limits.messages {
+            return (batch, End::Full);
+        }
+        until.get_or_insert_with(|| Instant::now() + limits.linger);
+    }
+}
+
+/// RabbitMQ cancels a consumer when its queue is deleted or its node leaves.
+fn cancelled() -> BrokerError {
+    lapin::Error::from(lapin::ErrorKind::IOError(std::sync::Arc::new(std::io::Error::other("the consumer was cancelled")))).into()
+}
+
+/// A message with one outcome per subject, or none at all when it was malformed.
+#[derive(Debug)]
+pub struct Answered {
+    pub message: Taken,
+    pub outcomes: Vec<(Uuid, Outcome)>,
+}
+
+impl Batch {
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    /// The wake-ups in it.
+    pub fn wakeups(&self) -> impl Iterator<Item = &Wakeup> {
+        self.messages.iter().filter_map(|message| message.content.as_ref().ok())
+    }
+
+    /// Every subject once, in id order, with the id of the first wake-up that names it.
+    #[must_use]
+    pub fn asked(&self) -> Vec<(Uuid, Uuid)> {
+        let mut asked = BTreeMap::new();
+        for wakeup in self.wakeups() {
+            for subject in &wakeup.subjects {
+                asked.entry(*subject).or_insert(wakeup.id);
+            }
+        }
+        asked.into_iter().collect()
+    }
+
+    /// Gives each message its outcomes. The first message that names a subject gets what became of it; the later ones are
+    /// stale, as are subjects of which nothing was heard.
+    #[must_use]
+    pub fn answer(self, mut outcomes: HashMap<Uuid, Outcome>) -> Vec<Answered> {
+        let mut answer = |message: Taken| {
+            let subjects = message.content.as_ref().map(|wakeup| wakeup.subjects.as_slice()).unwrap_or_default();
+            let outcomes =
+                subjects.iter().map(|subject| (*subject, outcomes.remove(subject).unwrap_or(Outcome::Stale))).collect();
+            Answered { message, outcomes }
+        };
+        self.messages.into_iter().map(&mut answer).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::wakeup::{Malformed, TraceContext};
+
+    use super::*;
+
+    fn taken(delivery_tag: u64, subjects: &[u128]) -> Taken {
+        let wakeup = Wakeup {
+            id: Uuid::from_u128(delivery_tag.into()),
+            kind: "confirm-receipt",
+            subjects: subjects.iter().copied().map(Uuid::from_u128).collect(),
+            due_at: "2026-11-24T00:00:00Z".parse().unwrap(),
+            attempt: 0,
+            trace: TraceContext::default(),
+        };
+        let content = if subjects.is_empty() { Err(Malformed::NoSubjects) } else { Ok(wakeup) };
+        Taken { delivery_tag, routing_key: String::new(), headers: None, body: vec![], content }
+    }
+
+    #[test]
+    fn a_subject_is_asked_about_once_and_answered_once() {
+        let batch = Batch { messages: vec![taken(1, &[5, 3]), taken(2, &[]), taken(3, &[3, 4])] };
+        let asked = batch.asked();
+        assert_eq!(asked, [(3, 1), (4, 3), (5, 1)].map(|(subject, wakeup)| (Uuid::from_u128(subject), Uuid::from_u128(wakeup))));
+        let retry = Outcome::Retry { cause: "x".into() };
+        let answered = batch.answer(asked.into_iter().map(|(subject, _)| (subject, retry.clone())).collect());
+        let outcomes: Vec<Vec<&str>> =
+            answered.iter().map(|a| a.outcomes.iter().map(|(_, outcome)| outcome.name()).collect()).collect();
+        assert_eq!(outcomes, [vec!["retried", "retried"], vec![], vec!["stale", "retried"]]);
+    }
+}

@@ -1,0 +1,109 @@
+//! The fleet: stateless workers take due wake-ups, recheck the rows, apply what is due and settle.
+//!
+//! A message's way through the rooms: [`lane`] → [`intake`] → [`batch`] → [`apply`] → [`settle`]. Killed at any instruction a
+//! worker loses nothing and doubles nothing: effects commit before the ack, and what comes again is found stale.
+
+pub mod apply;
+pub mod batch;
+pub mod intake;
+mod lane;
+pub mod settle;
+mod tally;
+
+use std::{sync::Arc, time::Duration};
+
+use shared::{
+    broker::{Broker, BrokerError},
+    database::{self, DatabaseError, Role},
+    settings::Settings,
+    task::Statements,
+    tasks,
+};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+pub use tally::Totals;
+
+/// Why a worker ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum WorkerError {
+    #[error(transparent)]
+    Database(#[from] DatabaseError),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Works on every lane until told to shut down; then finishes what is in hand within the grace. What it settled.
+///
+/// # Errors
+/// [`WorkerError`] when waiting would not help: a database without the schema, a topology that differs.
+pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
+    let tally = Arc::new(tally::Tally::new());
+    let topology = settings.topology();
+    let Some(db) = database::connect_until(&settings.database, Role::Worker, &shutdown).await? else { return Ok(tally.totals()) };
+    if !declare(settings, &shutdown).await? {
+        return Ok(tally.totals());
+    }
+    if let Err(error) = database::remember_rungs(&db, &topology).await {
+        tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
+    }
+
+    let context = Arc::new(lane::Context {
+        settings: settings.clone(),
+        topology,
+        db,
+        tally: Arc::clone(&tally),
+        shutdown: shutdown.clone(),
+        abandon: CancellationToken::new(),
+    });
+    let mut lanes = JoinSet::new();
+    for task in tasks::ALL {
+        let statements = Arc::new(Statements::new(*task, &settings.terms()));
+        for queue in context.topology.lanes(task.kind()) {
+            for _ in 0..settings.worker.consumers {
+                let lane = lane::Lane { kind: task.kind(), queue: queue.clone(), statements: Arc::clone(&statements) };
+                lanes.spawn(lane.run(Arc::clone(&context)));
+            }
+        }
+    }
+    let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
+    finish(lanes, &context, Duration::from_millis(settings.worker.grace_ms)).await;
+    reporting.abort();
+    tally.say();
+    let _ = tokio::time::timeout(Duration::from_secs(5), context.db.clone().close()).await;
+    Ok(tally.totals())
+}
+
+/// Declares the topology, waiting for the broker; `false` when told to shut down before.
+async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
+    while let Some(broker) = Broker::connect_until(&settings.amqp, "kyhan worker", shutdown).await {
+        let declared = broker.declare(&settings.topology()).await;
+        broker.close().await;
+        match declared {
+            Ok(()) => return Ok(true),
+            Err(error @ BrokerError::Inequivalent { .. }) => return Err(error),
+            Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
+        }
+        shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+    }
+    Ok(false)
+}
+
+/// Waits for the lanes. Once told to shut down they have `grace` to settle what is in hand; then whatever still waits for a
+/// server is abandoned unacked, and returns to its lane.
+async fn finish(mut lanes: JoinSet<()>, context: &lane::Context, grace: Duration) {
+    let ended = async { while lanes.join_next().await.is_some() {} };
+    let out_of_patience = async {
+        context.shutdown.cancelled().await;
+        tokio::time::sleep(grace).await;
+    };
+    tokio::select! {
+        () = ended => return,
+        () = out_of_patience => {}
+    }
+    tracing::warn!(grace_ms = context.settings.worker.grace_ms, "the grace is over; what is unsettled returns to its lane");
+    context.abandon.cancel();
+    let farewell = async { while lanes.join_next().await.is_some() {} };
+    let _ = tokio::time::timeout(Duration::from_secs(2), farewell).await;
+    lanes.abort_all();
+}

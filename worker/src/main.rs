@@ -1,0 +1,24 @@
+//! `worker`: one process of the fleet.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use shared::cli::{self, Common};
+
+/// Kỳ Hạn's worker: takes due wake-ups, rechecks the rows, applies what is due; stops on SIGTERM. Run as many as you like
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Arguments { common } = Arguments::parse();
+    cli::run("worker", &common, async |settings, shutdown| {
+        tracing::info!(prefix = settings.naming.prefix, shards = settings.naming.shards, "worker started");
+        worker::run(settings, shutdown).await.map(|_| ExitCode::SUCCESS)
+    })
+    .await
+}

@@ -1,0 +1,117 @@
+//! Tally: how many subjects of which kind came to which outcome, for the log and for OpenTelemetry. It decides nothing.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use opentelemetry::{
+    KeyValue, global,
+    metrics::{Counter, Histogram},
+};
+use shared::task::Outcome;
+
+use crate::batch::Answered;
+
+/// Bounds of the histogram of lateness, in seconds: from one that nobody notices to one that breaks the promise.
+const LATENESS_BOUNDS_S: [f64; 14] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0];
+
+/// Subjects by outcome, and messages that were none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    pub applied: u64,
+    pub stale: u64,
+    pub postponed: u64,
+    pub retried: u64,
+    pub rejected: u64,
+    /// Messages, not subjects.
+    pub malformed: u64,
+}
+
+pub(crate) struct Tally {
+    counts: [AtomicU64; 6],
+    said: AtomicU64,
+    subjects: Counter<u64>,
+    lateness: Histogram<f64>,
+}
+
+const MALFORMED: usize = 5;
+
+impl Tally {
+    pub(crate) fn new() -> Self {
+        let meter = global::meter("kyhan");
+        Self {
+            counts: Default::default(),
+            said: AtomicU64::new(0),
+            subjects: meter
+                .u64_counter("kyhan.worker.subjects")
+                .with_unit("{subject}")
+                .with_description("Subjects settled, by kind and outcome")
+                .build(),
+            lateness: meter
+                .f64_histogram("kyhan.worker.lateness")
+                .with_unit("s")
+                .with_boundaries(LATENESS_BOUNDS_S.to_vec())
+                .with_description("Applied minus due, by the database's clock")
+                .build(),
+        }
+    }
+
+    pub(crate) fn count(&self, kind: &'static str, batch: &[Answered]) {
+        let mut counts = [0u64; 6];
+        let of_kind = [KeyValue::new("kind", kind)];
+        for Answered { message, outcomes } in batch {
+            counts[MALFORMED] += u64::from(message.content.is_err());
+            for (_, outcome) in outcomes {
+                counts[place(outcome)] += 1;
+                if let Outcome::Applied { late } = outcome {
+                    self.lateness.record(late.as_seconds_f64(), &of_kind);
+                }
+            }
+        }
+        for ((total, count), name) in self.counts.iter().zip(counts).zip(NAMES) {
+            if count > 0 {
+                total.fetch_add(count, Ordering::Relaxed);
+                self.subjects.add(count, &[KeyValue::new("kind", kind), KeyValue::new("outcome", name)]);
+            }
+        }
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        let [applied, stale, postponed, retried, rejected, malformed] =
+            [0, 1, 2, 3, 4, MALFORMED].map(|at| self.counts[at].load(Ordering::Relaxed));
+        Totals { applied, stale, postponed, retried, rejected, malformed }
+    }
+
+    /// Logs the totals whenever they have changed.
+    pub(crate) async fn report(self: Arc<Self>, every: Duration) {
+        let mut ticks = tokio::time::interval(every);
+        loop {
+            ticks.tick().await;
+            self.say();
+        }
+    }
+
+    pub(crate) fn say(&self) {
+        let Totals { applied, stale, postponed, retried, rejected, malformed } = self.totals();
+        let all = applied + stale + postponed + retried + rejected + malformed;
+        if self.said.swap(all, Ordering::Relaxed) != all {
+            tracing::info!(applied, stale, postponed, retried, rejected, malformed, "settled so far");
+        }
+    }
+}
+
+const NAMES: [&str; 6] = ["applied", "stale", "postponed", "retried", "rejected", "malformed"];
+
+fn place(outcome: &Outcome) -> usize {
+    match outcome {
+        Outcome::Applied { .. } => 0,
+        Outcome::Stale => 1,
+        Outcome::Postpone { .. } => 2,
+        Outcome::Retry { .. } => 3,
+        Outcome::Reject { .. } => 4,
+    }
+}
