@@ -1,0 +1,183 @@
+//! Bad input: whatever comes in, nothing crashes, nothing loops, and the messages beside it are applied.
+
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldArray, FieldTable},
+};
+use shared::{
+    broker::Outgoing,
+    wakeup::{SUBJECTS_MAX, Wakeup},
+};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, Stage, on_stage};
+
+/// A message into the lane of `confirm-receipt`.
+fn raw(stage: &Stage, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
+    Outgoing {
+        exchange: stage.topology().due_exchange(),
+        routing_key: "confirm-receipt.0".into(),
+        properties: BasicProperties::default().with_delivery_mode(2).with_headers(headers),
+        body: body.into(),
+    }
+}
+
+fn wakeup(subjects: &str) -> String {
+    format!(
+        r#"{{"v":1,"id":"{}","kind":"confirm-receipt","due_at":"2026-01-01T00:00:00Z","attempt":0,"subjects":[{subjects}]}}"#,
+        Uuid::new_v4()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_its_neighbours_are_applied() {
+    on_stage(QUICK, async |stage| {
+        let order = format!("\"{}\"", stage.delivering().await);
+        let many = vec![order.clone(); SUBJECTS_MAX + 1].join(",");
+        let million = (0..1_000_000u128).map(|n| format!("\"{}\"", Uuid::from_u128(n))).collect::<Vec<_>>().join(",");
+        let bad: Vec<(Vec<u8>, &str)> = vec![
+            (b"hello".to_vec(), "no wake-up"),
+            (vec![0xff; 300], "no wake-up"),
+            (vec![], "no wake-up"),
+            (b"{\"v\":1}".to_vec(), "no wake-up"),
+            (b"{\"v\":7}".to_vec(), "version 7"),
+            (wakeup(&order).replace("confirm-receipt", "make-coffee").into(), "no task is named"),
+            (wakeup(&order).replace("confirm-receipt", "purge-cart-item").into(), "came through the lane"),
+            (wakeup("\"no-uuid\"").into(), "no wake-up"),
+            (wakeup("17").into(), "no wake-up"),
+            (wakeup("").into(), "no subject"),
+            (wakeup(&many).into(), "1001 subjects"),
+            (wakeup(&million).into(), "bytes"),
+            (vec![b' '; 5 * 1024 * 1024], "5242880 bytes"),
+            (wakeup(&order).replace("2026-01-01T00:00:00Z", "someday").into(), "no wake-up"),
+            (wakeup(&order).replace("\"attempt\":0", "\"attempt\":-1").into(), "no wake-up"),
+            ("[".repeat(10_000).into(), "no wake-up"),
+        ];
+        let mut messages = Vec::new();
+        let mut good = Vec::new();
+        for (body, _) in &bad {
+            messages.push(raw(stage, body.clone(), FieldTable::default()));
+            let neighbour = stage.delivering().await;
+            messages.push(stage.wakeup("confirm-receipt", &[neighbour]));
+            good.push(neighbour);
+        }
+        stage.publish(messages).await;
+        let worker = stage.worker();
+        stage.until_dead(bad.len() as u32).await;
+        stage.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", good.len())).await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.malformed as usize, totals.applied as usize), (bad.len(), good.len()), "{totals:?}");
+        let letters = stage.dead_letters().await;
+        for (body, reason) in &bad {
+            let letter = letters.iter().find(|letter| letter.body == *body).unwrap_or_else(|| panic!("no letter for {reason}"));
+            assert_eq!(letter.reason, "malformed");
+            assert!(letter.cause.contains(reason), "{reason}: {}", letter.cause);
+            assert_eq!(letter.routing_key, "confirm-receipt.0");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strange_but_clear_wakeup_is_taken_for_what_it_says() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let twice = wakeup(&format!("\"{order}\",\"{order}\""));
+        let (past, future) = (stage.delivering().await, stage.delivering().await);
+        let at = |subject: Uuid, due: &str| wakeup(&format!("\"{subject}\"")).replace("2026-01-01T00:00:00Z", due);
+        let unknown = wakeup(&format!("\"{}\"", Uuid::new_v4()));
+        let more = wakeup(&format!("\"{}\"", stage.delivering().await)).replace("\"v\":1", "\"v\":1,\"later\":{\"field\":[1]}");
+        let messages = [twice, at(past, "0001-01-01T00:00:00Z"), at(future, "9999-12-31T23:59:59Z"), unknown, more];
+        stage.publish(messages.into_iter().map(|body| raw(stage, body, FieldTable::default())).collect()).await;
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 4 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.stale, totals.malformed), (4, 1, 0), "{totals:?}");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 4);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hostile_headers_do_no_harm() {
+    on_stage(QUICK, async |stage| {
+        let text = |text: &str| AMQPValue::LongString(text.into());
+        let mut deep = AMQPValue::FieldTable(FieldTable::default());
+        for _ in 0..50 {
+            let mut table = FieldTable::default();
+            table.insert("deeper".into(), deep);
+            deep = AMQPValue::FieldTable(table);
+        }
+        let deaths = FieldArray::from(vec![AMQPValue::LongLongInt(7), text("no table")]);
+        let headers: Vec<Vec<(&str, AMQPValue)>> = vec![
+            vec![("traceparent", text("not a traceparent")), ("tracestate", text(&"x".repeat(9_000)))],
+            vec![("traceparent", AMQPValue::LongLongInt(i64::MIN))],
+            vec![
+                ("x-death", AMQPValue::FieldArray(deaths)),
+                ("x-first-death-queue", text("kyhan")),
+                ("x-delivery-count", text("many")),
+            ],
+            vec![("kyhan-reason", text("forged")), ("kyhan-subject", text("forged"))],
+            vec![("deep", deep)],
+            vec![("long", text(&"y".repeat(100_000)))],
+            vec![
+                ("void", AMQPValue::Void),
+                ("bytes", AMQPValue::ByteArray(vec![0, 255].into())),
+                ("nan", AMQPValue::Double(f64::NAN)),
+            ],
+        ];
+        let mut messages = Vec::new();
+        for entries in &headers {
+            let mut table = FieldTable::default();
+            for (name, value) in entries {
+                table.insert((*name).into(), value.clone());
+            }
+            let order = stage.delivering().await;
+            messages.push(raw(stage, wakeup(&format!("\"{order}\"")), table.clone()));
+            messages.push(raw(stage, format!("garbage {}", messages.len()), table));
+        }
+        stage.publish(messages).await;
+        let worker = stage.worker();
+        stage.until_dead(headers.len() as u32).await;
+        stage.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", headers.len())).await;
+        worker.stop().await;
+        let letters = stage.dead_letters().await;
+        assert_eq!(letters.len(), headers.len());
+        assert!(letters.iter().all(|letter| letter.reason == "malformed" && letter.subject.is_none()), "{letters:?}");
+        assert!(letters.iter().all(|letter| !letter.headers.contains_key("x-death")));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_with_impossible_moments_stop_nothing() {
+    on_stage(QUICK, async |stage| {
+        let mut orders = Vec::new();
+        for moment in ["infinity", "-infinity", "200000-01-01", "4713-01-01 BC", "294276-12-31"] {
+            let order = stage.delivering().await;
+            stage.run("UPDATE orders SET delivering_since = $2::timestamptz WHERE id = $1", [order.into(), moment.into()]).await;
+            orders.push(order);
+        }
+        let neighbour = stage.delivering().await;
+        orders.push(neighbour);
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+        let worker = stage.worker();
+        let applied = format!("SELECT status = 'received' FROM orders WHERE id = '{neighbour}'");
+        stage.until(&applied).await;
+        // What began in all eternity or 4713 years before Christ is overdue; what begins in eternity waits.
+        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        let totals = worker.stop().await;
+        assert_eq!(totals.applied, 3, "{totals:?}");
+        assert_eq!(totals.malformed, 0);
+    })
+    .await;
+}
+
+#[test]
+fn a_decoded_wakeup_allocates_no_more_than_its_message() {
+    // 64 KiB hold at most that many subjects of 16 bytes, fewer than the bytes they came in.
+    let body = wakeup(&vec![format!("\"{}\"", Uuid::nil()); SUBJECTS_MAX].join(","));
+    let decoded = Wakeup::decode(body.as_bytes(), None).expect("a wake-up");
+    assert!(decoded.subjects.capacity() * 16 <= 2 * body.len());
+}

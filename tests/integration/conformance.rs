@@ -1,0 +1,273 @@
+//! The conformance suite: what every kind in the list of tasks must keep. A new kind inherits all of it.
+
+use sea_orm::TransactionTrait;
+use shared::{
+    database::{self, Role, statement},
+    task::{Statements, Task},
+    tasks,
+};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, SOON, Stage, on_stage};
+
+async fn due(stage: &Stage, task: &dyn Task) -> Uuid {
+    let id = Uuid::new_v4();
+    stage.run(task.examples().due, [id.into()]).await;
+    id
+}
+
+/// The counts of the effect and its records.
+async fn effects(stage: &Stage, task: &dyn Task, subject: Uuid) -> Vec<i64> {
+    let row =
+        sea_orm::ConnectionTrait::query_one_raw(&stage.sandbox.db, statement(task.examples().effects, [subject.into()])).await;
+    let row = row.expect("counts").expect("a row");
+    (0..row.column_names().len()).map(|at| row.try_get_by_index(at).expect("a count")).collect()
+}
+
+async fn happened(stage: &Stage, task: &dyn Task, subject: Uuid, times: i64) {
+    let counts = effects(stage, task, subject).await;
+    assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
+}
+
+/// From now on, the effect on these subjects fails by itself.
+async fn poison(stage: &Stage, task: &dyn Task, subjects: &[Uuid]) {
+    stage.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
+    let function = "CREATE OR REPLACE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                        IF OLD.id IN (SELECT id FROM poisoned) THEN
+                            RAISE check_violation USING MESSAGE = 'poisoned';
+                        END IF;
+                        RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+                    END $$";
+    stage.run(function, []).await;
+    let trigger = "CREATE OR REPLACE TRIGGER poison BEFORE UPDATE OR DELETE ON {} FOR EACH ROW EXECUTE FUNCTION poison()";
+    stage.run(&trigger.replace("{}", task.table()), []).await;
+    for subject in subjects {
+        stage.run("INSERT INTO poisoned VALUES ($1)", [(*subject).into()]).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn delivered_twice_gives_one_effect() {
+    on_stage(QUICK, async |stage| {
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            happened(stage, *task, subject, 0).await;
+            let message = stage.wakeup(task.kind(), &[subject]);
+            stage.publish(vec![message.clone(), message.clone()]).await;
+            let worker = stage.worker();
+            stage.until_settled().await;
+            stage.publish(vec![message]).await;
+            stage.until_settled().await;
+            let totals = worker.stop().await;
+            assert_eq!((totals.applied, totals.stale), (1, 2), "{}", task.kind());
+            happened(stage, *task, subject, 1).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_changed_meanwhile_gives_no_effect() {
+    on_stage(QUICK, async |stage| {
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            let before = effects(stage, *task, subject).await;
+            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            stage.run(task.examples().moot, [subject.into()]).await;
+            let worker = stage.worker();
+            stage.until_settled().await;
+            let totals = worker.stop().await;
+            assert_eq!((totals.applied, totals.stale), (0, 1), "{}", task.kind());
+            assert!(before.iter().all(|count| *count == 0));
+            let history: i64 = stage.ask("SELECT count(*) FROM order_status_history WHERE wakeup_id IS NOT NULL").await;
+            let activity: i64 = stage.ask("SELECT count(*) FROM activity").await;
+            let transfers: i64 = stage.ask("SELECT count(*) FROM transfers").await;
+            assert_eq!((history, activity, transfers), (0, 0, 0), "{}", task.kind());
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subject_that_is_no_row_is_stale() {
+    on_stage(QUICK, async |stage| {
+        for task in tasks::ALL {
+            stage.publish(vec![stage.wakeup(task.kind(), &[Uuid::new_v4()])]).await;
+        }
+        let worker = stage.worker();
+        stage.until_settled().await;
+        assert_eq!(worker.stop().await.stale, tasks::ALL.len() as u64);
+        assert_eq!(stage.depth("dead").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_letter_with_its_bytes() {
+    on_stage(QUICK, async |stage| {
+        let worker = stage.worker();
+        for (done, task) in tasks::ALL.iter().enumerate() {
+            let mut subjects = Vec::new();
+            for _ in 0..20 {
+                subjects.push(due(stage, *task).await);
+            }
+            let (bad, good) = subjects.split_at(10);
+            poison(stage, *task, bad).await;
+            let message = stage.wakeup(task.kind(), &subjects);
+            stage.publish(vec![message.clone()]).await;
+            stage.until_dead(10 * (done as u32 + 1)).await;
+            for subject in good {
+                happened(stage, *task, *subject, 1).await;
+            }
+            for subject in bad {
+                let counts = effects(stage, *task, *subject).await;
+                assert!(counts.iter().all(|count| *count == 0), "{}: {counts:?}", task.kind());
+            }
+            let letters = stage.dead_letters().await;
+            for subject in bad {
+                let letter = letters.iter().find(|letter| letter.subject == Some(*subject)).expect("a letter of its own");
+                assert_eq!((letter.reason.as_str(), letter.attempts), ("attempts-exhausted", 3));
+                assert_eq!(letter.kind.as_deref(), Some(task.kind()));
+                assert!(letter.cause.contains("poisoned"), "{}", letter.cause);
+                // The wake-up it died of: of its last attempt, naming this subject.
+                let text = String::from_utf8_lossy(&letter.body);
+                assert!(text.contains(&subject.to_string()) && text.contains("\"attempt\":2"), "{text}");
+            }
+        }
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_crash_between_commit_and_ack_gives_one_effect() {
+    on_stage(QUICK, async |stage| {
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            // A worker takes the message, commits its effect and dies before the ack.
+            let broker = stage.sandbox.broker().await.expect("a broker");
+            let channel = broker.channel().await.expect("a channel");
+            let lane = stage.topology().lane(task.kind(), 0);
+            let taken = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await;
+            let delivery = taken.expect("an answer").expect("the message").delivery;
+            let wakeup = worker::intake::take(delivery, task.kind()).content.expect("a wake-up");
+            let db = database::connect(&stage.settings().database, Role::Worker).await.expect("a database");
+            let tx = db.begin().await.expect("a transaction");
+            let statements = Statements::new(*task, &stage.settings().terms());
+            statements.apply(&tx, &[(subject, wakeup.id)]).await.expect("an effect");
+            tx.commit().await.expect("a commit");
+            happened(stage, *task, subject, 1).await;
+            broker.close().await;
+
+            let worker = stage.worker();
+            tests::sandbox::eventually("it is settled", SOON, async || Ok(stage.depth("due.").await == 0)).await;
+            let totals = worker.stop().await;
+            assert_eq!((totals.applied, totals.stale), (0, 1), "{}", task.kind());
+            happened(stage, *task, subject, 1).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
+    // Due a second after a moment that is now: the wake-up comes early, climbs a rung, and comes again.
+    let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
+    on_stage(&file, async |stage| {
+        let worker = stage.worker();
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            let moments = ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"];
+            for moment in moments {
+                let exists =
+                    "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
+                if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
+                    let sql = format!("UPDATE {} SET {moment} = now() WHERE id = $1 AND {moment} IS NOT NULL", task.table());
+                    stage.run(&sql, [subject.into()]).await;
+                }
+            }
+            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            tests::sandbox::eventually("the effect", SOON, async || {
+                Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))
+            })
+            .await;
+        }
+        let totals = worker.stop().await;
+        assert_eq!(totals.applied, tasks::ALL.len() as u64);
+        assert!(totals.postponed >= tasks::ALL.len() as u64, "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_of_the_database_spends_no_attempt() {
+    on_stage(QUICK, async |stage| {
+        let mut subjects = Vec::new();
+        for task in tasks::ALL {
+            subjects.push((*task, due(stage, *task).await));
+        }
+        let worker = stage.worker();
+        // Nobody can connect, and whoever is connected is thrown out: away, as far as a worker can tell.
+        let name: String = stage.ask("SELECT current_database()::text").await;
+        let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
+        let away = [
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
+            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+        ];
+        for sql in away {
+            sea_orm::ConnectionTrait::execute_unprepared(&admin, &sql).await.expect("an outage");
+        }
+        for (task, subject) in &subjects {
+            stage.publish(vec![stage.wakeup(task.kind(), &[*subject])]).await;
+        }
+        // Longer than all attempts would take.
+        tokio::time::sleep(std::time::Duration::from_millis(800)).await;
+        assert_eq!(stage.depth("dead").await + stage.depth("rung.").await, 0, "an attempt was spent");
+        let back = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
+        sea_orm::ConnectionTrait::execute_unprepared(&admin, &back).await.expect("the end of it");
+        for (task, subject) in &subjects {
+            tests::sandbox::eventually("the effect", SOON, async || {
+                let counts = sea_orm::ConnectionTrait::query_one_raw(
+                    &stage.sandbox.db,
+                    statement(task.examples().effects, [(*subject).into()]),
+                )
+                .await;
+                Ok(match counts {
+                    Ok(Some(row)) => {
+                        (0..row.column_names().len()).all(|at| row.try_get_by_index::<i64>(at).is_ok_and(|count| count == 1))
+                    }
+                    _ => false,
+                })
+            })
+            .await;
+        }
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.retried), (3, 0), "{totals:?}");
+        admin.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_abandons_what_waits_for_the_database_when_its_grace_is_over() {
+    on_stage(QUICK, async |stage| {
+        let subject = stage.delivering().await;
+        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+        let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
+        sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
+        let impatient = stage.sandbox.settings_with(&[("KYHAN_WORKER_GRACE_MS", "100")]).expect("settings");
+        let worker = stage.worker_with(impatient);
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[subject])]).await;
+        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        stage.until(waiting).await;
+        let totals = worker.stop().await;
+        assert_eq!(totals.applied, 0);
+        blocker.rollback().await.expect("unlocked");
+        // Unacked, it is back in its lane, and another worker applies it.
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+    })
+    .await;
+}

@@ -1,0 +1,142 @@
+//! The main job, end to end: something happens, a wake-up waits, a worker applies what is due.
+
+use producer::{Producer, schedule};
+use shared::{event::EventType, task::EXAMPLE_CUSTOMER, triggers};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, on_stage};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_in_the_outbox_becomes_an_effect_when_it_is_due() {
+    on_stage(QUICK, async |stage| {
+        let (relay, worker) = (stage.relay(), stage.worker());
+        let order = stage.delivering().await;
+        let item = stage.in_cart().await;
+        stage.run("UPDATE orders SET delivering_since = now(), goods_due = 900 WHERE id = $1", [order.into()]).await;
+        stage.run("UPDATE cart_items SET added_at = now() WHERE id = $1", [item.into()]).await;
+        stage.event("order.shipped", order).await;
+        stage.event("cart.item_added", item).await;
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        stage.until("SELECT count(*) = 0 FROM cart_items").await;
+        stage.until("SELECT count(*) = 1 FROM transfers").await;
+        let early = "SELECT received_at < delivering_since + interval '400 ms' FROM orders";
+        assert!(!stage.ask::<bool>(early).await, "two weeks are two weeks");
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        stage.until_settled().await;
+        let report = relay.stop().await;
+        let totals = worker.stop().await;
+        // The receipt was an event too, whose arrears were found collected.
+        assert_eq!((report.events, totals.applied), (3, 3), "{report:?} {totals:?}");
+        assert_eq!(totals.rejected + totals.retried + totals.malformed, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_the_triggers_an_order_system_need_not_change_a_line() {
+    on_stage(QUICK, async |stage| {
+        triggers::install(&stage.sandbox.db).await.expect("triggers");
+        triggers::install(&stage.sandbox.db).await.expect("again is no harm");
+        let order = stage.delivering().await;
+        let events = "SELECT coalesce(string_agg(event_type, ' ' ORDER BY id), '') FROM outbox";
+        assert_eq!(stage.ask::<String>(events).await, "order.recorded order.shipped");
+        for (change, raised) in [
+            ("status = status", ""),
+            ("delivering_since = now()", "order.shipped"),
+            ("goods_due = 5, fees_changed_at = now()", "order.fees_changed"),
+            ("on_hold = true", ""),
+            ("status = 'out_of_stock', out_of_stock_since = now()", "order.out_of_stock"),
+            ("parcel_recorded_at = now()", "order.out_of_stock"),
+            ("status = 'received', received_at = now()", "order.received"),
+            ("status = 'cancelled'", ""),
+        ] {
+            stage.run("DELETE FROM outbox", []).await;
+            stage.run(&format!("UPDATE orders SET {change} WHERE id = $1"), [order.into()]).await;
+            assert_eq!(stage.ask::<String>(events).await, raised, "{change}");
+        }
+        stage.run("DELETE FROM outbox", []).await;
+        stage.in_cart().await;
+        stage.run("UPDATE cart_items SET quantity = 3", []).await;
+        assert_eq!(stage.ask::<String>(events).await, "cart.item_added");
+
+        // What the fleet itself changes, it raises itself, once.
+        stage.run("DELETE FROM outbox", []).await;
+        let order = stage.delivering().await;
+        stage.run("DELETE FROM outbox", []).await;
+        let worker = stage.worker();
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<String>(events).await, "order.received");
+
+        triggers::remove(&stage.sandbox.db).await.expect("removed");
+        stage.run("DELETE FROM outbox", []).await;
+        stage.delivering().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
+    on_stage(QUICK, async |stage| {
+        let customer = EXAMPLE_CUSTOMER;
+        stage
+            .run(
+                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() FROM generate_series(1, 1000) n",
+                [customer.into()],
+            )
+            .await;
+        #[derive(sea_orm::FromQueryResult)]
+        struct Row {
+            id: Uuid,
+        }
+        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
+        let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, order.id)).collect();
+        let producer = Producer::connect(stage.settings()).await.expect("a producer");
+        let wakeups = producer.schedule(&events).await.expect("confirmed");
+        producer.close().await;
+        assert!(wakeups.len() <= 32, "{} messages for 1,000 orders", wakeups.len());
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 1000 FROM orders WHERE status = 'received'").await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 1000);
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_workers_and_two_relays_share_the_work_and_double_nothing() {
+    on_stage(QUICK, async |stage| {
+        let (relays, workers) = ([stage.relay(), stage.relay()], [stage.worker(), stage.worker()]);
+        for _ in 0..20 {
+            stage
+                .run(
+                    "WITH made AS (
+                         INSERT INTO orders (id, code, customer_id, status, delivering_since, goods_due)
+                         SELECT gen_random_uuid(), 'BG-' || gen_random_uuid(), $1, 'delivering', now(), 1000 FROM generate_series(1, 100)
+                         RETURNING id)
+                     INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', id FROM made, generate_series(1, 2)",
+                    [EXAMPLE_CUSTOMER.into()],
+                )
+                .await;
+        }
+        stage.until("SELECT count(*) = 2000 FROM orders WHERE status = 'received'").await;
+        stage.until("SELECT count(*) = 2000 FROM transfers").await;
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        stage.until_settled().await;
+        let mut applied = 0;
+        for worker in workers {
+            applied += worker.stop().await.applied;
+        }
+        for relay in relays {
+            relay.stop().await;
+        }
+        assert_eq!(applied, 4000);
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 2000);
+        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -2_000_000);
+        assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
+    })
+    .await;
+}

@@ -1,0 +1,20 @@
+//! The integration tests: one binary, real servers, a database and a name prefix per test. Names are claims.
+
+#![allow(clippy::expect_used, clippy::panic, reason = "a test that meets an error has failed")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    reason = "counts of a few thousand"
+)]
+
+mod arrears;
+mod bad_input;
+mod conformance;
+mod dead_letters;
+mod journey;
+mod outbox;
+mod processes;
+mod receipts;
+mod stage;
+mod topology;

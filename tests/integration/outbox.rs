@@ -1,0 +1,132 @@
+//! The outbox and its relay: nothing is lost, what makes no sense is set aside, and nothing waits behind it.
+
+use shared::task::EXAMPLE_CUSTOMER;
+use tests::fleet;
+use uuid::Uuid;
+
+use crate::stage::{QUICK, Stage, on_stage};
+
+async fn ops(stage: &Stage, arguments: &[&str]) -> anyhow::Result<String> {
+    fleet::output(fleet::command("ops", &stage.sandbox.env, arguments)?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        stage.event("order.shiped", order).await;
+        stage.event("order.shipped", Uuid::from_u128(77)).await;
+        stage.event("cart.item_added", order).await;
+        for moment in ["infinity", "-infinity", "200000-01-01"] {
+            let sql = "INSERT INTO outbox (event_type, subject_id, occurred_at, data) VALUES ('order.shipped', $1, $2::timestamptz, '{\"a\": 1}')";
+            stage.run(sql, [order.into(), moment.into()]).await;
+        }
+        stage.event("order.shipped", order).await;
+        let (relay, worker) = (stage.relay(), stage.worker());
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        worker.stop().await;
+        let report = relay.stop().await;
+        assert_eq!(report.set_aside, 6, "{report:?}");
+        let list = ops(stage, &["set-aside", "list"]).await.expect("a list");
+        for said in ["order.shiped", "known are order.recorded", "no row of orders has this id", "no row of cart_items", "infinity"] {
+            assert!(list.replace('\n', " ").contains(said) || list.contains(said.split(' ').next().expect("a word")), "{said}: {list}");
+        }
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM set_aside WHERE data = '{\"a\": 1}'").await, 3);
+
+        // Once the row is there, the event can be put back.
+        stage
+            .run(
+                "INSERT INTO orders (id, code, customer_id, status, delivering_since) VALUES ($1, 'BG-77', $2, 'delivering', now() - interval '1 year')",
+                [Uuid::from_u128(77).into(), EXAMPLE_CUSTOMER.into()],
+            )
+            .await;
+        let id: i64 = stage.ask("SELECT id FROM set_aside WHERE subject_id = '00000000-0000-0000-0000-00000000004d'").await;
+        let back = ops(stage, &["set-aside", "retry", &id.to_string()]).await.expect("back");
+        assert!(back.contains("1 events"), "{back}");
+        let (relay, worker) = (stage.relay(), stage.worker());
+        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        relay.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_killed_at_any_moment_loses_no_event() {
+    const EVENTS: i64 = 20_000;
+    on_stage(QUICK, async |stage| {
+        stage
+            .run(
+                "WITH made AS (
+                     INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                     SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() FROM generate_series(1, 20000) n RETURNING id)
+                 INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', id FROM made",
+                [EXAMPLE_CUSTOMER.into()],
+            )
+            .await;
+        let mut env = stage.sandbox.env.clone();
+        env.insert("KYHAN_RELAY_BATCH_MAX".into(), "200".into());
+        for pause_ms in [150, 220, 260, 300, 340] {
+            let mut relay = fleet::command("producer", &env, ["relay"]).expect("built").spawn().expect("started");
+            tokio::time::sleep(std::time::Duration::from_millis(pause_ms)).await;
+            relay.kill().await.expect("killed");
+        }
+        let left: i64 = stage.ask("SELECT count(*) FROM outbox").await;
+        assert!((1..EVENTS).contains(&left), "killed too early or too late: {left} left");
+        let (relay, worker) = (stage.relay(), stage.worker());
+        stage.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        relay.stop().await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, EVENTS);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_wait_in_the_outbox_until_the_broker_takes_them() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        stage.event("order.shipped", order).await;
+        let relay = stage.relay();
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        // The rung disappears under the relay: its publish is refused, nothing is committed, and it declares the rung again.
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let rung = format!("{}400ms", stage.topology().rung_prefix());
+        broker.delete_exchange(&rung).await.expect("deleted");
+        broker.close().await;
+        let second = stage.delivering().await;
+        stage.event("order.shipped", second).await;
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        relay.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_can_emit_an_event() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let emit = |event: &str, subject: String| fleet::command("producer", &stage.sandbox.env, ["emit", event, &subject]);
+        let said = fleet::output(emit("order.shipped", order.to_string()).expect("built")).await.expect("emitted");
+        assert!(said.contains("confirm-receipt") && said.contains("collect-arrears"), "{said}");
+        let nothing = fleet::output(emit("order.recorded", order.to_string()).expect("built")).await.expect("emitted");
+        assert!(nothing.contains("the policy has no line on it"), "{nothing}");
+        for (event, subject, why) in [
+            ("order.shipped", Uuid::nil().to_string(), "no row of orders has the id"),
+            ("order.shiped", order.to_string(), "unknown event type"),
+            ("order.shipped", "17".into(), "invalid value"),
+        ] {
+            let refused = fleet::output(emit(event, subject).expect("built")).await.expect_err("refused").to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+    })
+    .await;
+}

@@ -1,0 +1,156 @@
+//! The binaries as an operator meets them: what they refuse, what they say, how they stop.
+
+use std::time::Duration;
+
+use shared::task::EXAMPLE_CUSTOMER;
+use tests::fleet;
+
+use crate::stage::{QUICK, SOON, on_stage};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_down() {
+    on_stage(QUICK, async |stage| {
+        let env = &stage.sandbox.env;
+        let ops = async |arguments: &[&str]| fleet::output(fleet::command("ops", env, arguments)?).await;
+        assert!(ops(&["migrate", "up"]).await.expect("up").contains("0 migrations applied"));
+        ops(&["migrate", "down", "--steps", "99"]).await.expect("down");
+        for (name, arguments) in
+            [("worker", &[][..]), ("producer", &["relay"]), ("ops", &["set-aside", "list"]), ("ops", &["triggers", "install"])]
+        {
+            let refused =
+                fleet::output(fleet::command(name, env, arguments).expect("built")).await.expect_err("refused").to_string();
+            assert!(refused.contains("run `ops migrate up`"), "{name}: {refused}");
+        }
+        let status = ops(&["migrate", "status"]).await.expect("a status");
+        assert!(status.contains("to go") && !status.contains("applied"), "{status}");
+        assert_eq!(
+            stage
+                .ask::<i64>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'seaql_migrations'")
+                .await,
+            0
+        );
+        ops(&["migrate", "up"]).await.expect("up again");
+        stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_are_shown_without_secrets() {
+    on_stage(QUICK, async |stage| {
+        let mut env = stage.sandbox.env.clone();
+        env.insert("KYHAN_WORKER_BATCH_MAX".into(), "none".into());
+        env.insert("KYHAN_TOPOLOGY_SHARDS".into(), "0".into());
+        for (name, arguments) in [("worker", &[][..]), ("producer", &["relay"]), ("ops", &["dead", "list"])] {
+            let refused = fleet::command(name, &env, arguments).expect("built").output().await.expect("run");
+            assert_eq!(refused.status.code(), Some(2), "{name}");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("worker.batch_max") && said.contains("topology.shards"), "{said}");
+        }
+        let mut env = stage.sandbox.env.clone();
+        env.insert("KYHAN_AMQP_URL".into(), "amqp://kyhan:hunter2@localhost/%2f".into());
+        let shown = fleet::output(fleet::command("worker", &env, ["--print-config"]).expect("built")).await.expect("shown");
+        assert!(shown.contains("amqp://kyhan:***@localhost") && !shown.contains("hunter2"), "{shown}");
+        assert!(shown.contains("after = \"400ms\""), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
+    on_stage(QUICK, async |stage| {
+        stage
+            .run(
+                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, 20000) n",
+                [EXAMPLE_CUSTOMER.into()],
+            )
+            .await;
+        #[derive(sea_orm::FromQueryResult)]
+        struct Row {
+            id: uuid::Uuid,
+        }
+        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
+        let messages = orders.chunks(20).map(|some| stage.wakeup("confirm-receipt", &some.iter().map(|o| o.id).collect::<Vec<_>>()));
+        stage.publish(messages.collect()).await;
+        let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
+        let mut worker = fleet::start(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
+        stage.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
+        fleet::terminate(&worker).await.expect("told");
+        let status = tokio::time::timeout(Duration::from_secs(20), worker.wait()).await.expect("it leaves").expect("a status");
+        assert!(status.success(), "{status}");
+        let said = std::fs::read_to_string(&log).expect("a log");
+        std::fs::remove_file(&log).expect("removed");
+        // It settled all that it applied: nothing of it comes back.
+        let applied: i64 = stage.ask("SELECT count(*) FROM orders WHERE status = 'received'").await;
+        let last = said.lines().rfind(|line| line.contains("settled so far")).expect("a last word");
+        let last: serde_json::Value = serde_json::from_str(last).expect("JSON on no terminal");
+        assert_eq!(last["applied"].as_i64(), Some(applied), "{said}");
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied as i64 + applied, totals.stale), (20_000, 0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_workers_wakeups_are_applied_by_another_once() {
+    on_stage(QUICK, async |stage| {
+        stage
+            .run(
+                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, 5000) n",
+                [EXAMPLE_CUSTOMER.into()],
+            )
+            .await;
+        #[derive(sea_orm::FromQueryResult)]
+        struct Row {
+            id: uuid::Uuid,
+        }
+        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
+        let messages = orders.chunks(10).map(|some| stage.wakeup("confirm-receipt", &some.iter().map(|o| o.id).collect::<Vec<_>>()));
+        stage.publish(messages.collect()).await;
+        for _ in 0..3 {
+            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+            let before: i64 = stage.ask("SELECT count(*) FROM order_status_history").await;
+            stage.until(&format!("SELECT count(*) > least({before} + 100, 4999) FROM order_status_history")).await;
+            worker.kill().await.expect("killed");
+        }
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 5000 FROM orders WHERE status = 'received'").await;
+        tests::sandbox::eventually("the lane is empty", SOON, async || Ok(stage.depth("due.").await == 0)).await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 5000);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_trace_travels_in_the_message() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        stage.event("order.shipped", order).await;
+        // Exporting to nowhere must disturb nothing.
+        let mut relay = fleet::command("producer", &stage.sandbox.env, ["relay"]).expect("built");
+        relay.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
+        let mut relay = relay.spawn().expect("started");
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        relay.kill().await.expect("killed");
+        let lane = stage.topology().lane("confirm-receipt", 0);
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let channel = broker.channel().await.expect("a channel");
+        let mut traced = None;
+        tests::sandbox::eventually("it is due", SOON, async || {
+            let got = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await?;
+            traced = got.map(|got| worker::intake::take(got.delivery, "confirm-receipt").content.expect("a wake-up").trace);
+            Ok(traced.is_some())
+        })
+        .await;
+        let traceparent = traced.and_then(|trace| trace.traceparent).expect("a traceparent");
+        assert!(traceparent.len() == 55 && traceparent.starts_with("00-") && traceparent.ends_with("-01"), "{traceparent}");
+        shared::broker::close_channel(&channel).await;
+        broker.close().await;
+    })
+    .await;
+}

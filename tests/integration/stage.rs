@@ -1,0 +1,210 @@
+//! The stage of a test: a sandbox, a relay and workers in this process, rows to act on, and questions about them.
+
+use std::{panic::AssertUnwindSafe, time::Duration};
+
+use futures::FutureExt;
+use sea_orm::{ConnectionTrait, FromQueryResult, TryGetable, Value};
+use shared::{
+    broker::Outgoing,
+    database::statement,
+    ladder::{Hop, Ladder},
+    pack::{Waiting, pack},
+    settings::Settings,
+    task::EXAMPLE_CUSTOMER,
+    topology::Topology,
+    wakeup::TraceContext,
+};
+use tests::sandbox::{Sandbox, eventually};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+/// A policy of milliseconds: what takes weeks in life takes no time here.
+pub const QUICK: &str = r#"
+    [[policy]]
+    on = "order.shipped"
+    task = "confirm-receipt"
+    after = "400ms"
+    [[policy]]
+    on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+    task = "collect-arrears"
+    after = "200ms"
+    [[policy]]
+    on = "cart.item_added"
+    task = "purge-cart-item"
+    after = "300ms"
+    [topology]
+    ladder = ["100ms", "1s"]
+    [worker]
+    retry = ["100ms"]
+    attempts_max = 3
+    [relay]
+    poll_ms = 50
+"#;
+
+/// How long a test waits for something that should happen at once.
+pub const SOON: Duration = Duration::from_secs(30);
+
+pub struct Stage {
+    pub sandbox: Sandbox,
+}
+
+/// Runs a test on a stage of its own, which is removed whatever happens.
+pub async fn on_stage(file: &str, play: impl AsyncFnOnce(&Stage)) {
+    let sandbox = Sandbox::new("test", file, &[]).await.expect("a sandbox");
+    let stage = Stage { sandbox };
+    stage.sandbox.declare().await.expect("the topology");
+    stage
+        .run(
+            "INSERT INTO customers VALUES ($1, 'Nguyễn Thị Mẫu', '0901234567', 'mau@example.vn', 'Hà Nội')",
+            [EXAMPLE_CUSTOMER.into()],
+        )
+        .await;
+    let played = AssertUnwindSafe(play(&stage)).catch_unwind().await;
+    let removed = stage.sandbox.remove().await;
+    if let Err(panic) = played {
+        std::panic::resume_unwind(panic);
+    }
+    removed.expect("the stage is removed");
+}
+
+/// A worker or relay in this process.
+pub struct Running<T> {
+    shutdown: CancellationToken,
+    handle: JoinHandle<T>,
+}
+
+impl<T> Running<T> {
+    /// Tells it to shut down and waits for what it says.
+    pub async fn stop(self) -> T {
+        self.shutdown.cancel();
+        self.handle.await.expect("no panic")
+    }
+}
+
+impl Stage {
+    pub fn settings(&self) -> &Settings {
+        &self.sandbox.settings
+    }
+
+    pub fn topology(&self) -> Topology {
+        self.settings().topology()
+    }
+
+    pub fn worker(&self) -> Running<worker::Totals> {
+        self.worker_with(self.settings().clone())
+    }
+
+    pub fn worker_with(&self, settings: Settings) -> Running<worker::Totals> {
+        let shutdown = CancellationToken::new();
+        let token = shutdown.clone();
+        let handle = tokio::spawn(async move { worker::run(&settings, token).await.expect("a worker that works") });
+        Running { shutdown, handle }
+    }
+
+    pub fn relay(&self) -> Running<producer::relay::Report> {
+        let (settings, shutdown) = (self.settings().clone(), CancellationToken::new());
+        let token = shutdown.clone();
+        let handle = tokio::spawn(async move { producer::relay::run(&settings, token).await.expect("a relay that relays") });
+        Running { shutdown, handle }
+    }
+
+    /// Runs a statement; how many rows it touched.
+    pub async fn run<const N: usize>(&self, sql: &str, values: [Value; N]) -> u64 {
+        self.sandbox.db.execute_raw(statement(sql, values)).await.unwrap_or_else(|error| panic!("{sql}: {error}")).rows_affected()
+    }
+
+    /// The one value that a statement gives.
+    pub async fn ask<T: TryGetable>(&self, sql: &str) -> T {
+        let row = self.sandbox.db.query_one_raw(statement(sql, [])).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        row.expect("a row").try_get_by_index(0).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// The rows that a statement gives.
+    pub async fn rows<T: FromQueryResult>(&self, sql: &str) -> Vec<T> {
+        T::find_by_statement(statement(sql, [])).all(&self.sandbox.db).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    }
+
+    /// Waits until a statement gives `true`.
+    pub async fn until(&self, sql: &str) {
+        eventually(sql, SOON, async || Ok(self.ask::<bool>(sql).await)).await;
+    }
+
+    /// Puts an event into the outbox.
+    pub async fn event(&self, event_type: &str, subject: Uuid) {
+        let sql = "INSERT INTO outbox (event_type, subject_id) VALUES ($1, $2)";
+        self.run(sql, [event_type.into(), subject.into()]).await;
+    }
+
+    /// A wake-up that is due now, straight into its lane.
+    pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Outgoing {
+        let due_at = "2026-01-01T00:00:00Z".parse().expect("a time");
+        let wait = chrono::TimeDelta::zero();
+        let waiting = subjects.iter().map(|subject| Waiting { kind, subject: *subject, due_at, wait, attempt: 0 });
+        let mut packed = pack(waiting, &Ladder::new([]), 1, 1_000, &TraceContext::default());
+        assert!(packed.len() == 1 && packed[0].hop == Hop::Lane);
+        Outgoing::of(&packed.remove(0), &self.topology())
+    }
+
+    /// Publishes messages and waits for their confirms.
+    pub async fn publish(&self, messages: Vec<Outgoing>) {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        let publisher = broker.publisher().await.expect("a channel");
+        publisher.publish_all(messages).await.expect("confirms");
+        publisher.close().await;
+        broker.close().await;
+    }
+
+    /// Waits until nothing waits, is due or in hand.
+    pub async fn until_settled(&self) {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        eventually("all wake-ups are settled", SOON, async || {
+            Ok(self.sandbox.depth(&broker, "rung.").await? + self.sandbox.depth(&broker, "due.").await? == 0)
+        })
+        .await;
+        broker.close().await;
+    }
+
+    /// How many messages lie in the queues whose names begin so.
+    pub async fn depth(&self, begins: &str) -> u32 {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        let depth = self.sandbox.depth(&broker, begins).await.expect("a depth");
+        broker.close().await;
+        depth
+    }
+
+    /// Waits until so many dead letters lie ready.
+    pub async fn until_dead(&self, count: u32) {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        eventually(&format!("{count} dead letters"), SOON, async || Ok(self.sandbox.depth(&broker, "dead").await? == count))
+            .await;
+        broker.close().await;
+    }
+
+    /// Every dead letter; they stay where they are.
+    pub async fn dead_letters(&self) -> Vec<shared::dead_letter::DeadLetter> {
+        let reader = ops::dead::Reader::open(self.settings()).await.expect("a reader");
+        let held = reader.take(usize::MAX).await.expect("letters");
+        let letters = held.iter().map(|held| held.letter.clone()).collect();
+        reader.close().await;
+        letters
+    }
+
+    /// An order on its way since a year.
+    pub async fn delivering(&self) -> Uuid {
+        let id = Uuid::new_v4();
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   VALUES ($1, 'BG-' || $1::text, $2, 'delivering', now() - interval '1 year')";
+        self.run(sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
+        id
+    }
+
+    /// A product in the cart since a year.
+    pub async fn in_cart(&self) -> Uuid {
+        let id = Uuid::new_v4();
+        let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
+                   VALUES ($1, $2, 'taobao/1', 'Áo khoác', 2, now() - interval '1 year')";
+        self.run(sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
+        id
+    }
+}

@@ -1,0 +1,114 @@
+//! The topology on a real broker: declared again without harm, refused when it differs, pruned when it is empty.
+
+use std::time::Duration;
+
+use shared::{
+    broker::BrokerError,
+    topology::{Role, Topology},
+};
+use tests::fleet;
+
+use crate::stage::{QUICK, Stage, on_stage};
+
+async fn ops(stage: &Stage, arguments: &[&str]) -> anyhow::Result<String> {
+    fleet::output(fleet::command("ops", &stage.sandbox.env, arguments)?).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn declaring_again_is_no_harm_and_everything_is_shown() {
+    on_stage(QUICK, async |stage| {
+        for _ in 0..2 {
+            ops(stage, &["topology", "declare"]).await.expect("declared");
+        }
+        let shown = ops(stage, &["topology", "show"]).await.expect("shown");
+        for queue in stage.topology().queues() {
+            assert!(shown.contains(queue.name.split('.').next_back().expect("a name")), "{}: {shown}", queue.name);
+        }
+        assert!(shown.contains("at-least-once") && !shown.contains("missing"), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_difference() {
+    on_stage(QUICK, async |stage| {
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let lane = stage.topology().lane("confirm-receipt", 0);
+        broker.delete_queue(&lane).await.expect("deleted");
+        let channel = broker.channel().await.expect("a channel");
+        let durable = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
+        let mut other = lapin::types::FieldTable::default();
+        other.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
+        other.insert("x-delivery-limit".into(), lapin::types::AMQPValue::LongLongInt(3));
+        channel.queue_declare(lane.as_str().into(), durable, other).await.expect("another queue");
+        let refused = broker.declare(&stage.topology()).await.expect_err("refused");
+        let BrokerError::Inequivalent { name, difference } = &refused else { panic!("{refused}") };
+        assert_eq!(*name, lane);
+        assert!(difference.contains("x-d"), "{difference}");
+        // A worker says so and leaves, instead of trying for ever.
+        let complaint =
+            fleet::output(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built")).await.expect_err("refused");
+        assert!(complaint.to_string().contains(&lane), "{complaint}");
+        broker.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
+    on_stage(QUICK, async |stage| {
+        let naming = &stage.settings().naming;
+        let more: Vec<Duration> =
+            naming.ladder.iter().copied().chain([Duration::from_secs(3), Duration::from_secs(3600)]).collect();
+        let before = Topology::new(&naming.prefix, naming.shards, &more, &stage.settings().policy);
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        broker.declare(&before).await.expect("declared");
+        shared::database::remember_rungs(&stage.sandbox.db, &before).await.expect("remembered");
+        let order = stage.delivering().await;
+        let mut waiting = stage.wakeup("confirm-receipt", &[order]);
+        waiting.exchange = format!("{}3s", before.rung_prefix());
+        stage.publish(vec![waiting]).await;
+
+        let pruned = ops(stage, &["topology", "prune"]).await.expect("pruned");
+        assert!(pruned.contains("rung.1h: removed") && pruned.contains("rung.3s: still holds 1"), "{pruned}");
+        assert!(broker.observe(&format!("{}1h", before.rung_prefix())).await.expect("an answer").is_none());
+        // What waited there still arrives, and then the rung goes too.
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        let pruned = ops(stage, &["topology", "prune"]).await.expect("pruned");
+        assert!(pruned.contains("rung.3s: removed"), "{pruned}");
+        assert!(ops(stage, &["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
+        for queue in stage.topology().queues().iter().filter(|queue| queue.role == Role::Rung) {
+            assert!(broker.observe(&queue.name).await.expect("an answer").is_some(), "{} is used", queue.name);
+        }
+        broker.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn shards_part_the_work_and_lose_none_of_it() {
+    let file = QUICK.replace("[topology]", "[topology]\n    shards = 3");
+    on_stage(&file, async |stage| {
+        let (relay, worker) = (stage.relay(), stage.worker());
+        for _ in 0..30 {
+            let order = stage.delivering().await;
+            stage.event("order.shipped", order).await;
+        }
+        stage.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
+        relay.stop().await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_longest_span_that_a_policy_may_have_can_be_declared() {
+    let file = format!("{QUICK}\n").replace("400ms", "19 years").replace("300ms", "60d");
+    on_stage(&file, async |stage| {
+        let shown = ops(stage, &["topology", "show"]).await.expect("shown");
+        assert!(!shown.contains("missing"), "{shown}");
+    })
+    .await;
+}

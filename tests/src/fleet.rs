@@ -1,0 +1,71 @@
+//! The fleet's processes, started as an operator would start them.
+
+use std::{
+    collections::BTreeMap,
+    env,
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    process::Stdio,
+};
+
+use anyhow::{Context, Result, bail};
+use tokio::process::{Child, Command};
+
+/// One of the built binaries, beside the one that runs.
+///
+/// # Errors
+/// When it was not built.
+pub fn binary(name: &str) -> Result<PathBuf> {
+    let own = env::current_exe()?;
+    let found = own.ancestors().skip(1).take(2).map(|folder| folder.join(name)).find(|path| path.is_file());
+    found.with_context(|| format!("the binary {name} is not built; run `cargo build --workspace --bins`"))
+}
+
+/// A command of a binary in a sandbox's environment, and no other settings.
+///
+/// # Errors
+/// When the binary was not built.
+pub fn command(
+    name: &str,
+    settings: &BTreeMap<String, String>,
+    arguments: impl IntoIterator<Item = impl AsRef<OsStr>>,
+) -> Result<Command> {
+    let mut command = Command::new(binary(name)?);
+    for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KYHAN_")) {
+        command.env_remove(name);
+    }
+    command.args(arguments).envs(settings).env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").stdin(Stdio::null()).kill_on_drop(true);
+    Ok(command)
+}
+
+/// Runs a command to its end and returns what it printed.
+///
+/// # Errors
+/// When it fails, with what it complained of.
+pub async fn output(mut command: Command) -> Result<String> {
+    let done = command.output().await?;
+    if !done.status.success() {
+        bail!("{:?}: {}\n{}", command.as_std(), done.status, String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(String::from_utf8(done.stdout)?)
+}
+
+/// Starts a process that goes on, logging into a file.
+///
+/// # Errors
+/// When it cannot start.
+pub fn start(mut command: Command, log: &Path) -> Result<Child> {
+    let log = std::fs::File::options().create(true).append(true).open(log)?;
+    Ok(command.stdout(Stdio::null()).stderr(log).spawn()?)
+}
+
+/// Sends SIGTERM.
+///
+/// # Errors
+/// When the process is gone already.
+pub async fn terminate(child: &Child) -> Result<()> {
+    let pid = child.id().context("the process is gone")?;
+    let sent = Command::new("kill").arg(pid.to_string()).status().await?;
+    anyhow::ensure!(sent.success(), "no SIGTERM for {pid}");
+    Ok(())
+}

@@ -1,0 +1,170 @@
+//! A sandbox: a database and a RabbitMQ name prefix of its own on real servers, removed afterwards. Sandboxes run side by side
+//! and leave nothing behind.
+
+use std::{collections::BTreeMap, env, time::Duration};
+
+use anyhow::{Context, Result};
+use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
+use sea_orm_migration::MigratorTrait;
+use shared::{
+    broker::{Broker, BrokerError},
+    database::{self, Role},
+    migration::Migrator,
+    settings::Settings,
+};
+use uuid::Uuid;
+
+/// Where the servers are.
+#[derive(Clone, Debug)]
+pub struct Servers {
+    pub database_url: String,
+    pub amqp_url: String,
+}
+
+impl Servers {
+    /// The servers that the services script found or started.
+    ///
+    /// # Errors
+    /// When it was not asked.
+    pub fn from_env() -> Result<Self> {
+        let url = |name: &str| {
+            env::var(name)
+                .with_context(|| format!("{name} is not set; run `deploy/services up`, then `eval \"$(deploy/services env)\"`"))
+        };
+        Ok(Self { database_url: url("KYHAN_DATABASE_URL")?, amqp_url: url("KYHAN_AMQP_URL")? })
+    }
+}
+
+/// A database and a prefix of one's own.
+pub struct Sandbox {
+    pub settings: Settings,
+    pub db: DatabaseConnection,
+    /// The environment by which the fleet's processes find it.
+    pub env: BTreeMap<String, String>,
+    servers: Servers,
+    database: String,
+}
+
+impl Sandbox {
+    /// Makes a database, migrates it, and reads the settings: the defaults, `file`, then `more` variables.
+    ///
+    /// # Errors
+    /// When a server is away, or the settings cannot hold.
+    pub async fn new(name: &str, file: &str, more: &[(&str, &str)]) -> Result<Self> {
+        let servers = Servers::from_env()?;
+        let unique = Uuid::new_v4().simple().to_string();
+        let database = format!("kyhan_{name}_{}", &unique[..12]);
+        let admin = Database::connect(&servers.database_url).await.context("connecting to PostgreSQL")?;
+        admin.execute_unprepared(&format!("CREATE DATABASE {database}")).await?;
+        admin.close().await?;
+
+        let mut url = url::Url::parse(&servers.database_url)?;
+        url.set_path(&database);
+        let mut env: BTreeMap<String, String> = [
+            ("KYHAN_DATABASE_URL", url.as_str()),
+            ("KYHAN_AMQP_URL", &servers.amqp_url),
+            ("KYHAN_TOPOLOGY_PREFIX", &format!("kyhan.{name}.{}", &unique[..12])),
+        ]
+        .into_iter()
+        .chain(more.iter().copied())
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+        let path = env::temp_dir().join(format!("{database}.toml"));
+        std::fs::write(&path, file)?;
+        let settings = Settings::read(Some(&path), env.clone())?;
+        env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
+        let db = database::connect(&settings.database, Role::Ops).await?;
+        Migrator::up(&db, None).await?;
+        Ok(Self { settings, db, env, servers, database })
+    }
+
+    /// A connection to the broker.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn broker(&self) -> Result<Broker, BrokerError> {
+        Broker::connect(&self.settings.amqp, "kyhan test").await
+    }
+
+    /// Declares the topology.
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn declare(&self) -> Result<(), BrokerError> {
+        let broker = self.broker().await?;
+        broker.declare(&self.settings.topology()).await?;
+        broker.close().await;
+        Ok(())
+    }
+
+    /// The settings with other variables on top.
+    ///
+    /// # Errors
+    /// When they cannot hold.
+    pub fn settings_with(&self, more: &[(&str, &str)]) -> Result<Settings> {
+        let mut env = self.env.clone();
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
+        let path = env.get("KYHAN_CONFIG").map(std::path::PathBuf::from);
+        Ok(Settings::read(path.as_deref(), env)?)
+    }
+
+    /// How many messages lie in the queues whose names begin so (behind the prefix).
+    ///
+    /// # Errors
+    /// [`BrokerError`].
+    pub async fn depth(&self, broker: &Broker, begins: &str) -> Result<u32, BrokerError> {
+        let begins = format!("{}.{begins}", self.settings.naming.prefix);
+        let mut depth = 0;
+        for queue in self.settings.topology().queues().iter().filter(|queue| queue.name.starts_with(&begins)) {
+            depth += broker.observe(&queue.name).await?.map_or(0, |seen| seen.messages);
+        }
+        Ok(depth)
+    }
+
+    /// Removes the database and every queue and exchange.
+    ///
+    /// # Errors
+    /// When a server is away; what is left behind is named then.
+    pub async fn remove(self) -> Result<()> {
+        self.db.clone().close().await?;
+        let admin = Database::connect(&self.servers.database_url).await?;
+        admin
+            .execute_unprepared(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database))
+            .await
+            .context(self.database.clone())?;
+        admin.close().await?;
+        if let Some(path) = self.env.get("KYHAN_CONFIG") {
+            let _ = std::fs::remove_file(path);
+        }
+        let broker = self.broker().await?;
+        let topology = self.settings.topology();
+        for exchange in topology.exchanges() {
+            broker.delete_exchange(&exchange.name).await.context(exchange.name)?;
+        }
+        // Rungs first: an at-least-once queue without its target holds on to what it has.
+        for queue in topology.queues().iter().rev() {
+            broker.delete_queue(&queue.name).await.context(queue.name.clone())?;
+        }
+        broker.close().await;
+        Ok(())
+    }
+}
+
+/// Asks again and again until the answer is yes.
+///
+/// # Panics
+/// When it is not within the deadline, naming what was waited for.
+#[expect(clippy::panic, reason = "a test that waits in vain has failed")]
+pub async fn eventually(what: &str, within: Duration, mut ask: impl AsyncFnMut() -> Result<bool>) {
+    const PAUSE: Duration = Duration::from_millis(20);
+    let deadline = tokio::time::Instant::now() + within;
+    loop {
+        match ask().await {
+            Ok(true) => return,
+            Ok(false) => {}
+            Err(error) => panic!("waiting until {what}: {error:#}"),
+        }
+        assert!(tokio::time::Instant::now() < deadline, "not within {within:?}: {what}");
+        tokio::time::sleep(PAUSE).await;
+    }
+}
