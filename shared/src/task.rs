@@ -28,7 +28,8 @@ pub trait Task: Send + Sync {
     }
 
     /// The statement (`$1`: ids, `$2`: their wake-ups' ids) that rechecks with [`Terms::due`], writes the effect and its
-    /// record, and returns for each id `id`, `applied`, `due_at` (null: no candidate) and `now`.
+    /// record, and returns for each id `id`, `applied`, `due_at` (null: no candidate), `checked_at` (the `now()` by which it was
+    /// judged) and `now` (the clock when it was done).
     fn effect(&self, terms: &Terms<'_>) -> String;
 
     /// SQL by which the conformance suite makes, spoils and counts subjects of this kind.
@@ -161,10 +162,12 @@ fn outcome(row: &QueryResult) -> Result<(Uuid, Outcome), DbErr> {
     let id: Uuid = row.try_get("", "id")?;
     let applied: bool = row.try_get("", "applied")?;
     let due_at: Option<DateTime<Utc>> = row.try_get("", "due_at")?;
+    let checked_at: DateTime<Utc> = row.try_get("", "checked_at")?;
     let now: DateTime<Utc> = row.try_get("", "now")?;
     let outcome = match due_at {
         _ if applied => Outcome::Applied { late: due_at.map_or(TimeDelta::zero(), |due_at| now - due_at) },
-        Some(until) if until > now => Outcome::Postpone { until, wait: until - now },
+        // By the moment of the recheck, not by the clock of now: what fell due in between was not due when it was judged.
+        Some(until) if until > checked_at => Outcome::Postpone { until, wait: until - now },
         Some(_) | None => Outcome::Stale,
     };
     Ok((id, outcome))

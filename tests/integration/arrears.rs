@@ -19,7 +19,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::stage::{QUICK, Stage, on_stage, worker_with};
 
 const COMPONENTS: [&str; 3] = ["goods", "shipping", "service"];
 
@@ -219,7 +219,7 @@ async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
         let short = order(stage, EXAMPLE_CUSTOMER, "delivering", money).await;
         stage.run("UPDATE orders SET status = 'received', received_at = delivering_since WHERE id = $1", [short.into()]).await;
         let floored = stage.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "-500")]).expect("settings");
-        let worker = stage.worker_with(floored);
+        let worker = worker_with(floored);
         stage.publish(vec![stage.wakeup("collect-arrears", &[short])]).await;
         stage.until("SELECT count(*) = 1 FROM arrears_outstanding WHERE outstanding = 200").await;
         assert_eq!(paid(stage, short).await, [500, 100, 0]);

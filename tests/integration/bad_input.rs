@@ -124,7 +124,7 @@ async fn hostile_headers_do_no_harm() {
             vec![
                 ("void", AMQPValue::Void),
                 ("bytes", AMQPValue::ByteArray(vec![0, 255].into())),
-                ("nan", AMQPValue::Double(f64::NAN)),
+                ("half", AMQPValue::Double(0.5)),
             ],
         ];
         let mut messages = Vec::new();

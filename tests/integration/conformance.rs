@@ -8,7 +8,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
 
 async fn due(stage: &Stage, task: &dyn Task) -> Uuid {
     let id = Uuid::new_v4();
@@ -178,15 +178,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
         let worker = stage.worker();
         for task in tasks::ALL {
             let subject = due(stage, *task).await;
-            let moments = ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"];
-            for moment in moments {
-                let exists =
-                    "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
-                if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
-                    let sql = format!("UPDATE {} SET {moment} = now() WHERE id = $1 AND {moment} IS NOT NULL", task.table());
-                    stage.run(&sql, [subject.into()]).await;
-                }
-            }
+            from_now(stage, *task, subject).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
             tests::sandbox::eventually("the effect", SOON, async || {
                 Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))
@@ -200,6 +192,47 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
     .await;
 }
 
+/// Makes the effect on a subject count from now.
+async fn from_now(stage: &Stage, task: &dyn Task, subject: Uuid) {
+    for moment in ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"] {
+        let exists = "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
+        if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
+            let sql = format!("UPDATE {} SET {moment} = now() WHERE id = $1 AND {moment} IS NOT NULL", task.table());
+            stage.run(&sql, [subject.into()]).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all() {
+    let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
+    on_stage(&file, async |stage| {
+        let worker = stage.worker();
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            from_now(stage, *task, subject).await;
+            let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+            let lock = statement(&format!("SELECT 1 FROM {} WHERE id = $1 FOR UPDATE", task.table()), [subject.into()]);
+            sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
+            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            stage
+                .until(
+                    "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
+                )
+                .await;
+            tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+            blocker.rollback().await.expect("unlocked");
+            tests::sandbox::eventually("the effect", SOON, async || {
+                Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))
+            })
+            .await;
+        }
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.stale), (tasks::ALL.len() as u64, 0), "{totals:?}");
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_database_spends_no_attempt() {
     on_stage(QUICK, async |stage| {
@@ -208,6 +241,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
             subjects.push((*task, due(stage, *task).await));
         }
         let worker = stage.worker();
+        stage.until_consumed().await;
         // Nobody can connect, and whoever is connected is thrown out: away, as far as a worker can tell.
         let name: String = stage.ask("SELECT current_database()::text").await;
         let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
@@ -257,7 +291,7 @@ async fn a_worker_abandons_what_waits_for_the_database_when_its_grace_is_over() 
         let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
         sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
         let impatient = stage.sandbox.settings_with(&[("KYHAN_WORKER_GRACE_MS", "100")]).expect("settings");
-        let worker = stage.worker_with(impatient);
+        let worker = worker_with(impatient);
         stage.publish(vec![stage.wakeup("confirm-receipt", &[subject])]).await;
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         stage.until(waiting).await;

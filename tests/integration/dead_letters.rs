@@ -87,14 +87,10 @@ async fn ops_killed_while_replaying_loses_no_letter() {
                 [shared::task::EXAMPLE_CUSTOMER.into()],
             )
             .await;
-        #[derive(sea_orm::FromQueryResult)]
-        struct Row {
-            id: Uuid,
-        }
-        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
+        let orders = stage.order_ids().await;
         // As the broker itself would bury them: the wake-ups, in the dead-letter queue.
         let dead = stage.topology().dead();
-        let letters = orders.iter().map(|order| Outgoing { exchange: dead.clone(), ..stage.wakeup("confirm-receipt", &[order.id]) });
+        let letters = orders.iter().map(|order| Outgoing { exchange: dead.clone(), ..stage.wakeup("confirm-receipt", &[*order]) });
         stage.publish(letters.collect()).await;
         for pause_ms in [30, 60, 90, 120, 40, 80] {
             let mut ops = fleet::command("ops", &stage.sandbox.env, ["dead", "replay", "--all"]).expect("built").spawn().expect("started");

@@ -2,7 +2,6 @@
 
 use producer::{Producer, schedule};
 use shared::{event::EventType, task::EXAMPLE_CUSTOMER, triggers};
-use uuid::Uuid;
 
 use crate::stage::{QUICK, on_stage};
 
@@ -88,12 +87,8 @@ async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
                 [customer.into()],
             )
             .await;
-        #[derive(sea_orm::FromQueryResult)]
-        struct Row {
-            id: Uuid,
-        }
-        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
-        let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, order.id)).collect();
+        let orders = stage.order_ids().await;
+        let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, *order)).collect();
         let producer = Producer::connect(stage.settings()).await.expect("a producer");
         let wakeups = producer.schedule(&events).await.expect("confirmed");
         producer.close().await;

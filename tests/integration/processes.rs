@@ -66,12 +66,8 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
                 [EXAMPLE_CUSTOMER.into()],
             )
             .await;
-        #[derive(sea_orm::FromQueryResult)]
-        struct Row {
-            id: uuid::Uuid,
-        }
-        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
-        let messages = orders.chunks(20).map(|some| stage.wakeup("confirm-receipt", &some.iter().map(|o| o.id).collect::<Vec<_>>()));
+        let orders = stage.order_ids().await;
+        let messages = orders.chunks(20).map(|some| stage.wakeup("confirm-receipt", some));
         stage.publish(messages.collect()).await;
         let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
         let mut worker = fleet::start(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
@@ -104,12 +100,8 @@ async fn a_killed_workers_wakeups_are_applied_by_another_once() {
                 [EXAMPLE_CUSTOMER.into()],
             )
             .await;
-        #[derive(sea_orm::FromQueryResult)]
-        struct Row {
-            id: uuid::Uuid,
-        }
-        let orders = stage.rows::<Row>("SELECT id FROM orders").await;
-        let messages = orders.chunks(10).map(|some| stage.wakeup("confirm-receipt", &some.iter().map(|o| o.id).collect::<Vec<_>>()));
+        let orders = stage.order_ids().await;
+        let messages = orders.chunks(10).map(|some| stage.wakeup("confirm-receipt", some));
         stage.publish(messages.collect()).await;
         for _ in 0..3 {
             let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");

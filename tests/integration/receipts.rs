@@ -3,7 +3,7 @@
 use sea_orm::prelude::Uuid;
 use shared::task::EXAMPLE_CUSTOMER;
 
-use crate::stage::{QUICK, on_stage};
+use crate::stage::{QUICK, on_stage, worker_with};
 
 /// Everything in the database about orders, but for the columns that the policy lets change.
 const ALL_ELSE: &str = "SELECT jsonb_build_object(
@@ -71,7 +71,7 @@ async fn a_change_of_the_policy_changes_what_is_already_on_its_way() {
         env.remove("KYHAN_CONFIG");
         let settings = shared::settings::Settings::read(Some(&path), env).expect("settings");
         std::fs::remove_file(&path).expect("removed");
-        let worker = stage.worker_with(settings.clone());
+        let worker = worker_with(settings.clone());
         stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
         tests::sandbox::eventually("it waits on", crate::stage::SOON, async || {
             let broker = stage.sandbox.broker().await?;
@@ -87,7 +87,7 @@ async fn a_change_of_the_policy_changes_what_is_already_on_its_way() {
         assert_eq!(worker.stop().await.postponed, 1);
         assert_eq!(stage.ask::<String>("SELECT status FROM orders").await, "delivering");
         let broker = stage.sandbox.broker().await.expect("a broker");
-        for queue in settings.topology().queues().iter().filter(|queue| queue.name.ends_with(".14d")) {
+        for queue in settings.topology().queues().iter().filter(|queue| queue.name.contains("rung.14d")) {
             broker.delete_queue(&queue.name).await.expect("deleted");
             broker.delete_exchange(&queue.exchange).await.expect("deleted");
         }

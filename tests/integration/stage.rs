@@ -3,7 +3,7 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
-use sea_orm::{ConnectionTrait, FromQueryResult, TryGetable, Value};
+use sea_orm::{ConnectionTrait, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
@@ -11,7 +11,7 @@ use shared::{
     pack::{Waiting, pack},
     settings::Settings,
     task::EXAMPLE_CUSTOMER,
-    topology::Topology,
+    topology::{Role, Topology},
     wakeup::TraceContext,
 };
 use tests::sandbox::{Sandbox, eventually};
@@ -82,6 +82,14 @@ impl<T> Running<T> {
     }
 }
 
+/// A worker with other settings than its stage's.
+pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    let handle = tokio::spawn(async move { worker::run(&settings, token).await.expect("a worker that works") });
+    Running { shutdown, handle }
+}
+
 impl Stage {
     pub fn settings(&self) -> &Settings {
         &self.sandbox.settings
@@ -92,14 +100,7 @@ impl Stage {
     }
 
     pub fn worker(&self) -> Running<worker::Totals> {
-        self.worker_with(self.settings().clone())
-    }
-
-    pub fn worker_with(&self, settings: Settings) -> Running<worker::Totals> {
-        let shutdown = CancellationToken::new();
-        let token = shutdown.clone();
-        let handle = tokio::spawn(async move { worker::run(&settings, token).await.expect("a worker that works") });
-        Running { shutdown, handle }
+        worker_with(self.settings().clone())
     }
 
     pub fn relay(&self) -> Running<producer::relay::Report> {
@@ -120,9 +121,9 @@ impl Stage {
         row.expect("a row").try_get_by_index(0).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
     }
 
-    /// The rows that a statement gives.
-    pub async fn rows<T: FromQueryResult>(&self, sql: &str) -> Vec<T> {
-        T::find_by_statement(statement(sql, [])).all(&self.sandbox.db).await.unwrap_or_else(|error| panic!("{sql}: {error}"))
+    /// The ids of all orders.
+    pub async fn order_ids(&self) -> Vec<Uuid> {
+        self.ask::<Vec<Uuid>>("SELECT array_agg(id) FROM orders").await
     }
 
     /// Waits until a statement gives `true`.
@@ -162,6 +163,19 @@ impl Stage {
             Ok(self.sandbox.depth(&broker, "rung.").await? + self.sandbox.depth(&broker, "due.").await? == 0)
         })
         .await;
+        broker.close().await;
+    }
+
+    /// Waits until a worker takes from every lane.
+    pub async fn until_consumed(&self) {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        let lanes = self.topology().queues().into_iter().filter(|queue| queue.role == Role::Lane).map(|queue| queue.name);
+        for lane in lanes {
+            eventually("the lane is consumed", SOON, async || {
+                Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers > 0))
+            })
+            .await;
+        }
         broker.close().await;
     }
 

@@ -32,14 +32,14 @@ pub async fn apply(
         if part.is_empty() {
             continue;
         }
-        let error = match transaction(db, statements, &part).await {
+        let (error, trouble) = match transaction(db, statements, &part).await {
             Ok(applied) => {
                 outcomes.extend(applied);
                 continue;
             }
-            Err(error) => error,
+            Err(failed) => failed,
         };
-        match trouble(&error) {
+        match trouble {
             Trouble::Away => {
                 abandon.run_until_cancelled(until_back(db, &error)).await?;
                 parts.push((part, conflicts));
@@ -62,15 +62,20 @@ pub async fn apply(
     Some(outcomes)
 }
 
+/// One try. What fails before the first statement is no wake-up's fault, whatever the server says: it is away.
 async fn transaction(
     db: &DatabaseConnection,
     statements: &Statements,
     part: &[(Uuid, Uuid)],
-) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
-    let tx = db.begin().await?;
+) -> Result<Vec<(Uuid, Outcome)>, (DbErr, Trouble)> {
+    let known = |error: DbErr| {
+        let trouble = trouble(&error);
+        (error, trouble)
+    };
+    let tx = db.begin().await.map_err(|error| (error, Trouble::Away))?;
     // On an error the transaction rolls back as it is dropped.
-    let outcomes = statements.apply(&tx, part).await?;
-    tx.commit().await?;
+    let outcomes = statements.apply(&tx, part).await.map_err(known)?;
+    tx.commit().await.map_err(known)?;
     Ok(outcomes)
 }
 

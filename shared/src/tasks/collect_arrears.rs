@@ -159,7 +159,7 @@ impl Task for CollectArrears {
             SELECT asked.id,
                    result.id IS NOT NULL AND result.outstanding = 0 AS applied,
                    CASE WHEN result.outstanding > 0 THEN {again} ELSE due.due_at END AS due_at,
-                   clock_timestamp() AS now
+                   now() AS checked_at, clock_timestamp() AS now
               FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN result ON result.id = asked.id",
             due = terms.due(self),
             wants_shipped = terms.wants(EventType::OrderShipped),

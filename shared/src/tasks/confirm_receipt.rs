@@ -41,7 +41,7 @@ impl Task for ConfirmReceipt {
             ), raised AS (
                 INSERT INTO outbox (event_type, subject_id) SELECT 'order.received', id FROM received WHERE {wanted}
             )
-            SELECT asked.id, received.id IS NOT NULL AS applied, due.due_at, clock_timestamp() AS now
+            SELECT asked.id, received.id IS NOT NULL AS applied, due.due_at, now() AS checked_at, clock_timestamp() AS now
               FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN received ON received.id = asked.id",
             due = terms.due(self),
             wanted = terms.wants(EventType::OrderReceived),

@@ -41,7 +41,7 @@ impl Task for PurgeCartItem {
                            'customer_id', customer_id, 'quantity', quantity, 'added_at', added_at, 'wakeup_id', wakeup_id)
                   FROM purged
             )
-            SELECT asked.id, purged.id IS NOT NULL AS applied, due.due_at, clock_timestamp() AS now
+            SELECT asked.id, purged.id IS NOT NULL AS applied, due.due_at, now() AS checked_at, clock_timestamp() AS now
               FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id",
             due = terms.due(self),
         )
