@@ -1,1 +1,192 @@
-fn main() {}
+//! The demo: the main job on real servers with one day as one second. A believable population in every situation of the
+//! policy, a relay, two workers, and at the end what should have happened beside what did.
+
+mod population;
+mod progress;
+mod report;
+mod situations;
+
+use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use shared::{broker::Broker, triggers};
+use tests::{fleet, sandbox::Sandbox};
+use tokio::{process::Child, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use progress::Progress;
+
+/// The published policy, one day as one second.
+const POLICY: &str = r#"
+    [[policy]]
+    on = "order.shipped"
+    task = "confirm-receipt"
+    after = "14s"
+    [[policy]]
+    on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+    task = "collect-arrears"
+    after = "1s"
+    [[policy]]
+    on = "cart.item_added"
+    task = "purge-cart-item"
+    after = "30s"
+    [topology]
+    ladder = ["50ms", "250ms", "1s", "5s"]
+    [arrears]
+    wallet_floor = "-500000"
+    [relay]
+    poll_ms = 50
+    [telemetry]
+    report_every_ms = 200
+"#;
+
+/// The last deadline of the policy, in its days.
+const LAST_DAY: u64 = 31;
+/// Where the report and the processes' logs go.
+const FOLDER: &str = "target/demo";
+const WORKERS: usize = 2;
+
+/// Runs the main job with one day as one second and checks every row at the end
+#[derive(Parser)]
+struct Arguments {
+    /// How many orders; a third as many cart items come on top
+    #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    orders: u32,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let Arguments { orders } = Arguments::parse();
+    match demo(orders).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Sets the stage, plays, and clears it whatever happens. Whether every row is right.
+async fn demo(orders: u32) -> Result<bool> {
+    let shutdown = shared::lifecycle::shutdown_on_signals()?;
+    std::fs::create_dir_all(FOLDER).context(FOLDER)?;
+    let sandbox = Sandbox::new("demo", POLICY, &[]).await?;
+    let played = tokio::select! {
+        () = shutdown.cancelled() => Err(anyhow::anyhow!("interrupted; everything is cleaned up")),
+        played = play(&sandbox, orders) => played,
+    };
+    // Dropping the players has killed the fleet's processes.
+    let removed = sandbox.remove().await;
+    let right = played?;
+    removed?;
+    Ok(right)
+}
+
+async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
+    sandbox.declare().await?;
+    triggers::install(&sandbox.db).await?;
+    population::prepare(&sandbox.db).await?;
+    let mut fleet = Fleet::start(&sandbox.env)?;
+    let broker = sandbox.broker().await?;
+    let mut progress = Progress::new(sandbox, &broker, orders);
+
+    let began = Instant::now();
+    let populated = CancellationToken::new();
+    let (db, token) = (sandbox.db.clone(), populated.clone());
+    let populating = tokio::spawn(async move {
+        let done = population::populate(&db, orders).await;
+        token.cancel();
+        done
+    });
+    let mut ended = None;
+    // Beyond the last deadline there must be an end: a lost row is wrong, and no reason to wait for ever.
+    let patience = Duration::from_secs(60 + u64::from(orders) / 1_000);
+    loop {
+        fleet.keep_alive()?;
+        population::go_on(&sandbox.db).await?;
+        progress.show(began.elapsed(), Path::new(FOLDER)).await?;
+        if populated.is_cancelled() {
+            let last_deadline = *ended.get_or_insert_with(|| Instant::now() + Duration::from_secs(LAST_DAY));
+            let over = Instant::now() > last_deadline;
+            if over
+                && (progress.is_quiet() && situations::all_right(&sandbox.db).await? || Instant::now() > last_deadline + patience)
+            {
+                break;
+            }
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    populating.await??;
+    progress.finish();
+    let restarts = fleet.restarts;
+    fleet.stop().await?;
+    let dead = dead_letters(sandbox, &broker).await?;
+    broker.close().await;
+    let report = report::Report::make(&sandbox.db, dead).await?;
+    report.print(restarts);
+    report.write(Path::new(FOLDER))?;
+    Ok(report.is_right())
+}
+
+/// How many dead letters lie there, once readers before have let go of them.
+async fn dead_letters(sandbox: &Sandbox, broker: &Broker) -> Result<i64> {
+    Ok(i64::from(sandbox.depth(broker, "dead").await? + sandbox.depth(broker, "unrouted").await?))
+}
+
+/// The fleet's processes: a relay and two workers. One that dies is started again, as any supervisor would.
+struct Fleet {
+    env: BTreeMap<String, String>,
+    running: Vec<(String, &'static str, Vec<&'static str>, Child)>,
+    restarts: u32,
+}
+
+impl Fleet {
+    fn start(env: &BTreeMap<String, String>) -> Result<Self> {
+        let mut fleet = Self { env: env.clone(), running: Vec::new(), restarts: 0 };
+        for old in std::fs::read_dir(FOLDER)?.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "log")) {
+            std::fs::remove_file(old.path())?;
+        }
+        let mut players = vec![("relay".to_owned(), "producer", vec!["relay"])];
+        players.extend((1..=WORKERS).map(|n| (format!("worker-{n}"), "worker", vec![])));
+        for (name, binary, arguments) in players {
+            let child = fleet.spawn(&name, binary, &arguments)?;
+            fleet.running.push((name, binary, arguments, child));
+        }
+        let workers: Vec<String> = fleet.running.iter().skip(1).filter_map(|(.., child)| Some(child.id()?.to_string())).collect();
+        eprintln!("fleet: 1 relay, {WORKERS} workers (pids {}; kill -9 one, if you like)", workers.join(", "));
+        Ok(fleet)
+    }
+
+    fn spawn(&self, name: &str, binary: &str, arguments: &[&str]) -> Result<Child> {
+        let log = Path::new(FOLDER).join(format!("{name}.log"));
+        fleet::start(fleet::command(binary, &self.env, arguments)?, &log)
+    }
+
+    fn keep_alive(&mut self) -> Result<()> {
+        for at in 0..self.running.len() {
+            let (name, binary, arguments, child) = &mut self.running[at];
+            if let Some(status) = child.try_wait()? {
+                eprintln!("{name} died ({status}); it is started again");
+                let (name, binary, arguments) = (name.clone(), *binary, arguments.clone());
+                self.running[at].3 = self.spawn(&name, binary, &arguments)?;
+                self.restarts += 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn stop(mut self) -> Result<()> {
+        for (.., child) in &self.running {
+            fleet::terminate(child).await?;
+        }
+        for (name, .., child) in &mut self.running {
+            let status = tokio::time::timeout(Duration::from_secs(40), child.wait())
+                .await
+                .with_context(|| format!("{name} does not stop"))??;
+            anyhow::ensure!(status.success(), "{name} stopped with {status}");
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,39 @@
+# Everything that a person runs. `make` alone says what there is.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo test check services-up services-down clean
+
+ORDERS ?= 3000
+CARGO ?= cargo
+# Finds the servers, or starts them; what it found is in these variables then.
+with_services = deploy/services up && exports=$$(deploy/services env) && eval "$$exports"
+
+help: ## Say what there is
+	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
+
+demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
+	@$(CARGO) build --quiet --workspace --bins
+	@$(with_services) && exec target/debug/demo --orders $(ORDERS)
+
+test: ## Run every test on real servers
+	$(CARGO) build --workspace --bins
+	$(with_services) && $(CARGO) test --workspace
+
+check: ## Format, lints, documentation, scripts, the rules for dependencies
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
+	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
+	deploy/validate
+	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
+	 else echo "NOT RUN: cargo-deny is not installed, so deny.toml was not checked (cargo install cargo-deny)"; fi
+
+services-up: ## Find or start PostgreSQL and RabbitMQ
+	@deploy/services up
+
+services-down: ## Stop what services-up started, and nothing else
+	@deploy/services down
+
+clean: services-down ## Remove what was built and started
+	$(CARGO) clean

@@ -1,0 +1,159 @@
+//! The population: customers with Vietnamese names, their orders and cart items, and an order system that goes on working on
+//! them while the fleet runs. The outbox triggers turn what it does into events.
+
+use anyhow::{Context, Result};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+use shared::database::{Trouble, statement, trouble};
+
+use crate::situations::{Make, Money, SITUATIONS, Situation};
+
+/// So many rows are made, or acted upon, in one transaction.
+const CHUNK: u32 = 100;
+/// What a wealthy customer pays into the wallet, in đồng: enough for every order.
+const WEALTH: i64 = 100_000_000;
+
+/// The demo's own book of who is in which situation, and how far the order system has got with it.
+const PREPARE: &str = "
+    CREATE TABLE demo (subject uuid PRIMARY KEY, situation text NOT NULL, step int NOT NULL DEFAULT 0);
+    CREATE INDEX ON demo (situation, step);
+    INSERT INTO accounts (kind) VALUES ('outside');
+    CREATE FUNCTION demo_account(of_kind text, of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
+        SELECT id FROM accounts WHERE order_id = of_order AND kind = of_kind $$;
+    CREATE FUNCTION demo_wallet(of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
+        SELECT accounts.id FROM accounts JOIN orders ON orders.customer_id = accounts.customer_id
+         WHERE orders.id = of_order AND accounts.kind = 'wallet' $$;
+";
+
+/// `$1` customers with `$2` đồng in their wallets.
+const CUSTOMERS: &str = "
+    WITH made AS (
+        INSERT INTO customers (id, full_name, phone, email, address, created_at)
+        SELECT gen_random_uuid(),
+               (ARRAY['Nguyễn','Trần','Lê','Phạm','Hoàng','Huỳnh','Phan','Vũ','Võ','Đặng','Bùi','Đỗ'])[1 + floor(random() * 12)::int] || ' ' ||
+               (ARRAY['Thị','Văn','Hữu','Ngọc','Minh','Thanh','Quốc','Thùy'])[1 + floor(random() * 8)::int] || ' ' ||
+               (ARRAY['An','Bình','Châu','Dung','Giang','Hà','Hương','Khánh','Lan','Long','Mai','Nam','Phương','Quân','Trang','Tú'])
+                   [1 + floor(random() * 16)::int],
+               '09' || lpad(floor(random() * 100000000)::text, 8, '0'),
+               'khach' || floor(random() * 1000000) || '@example.vn',
+               (ARRAY['Hà Nội','Đà Nẵng','TP. Hồ Chí Minh','Hải Phòng','Cần Thơ','Huế'])[1 + floor(random() * 6)::int],
+               clock_timestamp()
+          FROM generate_series(1, $1::bigint) RETURNING id
+    ), wallets AS (
+        INSERT INTO accounts (kind, customer_id) SELECT 'wallet', id FROM made RETURNING id, customer_id
+    ), paid_in AS (
+        INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
+        SELECT (SELECT id FROM accounts WHERE kind = 'outside'), id, $2::bigint, 'nạp ví', 'top-up:' || id FROM wallets
+    )
+    SELECT array_agg(id) AS customers FROM made";
+
+/// Makes what the demo keeps its own book in.
+pub async fn prepare(db: &DatabaseConnection) -> Result<()> {
+    db.execute_unprepared(PREPARE).await.context("preparing the demo")?;
+    Ok(())
+}
+
+/// Makes the whole population, chunk by chunk, situation by situation in turn, so that all of them are under way at any time.
+pub async fn populate(db: &DatabaseConnection, orders: u32) -> Result<()> {
+    let mut left: Vec<u32> = SITUATIONS.iter().map(|situation| (orders / 100 * situation.share).max(1)).collect();
+    while left.iter().any(|left| *left > 0) {
+        for (situation, left) in SITUATIONS.iter().zip(&mut left) {
+            let count = CHUNK.min(*left);
+            *left -= count;
+            if count > 0 {
+                make(db, situation, count).await.with_context(|| format!("making {}", situation.name))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Result<()> {
+    let (customers, wallet) = match situation.make {
+        Make::OrderOfPoorCustomer { wallet, .. } => (count, wallet),
+        Make::Order { .. } | Make::CartItem => ((count / 3).max(1), WEALTH),
+        Make::Nothing => (0, WEALTH),
+    };
+    // The customers are there before: what the wake-ups count from is the moment of the order itself.
+    let row = db.query_one_raw(statement(CUSTOMERS, [i64::from(customers).into(), wallet.into()])).await?.context("no row")?;
+    let customers: Option<Vec<uuid::Uuid>> = row.try_get("", "customers")?;
+    let sql = match &situation.make {
+        Make::Order { status, parcel, money } => order(status, *parcel, money),
+        Make::OrderOfPoorCustomer { money, .. } => order("delivering", true, money),
+        Make::CartItem => CART_ITEM.to_owned(),
+        Make::Nothing => NOTHING.to_owned(),
+    };
+    db.execute_raw(statement(&sql, [situation.name.into(), i64::from(count).into(), customers.unwrap_or_default().into()]))
+        .await?;
+    Ok(())
+}
+
+/// `$2` orders of the customers `$3`, with their accounts and what was paid, into the situation `$1`.
+fn order(status: &str, parcel: bool, Money { due, paid }: &Money) -> String {
+    let parts = ["goods", "shipping", "service"].into_iter().zip(paid).map(|(kind, paid)| format!("('{kind}', {paid}::bigint)"));
+    let parts = parts.collect::<Vec<_>>().join(", ");
+    format!(
+        "WITH made AS (
+             INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, parcel_recorded_at,
+                                 goods_due, shipping_due, service_due)
+             SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 12)), ($3::uuid[])[1 + n % cardinality($3::uuid[])], '{status}',
+                    CASE WHEN '{status}' IN ('delivering', 'received') THEN now() END, CASE WHEN '{status}' = 'received' THEN now() END,
+                    CASE WHEN {parcel} THEN now() END, {goods}, {shipping}, {service}
+               FROM (SELECT gen_random_uuid() AS id, n FROM generate_series(1, $2::bigint) n) AS new
+             RETURNING id, customer_id
+         ), booked AS (
+             INSERT INTO demo (subject, situation) SELECT id, $1 FROM made
+         ), talked AS (
+             INSERT INTO order_messages (order_id, author, body) SELECT id, 'khách', 'Bao giờ hàng về đến nơi ạ?' FROM made
+         ), opened AS (
+             INSERT INTO accounts (kind, order_id) SELECT kind, made.id FROM made, (VALUES {parts}) part (kind, paid) RETURNING id, kind, order_id
+         )
+         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+         SELECT wallet.id, opened.id, part.paid, 'thanh toán', opened.order_id, 'payment:' || opened.id
+           FROM opened JOIN (VALUES {parts}) part (kind, paid) ON part.kind = opened.kind JOIN made ON made.id = opened.order_id
+                JOIN accounts AS wallet ON wallet.customer_id = made.customer_id AND wallet.kind = 'wallet'
+          WHERE part.paid > 0",
+        goods = due[0],
+        shipping = due[1],
+        service = due[2],
+    )
+}
+
+const CART_ITEM: &str = "
+    WITH made AS (
+        INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity)
+        SELECT gen_random_uuid(), ($3::uuid[])[1 + n % cardinality($3::uuid[])], 'sp-' || n,
+               (ARRAY['Áo khoác nữ','Tai nghe','Giày thể thao','Ốp lưng','Nồi chiên'])[1 + floor(random() * 5)::int], 1 + n % 3
+          FROM generate_series(1, $2::int) n RETURNING id)
+    INSERT INTO demo (subject, situation) SELECT id, $1 FROM made";
+
+const NOTHING: &str = "
+    WITH made AS (
+        INSERT INTO demo (subject, situation) SELECT gen_random_uuid(), $1 FROM generate_series(1, $2::bigint) WHERE cardinality($3::uuid[]) = 0
+        RETURNING subject)
+    INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', subject FROM made";
+
+/// What the order system, its staff and its customers do as the days go by.
+pub async fn go_on(db: &DatabaseConnection) -> Result<()> {
+    for situation in SITUATIONS {
+        for (step, act) in situation.acts.iter().enumerate() {
+            let sql = format!(
+                "WITH chosen AS MATERIALIZED (
+                     SELECT d.subject FROM demo d LEFT JOIN orders o ON o.id = d.subject LEFT JOIN cart_items i ON i.id = d.subject
+                      WHERE d.situation = $1 AND d.step = $2 AND {} ORDER BY d.subject LIMIT {CHUNK}
+                 ), {}
+                 UPDATE demo SET step = step + 1 FROM chosen WHERE demo.subject = chosen.subject",
+                act.when, act.what
+            );
+            loop {
+                match db.execute_raw(statement(&sql, [situation.name.into(), i32::try_from(step)?.into()])).await {
+                    Ok(done) if done.rows_affected() == 0 => break,
+                    Ok(_) => {}
+                    // It met a worker on the same rows: as every client of a database, it tries again.
+                    Err(error) if trouble(&error) == Trouble::Conflict => {}
+                    Err(error) => return Err(error).with_context(|| format!("{}, step {step}", situation.name)),
+                }
+            }
+        }
+    }
+    Ok(())
+}

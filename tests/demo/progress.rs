@@ -1,0 +1,101 @@
+//! Live progress: one line that says what day it is and where everything is.
+
+use std::{
+    collections::BTreeMap,
+    io::IsTerminal,
+    path::Path,
+    time::{Duration, Instant},
+};
+
+use anyhow::Result;
+use indicatif::{ProgressBar, ProgressStyle};
+use sea_orm::ConnectionTrait;
+use shared::{broker::Broker, database::statement};
+use tests::sandbox::Sandbox;
+
+/// Without a terminal a line is printed this often.
+const LINE_EVERY: Duration = Duration::from_secs(5);
+
+pub struct Progress<'a> {
+    sandbox: &'a Sandbox,
+    broker: &'a Broker,
+    bar: ProgressBar,
+    said: Option<Instant>,
+    quiet: bool,
+    live: bool,
+}
+
+impl<'a> Progress<'a> {
+    pub fn new(sandbox: &'a Sandbox, broker: &'a Broker, orders: u32) -> Self {
+        let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
+        eprintln!(
+            "population: {orders} orders and {} cart items in every situation of the policy; a day is a second",
+            orders / 3
+        );
+        Self { sandbox, broker, bar, said: None, quiet: false, live: std::io::stderr().is_terminal() }
+    }
+
+    /// Looks at the fleet and says what it sees.
+    pub async fn show(&mut self, elapsed: Duration, logs: &Path) -> Result<()> {
+        let row = self.sandbox.db.query_one_raw(statement("SELECT count(*) AS outbox FROM outbox", [])).await?;
+        let outbox: i64 = row.map(|row| row.try_get("", "outbox")).transpose()?.unwrap_or_default();
+        let waiting = self.sandbox.depth(self.broker, "rung.").await?;
+        let due = self.sandbox.depth(self.broker, "due.").await?;
+        self.quiet = outbox == 0 && due == 0;
+        let told = told(logs)?;
+        let of = |name: &str| told.get(name).copied().unwrap_or_default();
+        let line = format!(
+            "day {:>2} · events {} · waiting wake-ups {waiting} · due {due} · applied {} · stale {} · postponed {} · retried {} · dead {}",
+            elapsed.as_secs(),
+            of("events"),
+            of("applied"),
+            of("stale"),
+            of("postponed"),
+            of("retried"),
+            of("rejected") + of("malformed"),
+        );
+        if self.live {
+            self.bar.set_message(line);
+            self.bar.tick();
+        } else if self.said.is_none_or(|said| said.elapsed() >= LINE_EVERY) {
+            eprintln!("{line}");
+            self.said = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    /// Whether nothing was due and no event waited when it last looked. Floored arrears go on waiting for ever.
+    pub fn is_quiet(&self) -> bool {
+        self.quiet
+    }
+
+    pub fn finish(&self) {
+        self.bar.finish();
+    }
+}
+
+/// What the processes have last said of themselves in their logs, added up. A process that was started again begins anew, so
+/// each of its lives counts with the last thing it said.
+fn told(logs: &Path) -> Result<BTreeMap<String, u64>> {
+    let mut sums = BTreeMap::new();
+    for file in std::fs::read_dir(logs)?.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "log")) {
+        let mut life = BTreeMap::new();
+        for line in std::fs::read_to_string(file.path())?.lines() {
+            if line.contains("started\"") {
+                add(&mut sums, std::mem::take(&mut life));
+            } else if line.contains(" so far\"") {
+                // A line being written right now is no JSON yet.
+                let Ok(serde_json::Value::Object(said)) = serde_json::from_str(line) else { continue };
+                life = said.into_iter().filter_map(|(name, value)| Some((name, value.as_u64()?))).collect();
+            }
+        }
+        add(&mut sums, life);
+    }
+    Ok(sums)
+}
+
+fn add(sums: &mut BTreeMap<String, u64>, life: BTreeMap<String, u64>) {
+    for (name, count) in life {
+        *sums.entry(name).or_default() += count;
+    }
+}
