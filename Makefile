@@ -7,19 +7,17 @@ SHELL := bash
 
 ORDERS ?= 3000
 CARGO ?= cargo
-# Finds the servers, or starts them; what it found is in these variables then.
-with_services = deploy/services up && exports=$$(deploy/services env) && eval "$$exports"
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
 	@$(CARGO) build --quiet --workspace --bins
-	@$(with_services) && exec target/debug/demo --orders $(ORDERS)
+	@deploy/with-services target/debug/demo --orders $(ORDERS)
 
 test: ## Run every test on real servers
 	$(CARGO) build --workspace --bins
-	$(with_services) && $(CARGO) test --workspace
+	deploy/with-services $(CARGO) test --workspace
 
 check: ## Format, lints, documentation, scripts, the rules for dependencies
 	$(CARGO) fmt --all --check
@@ -29,7 +27,7 @@ check: ## Format, lints, documentation, scripts, the rules for dependencies
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	 else echo "NOT RUN: cargo-deny is not installed, so deny.toml was not checked (cargo install cargo-deny)"; fi
 
-services-up: ## Find or start PostgreSQL and RabbitMQ
+services-up: ## Find or start PostgreSQL and RabbitMQ, and keep them
 	@deploy/services up
 
 services-down: ## Stop what services-up started, and nothing else

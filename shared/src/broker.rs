@@ -21,6 +21,8 @@ pub use declare::Observed;
 const IN_FLIGHT_MAX: usize = 1_024;
 /// AMQP reply code 200: closed on purpose.
 const REPLY_SUCCESS: u16 = 200;
+/// How long a server may take to answer a greeting.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a farewell may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -84,9 +86,10 @@ impl Broker {
     /// [`BrokerError::Connect`], with the address but never its password.
     pub async fn connect(settings: &Amqp, name: &str) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connection = Connection::connect(settings.url.expose(), properties)
-            .await
-            .map_err(|error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) })?;
+        let connecting = Connection::connect(settings.url.expose(), properties);
+        let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(silence()));
+        let connection =
+            connected.map_err(|error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) })?;
         Ok(Self { connection, confirm_timeout: Duration::from_millis(settings.confirm_timeout_ms) })
     }
 
@@ -96,7 +99,7 @@ impl Broker {
         let mut pauses = backoff();
         let mut away = false;
         loop {
-            match Self::connect(settings, name).await {
+            match shutdown.run_until_cancelled(Self::connect(settings, name)).await? {
                 Ok(broker) => {
                     if away {
                         tracing::info!("RabbitMQ is back");
@@ -202,6 +205,10 @@ pub async fn close_channel(channel: &Channel) {
     if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
         tracing::debug!("RabbitMQ did not answer the closing of a channel in time");
     }
+}
+
+fn silence() -> lapin::Error {
+    std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time").into()
 }
 
 const BACKOFF_MAX: Duration = Duration::from_secs(10);

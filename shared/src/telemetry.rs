@@ -44,7 +44,11 @@ impl Telemetry {
     /// [`TelemetryError`].
     pub fn start(service: &'static str, filter: &str) -> Result<Self, TelemetryError> {
         let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
-        let stderr = if std::io::stderr().is_terminal() { stderr.boxed() } else { stderr.json().flatten_event(true).boxed() };
+        let stderr = if std::io::stderr().is_terminal() {
+            stderr.boxed()
+        } else {
+            stderr.json().flatten_event(true).with_span_list(false).boxed()
+        };
         let filter = EnvFilter::try_new(filter)?;
         let registry = tracing_subscriber::registry().with(filter).with(stderr);
         if std::env::var_os(ENDPOINT).is_none_or(|endpoint| endpoint.is_empty()) {

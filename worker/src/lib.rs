@@ -19,7 +19,7 @@ use shared::{
     task::Statements,
     tasks,
 };
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use tally::Totals;
@@ -31,6 +31,8 @@ pub enum WorkerError {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    #[error("a lane's consumer died: {0}; what it had in hand returns to its lane")]
+    Died(#[from] JoinError),
 }
 
 /// Works on every lane until told to shut down; then finishes what is in hand within the grace. What it settled.
@@ -48,6 +50,14 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
         tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
     }
 
+    let consumers = tasks::ALL.len() * usize::from(settings.naming.shards) * usize::from(settings.worker.consumers);
+    if (settings.database.max_connections as usize) < consumers {
+        tracing::warn!(
+            consumers,
+            max_connections = settings.database.max_connections,
+            "consumers wait for each other's connections"
+        );
+    }
     let context = Arc::new(lane::Context {
         settings: settings.clone(),
         topology,
@@ -67,11 +77,11 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
         }
     }
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
-    finish(lanes, &context, Duration::from_millis(settings.worker.grace_ms)).await;
+    let finished = finish(lanes, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     reporting.abort();
     tally.say();
     let _ = tokio::time::timeout(Duration::from_secs(5), context.db.clone().close()).await;
-    Ok(tally.totals())
+    finished.map(|()| tally.totals())
 }
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
@@ -90,20 +100,33 @@ async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bo
 }
 
 /// Waits for the lanes. Once told to shut down they have `grace` to settle what is in hand; then whatever still waits for a
-/// server is abandoned unacked, and returns to its lane.
-async fn finish(mut lanes: JoinSet<()>, context: &lane::Context, grace: Duration) {
-    let ended = async { while lanes.join_next().await.is_some() {} };
+/// server is abandoned unacked, and returns to its lane. A consumer that dies ends the whole worker, so that its supervisor
+/// starts a sound one.
+async fn finish(mut lanes: JoinSet<()>, context: &lane::Context, grace: Duration) -> Result<(), WorkerError> {
     let out_of_patience = async {
         context.shutdown.cancelled().await;
         tokio::time::sleep(grace).await;
     };
-    tokio::select! {
-        () = ended => return,
-        () = out_of_patience => {}
-    }
-    tracing::warn!(grace_ms = context.settings.worker.grace_ms, "the grace is over; what is unsettled returns to its lane");
+    let ended = tokio::select! {
+        ended = all(&mut lanes) => ended,
+        () = out_of_patience => {
+            tracing::warn!(grace_ms = context.settings.worker.grace_ms, "the grace is over; what is unsettled returns to its lane");
+            Ok(())
+        }
+    };
+    context.shutdown.cancel();
     context.abandon.cancel();
-    let farewell = async { while lanes.join_next().await.is_some() {} };
-    let _ = tokio::time::timeout(Duration::from_secs(2), farewell).await;
+    let _ = tokio::time::timeout(FAREWELL, all(&mut lanes)).await;
     lanes.abort_all();
+    Ok(ended?)
+}
+
+/// How long abandoned lanes may take to close their connections.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+async fn all(lanes: &mut JoinSet<()>) -> Result<(), JoinError> {
+    while let Some(ended) = lanes.join_next().await {
+        ended?;
+    }
+    Ok(())
 }
