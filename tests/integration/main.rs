@@ -17,4 +17,5 @@ mod outbox;
 mod processes;
 mod receipts;
 mod stage;
+mod telemetry;
 mod topology;
