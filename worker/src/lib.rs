@@ -1,6 +1,6 @@
 //! The fleet: stateless workers take due wake-ups, recheck the rows, apply what is due and settle.
 //!
-//! A message's way through the rooms: [`lane`] → [`intake`] → [`batch`] → [`apply`] → [`settle`]. Killed at any instruction a
+//! A message's way through the rooms: `lane` → [`intake`] → [`batch`] → [`apply`] → [`settle`]. Killed at any instruction a
 //! worker loses nothing and doubles nothing: effects commit before the ack, and what comes again is found stale.
 
 pub mod apply;
