@@ -24,8 +24,13 @@ check: ## Format, lints, documentation, scripts, the rules for dependencies
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	deploy/validate
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
-	 else echo "NOT RUN: cargo-deny is not installed, so deny.toml was not checked (cargo install cargo-deny)"; fi
+	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
+	     echo "NOT RUN  deny.toml: cargo-deny is not installed (cargo install cargo-deny)"; \
+	 else \
+	     $(CARGO) deny --log-level error check bans licenses sources; \
+	     if $(CARGO) deny fetch db >/dev/null 2>&1; then $(CARGO) deny --log-level error check advisories; \
+	     else echo "NOT RUN  advisories: the advisory database cannot be fetched"; fi; \
+	 fi
 
 services-up: ## Find or start PostgreSQL and RabbitMQ, and keep them
 	@deploy/services up

@@ -1,6 +1,6 @@
 //! `ops`: the operators' command line.
 
-use std::{collections::BTreeSet, process::ExitCode};
+use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -96,6 +96,9 @@ enum Dead {
     Show {
         /// The letter's id
         id: Uuid,
+        /// Write the original bytes, all of them, into this file
+        #[arg(long, value_name = "FILE")]
+        bytes: Option<PathBuf>,
     },
     /// Wake again what letters are about; each leaves the queue only once that is confirmed
     #[command(after_help = "Examples:\n  ops dead replay 5f0c…\n  ops dead replay --all")]
@@ -237,7 +240,7 @@ async fn dead(command: Dead, settings: &Settings, shutdown: CancellationToken) -
     let reader = Reader::open(settings).await?;
     let done = match command {
         Dead::List { limit } => list(&reader, limit).await,
-        Dead::Show { id } => show(&reader, id).await,
+        Dead::Show { id, bytes } => show(&reader, id, bytes).await,
         Dead::Replay { ids, .. } => replay(&reader, ids.into_iter().collect(), shutdown).await,
     };
     reader.close().await;
@@ -257,11 +260,11 @@ async fn list(reader: &Reader, limit: usize) -> anyhow::Result<()> {
         table.add_row([
             letter.id.to_string(),
             letter.died_at.map_or("-".into(), |at| at.to_rfc3339()),
-            letter.reason.clone(),
-            letter.kind.clone().unwrap_or("-".into()),
+            letter.reason.escape_debug().to_string(),
+            letter.kind.as_deref().unwrap_or("-").escape_debug().to_string(),
             letter.subject.map_or("-".into(), |id| id.to_string()),
             letter.attempts.to_string(),
-            letter.cause.chars().take(CAUSE_SHOWN).collect(),
+            letter.cause.escape_debug().take(CAUSE_SHOWN).collect(),
         ]);
     }
     say(&table.to_string());
@@ -271,7 +274,8 @@ async fn list(reader: &Reader, limit: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn show(reader: &Reader, id: Uuid) -> anyhow::Result<()> {
+async fn show(reader: &Reader, id: Uuid, bytes: Option<PathBuf>) -> anyhow::Result<()> {
+    const BYTES_SHOWN: usize = 4_096;
     let all = reader.take(usize::MAX).await?;
     let Some(Held { letter, queue, .. }) = all.iter().find(|held| held.letter.id == id) else {
         bail!("no dead letter has the id {id}; see `ops dead list`");
@@ -285,13 +289,21 @@ async fn show(reader: &Reader, id: Uuid) -> anyhow::Result<()> {
     say(&format!("kind         {}", optional(letter.kind.clone())));
     say(&format!("subject      {}", optional(letter.subject.map(|id| id.to_string()))));
     say(&format!("wake-up      {}", optional(letter.wakeup.map(|id| id.to_string()))));
-    say(&format!("routing key  {}", letter.routing_key));
-    say(&format!("cause        {}", letter.cause));
+    // What came from outside must not steer the terminal that shows it.
+    say(&format!("routing key  {}", letter.routing_key.escape_debug()));
+    say(&format!("cause        {}", letter.cause.escape_debug()));
     for (name, value) in letter.headers.inner() {
-        say(&format!("header       {name}: {value:?}"));
+        say(&format!("header       {}: {value:?}", name.as_str().escape_debug()));
     }
     say(&format!("bytes        {}", letter.body.len()));
-    say(&letter.body.escape_ascii().to_string());
+    say(&letter.body[..letter.body.len().min(BYTES_SHOWN)].escape_ascii().to_string());
+    if letter.body.len() > BYTES_SHOWN {
+        say(&format!("… {} more; --bytes FILE writes them all", letter.body.len() - BYTES_SHOWN));
+    }
+    if let Some(path) = bytes {
+        std::fs::write(&path, &letter.body).with_context(|| path.display().to_string())?;
+        say(&format!("written to {}", path.display()));
+    }
     Ok(())
 }
 

@@ -21,12 +21,13 @@ pub mod schedule;
 use shared::{
     broker::{Broker, BrokerError, Publisher},
     event::Event,
-    pack::Packed,
     policy::Policy,
     settings::Settings,
     telemetry::trace_context,
     topology::Topology,
 };
+
+use schedule::Plan;
 
 /// A Rust caller's own way to schedule, without the outbox: what it returns for is confirmed by the broker. Call it after
 /// your transaction has committed; if your process dies in between, the wake-up is lost until a sweep finds the overdue row.
@@ -52,16 +53,16 @@ impl Producer {
         Ok(Self { broker, publisher, policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max })
     }
 
-    /// Schedules everything that follows from `events`, packed and pipelined, and returns once all of it is confirmed.
-    /// An event that falls due beyond the calendar's end schedules nothing.
+    /// Schedules everything that follows from `events`, packed and pipelined, and returns what it was once all of it is
+    /// confirmed. An event from which something would fall due beyond the calendar's end is named in [`Plan::beyond`].
     ///
     /// # Errors
     /// [`BrokerError`]; call again with the same events then: twice does no harm.
-    pub async fn schedule(&self, events: &[Event]) -> Result<Vec<Packed>, BrokerError> {
+    pub async fn schedule(&self, events: &[Event]) -> Result<Plan, BrokerError> {
         let trace = trace_context(&tracing::Span::current());
         let plan = schedule::plan(events, schedule::now(), &self.policy, &self.topology, self.pack_max, &trace);
         self.publisher.publish_all(plan.messages(&self.topology)).await?;
-        Ok(plan.wakeups)
+        Ok(plan)
     }
 
     /// Closes the connection.

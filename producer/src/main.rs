@@ -74,12 +74,15 @@ async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Opt
     };
     let producer = Producer::connect(settings).await?;
     let event = Event { id: Uuid::new_v4(), event_type, subject, occurred_at };
-    let wakeups = producer.schedule(&[event]).await.context("nothing is scheduled")?;
+    let plan = producer.schedule(&[event]).await.context("nothing is scheduled")?;
     producer.close().await;
-    if wakeups.is_empty() {
+    if !plan.beyond.is_empty() {
+        bail!("what follows from it would fall due beyond the calendar's end; nothing is scheduled");
+    }
+    if plan.wakeups.is_empty() {
         say(&format!("nothing follows from {event_type}: the policy has no line on it"));
     }
-    for packed in wakeups {
+    for packed in plan.wakeups {
         say(&format!("{} of {subject} is due {}", packed.wakeup.kind, packed.wakeup.due_at.to_rfc3339()));
     }
     Ok(())

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{
-    DatabaseConnection, DbErr, TransactionTrait,
+    DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
     sqlx::{self, postgres::PgListener},
 };
 use shared::{
@@ -16,9 +16,10 @@ use shared::{
     topology::Topology,
 };
 use tokio_util::sync::CancellationToken;
+use tracing::Instrument;
 
 use crate::{
-    outbox::{self, Refused},
+    outbox::{self, Refused, Taken},
     schedule,
 };
 
@@ -102,6 +103,8 @@ impl Relay<'_> {
                 Err(error) => {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     broker.close().await;
+                    let pause = backoff().next().unwrap_or_default();
+                    shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }
             }
         }
@@ -159,17 +162,22 @@ impl Relay<'_> {
     }
 
     /// One transaction: take, publish, await the confirms, commit. How many events it took.
-    #[tracing::instrument(skip_all, fields(otel.kind = "producer", events, wakeups), level = "info", name = "relay")]
     async fn batch(&mut self, db: &DatabaseConnection, publisher: &Publisher) -> Result<usize, BatchError> {
         let tx = db.begin().await?;
         let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max).await? else {
             tx.rollback().await?;
             return Ok(0);
         };
+        let span =
+            tracing::info_span!("relay", otel.kind = "producer", events = taken.events.len(), wakeups = tracing::field::Empty);
+        self.relay(tx, taken, publisher).instrument(span).await
+    }
+
+    async fn relay(&mut self, tx: DatabaseTransaction, taken: Taken, publisher: &Publisher) -> Result<usize, BatchError> {
         let (policy, pack_max) = (&self.settings.policy, self.settings.naming.pack_max);
         let span = tracing::Span::current();
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
-        span.record("events", taken.events.len()).record("wakeups", plan.wakeups.len());
+        span.record("wakeups", plan.wakeups.len());
         publisher.publish_all(plan.messages(&self.topology)).await?;
         let mut refused = taken.refused;
         refused.extend(plan.beyond.iter().map(Refused::beyond_the_calendar));

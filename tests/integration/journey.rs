@@ -90,7 +90,7 @@ async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
         let orders = stage.order_ids().await;
         let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, *order)).collect();
         let producer = Producer::connect(stage.settings()).await.expect("a producer");
-        let wakeups = producer.schedule(&events).await.expect("confirmed");
+        let wakeups = producer.schedule(&events).await.expect("confirmed").wakeups;
         producer.close().await;
         assert!(wakeups.len() <= 32, "{} messages for 1,000 orders", wakeups.len());
         let worker = stage.worker();

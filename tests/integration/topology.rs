@@ -105,7 +105,7 @@ async fn shards_part_the_work_and_lose_none_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_longest_span_that_a_policy_may_have_can_be_declared() {
-    let file = format!("{QUICK}\n").replace("400ms", "19 years").replace("300ms", "60d");
+    let file = format!("{QUICK}\n").replace("400ms", "9 years").replace("300ms", "3650d");
     on_stage(&file, async |stage| {
         let shown = ops(stage, &["topology", "show"]).await.expect("shown");
         assert!(!shown.contains("missing"), "{shown}");

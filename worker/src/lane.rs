@@ -51,7 +51,6 @@ pub(crate) struct Lane {
 impl Lane {
     /// Serves until told to shut down, over one connection after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
-        let mut pauses = backoff();
         while let Some(broker) = Broker::connect_until(&context.settings.amqp, "kyhan worker", &context.shutdown).await {
             let served = self.serve(&broker, &context).await;
             broker.close().await;
@@ -59,7 +58,7 @@ impl Lane {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane"),
             }
-            let pause = pauses.next().unwrap_or_default();
+            let pause = backoff().next().unwrap_or_default();
             context.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
