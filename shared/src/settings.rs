@@ -7,18 +7,9 @@ use std::{
     time::Duration,
 };
 
-use config::{Map, Value, ValueKind};
+use crate::{policy::Policy, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
 
-use crate::{
-    event::EventType,
-    policy::{Line, Policy},
-    span::Span,
-    task::Terms,
-    tasks,
-    topology::Topology,
-    wakeup::SUBJECTS_MAX,
-};
-
+mod policy_table;
 mod reader;
 mod secret;
 
@@ -168,7 +159,7 @@ impl Settings {
         };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
-        let policy = policy(r);
+        let policy = policy_table::policy(r);
         let held = std::mem::take(&mut r.held);
         match (database_url, amqp_url) {
             (Some(database_url), Some(amqp_url)) if reader.mistakes.is_empty() => Ok(Self {
@@ -263,79 +254,6 @@ fn log_filter(r: &mut Reader) -> String {
         r.mistake("telemetry.log", format!("{filter:?} is no filter ({error}); write it like \"info\" or \"worker=debug,info\""));
     }
     filter
-}
-
-/// The lines of the policy; a line `on` several events is as many lines.
-fn policy(r: &mut Reader) -> Policy {
-    let mut lines = Vec::new();
-    // Where each line stands in the file, as a line on several events becomes several.
-    let mut places = Vec::new();
-    for (at, table) in r.tables("policy").into_iter().enumerate() {
-        let before = r.mistakes.len();
-        let key = |field: &str| format!("policy[{at}].{field}");
-        for unknown in table.keys().filter(|name| !["on", "task", "after"].contains(&name.as_str())) {
-            r.mistake(&key(unknown), "a policy line has `on`, `task` and `after`");
-        }
-        let on = events(r, &key("on"), table.get("on"));
-        let task = field(r, &key("task"), &table, "task").and_then(|name| {
-            let found = tasks::find(&name).map(crate::task::Task::kind);
-            if found.is_none() {
-                let known = tasks::kinds().collect::<Vec<_>>().join(", ");
-                r.mistake(&key("task"), format!("there is no task {name:?}; known are {known}"));
-            }
-            found
-        });
-        let after = field(r, &key("after"), &table, "after").and_then(|text| match text.parse::<Span>() {
-            Ok(span) => Some(span),
-            Err(error) => {
-                r.mistake(&key("after"), error.to_string());
-                None
-            }
-        });
-        if let (Some(task), Some(after), true) = (task, after, r.mistakes.len() == before) {
-            places.extend(std::iter::repeat_n(at, on.len()));
-            lines.extend(on.into_iter().map(|on| Line { on, task, after }));
-        }
-    }
-    Policy::new(lines).unwrap_or_else(|mistakes| {
-        for mistake in mistakes {
-            r.mistake(&format!("policy[{}].{}", places[mistake.line], mistake.field), mistake.why);
-        }
-        Policy::default()
-    })
-}
-
-fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> Option<String> {
-    match table.get(name).map(|value| value.kind.clone()) {
-        Some(ValueKind::String(text)) => Some(text),
-        Some(other) => {
-            r.mistake(key, format!("{other} is no text"));
-            None
-        }
-        None => {
-            r.mistake(key, "it is missing");
-            None
-        }
-    }
-}
-
-fn events(r: &mut Reader, key: &str, on: Option<&Value>) -> Vec<EventType> {
-    let names = match on.map(|value| (value, &value.kind)) {
-        None => {
-            r.mistake(key, "it is missing");
-            return Vec::new();
-        }
-        Some((value, ValueKind::Array(_))) => value.clone().into_array().unwrap_or_default(),
-        Some((value, _)) => vec![value.clone()],
-    };
-    let mut events = Vec::new();
-    for name in names {
-        match name.to_string().parse() {
-            Ok(event) => events.push(event),
-            Err(error) => r.mistake(key, format!("{error}")),
-        }
-    }
-    events
 }
 
 #[cfg(test)]

@@ -234,6 +234,27 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_row_locked_for_long_holds_up_no_other() {
+    on_stage(QUICK, async |stage| {
+        let orders = stage.many_delivering(300).await;
+        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+        let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [orders[123].into()]);
+        sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
+        let settings = [("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "50"), ("KYHAN_WORKER_ATTEMPTS_MAX", "1000")];
+        let worker = worker_with(stage.sandbox.settings_with(&settings).expect("settings"));
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+        stage.until("SELECT count(*) = 299 FROM orders WHERE status = 'received'").await;
+        blocker.rollback().await.expect("unlocked");
+        stage.until("SELECT count(*) = 300 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.stale, totals.rejected), (300, 0, 0), "{totals:?}");
+        assert!(totals.retried > 0, "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_database_spends_no_attempt() {
     on_stage(QUICK, async |stage| {
         let mut subjects = Vec::new();

@@ -6,10 +6,6 @@ use uuid::Uuid;
 
 use crate::stage::{QUICK, SOON, Stage, on_stage};
 
-async fn ops(stage: &Stage, arguments: &[&str]) -> anyhow::Result<String> {
-    fleet::output(fleet::command("ops", &stage.sandbox.env, arguments)?).await
-}
-
 /// Orders whose receipts fail until the obstacle is removed.
 async fn die(stage: &Stage, count: usize) -> Vec<Uuid> {
     let mut orders = Vec::new();
@@ -28,22 +24,22 @@ async fn die(stage: &Stage, count: usize) -> Vec<Uuid> {
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_are_listed_and_shown_and_stay_where_they_are() {
     on_stage(QUICK, async |stage| {
-        assert_eq!(ops(stage, &["dead", "list"]).await.expect("a list").trim(), "no dead letters");
+        assert_eq!(stage.ops(&["dead", "list"]).await.expect("a list").trim(), "no dead letters");
         let orders = die(stage, 3).await;
         for _ in 0..3 {
-            let list = ops(stage, &["dead", "list"]).await.expect("a list");
+            let list = stage.ops(&["dead", "list"]).await.expect("a list");
             assert!(list.contains("attempts-exhausted") && list.contains("confirm-receipt"), "{list}");
         }
-        let list = ops(stage, &["dead", "list", "--limit", "1"]).await.expect("a list");
+        let list = stage.ops(&["dead", "list", "--limit", "1"]).await.expect("a list");
         assert!(list.contains("2 more"), "{list}");
         let letters = stage.dead_letters().await;
         let letter = letters.iter().find(|letter| letter.subject == Some(orders[0])).expect("its letter");
-        let shown = ops(stage, &["dead", "show", &letter.id.to_string()]).await.expect("a letter");
+        let shown = stage.ops(&["dead", "show", &letter.id.to_string()]).await.expect("a letter");
         for said in [&orders[0].to_string(), "obstacle", "attempts     3", "routing key  confirm-receipt.0", "\\\"attempt\\\":2"]
         {
             assert!(shown.contains(said), "{said}: {shown}");
         }
-        let missing = ops(stage, &["dead", "show", &Uuid::nil().to_string()]).await.expect_err("none").to_string();
+        let missing = stage.ops(&["dead", "show", &Uuid::nil().to_string()]).await.expect_err("none").to_string();
         assert!(missing.contains("no dead letter has the id"), "{missing}");
         tests::sandbox::eventually("all are still there", SOON, async || Ok(stage.depth("dead").await == 3)).await;
     })
@@ -56,9 +52,9 @@ async fn a_replayed_letter_is_a_fresh_wakeup_of_its_subject_alone() {
         let orders = die(stage, 3).await;
         let letters = stage.dead_letters().await;
         let letter = letters.iter().find(|letter| letter.subject == Some(orders[1])).expect("its letter");
-        let refused = ops(stage, &["dead", "replay", &letter.id.to_string(), &Uuid::nil().to_string()]).await;
+        let refused = stage.ops(&["dead", "replay", &letter.id.to_string(), &Uuid::nil().to_string()]).await;
         assert!(refused.expect_err("refused").to_string().contains("nothing is replayed"));
-        let done = ops(stage, &["dead", "replay", &letter.id.to_string()]).await.expect("replayed");
+        let done = stage.ops(&["dead", "replay", &letter.id.to_string()]).await.expect("replayed");
         assert!(done.contains("1 letters replayed"), "{done}");
         let worker = stage.worker();
         stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{}'", orders[1])).await;
@@ -67,7 +63,7 @@ async fn a_replayed_letter_is_a_fresh_wakeup_of_its_subject_alone() {
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'delivering'").await, 2);
         tests::sandbox::eventually("the others stay", SOON, async || Ok(stage.depth("dead").await == 2)).await;
 
-        ops(stage, &["dead", "replay", "--all"]).await.expect("replayed");
+        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
         let worker = stage.worker();
         stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
@@ -80,26 +76,21 @@ async fn a_replayed_letter_is_a_fresh_wakeup_of_its_subject_alone() {
 async fn ops_killed_while_replaying_loses_no_letter() {
     const LETTERS: usize = 600;
     on_stage(QUICK, async |stage| {
-        stage
-            .run(
-                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
-                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, 600) n",
-                [shared::task::EXAMPLE_CUSTOMER.into()],
-            )
-            .await;
-        let orders = stage.order_ids().await;
+        let orders = stage.many_delivering(600).await;
         // As the broker itself would bury them: the wake-ups, in the dead-letter queue.
         let dead = stage.topology().dead();
-        let letters = orders.iter().map(|order| Outgoing { exchange: dead.clone(), ..stage.wakeup("confirm-receipt", &[*order]) });
+        let letters =
+            orders.iter().map(|order| Outgoing { exchange: dead.clone(), ..stage.wakeup("confirm-receipt", &[*order]) });
         stage.publish(letters.collect()).await;
         for pause_ms in [30, 60, 90, 120, 40, 80] {
-            let mut ops = fleet::command("ops", &stage.sandbox.env, ["dead", "replay", "--all"]).expect("built").spawn().expect("started");
+            let mut ops =
+                fleet::command("ops", &stage.sandbox.env, ["dead", "replay", "--all"]).expect("built").spawn().expect("started");
             tokio::time::sleep(std::time::Duration::from_millis(pause_ms)).await;
             ops.kill().await.expect("killed");
         }
-        ops(stage, &["dead", "replay", "--all"]).await.expect("replayed");
+        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
         tests::sandbox::eventually("the rest is replayed", SOON, async || {
-            ops(stage, &["dead", "replay", "--all"]).await?;
+            stage.ops(&["dead", "replay", "--all"]).await?;
             Ok(stage.depth("dead").await == 0)
         })
         .await;
@@ -126,7 +117,7 @@ async fn a_message_that_no_lane_takes_is_a_letter_and_jams_nothing() {
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
         tests::sandbox::eventually("the stray message is kept", SOON, async || Ok(stage.depth("unrouted").await == 1)).await;
-        let list = ops(stage, &["dead", "list"]).await.expect("a list");
+        let list = stage.ops(&["dead", "list"]).await.expect("a list");
         assert!(list.contains("unrouted") && list.contains("make-coffee.0"), "{list}");
     })
     .await;
@@ -150,7 +141,7 @@ async fn a_wakeup_delivered_too_often_is_buried_by_the_broker_and_replayed_subje
         broker.close().await;
         let letters = stage.dead_letters().await;
         assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", None));
-        ops(stage, &["dead", "replay", "--all"]).await.expect("replayed");
+        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
         assert_eq!(stage.depth("due.").await, 2, "one wake-up for each subject");
         let worker = stage.worker();
         stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;

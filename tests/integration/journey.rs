@@ -79,15 +79,7 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
     on_stage(QUICK, async |stage| {
-        let customer = EXAMPLE_CUSTOMER;
-        stage
-            .run(
-                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
-                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() FROM generate_series(1, 1000) n",
-                [customer.into()],
-            )
-            .await;
-        let orders = stage.order_ids().await;
+        let orders = stage.many_delivering(1000).await;
         let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, *order)).collect();
         let producer = Producer::connect(stage.settings()).await.expect("a producer");
         let wakeups = producer.schedule(&events).await.expect("confirmed").wakeups;

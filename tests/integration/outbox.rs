@@ -4,11 +4,7 @@ use shared::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
-
-async fn ops(stage: &Stage, arguments: &[&str]) -> anyhow::Result<String> {
-    fleet::output(fleet::command("ops", &stage.sandbox.env, arguments)?).await
-}
+use crate::stage::{QUICK, SOON, on_stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
@@ -28,7 +24,7 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
         worker.stop().await;
         let report = relay.stop().await;
         assert_eq!(report.set_aside, 6, "{report:?}");
-        let list = ops(stage, &["set-aside", "list"]).await.expect("a list");
+        let list = stage.ops(&["set-aside", "list"]).await.expect("a list");
         for said in ["order.shiped", "known are order.recorded", "no row of orders has this id", "no row of cart_items", "infinity"] {
             assert!(list.replace('\n', " ").contains(said) || list.contains(said.split(' ').next().expect("a word")), "{said}: {list}");
         }
@@ -42,7 +38,7 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
             )
             .await;
         let id: i64 = stage.ask("SELECT id FROM set_aside WHERE subject_id = '00000000-0000-0000-0000-00000000004d'").await;
-        let back = ops(stage, &["set-aside", "retry", &id.to_string()]).await.expect("back");
+        let back = stage.ops(&["set-aside", "retry", &id.to_string()]).await.expect("back");
         assert!(back.contains("1 events"), "{back}");
         let (relay, worker) = (stage.relay(), stage.worker());
         stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;

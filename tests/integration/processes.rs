@@ -59,18 +59,12 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
     on_stage(QUICK, async |stage| {
-        stage
-            .run(
-                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
-                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, 20000) n",
-                [EXAMPLE_CUSTOMER.into()],
-            )
-            .await;
-        let orders = stage.order_ids().await;
+        let orders = stage.many_delivering(20000).await;
         let messages = orders.chunks(20).map(|some| stage.wakeup("confirm-receipt", some));
         stage.publish(messages.collect()).await;
         let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
-        let mut worker = fleet::start(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
+        let mut worker =
+            fleet::start(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
         stage.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
         fleet::terminate(&worker).await.expect("told");
         let status = tokio::time::timeout(Duration::from_secs(20), worker.wait()).await.expect("it leaves").expect("a status");
@@ -93,14 +87,7 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_wakeups_are_applied_by_another_once() {
     on_stage(QUICK, async |stage| {
-        stage
-            .run(
-                "INSERT INTO orders (id, code, customer_id, status, delivering_since)
-                 SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, 5000) n",
-                [EXAMPLE_CUSTOMER.into()],
-            )
-            .await;
-        let orders = stage.order_ids().await;
+        let orders = stage.many_delivering(5000).await;
         let messages = orders.chunks(10).map(|some| stage.wakeup("confirm-receipt", some));
         stage.publish(messages.collect()).await;
         for _ in 0..3 {

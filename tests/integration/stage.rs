@@ -14,7 +14,10 @@ use shared::{
     topology::{Role, Topology},
     wakeup::TraceContext,
 };
-use tests::sandbox::{Sandbox, eventually};
+use tests::{
+    fleet,
+    sandbox::{Sandbox, eventually},
+};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -202,6 +205,19 @@ impl Stage {
         let letters = held.iter().map(|held| held.letter.clone()).collect();
         reader.close().await;
         letters
+    }
+
+    /// Runs `ops` as an operator would, and returns what it printed.
+    pub async fn ops(&self, arguments: &[&str]) -> anyhow::Result<String> {
+        fleet::output(fleet::command("ops", &self.sandbox.env, arguments)?).await
+    }
+
+    /// So many orders on their way since a year.
+    pub async fn many_delivering(&self, count: i64) -> Vec<Uuid> {
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, $2::bigint) n";
+        self.run(sql, [EXAMPLE_CUSTOMER.into(), count.into()]).await;
+        self.order_ids().await
     }
 
     /// An order on its way since a year.

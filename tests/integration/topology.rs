@@ -8,19 +8,15 @@ use shared::{
 };
 use tests::fleet;
 
-use crate::stage::{QUICK, Stage, on_stage};
-
-async fn ops(stage: &Stage, arguments: &[&str]) -> anyhow::Result<String> {
-    fleet::output(fleet::command("ops", &stage.sandbox.env, arguments)?).await
-}
+use crate::stage::{QUICK, on_stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn declaring_again_is_no_harm_and_everything_is_shown() {
     on_stage(QUICK, async |stage| {
         for _ in 0..2 {
-            ops(stage, &["topology", "declare"]).await.expect("declared");
+            stage.ops(&["topology", "declare"]).await.expect("declared");
         }
-        let shown = ops(stage, &["topology", "show"]).await.expect("shown");
+        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
         for queue in stage.topology().queues() {
             assert!(shown.contains(queue.name.split('.').next_back().expect("a name")), "{}: {shown}", queue.name);
         }
@@ -69,16 +65,16 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
         waiting.exchange = format!("{}3s", before.rung_prefix());
         stage.publish(vec![waiting]).await;
 
-        let pruned = ops(stage, &["topology", "prune"]).await.expect("pruned");
+        let pruned = stage.ops(&["topology", "prune"]).await.expect("pruned");
         assert!(pruned.contains("rung.1h: removed") && pruned.contains("rung.3s: still holds 1"), "{pruned}");
         assert!(broker.observe(&format!("{}1h", before.rung_prefix())).await.expect("an answer").is_none());
         // What waited there still arrives, and then the rung goes too.
         let worker = stage.worker();
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        let pruned = ops(stage, &["topology", "prune"]).await.expect("pruned");
+        let pruned = stage.ops(&["topology", "prune"]).await.expect("pruned");
         assert!(pruned.contains("rung.3s: removed"), "{pruned}");
-        assert!(ops(stage, &["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
+        assert!(stage.ops(&["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
         for queue in stage.topology().queues().iter().filter(|queue| queue.role == Role::Rung) {
             assert!(broker.observe(&queue.name).await.expect("an answer").is_some(), "{} is used", queue.name);
         }
@@ -107,7 +103,7 @@ async fn shards_part_the_work_and_lose_none_of_it() {
 async fn the_longest_span_that_a_policy_may_have_can_be_declared() {
     let file = format!("{QUICK}\n").replace("400ms", "9 years").replace("300ms", "3650d");
     on_stage(&file, async |stage| {
-        let shown = ops(stage, &["topology", "show"]).await.expect("shown");
+        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
         assert!(!shown.contains("missing"), "{shown}");
     })
     .await;

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 /// How often a conflict with other transactions is tried again at once before the batch is split.
-const CONFLICT_TRIES: u32 = 5;
+const CONFLICT_TRIES: u32 = 3;
 /// Longest pause before such a try, in milliseconds; the actual one is random, so that two that collided part.
 const CONFLICT_PAUSE_MAX_MS: u64 = 40;
 
@@ -53,8 +53,10 @@ pub async fn apply(
                     outcomes.insert(*subject, Outcome::Retry { cause: chain(&error) });
                 } else {
                     let (left, right) = part.split_at(part.len() / 2);
-                    parts.push((right.to_vec(), 0));
-                    parts.push((left.to_vec(), 0));
+                    // A conflict that lasted gets one more try per part: a row locked for long must not hold up its lane.
+                    let conflicts = if trouble == Trouble::Conflict { CONFLICT_TRIES } else { 0 };
+                    parts.push((right.to_vec(), conflicts));
+                    parts.push((left.to_vec(), conflicts));
                 }
             }
         }
