@@ -6,6 +6,7 @@ use shared::{
     task::{Statements, Task},
     tasks,
 };
+use tests::sandbox::eventually;
 use uuid::Uuid;
 
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
@@ -159,9 +160,10 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
             tx.commit().await.expect("a commit");
             happened(stage, *task, subject, 1).await;
             broker.close().await;
+            eventually("it is back in its lane", SOON, async || Ok(stage.depth("due.").await == 1)).await;
 
             let worker = stage.worker();
-            tests::sandbox::eventually("it is settled", SOON, async || Ok(stage.depth("due.").await == 0)).await;
+            stage.until_settled().await;
             let totals = worker.stop().await;
             assert_eq!((totals.applied, totals.stale), (0, 1), "{}", task.kind());
             happened(stage, *task, subject, 1).await;
@@ -180,10 +182,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
             let subject = due(stage, *task).await;
             from_now(stage, *task, subject).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
-            tests::sandbox::eventually("the effect", SOON, async || {
-                Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))
-            })
-            .await;
+            eventually("the effect", SOON, async || Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
         assert_eq!(totals.applied, tasks::ALL.len() as u64);
@@ -222,10 +221,7 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
                 .await;
             tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
             blocker.rollback().await.expect("unlocked");
-            tests::sandbox::eventually("the effect", SOON, async || {
-                Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))
-            })
-            .await;
+            eventually("the effect", SOON, async || Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale), (tasks::ALL.len() as u64, 0), "{totals:?}");
@@ -282,7 +278,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
         let back = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
         sea_orm::ConnectionTrait::execute_unprepared(&admin, &back).await.expect("the end of it");
         for (task, subject) in &subjects {
-            tests::sandbox::eventually("the effect", SOON, async || {
+            eventually("the effect", SOON, async || {
                 let counts = sea_orm::ConnectionTrait::query_one_raw(
                     &stage.sandbox.db,
                     statement(task.examples().effects, [(*subject).into()]),

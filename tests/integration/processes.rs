@@ -98,7 +98,7 @@ async fn a_killed_workers_wakeups_are_applied_by_another_once() {
         }
         let worker = stage.worker();
         stage.until("SELECT count(*) = 5000 FROM orders WHERE status = 'received'").await;
-        tests::sandbox::eventually("the lane is empty", SOON, async || Ok(stage.depth("due.").await == 0)).await;
+        stage.until_settled().await;
         worker.stop().await;
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 5000);
     })

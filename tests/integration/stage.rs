@@ -159,11 +159,16 @@ impl Stage {
         broker.close().await;
     }
 
-    /// Waits until nothing waits, is due or in hand.
+    /// Waits until nothing waits, is due or in hand. What a worker has in hand shows in no queue, and is settled in
+    /// milliseconds: the queues must be seen empty several times over.
     pub async fn until_settled(&self) {
+        const TIMES: u32 = 10;
         let broker = self.sandbox.broker().await.expect("a broker");
+        let mut empty = 0;
         eventually("all wake-ups are settled", SOON, async || {
-            Ok(self.sandbox.depth(&broker, "rung.").await? + self.sandbox.depth(&broker, "due.").await? == 0)
+            let depth = self.sandbox.depth(&broker, "rung.").await? + self.sandbox.depth(&broker, "due.").await?;
+            empty = if depth == 0 { empty + 1 } else { 0 };
+            Ok(empty == TIMES)
         })
         .await;
         broker.close().await;
