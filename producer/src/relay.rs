@@ -93,7 +93,9 @@ impl Relay<'_> {
         shutdown: &CancellationToken,
         mut reporting: tokio::time::Interval,
     ) -> Result<(), RelayError> {
+        let mut pauses = backoff();
         while let Some(broker) = Broker::connect_until(&self.settings.amqp, "kyhan relay", shutdown).await {
+            let before = self.report;
             match self.over(&broker, db, shutdown, &mut reporting).await {
                 Ok(()) => {
                     broker.close().await;
@@ -103,7 +105,10 @@ impl Relay<'_> {
                 Err(error) => {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     broker.close().await;
-                    let pause = backoff().next().unwrap_or_default();
+                    if self.report != before {
+                        pauses = backoff();
+                    }
+                    let pause = pauses.next().unwrap_or_default();
                     shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }
             }

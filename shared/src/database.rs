@@ -64,6 +64,8 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
             let options = options.application_name(role.application_name()).options([
                 ("statement_timeout", format!("{statement}ms")),
                 ("lock_timeout", format!("{lock}ms")),
+                // The recheck is a statement of its own after the locks: it must see what they waited for.
+                ("default_transaction_isolation", "read committed".to_owned()),
                 // "Already exists, skipping" is no news.
                 ("client_min_messages", "warning".to_owned()),
             ]);
@@ -199,14 +201,6 @@ fn by_sqlstate(code: &str) -> Trouble {
         }
         _ => Trouble::Failure,
     }
-}
-
-/// Whether the database answers.
-///
-/// # Errors
-/// The database's.
-pub async fn ping(db: &DatabaseConnection) -> Result<(), DbErr> {
-    db.execute_unprepared("SELECT 1").await.map(|_| ())
 }
 
 #[cfg(test)]

@@ -130,7 +130,8 @@ impl DeadLetter {
             _ => None,
         };
         let id = || text(SUBJECT).and_then(|id| id.parse().ok());
-        match text(REASON) {
+        // What the broker buried it has marked; its sender may have written anything else.
+        match text(REASON).filter(|_| !headers.contains_key("x-death")) {
             Some(reason) => Self {
                 id: properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok()).unwrap_or_default(),
                 reason,

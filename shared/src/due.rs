@@ -8,19 +8,24 @@ use crate::{policy::Policy, task::Task};
 const EARLIEST: &str = "timestamptz '1970-01-01 00:00:00+00'";
 const LATEST: &str = "timestamptz '9999-12-31 00:00:00+00'";
 
-/// A subquery of `id` and `due_at`, one row per candidate. `due_at` is null when the policy does not use the task.
+/// A subquery of `id` and `due_at`, one row per candidate. `due_at` is null, and nothing is due, when the policy does not use
+/// the task or none of the moments has happened.
 #[must_use]
 pub fn query(task: &dyn Task, policy: &Policy) -> String {
     let moments: Vec<String> = task
         .counts_from()
         .iter()
-        .filter_map(|event| Some(policy.span(task, *event)?.sql_after(&format!("candidate.\"{event}\""))))
+        .filter_map(|event| {
+            let moment = format!("candidate.\"{event}\"");
+            // A null stays one: greatest() and least() alone would make it a moment.
+            let bounded = format!("CASE WHEN {moment} IS NOT NULL THEN least(greatest({moment}, {EARLIEST}), {LATEST}) END");
+            Some(policy.span(task, *event)?.sql_after(&format!("({bounded})")))
+        })
         .collect();
-    let due_at = if moments.is_empty() {
-        "NULL::timestamptz".to_owned()
-    } else {
-        // greatest() passes over nulls: a moment that has not happened does not count.
-        format!("least(greatest({EARLIEST}, {}), {LATEST})", moments.join(", "))
+    let due_at = match moments.as_slice() {
+        [] => "NULL::timestamptz".to_owned(),
+        // It passes over nulls: a moment that has not happened does not count.
+        moments => format!("greatest({})", moments.join(", ")),
     };
     format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate)", task.candidates())
 }

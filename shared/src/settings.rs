@@ -132,7 +132,7 @@ impl Settings {
         let r = &mut reader;
         let database_url = r.secret("database.url", &["postgres", "postgresql"]);
         let database = (
-            r.number("database.max_connections", 1u32..=1_000),
+            r.number("database.max_connections", 2u32..=1_000),
             millis(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS),
             millis(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS),
             millis(r, "database.lock_timeout_ms", 10..=60 * MINUTE_MS),

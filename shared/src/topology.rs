@@ -11,8 +11,9 @@ use crate::{
     tasks,
 };
 
-/// How often the broker delivers a wake-up that no worker answers for before it is dead-lettered.
-pub const LANE_DELIVERY_LIMIT: i64 = 20;
+/// How often the broker delivers a wake-up that no worker answers for before it is dead-lettered. RabbitMQ counts what was only
+/// prefetched and never looked at too, so this must stand many restarts and lost connections over a backlog.
+pub const LANE_DELIVERY_LIMIT: i64 = 100;
 /// Queues that people read: RabbitMQ 4 drops what was delivered 20 times unless told otherwise, and 3.10 knows no "never".
 pub const KEPT_DELIVERY_LIMIT: i64 = 1_000_000_000;
 

@@ -241,6 +241,40 @@ async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_it_is_paid_or_cancelled() {
+    on_stage(QUICK, async |stage| {
+        let mut orders = Vec::new();
+        for _ in 0..3 {
+            let customer = customer(stage).await;
+            wallet(stage, customer, 300).await;
+            let wrong = order(stage, customer, "out_of_stock", Money { due: [1_000, 0, 0], paid: [0, 0, 0] }).await;
+            stage.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
+            orders.push((customer, wrong));
+        }
+        let floored = stage.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "0")]).expect("settings");
+        let worker = worker_with(floored);
+        let all: Vec<Uuid> = orders.iter().map(|(_, order)| *order).collect();
+        stage.publish(vec![stage.wakeup("collect-arrears", &all)]).await;
+        stage.until("SELECT count(*) = 3 FROM arrears_outstanding WHERE outstanding = 700").await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'in_warehouse'").await, 3);
+        // One pays into the wallet, one pays the order, one is cancelled.
+        wallet(stage, orders[0].0, 5_000).await;
+        pay(stage, orders[1].0, orders[1].1, "goods", 700).await;
+        stage.run("UPDATE orders SET status = 'cancelled' WHERE id = $1", [orders[2].1.into()]).await;
+        stage.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
+        stage.until_settled().await;
+        worker.stop().await;
+        let mut after = Vec::new();
+        for order in all {
+            after.push(paid(stage, order).await[0]);
+        }
+        assert_eq!(after, [1_000, 1_000, 300]);
+        sums_are_zero(stage).await;
+    })
+    .await;
+}
+
 /// What should be collected: wallet by wallet, in the order of deadlines (all equal here), then ids, then components.
 fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) -> HashMap<Uuid, [i64; 3]> {
     orders.sort_by_key(|(id, _)| *id);
@@ -329,7 +363,9 @@ async fn act(db: &DatabaseConnection, order: Uuid, dice: u32) -> Result<(), DbEr
         pays => {
             let sql = format!(
                 "SELECT a.id, a.balance, o.{component}_due AS due FROM orders o JOIN accounts a ON a.order_id = o.id AND a.kind = '{component}'
-                  WHERE o.id = $1 FOR UPDATE"
+                  WHERE o.id = $1 FOR UPDATE{}",
+                // Some programs lock the order, some only the account that they pay into.
+                if dice.is_multiple_of(2) { "" } else { " OF a" }
             );
             let Some(account) = Account::find_by_statement(statement(&sql, [order.into()])).one(&tx).await? else {
                 return tx.rollback().await;

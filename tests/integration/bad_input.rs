@@ -152,13 +152,18 @@ async fn hostile_headers_do_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_with_impossible_moments_stop_nothing() {
-    on_stage(QUICK, async |stage| {
+    on_stage(&QUICK.replace("400ms", "14d"), async |stage| {
         let mut orders = Vec::new();
         for moment in ["infinity", "-infinity", "200000-01-01", "4713-01-01 BC", "294276-12-31"] {
             let order = stage.delivering().await;
             stage.run("UPDATE orders SET delivering_since = $2::timestamptz WHERE id = $1", [order.into(), moment.into()]).await;
             orders.push(order);
         }
+        // A deployment's own table may lack the moment: then nothing counts from it.
+        stage.run("ALTER TABLE orders DROP CONSTRAINT orders_check", []).await;
+        let without = stage.delivering().await;
+        stage.run("UPDATE orders SET delivering_since = NULL WHERE id = $1", [without.into()]).await;
+        orders.push(without);
         let neighbour = stage.delivering().await;
         orders.push(neighbour);
         stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;

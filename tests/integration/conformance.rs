@@ -5,6 +5,7 @@ use shared::{
     database::{self, Role, statement},
     task::{Statements, Task},
     tasks,
+    topology::Role as QueueRole,
 };
 use tests::sandbox::eventually;
 use uuid::Uuid;
@@ -225,6 +226,59 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
         }
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale), (tasks::ALL.len() as u64, 0), "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rung_that_disappears_under_a_worker_is_declared_again_and_nothing_is_buried() {
+    let file = QUICK.replace("400ms", "2s");
+    on_stage(&file, async |stage| {
+        let worker = stage.worker();
+        stage.until_consumed().await;
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        for queue in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
+            broker.delete_queue(&queue.name).await.expect("deleted");
+            broker.delete_exchange(&queue.exchange).await.expect("deleted");
+        }
+        broker.close().await;
+        // One that comes early needs a rung; its neighbours are due.
+        let early = stage.delivering().await;
+        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [early.into()]).await;
+        let mut messages = vec![stage.wakeup("confirm-receipt", &[early])];
+        for _ in 0..20 {
+            messages.push(stage.wakeup("confirm-receipt", &[stage.delivering().await]));
+        }
+        stage.publish(messages).await;
+        stage.until("SELECT count(*) = 21 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        worker.stop().await;
+        assert_eq!(stage.depth("dead").await, 0);
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 21);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_postponement_forgets_the_failures_of_before() {
+    on_stage(&QUICK.replace("400ms", "1 hour"), async |stage| {
+        let order = stage.delivering().await;
+        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
+        let mut message = stage.wakeup("confirm-receipt", &[order]);
+        message.body = String::from_utf8(message.body).expect("JSON").replace("\"attempt\":0", "\"attempt\":2").into();
+        stage.publish(vec![message]).await;
+        let worker = stage.worker();
+        eventually("it waits", SOON, async || Ok(stage.depth("rung.1h").await == 1)).await;
+        worker.stop().await;
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let channel = broker.channel().await.expect("a channel");
+        let rung = format!("{}1h", stage.topology().rung_prefix());
+        let got = channel.basic_get(rung.as_str().into(), lapin::options::BasicGetOptions::default()).await;
+        let wakeup =
+            worker::intake::take(got.expect("an answer").expect("it").delivery, "confirm-receipt").content.expect("a wake-up");
+        assert_eq!((wakeup.attempt, wakeup.subjects), (0, vec![order]));
+        shared::broker::close_channel(&channel).await;
+        broker.close().await;
     })
     .await;
 }

@@ -2,6 +2,7 @@
 
 use producer::{Producer, schedule};
 use shared::{event::EventType, task::EXAMPLE_CUSTOMER, triggers};
+use uuid::Uuid;
 
 use crate::stage::{QUICK, on_stage};
 
@@ -43,6 +44,10 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
             ("status = status", ""),
             ("delivering_since = now()", "order.shipped"),
             ("goods_due = 5, fees_changed_at = now()", "order.fees_changed"),
+            // An order system that knows no moments: they are filled in.
+            ("goods_due = 6", "order.fees_changed"),
+            ("status = 'in_warehouse', delivering_since = NULL", ""),
+            ("status = 'delivering'", "order.shipped"),
             ("on_hold = true", ""),
             ("status = 'out_of_stock', out_of_stock_since = now()", "order.out_of_stock"),
             ("parcel_recorded_at = now()", "order.out_of_stock"),
@@ -52,6 +57,18 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
             stage.run("DELETE FROM outbox", []).await;
             stage.run(&format!("UPDATE orders SET {change} WHERE id = $1"), [order.into()]).await;
             assert_eq!(stage.ask::<String>(events).await, raised, "{change}");
+            let now = "SELECT coalesce(bool_and(occurred_at > now() - interval '1 minute'), true) FROM outbox";
+            assert!(stage.ask::<bool>(now).await, "{change}");
+        }
+        let account = "INSERT INTO accounts (id, kind, customer_id, order_id) VALUES ($1, $2, $3, $4)";
+        let (wallet, goods) = (Uuid::new_v4(), Uuid::new_v4());
+        stage.run(account, [wallet.into(), "wallet".into(), EXAMPLE_CUSTOMER.into(), None::<Uuid>.into()]).await;
+        stage.run(account, [goods.into(), "goods".into(), None::<Uuid>.into(), order.into()]).await;
+        for (debit, credit, raised) in [(wallet, goods, ""), (goods, wallet, "order.fees_changed")] {
+            let sql = "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+                       VALUES ($1, $2, 5, 'test', $3, gen_random_uuid()::text)";
+            stage.run(sql, [debit.into(), credit.into(), order.into()]).await;
+            assert_eq!(stage.ask::<String>(events).await, raised, "a refund leaves an order short, a payment does not");
         }
         stage.run("DELETE FROM outbox", []).await;
         stage.in_cart().await;

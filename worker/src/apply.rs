@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use shared::{
     broker::backoff,
-    database::{Trouble, ping, trouble},
+    database::{Trouble, trouble},
     task::{Outcome, Statements},
 };
 use tokio_util::sync::CancellationToken;
@@ -28,6 +28,7 @@ pub async fn apply(
 ) -> Option<HashMap<Uuid, Outcome>> {
     let mut outcomes = HashMap::with_capacity(asked.len());
     let mut parts = vec![(asked, 0)];
+    let mut outage = None;
     while let Some((part, conflicts)) = parts.pop() {
         if part.is_empty() {
             continue;
@@ -35,13 +36,22 @@ pub async fn apply(
         let (error, trouble) = match transaction(db, statements, &part).await {
             Ok(applied) => {
                 outcomes.extend(applied);
+                if outage.take().is_some() {
+                    tracing::info!("PostgreSQL is back");
+                }
                 continue;
             }
             Err(failed) => failed,
         };
         match trouble {
             Trouble::Away => {
-                abandon.run_until_cancelled(until_back(db, &error)).await?;
+                // The same again is the probe: a server may answer and still refuse to write.
+                let pauses = outage.get_or_insert_with(|| {
+                    tracing::warn!(%error, "PostgreSQL is away; the lane waits until it is back");
+                    Box::new(backoff())
+                });
+                let pause = pauses.next().unwrap_or_default();
+                abandon.run_until_cancelled(tokio::time::sleep(pause)).await?;
                 parts.push((part, conflicts));
             }
             Trouble::Conflict if conflicts < CONFLICT_TRIES => {
@@ -79,18 +89,6 @@ async fn transaction(
     let outcomes = statements.apply(&tx, part).await.map_err(known)?;
     tx.commit().await.map_err(known)?;
     Ok(outcomes)
-}
-
-/// Waits with backoff until the database answers. Logged once per outage and lane.
-async fn until_back(db: &DatabaseConnection, error: &DbErr) {
-    tracing::warn!(%error, "PostgreSQL is away; the lane waits until it is back");
-    for pause in backoff() {
-        tokio::time::sleep(pause).await;
-        if ping(db).await.is_ok() {
-            tracing::info!("PostgreSQL is back");
-            return;
-        }
-    }
 }
 
 /// An error and its causes, outermost first.

@@ -51,19 +51,31 @@ pub(crate) struct Lane {
 impl Lane {
     /// Serves until told to shut down, over one connection after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
+        let mut pauses = None;
         while let Some(broker) = Broker::connect_until(&context.settings.amqp, "kyhan worker", &context.shutdown).await {
-            let served = self.serve(&broker, &context).await;
+            // The worker has declared everything once; a broker that was lost may have come back empty.
+            let declared = if pauses.is_some() { broker.declare(&context.topology).await } else { Ok(()) };
+            let mut settled = 0;
+            let served = match declared {
+                Ok(()) => self.serve(&broker, &context, &mut settled).await,
+                Err(error) => Err(error),
+            };
             broker.close().await;
+            if settled > 0 {
+                pauses = None;
+            }
             match served {
                 Ok(()) => return,
                 Err(error) => tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane"),
             }
-            let pause = backoff().next().unwrap_or_default();
+            // Growing, as each time what was prefetched returns and has been delivered once more.
+            let pause = pauses.get_or_insert_with(|| Box::new(backoff())).next().unwrap_or_default();
             context.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
         }
     }
 
-    async fn serve(&self, broker: &Broker, context: &Context) -> Result<(), BrokerError> {
+    /// Serves over one connection; `settled` counts its batches.
+    async fn serve(&self, broker: &Broker, context: &Context, settled: &mut u64) -> Result<(), BrokerError> {
         let settle = Settle {
             channel: broker.channel().await?,
             publisher: broker.publisher().await?,
@@ -71,19 +83,15 @@ impl Lane {
             worker: &context.settings.worker,
             pack_max: context.settings.naming.pack_max,
         };
-        let mut consumer = match consume(&settle.channel, &self.queue, context.settings.worker.prefetch).await {
-            Ok(consumer) => consumer,
-            Err(error) => {
-                // The broker may have come back empty.
-                broker.declare(&context.topology).await?;
-                return Err(error);
-            }
-        };
+        let mut consumer = consume(&settle.channel, &self.queue, context.settings.worker.prefetch).await?;
         let limits = batch::Limits::from(&context.settings.worker);
         loop {
             let (batch, end) = batch::fill(&mut consumer, self.kind, limits, &context.shutdown).await;
-            if !batch.is_empty() && !self.process(batch, &settle, context).await? {
-                break;
+            if !batch.is_empty() {
+                if !self.process(batch, &settle, context).await? {
+                    break;
+                }
+                *settled += 1;
             }
             match end {
                 End::Full => {}

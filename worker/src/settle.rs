@@ -74,7 +74,8 @@ impl FollowUps {
                 tracing::debug!(kind = wakeup.kind, %subject, late_ms = late.num_milliseconds(), "applied");
             }
             Outcome::Stale => tracing::debug!(kind = wakeup.kind, %subject, "stale"),
-            Outcome::Postpone { until, wait } => self.wake(wakeup, subject, *until, *wait, wakeup.attempt),
+            // A recheck that went well: failures of before are forgotten.
+            Outcome::Postpone { until, wait } => self.wake(wakeup, subject, *until, *wait, 0),
             Outcome::Retry { cause } => self.retry(message, wakeup, subject, cause, worker),
             Outcome::Reject { reason, cause } => self.bury(message, wakeup, subject, *reason, cause, wakeup.attempt),
         }

@@ -1,2 +1,10 @@
+-- The outbox triggers cannot do without the outbox, and the order system cannot do with triggers that fail.
+DROP TRIGGER IF EXISTS kyhan_orders_moments ON orders;
+DROP TRIGGER IF EXISTS kyhan_transfers_refunded ON transfers;
+DROP TRIGGER IF EXISTS kyhan_orders_recorded ON orders;
+DROP TRIGGER IF EXISTS kyhan_orders_changed ON orders;
+DROP TRIGGER IF EXISTS kyhan_cart_items_added ON cart_items;
+DROP TRIGGER IF EXISTS kyhan_cart_items_changed ON cart_items;
+DROP FUNCTION IF EXISTS kyhan_orders_moments(), kyhan_transfers_refunded(), kyhan_orders_recorded(), kyhan_orders_changed(), kyhan_cart_items_added(), kyhan_cart_items_changed();
 DROP TABLE rungs, arrears_outstanding, activity, set_aside, outbox;
 DROP FUNCTION kyhan_outbox_notify();

@@ -13,10 +13,12 @@ CREATE TABLE outbox (
 -- later, and NOTIFY takes a lock over all commits of the database.
 CREATE FUNCTION kyhan_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    NOTIFY kyhan_outbox;
+    IF EXISTS (SELECT FROM added) THEN
+        NOTIFY kyhan_outbox;
+    END IF;
     RETURN NULL;
 END $$;
-CREATE TRIGGER outbox_notify AFTER INSERT ON outbox FOR EACH STATEMENT
+CREATE TRIGGER outbox_notify AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT
     WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION kyhan_outbox_notify();
 

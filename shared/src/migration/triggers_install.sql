@@ -1,5 +1,28 @@
--- Optional: turns changes of orders and cart_items into events, so that an existing order system need not change a line.
+-- Optional: turns changes of orders and cart_items, and refunds, into events, so that an existing order system need not change a line.
 -- Statement-level, so a bulk update pays once. The fleet's own sessions (kyhan.effect) raise their events themselves.
+
+-- An order system that knows statuses and fees, and no moments: they are filled in where it leaves them out.
+CREATE OR REPLACE FUNCTION kyhan_orders_moments() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.status = 'delivering' THEN
+        NEW.delivering_since := coalesce(NEW.delivering_since, now());
+    ELSIF NEW.status = 'received' THEN
+        NEW.received_at := coalesce(NEW.received_at, now());
+    ELSIF NEW.status = 'out_of_stock' THEN
+        NEW.out_of_stock_since := coalesce(NEW.out_of_stock_since, now());
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        -- The moment of an earlier time would leave staff no day to correct this one.
+        IF NEW.status = 'out_of_stock' AND OLD.status <> 'out_of_stock' AND NEW.out_of_stock_since = OLD.out_of_stock_since THEN
+            NEW.out_of_stock_since := now();
+        END IF;
+        IF (NEW.goods_due, NEW.shipping_due, NEW.service_due) IS DISTINCT FROM (OLD.goods_due, OLD.shipping_due, OLD.service_due)
+           AND NEW.fees_changed_at IS NOT DISTINCT FROM OLD.fees_changed_at THEN
+            NEW.fees_changed_at := now();
+        END IF;
+    END IF;
+    RETURN NEW;
+END $$;
 
 CREATE OR REPLACE FUNCTION kyhan_orders_recorded() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -57,6 +80,24 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- A refund leaves an order short as a raised fee does; a payment only leaves less to collect.
+CREATE OR REPLACE FUNCTION kyhan_transfers_refunded() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO outbox (event_type, subject_id, occurred_at)
+    SELECT 'order.fees_changed', account.order_id, max(added.at)
+      FROM added JOIN accounts AS account ON account.id = added.debit_account
+     WHERE account.order_id IS NOT NULL
+     GROUP BY account.order_id;
+    RETURN NULL;
+END $$;
+
+CREATE OR REPLACE TRIGGER kyhan_orders_moments BEFORE INSERT OR UPDATE ON orders FOR EACH ROW
+    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION kyhan_orders_moments();
+CREATE OR REPLACE TRIGGER kyhan_transfers_refunded AFTER INSERT ON transfers
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT
+    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION kyhan_transfers_refunded();
 CREATE OR REPLACE TRIGGER kyhan_orders_recorded AFTER INSERT ON orders
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
     WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')

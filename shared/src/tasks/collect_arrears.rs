@@ -22,8 +22,9 @@ impl Task for CollectArrears {
         &[EventType::OrderShipped, EventType::OrderReceived, EventType::OrderOutOfStock, EventType::OrderFeesChanged]
     }
 
-    /// Delivered or being delivered and short of money; or wrongly «Hết hàng», which is put right even where no money is
-    /// missing. A payment, and a try that a wallet's floor cut short, are changes like that of a fee.
+    /// Delivered or being delivered and short of money; in any status, while a try that a wallet's floor cut short is
+    /// outstanding; or wrongly «Hết hàng», which is put right even where no money is missing. A payment, and such a try, are
+    /// changes like that of a fee.
     fn candidates(&self) -> &'static str {
         r#"SELECT orders.id,
                   delivering_since AS "order.shipped",
@@ -35,7 +36,10 @@ impl Task for CollectArrears {
                   ) AS "order.fees_changed"
              FROM orders
             WHERE (status = 'out_of_stock' AND parcel_recorded_at IS NOT NULL)
-               OR (status IN ('delivering', 'received') AND EXISTS (
+               OR (status NOT IN ('out_of_stock', 'cancelled')
+                   AND (status IN ('delivering', 'received')
+                        OR EXISTS (SELECT FROM arrears_outstanding WHERE arrears_outstanding.order_id = orders.id))
+                   AND EXISTS (
                       SELECT FROM (VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
                              LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
                        WHERE part.due > coalesce(accounts.balance, 0)))"#
@@ -146,8 +150,11 @@ impl Task for CollectArrears {
                 SELECT id, outstanding, now() FROM result WHERE outstanding > 0
                 ON CONFLICT (order_id) DO UPDATE SET outstanding = EXCLUDED.outstanding, tried_at = EXCLUDED.tried_at
             ), settled AS (
-                DELETE FROM arrears_outstanding USING result
-                 WHERE arrears_outstanding.order_id = result.id AND result.outstanding = 0
+                -- Collected now, or paid, refunded or cancelled by others meanwhile: no candidate any more.
+                DELETE FROM arrears_outstanding USING asked
+                 WHERE arrears_outstanding.order_id = asked.id
+                   AND (NOT EXISTS (SELECT FROM due WHERE due.id = asked.id)
+                        OR EXISTS (SELECT FROM result WHERE result.id = asked.id AND result.outstanding = 0))
             ), recorded AS (
                 INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
                 SELECT 'system', 'order.arrears_collected', 'order', result.id, jsonb_build_object(
