@@ -12,6 +12,24 @@ const LATEST: &str = "timestamptz '9999-12-31 00:00:00+00'";
 /// the task or none of the moments has happened.
 #[must_use]
 pub fn query(task: &dyn Task, policy: &Policy) -> String {
+    select(task, policy, "true")
+}
+
+/// The same, of rows due before the SQL moment `before` and perhaps some others, in a form for which an index on the moment
+/// helps. The caller compares `due_at` all the same.
+#[must_use]
+pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
+    // Of several moments the latest decides, and of calendar months the length depends on it: no bound follows from either.
+    let bound = match task.counts_from() {
+        [only] => policy.span(task, *only).and_then(crate::span::Span::exact).map(|exact| {
+            format!("candidate.\"{only}\" < {before} - interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())
+        }),
+        _ => None,
+    };
+    select(task, policy, bound.as_deref().unwrap_or("true"))
+}
+
+fn select(task: &dyn Task, policy: &Policy, bound: &str) -> String {
     let moments: Vec<String> = task
         .counts_from()
         .iter()
@@ -27,5 +45,5 @@ pub fn query(task: &dyn Task, policy: &Policy) -> String {
         // It passes over nulls: a moment that has not happened does not count.
         moments => format!("greatest({})", moments.join(", ")),
     };
-    format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate)", task.candidates())
+    format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate WHERE {bound})", task.candidates())
 }

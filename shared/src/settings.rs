@@ -27,6 +27,7 @@ pub struct Settings {
     pub naming: Naming,
     pub relay: Relay,
     pub worker: Worker,
+    pub sweep: Sweep,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
 }
@@ -82,6 +83,17 @@ pub struct Worker {
     /// Pauses between attempts; the last one repeats.
     pub retry: Vec<Duration>,
     pub grace_ms: u64,
+}
+
+/// `sweep.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    pub every_ms: u64,
+    pub grace_ms: u64,
+    /// Subjects of one kind that one round wakes.
+    pub batch_max: u32,
+    /// Messages in a kind's lanes.
+    pub lane_depth_max: u32,
 }
 
 /// `telemetry.*`
@@ -157,6 +169,12 @@ impl Settings {
             retry: r.durations("worker.retry"),
             grace_ms: millis(r, "worker.grace_ms", 0..=60 * MINUTE_MS),
         };
+        let sweep = Sweep {
+            every_ms: millis(r, "sweep.every_ms", 10..=24 * 60 * MINUTE_MS),
+            grace_ms: millis(r, "sweep.grace_ms", 10..=24 * 60 * MINUTE_MS),
+            batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
+            lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
+        };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
         let policy = policy_table::policy(r);
@@ -176,6 +194,7 @@ impl Settings {
                 naming,
                 relay,
                 worker,
+                sweep,
                 telemetry,
                 held,
             }),

@@ -18,16 +18,8 @@ async fn due(stage: &Stage, task: &dyn Task) -> Uuid {
     id
 }
 
-/// The counts of the effect and its records.
-async fn effects(stage: &Stage, task: &dyn Task, subject: Uuid) -> Vec<i64> {
-    let row =
-        sea_orm::ConnectionTrait::query_one_raw(&stage.sandbox.db, statement(task.examples().effects, [subject.into()])).await;
-    let row = row.expect("counts").expect("a row");
-    (0..row.column_names().len()).map(|at| row.try_get_by_index(at).expect("a count")).collect()
-}
-
 async fn happened(stage: &Stage, task: &dyn Task, subject: Uuid, times: i64) {
-    let counts = effects(stage, task, subject).await;
+    let counts = stage.effects(task, subject).await;
     assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
 }
 
@@ -73,7 +65,7 @@ async fn state_changed_meanwhile_gives_no_effect() {
     on_stage(QUICK, async |stage| {
         for task in tasks::ALL {
             let subject = due(stage, *task).await;
-            let before = effects(stage, *task, subject).await;
+            let before = stage.effects(*task, subject).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
             stage.run(task.examples().moot, [subject.into()]).await;
             let worker = stage.worker();
@@ -122,7 +114,7 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
                 happened(stage, *task, *subject, 1).await;
             }
             for subject in bad {
-                let counts = effects(stage, *task, *subject).await;
+                let counts = stage.effects(*task, *subject).await;
                 assert!(counts.iter().all(|count| *count == 0), "{}: {counts:?}", task.kind());
             }
             let letters = stage.dead_letters().await;
@@ -183,7 +175,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
             let subject = due(stage, *task).await;
             from_now(stage, *task, subject).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
-            eventually("the effect", SOON, async || Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))).await;
+            eventually("the effect", SOON, async || Ok(stage.effects(*task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
         assert_eq!(totals.applied, tasks::ALL.len() as u64);
@@ -222,7 +214,7 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
                 .await;
             tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
             blocker.rollback().await.expect("unlocked");
-            eventually("the effect", SOON, async || Ok(effects(stage, *task, subject).await.iter().all(|c| *c == 1))).await;
+            eventually("the effect", SOON, async || Ok(stage.effects(*task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale), (tasks::ALL.len() as u64, 0), "{totals:?}");

@@ -17,5 +17,6 @@ mod outbox;
 mod processes;
 mod receipts;
 mod stage;
+mod sweep;
 mod telemetry;
 mod topology;

@@ -10,7 +10,7 @@ use shared::{
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
     settings::Settings,
-    task::EXAMPLE_CUSTOMER,
+    task::{EXAMPLE_CUSTOMER, Task},
     topology::{Role, Topology},
     wakeup::TraceContext,
 };
@@ -43,6 +43,9 @@ pub const QUICK: &str = r#"
     attempts_max = 3
     [relay]
     poll_ms = 50
+    # Rows of long ago are made here all the time; only the sweep's own tests want them swept.
+    [sweep]
+    every_ms = 3600000
 "#;
 
 /// How long a test waits for something that should happen at once.
@@ -122,6 +125,13 @@ impl Stage {
     pub async fn ask<T: TryGetable>(&self, sql: &str) -> T {
         let row = self.sandbox.db.query_one_raw(statement(sql, [])).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         row.expect("a row").try_get_by_index(0).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
+    }
+
+    /// The counts of a task's effect on a subject and of each of its records.
+    pub async fn effects(&self, task: &dyn Task, subject: Uuid) -> Vec<i64> {
+        let row = self.sandbox.db.query_one_raw(statement(task.examples().effects, [subject.into()])).await;
+        let row = row.expect("counts").expect("a row");
+        (0..row.column_names().len()).map(|at| row.try_get_by_index(at).expect("a count")).collect()
     }
 
     /// The ids of all orders.

@@ -8,6 +8,7 @@ pub mod batch;
 pub mod intake;
 mod lane;
 pub mod settle;
+mod sweep;
 mod tally;
 
 use std::{sync::Arc, time::Duration};
@@ -50,8 +51,9 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
         tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
     }
 
+    // The sweep's leader keeps one more.
     let consumers = tasks::ALL.len() * usize::from(settings.naming.shards) * usize::from(settings.worker.consumers);
-    if (settings.database.max_connections as usize) < consumers {
+    if (settings.database.max_connections as usize) <= consumers {
         tracing::warn!(
             consumers,
             max_connections = settings.database.max_connections,
@@ -76,6 +78,7 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
             }
         }
     }
+    lanes.spawn(sweep::run(Arc::clone(&context)));
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
     let finished = finish(lanes, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     reporting.abort();

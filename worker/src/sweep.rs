@@ -1,0 +1,160 @@
+//! The sweep: rows that are overdue and still unapplied are woken, so that a wake-up that was lost is made again. It reads the
+//! same definition of *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and warned of.
+//!
+//! One leader at a time, by an advisory lock of PostgreSQL; every worker process stands ready to be it.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use opentelemetry::{KeyValue, global, metrics::Counter};
+use sea_orm::{
+    ConnectionTrait, DbErr,
+    sqlx::{self, Postgres, pool::PoolConnection},
+};
+use shared::{
+    broker::{Broker, BrokerError, Outgoing},
+    database::statement,
+    due,
+    pack::{Waiting, pack},
+    task::Task,
+    tasks,
+    wakeup::TraceContext,
+};
+use uuid::Uuid;
+
+use crate::lane::Context;
+
+/// The advisory lock of the sweep's leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the sweep.
+const LEADER: i64 = 0x6b_7968_616e_0001;
+
+/// Why a round was cut short; the next one goes on.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] DbErr),
+    #[error("PostgreSQL: {0}")]
+    Connection(#[from] sqlx::Error),
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+}
+
+/// Sweeps round after round until told to shut down.
+pub(crate) async fn run(context: Arc<Context>) {
+    let woken = global::meter("kyhan")
+        .u64_counter("kyhan.sweep.woken")
+        .with_unit("{subject}")
+        .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
+        .build();
+    let every = Duration::from_millis(context.settings.sweep.every_ms);
+    let mut leadership = None;
+    // The first round comes after a whole period: what is due at the start is what the lanes begin with.
+    while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
+        if let Err(error) = round(&context, &mut leadership, &woken).await {
+            // An outage is told of by the lanes; the next round goes on.
+            tracing::debug!(%error, "a round of the sweep was cut short");
+        }
+    }
+}
+
+async fn round(
+    context: &Context,
+    leadership: &mut Option<PoolConnection<Postgres>>,
+    woken: &Counter<u64>,
+) -> Result<(), SweepError> {
+    if !is_leader(context, leadership).await? {
+        return Ok(());
+    }
+    let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
+    for task in tasks::ALL {
+        let count = sweep(context, &broker, *task).await?;
+        if count > 0 {
+            tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
+            woken.add(count, &[KeyValue::new("kind", task.kind())]);
+        }
+    }
+    broker.close().await;
+    context.db.execute_unprepared(FORGET).await?;
+    Ok(())
+}
+
+/// What was swept long ago has had its effect, or its dead letter.
+const FORGET: &str = "DELETE FROM swept WHERE at < now() - interval '30 days'";
+
+/// Whether this process holds the lock. It is the session's: gone with the connection, whatever becomes of the process.
+async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Postgres>>) -> Result<bool, SweepError> {
+    if let Some(connection) = leadership {
+        match sqlx::query("SELECT 1").execute(&mut **connection).await {
+            Ok(_) => return Ok(true),
+            Err(error) => {
+                *leadership = None;
+                return Err(error.into());
+            }
+        }
+    }
+    let mut connection = context.db.get_postgres_connection_pool().acquire().await?;
+    let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LEADER).fetch_one(&mut *connection).await?;
+    if locked {
+        *leadership = Some(connection);
+    }
+    Ok(locked)
+}
+
+/// Wakes one kind's overdue rows, oldest first. How many.
+async fn sweep(context: &Context, broker: &Broker, task: &dyn Task) -> Result<u64, SweepError> {
+    let sweep = &context.settings.sweep;
+    let mut behind = 0;
+    for lane in context.topology.lanes(task.kind()) {
+        behind += broker.observe(&lane).await?.map_or(0, |seen| seen.messages);
+    }
+    if behind > sweep.lane_depth_max {
+        // The lane is merely behind: its rows are on their way.
+        return Ok(0);
+    }
+    let overdue = overdue(context, task).await?;
+    if overdue.is_empty() {
+        return Ok(0);
+    }
+    let waiting = overdue.iter().map(|(subject, due_at)| Waiting {
+        kind: task.kind(),
+        subject: *subject,
+        due_at: *due_at,
+        wait: TimeDelta::zero(),
+        attempt: 0,
+    });
+    let topology = &context.topology;
+    let packed = pack(waiting, topology.ladder(), topology.shards(), context.settings.naming.pack_max, &TraceContext::default());
+    let publisher = broker.publisher().await?;
+    publisher.publish_all(packed.iter().map(|packed| Outgoing::of(packed, topology)).collect()).await?;
+    publisher.close().await;
+    // After the confirms: a process that dies in between has woken them once too often, which is harmless.
+    remember(context, task, &overdue).await?;
+    Ok(overdue.len() as u64)
+}
+
+/// Overdue by more than the grace, and not woken by the sweep for this deadline lately: each time it waits twice as long, up to
+/// a day, as a row that keeps failing has its attempts and its dead letter.
+async fn overdue(context: &Context, task: &dyn Task) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
+    let sweep = &context.settings.sweep;
+    let sql = format!(
+        "SELECT overdue.id, overdue.due_at
+           FROM {due} AS overdue LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
+          WHERE overdue.due_at < now() - $2 * interval '1 ms'
+            AND (swept.times IS NULL
+                 OR swept.at < now() - least($2 * interval '1 ms' * power(2, least(swept.times, 30)), interval '1 day'))
+          ORDER BY overdue.due_at, overdue.id LIMIT $3",
+        due = due::query_before(task, &context.settings.policy, "(now() - $2 * interval '1 ms')"),
+    );
+    let grace_ms = i64::try_from(sweep.grace_ms).unwrap_or(i64::MAX);
+    let values = [task.kind().into(), grace_ms.into(), i64::from(sweep.batch_max).into()];
+    let rows = context.db.query_all_raw(statement(&sql, values)).await?;
+    rows.iter().map(|row| Ok((row.try_get("", "id")?, row.try_get("", "due_at")?))).collect()
+}
+
+async fn remember(context: &Context, task: &dyn Task, woken: &[(Uuid, DateTime<Utc>)]) -> Result<(), DbErr> {
+    let (subjects, dues): (Vec<Uuid>, Vec<DateTime<Utc>>) = woken.iter().copied().unzip();
+    let sql = "INSERT INTO swept (kind, subject_id, due_at, at, times)
+               SELECT $1, subject_id, due_at, now(), 1 FROM unnest($2::uuid[], $3::timestamptz[]) AS woken (subject_id, due_at)
+               ON CONFLICT (kind, subject_id) DO UPDATE SET at = now(), due_at = EXCLUDED.due_at,
+                   times = CASE WHEN swept.due_at = EXCLUDED.due_at THEN swept.times + 1 ELSE 1 END";
+    context.db.execute_raw(statement(sql, [task.kind().into(), subjects.into(), dues.into()])).await.map(|_| ())
+}
