@@ -5,9 +5,10 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     dead::{Held, Reader, choose},
-    rungs, set_aside,
+    rebuild, rungs, set_aside,
 };
 use sea_orm::DatabaseConnection;
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
@@ -17,6 +18,8 @@ use shared::{
     database::{self, Role},
     migration::Migrator,
     settings::Settings,
+    task::Task,
+    tasks,
     topology::{Argument, Queue},
     triggers,
 };
@@ -44,6 +47,23 @@ enum Command {
     /// RabbitMQ's exchanges and queues
     #[command(subcommand)]
     Topology(TopologyCommand),
+    /// Make every pending wake-up again from the rows, as after a broker was lost with its disk
+    #[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
+                            Examples:\n  ops rebuild --dry-run\n  ops rebuild --kind confirm-receipt")]
+    Rebuild {
+        /// Only this kind
+        #[arg(long, value_parser = kind)]
+        kind: Option<&'static str>,
+        /// Only count what is pending
+        #[arg(long)]
+        dry_run: bool,
+        /// Most subjects a second
+        #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+        rate: u32,
+        /// Begin at the beginning, even where an earlier rebuild was interrupted
+        #[arg(long)]
+        restart: bool,
+    },
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
     Dead(Dead),
@@ -162,6 +182,7 @@ async fn run(command: Command, settings: &Settings, shutdown: CancellationToken)
             Ok(())
         }
         Command::Topology(command) => topology(command, settings).await,
+        Command::Rebuild { kind, dry_run, rate, restart } => rebuilding(settings, kind, dry_run, rate, restart, &shutdown).await,
         Command::Dead(command) => dead(command, settings, shutdown).await,
         Command::SetAside(command) => aside(command, settings).await,
     }
@@ -231,6 +252,55 @@ async fn topology(command: TopologyCommand, settings: &Settings) -> anyhow::Resu
                 });
             }
         }
+    }
+    broker.close().await;
+    Ok(())
+}
+
+/// A kind of the list of tasks.
+fn kind(name: &str) -> Result<&'static str, String> {
+    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
+    tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
+}
+
+async fn rebuilding(
+    settings: &Settings,
+    only: Option<&'static str>,
+    dry_run: bool,
+    rate: u32,
+    restart: bool,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let db = with_schema(settings).await?;
+    let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
+    if dry_run {
+        for task in chosen {
+            let pending = rebuild::pending(&db, settings, task).await?;
+            let resumed = if pending.done > 0 {
+                format!(", {} of them done by an interrupted rebuild", pending.done)
+            } else {
+                String::new()
+            };
+            say(&format!("{}: {} pending{resumed}", task.kind(), pending.all));
+        }
+        return Ok(());
+    }
+    if restart {
+        rebuild::restart(&db).await?;
+    }
+    let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
+    broker.declare(&settings.topology()).await?;
+    for task in chosen {
+        let pending = rebuild::pending(&db, settings, task).await?;
+        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
+        let bar = ProgressBar::new(pending.all).with_style(style).with_message(task.kind()).with_position(pending.done);
+        let whole = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await?;
+        bar.finish();
+        let made = bar.position() - pending.done;
+        if !whole {
+            bail!("{}: interrupted after {made} wake-ups' subjects; run it again to go on", task.kind());
+        }
+        say(&format!("{}: {made} subjects scheduled again", task.kind()));
     }
     broker.close().await;
     Ok(())

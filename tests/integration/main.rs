@@ -15,6 +15,7 @@ mod dead_letters;
 mod journey;
 mod outbox;
 mod processes;
+mod rebuild;
 mod receipts;
 mod stage;
 mod sweep;

@@ -1,0 +1,91 @@
+//! Rebuild: a broker lost with its disk loses nothing, as every wake-up is made again from the rows; on a healthy broker it does
+//! no harm; interrupted, it goes on.
+
+use shared::tasks;
+use tests::{fleet, sandbox::eventually};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, SOON, Stage, on_stage};
+
+/// The broker comes back empty.
+async fn lose_the_broker(stage: &Stage) {
+    let broker = stage.sandbox.broker().await.expect("a broker");
+    for queue in stage.topology().queues() {
+        broker.delete_queue(&queue.name).await.expect("deleted");
+    }
+    for exchange in stage.topology().exchanges() {
+        broker.delete_exchange(&exchange.name).await.expect("deleted");
+    }
+    broker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_lost_with_its_disk_loses_no_deadline() {
+    let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
+    on_stage(&file, async |stage| {
+        let mut subjects = Vec::new();
+        for task in tasks::ALL {
+            for _ in 0..10 {
+                let id = Uuid::new_v4();
+                stage.run(task.examples().due, [id.into()]).await;
+                subjects.push((*task, id));
+            }
+        }
+        // Half of the orders fall due in a second only.
+        let later =
+            "UPDATE orders SET delivering_since = now() WHERE status = 'delivering' AND id IN (SELECT id FROM orders LIMIT 5)";
+        stage.run(later, []).await;
+        lose_the_broker(stage).await;
+        let counted = stage.ops(&["rebuild", "--dry-run"]).await.expect("counted");
+        assert!(tasks::kinds().all(|kind| counted.contains(&format!("{kind}: 10 pending"))), "{counted}");
+        let rebuilt = stage.ops(&["rebuild"]).await.expect("rebuilt");
+        assert!(tasks::kinds().all(|kind| rebuilt.contains(&format!("{kind}: 10 subjects scheduled again"))), "{rebuilt}");
+        let worker = stage.worker();
+        for (task, id) in &subjects {
+            eventually("the effect", SOON, async || Ok(stage.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
+        }
+        stage.until_settled().await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.retried, totals.rejected), (subjects.len() as u64, 0, 0), "{totals:?}");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM rebuilds").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_a_healthy_broker_it_doubles_nothing() {
+    on_stage(QUICK, async |stage| {
+        let orders = stage.many_delivering(500).await;
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+        let unknown = stage.ops(&["rebuild", "--kind", "make-coffee"]).await.expect_err("refused").to_string();
+        assert!(unknown.contains("known are confirm-receipt"), "{unknown}");
+        stage.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 500 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.stale), (500, 500));
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 500);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_it_goes_on_where_it_stopped_and_leaves_no_row_out() {
+    on_stage(QUICK, async |stage| {
+        stage.many_delivering(30_000).await;
+        let arguments = ["rebuild", "--kind", "confirm-receipt", "--rate", "10000"];
+        let mut first = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").spawn().expect("started");
+        stage.until("SELECT count(*) = 1 FROM rebuilds").await;
+        first.kill().await.expect("killed");
+        let counted = stage.ops(&["rebuild", "--dry-run", "--kind", "confirm-receipt"]).await.expect("counted");
+        assert!(counted.contains("30000 pending") && counted.contains("done by an interrupted rebuild"), "{counted}");
+        let rebuilt = stage.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
+        assert!(!rebuilt.contains("30000 subjects"), "it went on: {rebuilt}");
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 30000 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 30_000);
+    })
+    .await;
+}
