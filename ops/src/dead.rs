@@ -74,7 +74,8 @@ impl Reader {
                 let got = self.channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: false }).await?;
                 let Some(got) = got else { break };
                 let delivery = got.delivery;
-                let letter = DeadLetter::read(delivery.routing_key.as_str(), &delivery.properties, delivery.data);
+                let unrouted = queue == self.topology.unrouted();
+                let letter = DeadLetter::read(unrouted, delivery.routing_key.as_str(), &delivery.properties, delivery.data);
                 held.push(Held { letter, queue: queue.clone(), delivery_tag: delivery.delivery_tag });
             }
         }

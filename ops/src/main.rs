@@ -4,8 +4,9 @@ use std::{collections::BTreeSet, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::{CommandFactory, Parser, Subcommand};
-use comfy_table::{ContentArrangement, Table, presets};
+use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressStyle};
+use lapin::types::AMQPValue;
 use ops::{
     dead::{Held, Reader, choose},
     rebuild, rungs, set_aside,
@@ -16,7 +17,7 @@ use shared::{
     broker::Broker,
     cli::{self, Common, say},
     database::{self, Role},
-    migration::Migrator,
+    migration::{self, Migrator},
     settings::Settings,
     task::Task,
     tasks,
@@ -192,13 +193,12 @@ async fn migrate(command: Migrate, settings: &Settings) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     match command {
         Migrate::Up => {
-            let pending = Migrator::get_pending_migrations(&db).await?.len();
-            Migrator::up(&db, None).await.context("migrating up")?;
-            say(&format!("{pending} migrations applied; the schema is up to date"));
+            let applied = migration::up(&db).await.context("migrating up")?;
+            say(&format!("{applied} migrations applied; the schema is up to date"));
         }
         Migrate::Down { steps } => {
-            Migrator::down(&db, Some(steps)).await.context("migrating down")?;
-            say(&format!("up to {steps} migrations taken back"));
+            let taken_back = migration::down(&db, steps).await.context("migrating down")?;
+            say(&format!("{taken_back} migrations taken back"));
         }
         Migrate::Status => {
             let mut table = table(["migration", "state"]);
@@ -226,7 +226,12 @@ async fn topology(command: TopologyCommand, settings: &Settings) -> anyhow::Resu
                 let (depth, consumers) =
                     seen.map_or(("missing".into(), "-".into()), |seen| (seen.messages.to_string(), seen.consumers.to_string()));
                 let bound = format!("{} {}", queue.exchange, queue.routing_key);
-                table.add_row([queue.name.clone(), depth, consumers, bound, arguments(&queue)]);
+                let difference = if seen.is_some() { broker.difference(&queue).await? } else { None };
+                let arguments = match difference {
+                    None => arguments(&queue),
+                    Some(difference) => format!("{}\ndiffers: {}", arguments(&queue), difference.difference),
+                };
+                table.add_row([queue.name.clone(), depth, consumers, bound, arguments]);
             }
             say(&table.to_string());
         }
@@ -338,6 +343,9 @@ async fn list(reader: &Reader, limit: usize) -> anyhow::Result<()> {
         ]);
     }
     say(&table.to_string());
+    if held.len() < ready.min(limit) {
+        say(&format!("{} are in another reader's hands; list again once it is done", ready.min(limit) - held.len()));
+    }
     if ready > held.len() {
         say(&format!("{} more; see --limit", ready - held.len()));
     }
@@ -348,7 +356,7 @@ async fn show(reader: &Reader, id: Uuid, bytes: Option<PathBuf>) -> anyhow::Resu
     const BYTES_SHOWN: usize = 4_096;
     let all = reader.take(usize::MAX).await?;
     let Some(Held { letter, queue, .. }) = all.iter().find(|held| held.letter.id == id) else {
-        bail!("no dead letter has the id {id}; see `ops dead list`");
+        bail!("no dead letter has the id {id}, or another reader holds it right now; see `ops dead list`");
     };
     let optional = |value: Option<String>| value.unwrap_or("-".into());
     say(&format!("id           {}", letter.id));
@@ -363,7 +371,7 @@ async fn show(reader: &Reader, id: Uuid, bytes: Option<PathBuf>) -> anyhow::Resu
     say(&format!("routing key  {}", letter.routing_key.escape_debug()));
     say(&format!("cause        {}", letter.cause.escape_debug()));
     for (name, value) in letter.headers.inner() {
-        say(&format!("header       {}: {value:?}", name.as_str().escape_debug()));
+        say(&format!("header       {}: {}", name.as_str().escape_debug(), shown(value)));
     }
     say(&format!("bytes        {}", letter.body.len()));
     say(&letter.body[..letter.body.len().min(BYTES_SHOWN)].escape_ascii().to_string());
@@ -406,6 +414,7 @@ async fn replay(reader: &Reader, ids: BTreeSet<Uuid>, shutdown: CancellationToke
 }
 
 async fn aside(command: SetAside, settings: &Settings) -> anyhow::Result<()> {
+    const NAME_SHOWN: usize = 80;
     let db = with_schema(settings).await?;
     match command {
         SetAside::List { limit } => {
@@ -419,7 +428,7 @@ async fn aside(command: SetAside, settings: &Settings) -> anyhow::Result<()> {
                 table.add_row([
                     one.id.to_string(),
                     one.set_aside_at.clone(),
-                    one.event_type.clone(),
+                    one.event_type.escape_debug().take(NAME_SHOWN).collect(),
                     one.subject.to_string(),
                     one.occurred_at.clone(),
                     one.reason.clone(),
@@ -433,6 +442,9 @@ async fn aside(command: SetAside, settings: &Settings) -> anyhow::Result<()> {
         }
         SetAside::Retry { ids, .. } => {
             let back = set_aside::retry(&db, &ids).await?;
+            if back < ids.len() as u64 {
+                bail!("{back} events are back in the outbox; the other ids are not set aside: see `ops set-aside list`");
+            }
             say(&format!("{back} events are back in the outbox"));
         }
     }
@@ -443,6 +455,26 @@ async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> 
     let db = database::connect(&settings.database, Role::Ops).await?;
     database::require_schema(&settings.database, &db).await?;
     Ok(db)
+}
+
+/// A header's value, as text where it is one.
+fn shown(value: &AMQPValue) -> String {
+    match value {
+        AMQPValue::LongString(text) => text.to_string().escape_debug().to_string(),
+        AMQPValue::ShortString(text) => text.as_str().escape_debug().to_string(),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().escape_ascii().to_string(),
+        AMQPValue::FieldArray(values) => {
+            format!("[{}]", values.as_slice().iter().map(shown).collect::<Vec<_>>().join(", "))
+        }
+        AMQPValue::FieldTable(table) => {
+            let entries = table.inner().iter().map(|(name, value)| format!("{}: {}", name.as_str().escape_debug(), shown(value)));
+            format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+        }
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        other => format!("{other:?}"),
+    }
 }
 
 fn arguments(queue: &Queue) -> String {
@@ -456,5 +488,11 @@ fn arguments(queue: &Queue) -> String {
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
+    // What is copied from a table must not be broken over lines, however narrow the terminal.
+    for (column, name) in table.column_iter_mut().zip(header) {
+        if ["id", "subject", "queue", "arguments"].contains(&name) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
     table
 }

@@ -98,7 +98,7 @@ pub(crate) async fn set_aside(tx: &DatabaseTransaction, refused: Vec<Refused>) -
     let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, data, reason)
                SELECT $1, $2, $3, $4::timestamptz, $5::jsonb, $6";
     for one in refused {
-        tracing::warn!(event_id = %one.event_id, event_type = one.event_type, reason = one.reason, "an event is set aside");
+        tracing::warn!(event_id = %one.event_id, reason = one.reason, "an event is set aside");
         let values = [
             one.event_id.into(),
             one.event_type.into(),

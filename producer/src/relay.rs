@@ -94,14 +94,16 @@ impl Relay<'_> {
         mut reporting: tokio::time::Interval,
     ) -> Result<(), RelayError> {
         let mut pauses = backoff();
-        while let Some(broker) = Broker::connect_until(&self.settings.amqp, "kyhan relay", shutdown).await {
+        let amqp = &self.settings.amqp;
+        let mut connected = Broker::connect_first(amqp, "kyhan relay", shutdown).await?;
+        while let Some(broker) = connected {
             let before = self.report;
             match self.over(&broker, db, shutdown, &mut reporting).await {
                 Ok(()) => {
                     broker.close().await;
                     return Ok(());
                 }
-                Err(error @ BrokerError::Inequivalent { .. }) => return Err(error.into()),
+                Err(error @ BrokerError::Inequivalent(_)) => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     broker.close().await;
@@ -112,6 +114,7 @@ impl Relay<'_> {
                     shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }
             }
+            connected = Broker::connect_until(amqp, "kyhan relay", shutdown).await;
         }
         Ok(())
     }

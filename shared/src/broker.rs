@@ -33,16 +33,33 @@ pub enum BrokerError {
     Connect { at: String, error: Arc<lapin::Error> },
     #[error("RabbitMQ: {0}")]
     Protocol(#[from] Arc<lapin::Error>),
-    #[error(
-        "queue or exchange {name} exists with other arguments than Kỳ Hạn's: {difference}; remove it when empty, or choose another topology.prefix"
-    )]
-    Inequivalent { name: String, difference: String },
+    #[error("{}; remove it when empty, or choose another topology.prefix", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
+    Inequivalent(Vec<Difference>),
     #[error("exchange {exchange} returned a message with routing key {routing_key}: {reply}")]
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
     Nacked { exchange: String },
     #[error("RabbitMQ confirmed nothing for {0:?}; it may be out of memory or disk, and block its publishers")]
     Unconfirmed(Duration),
+}
+
+/// A queue or exchange that exists with other arguments than ours.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{name} exists with other arguments than Kỳ Hạn's: {difference}")]
+pub struct Difference {
+    pub name: String,
+    /// In RabbitMQ's words.
+    pub difference: String,
+}
+
+impl BrokerError {
+    /// Whether the broker is there and does not let us in.
+    fn is_refusal(&self) -> bool {
+        const ACCESS_REFUSED: u16 = 403;
+        const NOT_ALLOWED: u16 = 530;
+        let Self::Connect { error, .. } = self else { return false };
+        matches!(error.kind(), lapin::ErrorKind::ProtocolError(said) if [ACCESS_REFUSED, NOT_ALLOWED].contains(&said.get_id()))
+    }
 }
 
 impl From<lapin::Error> for BrokerError {
@@ -96,22 +113,41 @@ impl Broker {
     /// Connects, trying again with backoff and jitter for as long as it takes; `None` when told to shut down.
     /// An outage is logged once when it begins and once when it ends.
     pub async fn connect_until(settings: &Amqp, name: &str, shutdown: &CancellationToken) -> Option<Self> {
+        Self::try_until(settings, name, shutdown, |_| false).await.unwrap_or_default()
+    }
+
+    /// The same for a process's first connection: a broker that is there and refuses will go on refusing.
+    ///
+    /// # Errors
+    /// A wrong password, or a virtual host that does not exist or is not allowed.
+    pub async fn connect_first(settings: &Amqp, name: &str, shutdown: &CancellationToken) -> Result<Option<Self>, BrokerError> {
+        Self::try_until(settings, name, shutdown, BrokerError::is_refusal).await
+    }
+
+    async fn try_until(
+        settings: &Amqp,
+        name: &str,
+        shutdown: &CancellationToken,
+        hopeless: impl Fn(&BrokerError) -> bool,
+    ) -> Result<Option<Self>, BrokerError> {
         let mut pauses = backoff();
         let mut away = false;
         loop {
-            match shutdown.run_until_cancelled(Self::connect(settings, name)).await? {
+            let Some(connected) = shutdown.run_until_cancelled(Self::connect(settings, name)).await else { return Ok(None) };
+            match connected {
                 Ok(broker) => {
                     if away {
                         tracing::info!("RabbitMQ is back");
                     }
-                    return Some(broker);
+                    return Ok(Some(broker));
                 }
+                Err(error) if hopeless(&error) => return Err(error),
                 Err(error) => {
                     if !std::mem::replace(&mut away, true) {
                         tracing::warn!(%error, "RabbitMQ is away; trying again until it is back");
                     }
                     let pause = pauses.next().unwrap_or(BACKOFF_MAX);
-                    shutdown.run_until_cancelled(tokio::time::sleep(pause)).await?;
+                    shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }
             }
         }

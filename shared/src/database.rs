@@ -1,12 +1,12 @@
 //! The database: connecting, and telling an outage from a passing conflict from a real failure, in one place, so that task
 //! code uses a plain `?`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database as SeaDatabase, DatabaseConnection, DbBackend, DbErr, RuntimeErr, Statement, Value,
-    sqlx,
+    sqlx::{self, ConnectOptions as _, Connection as _, postgres::PgConnectOptions},
 };
 use sea_orm_migration::MigratorTrait;
 use tokio_util::sync::CancellationToken;
@@ -71,7 +71,21 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
             ]);
             if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
         });
+    // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
+    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
+    let probe: PgConnectOptions = settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?;
+    probe
+        .connect()
+        .await
+        .map_err(|error| refused(conn_error(error)))?
+        .close()
+        .await
+        .map_err(|error| refused(conn_error(error)))?;
     SeaDatabase::connect(options).await.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })
+}
+
+fn conn_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
 }
 
 /// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
@@ -87,7 +101,8 @@ pub async fn connect_until(
     let mut pauses = backoff();
     let mut away = false;
     loop {
-        let connected = match connect(settings, role).await {
+        let Some(connected) = shutdown.run_until_cancelled(connect(settings, role)).await else { return Ok(None) };
+        let connected = match connected {
             Ok(db) => require_schema(settings, &db).await.map(|()| db),
             Err(error) => Err(error),
         };

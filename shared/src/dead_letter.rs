@@ -120,9 +120,9 @@ impl DeadLetter {
         Outgoing { exchange: topology.dead(), routing_key: self.routing_key, properties, body: self.body }
     }
 
-    /// Reads a message of the dead-letter queue, or of the queue of unrouted ones. Every message is some letter.
+    /// Reads a message of the dead-letter queue, or of the queue of `unrouted` ones. Every message is some letter.
     #[must_use]
-    pub fn read(routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
+    pub fn read(unrouted: bool, routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
         let empty = FieldTable::default();
         let headers = properties.headers().as_ref().unwrap_or(&empty);
         let text = |name: &str| match headers.inner().get(name) {
@@ -151,12 +151,12 @@ impl DeadLetter {
                 },
                 body,
             },
-            None => Self::of_broker(routing_key, headers, body),
+            None => Self::of_broker(unrouted, routing_key, headers, body),
         }
     }
 
     /// A message that the broker put here by itself: delivered too often, or sent where no lane is.
-    fn of_broker(routing_key: &str, headers: &FieldTable, body: Vec<u8>) -> Self {
+    fn of_broker(unrouted: bool, routing_key: &str, headers: &FieldTable, body: Vec<u8>) -> Self {
         let death = match headers.inner().get("x-death") {
             Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
                 Some(AMQPValue::FieldTable(death)) => Some(death.clone()),
@@ -168,15 +168,18 @@ impl DeadLetter {
             Some(AMQPValue::LongString(text)) => Some(text.to_string()),
             _ => None,
         };
-        let limit = told("reason").as_deref() == Some("delivery_limit");
-        let (reason, cause) = if limit {
-            let queue = told("queue").unwrap_or_default();
+        let queue = told("queue").unwrap_or_default();
+        let (reason, cause) = if unrouted {
+            ("unrouted".to_owned(), format!("no lane takes the routing key {routing_key:?}"))
+        } else if told("reason").as_deref() == Some("delivery_limit") {
             (
                 Reason::DeliveryLimit.name().to_owned(),
                 format!("delivered too often from {queue} without an answer: it may stop its worker"),
             )
+        } else if let Some(reason) = told("reason") {
+            (reason, format!("RabbitMQ took it out of {queue}"))
         } else {
-            ("unrouted".to_owned(), format!("no lane takes the routing key {routing_key:?}"))
+            ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
         };
         let died_at = match death.as_ref().and_then(|death| death.inner().get("time")) {
             Some(AMQPValue::Timestamp(at)) => moment(*at),
@@ -272,7 +275,7 @@ mod tests {
     fn sent(letter: DeadLetter) -> DeadLetter {
         let topology = Topology::new("kyhan", 1, &[], &Policy::default());
         let message = letter.message(&topology);
-        DeadLetter::read(&message.routing_key, &message.properties, message.body)
+        DeadLetter::read(false, &message.routing_key, &message.properties, message.body)
     }
 
     #[test]
@@ -299,7 +302,9 @@ mod tests {
 
     #[test]
     fn what_the_broker_put_there_by_itself_is_a_letter_too() {
-        let letter = DeadLetter::read("make-coffee.0", &BasicProperties::default(), b"?".to_vec());
-        assert_eq!((letter.reason.as_str(), letter.subject), ("unrouted", None));
+        for (unrouted, reason) in [(true, "unrouted"), (false, "unknown")] {
+            let letter = DeadLetter::read(unrouted, "make-coffee.0", &BasicProperties::default(), b"?".to_vec());
+            assert_eq!((letter.reason.as_str(), letter.subject), (reason, None));
+        }
     }
 }

@@ -63,7 +63,7 @@ impl fmt::Display for EventType {
     }
 }
 
-/// The event's name is none of [`EventType::ALL`].
+/// The event's name, its beginning that is, is none of [`EventType::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown event type {0:?}; known are {known}", known = EventType::ALL.map(EventType::name).join(", "))]
 pub struct UnknownEventType(pub String);
@@ -72,7 +72,9 @@ impl FromStr for EventType {
     type Err = UnknownEventType;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|event| event.name() == name).ok_or_else(|| UnknownEventType(name.to_owned()))
+        const SHOWN: usize = 80;
+        let unknown = || UnknownEventType(name.chars().take(SHOWN).collect());
+        Self::ALL.into_iter().find(|event| event.name() == name).ok_or_else(unknown)
     }
 }
 

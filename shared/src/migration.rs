@@ -1,7 +1,9 @@
 //! The schema (schema.md), as migrations in plain SQL. A migration that has landed never changes; the next one corrects it.
 
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
+
+use crate::database::statement;
 
 /// Every migration, in order.
 pub struct Migrator;
@@ -19,6 +21,42 @@ impl MigratorTrait for Migrator {
         }
         vec![sql!("m0001_order_system"), sql!("m0002_ledger"), sql!("m0003_kyhan"), sql!("m0004_sweep"), sql!("m0005_rebuild")]
     }
+}
+
+/// The advisory lock of whoever migrates: "kyhan" in ASCII, then 2.
+const MIGRATING: i64 = 0x6b_7968_616e_0002;
+
+/// Applies what is to go, one process at a time; the others wait and find nothing to do. How many it applied.
+///
+/// # Errors
+/// The database's.
+pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
+    let turn = turn(db).await?;
+    let pending = Migrator::get_pending_migrations(db).await?.len();
+    Migrator::up(db, None).await?;
+    turn.commit().await?;
+    Ok(pending)
+}
+
+/// Takes back the newest `steps` migrations. How many there were to take back.
+///
+/// # Errors
+/// The database's.
+pub async fn down(db: &DatabaseConnection, steps: u32) -> Result<usize, DbErr> {
+    let turn = turn(db).await?;
+    let applied = Migrator::get_applied_migrations(db).await?.len();
+    Migrator::down(db, Some(steps)).await?;
+    turn.commit().await?;
+    Ok(applied.min(steps as usize))
+}
+
+/// Waits for this process's turn, which lasts as long as the transaction.
+async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let turn = db.begin().await?;
+    // The lock timeout is for rows; another migration may take its time.
+    turn.execute_unprepared("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0").await?;
+    turn.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [MIGRATING.into()])).await?;
+    Ok(turn)
 }
 
 struct Sql {

@@ -248,8 +248,15 @@ fn prefix(r: &mut Reader) -> String {
     const LENGTH_MAX: usize = 80;
     let prefix = r.text("topology.prefix");
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if prefix.is_empty() || prefix.len() > LENGTH_MAX || !prefix.chars().all(plain) || prefix.starts_with("amq.") {
-        let why = format!("{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.'");
+    if prefix.is_empty()
+        || prefix.len() > LENGTH_MAX
+        || !prefix.chars().all(plain)
+        || prefix == "amq"
+        || prefix.starts_with("amq.")
+    {
+        let why = format!(
+            "{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.', and not amq, which is RabbitMQ's own"
+        );
         r.mistake("topology.prefix", why);
     }
     prefix

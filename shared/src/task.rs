@@ -23,8 +23,8 @@ pub trait Task: Send + Sync {
     fn candidates(&self) -> &'static str;
 
     /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
-    fn locks(&self) -> &'static [&'static str] {
-        &[]
+    fn locks(&self) -> Vec<String> {
+        Vec::new()
     }
 
     /// The statement (`$1`: ids, `$2`: their wake-ups' ids) that rechecks with [`Terms::due`], writes the effect and its
@@ -127,7 +127,7 @@ impl Reason {
 /// The statements of one task under one policy, written once and prepared by the server once per connection.
 pub struct Statements {
     lock: String,
-    locks: &'static [&'static str],
+    locks: Vec<String>,
     effect: String,
 }
 
@@ -150,7 +150,7 @@ impl Statements {
     pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
         let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
         tx.execute_raw(statement(&self.lock, [ids.clone().into()])).await?;
-        for lock in self.locks {
+        for lock in &self.locks {
             tx.execute_raw(statement(lock, [ids.clone().into()])).await?;
         }
         let effect: Statement = statement(&self.effect, [ids.into(), wakeups.into()]);

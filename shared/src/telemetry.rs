@@ -18,6 +18,8 @@ use crate::wakeup::TraceContext;
 /// The endpoint variable of the OpenTelemetry specification; its presence turns the export on.
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// The protocol variable of the same specification.
+const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
 /// The exporter's own machinery: exporting what it says of exporting would never end.
 const EXPORTER_CRATES: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "tonic", "h2", "hyper"];
 
@@ -29,8 +31,10 @@ pub struct Telemetry {
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("the OTLP exporter cannot start: {0}; check {ENDPOINT}")]
+    #[error("the OTLP exporter cannot start: {0}; {ENDPOINT} is to be like http://collector:4317")]
     Exporter(#[from] ExporterBuildError),
+    #[error("{PROTOCOL} is {0:?}, but only \"grpc\" is spoken here (a collector's port 4317, as a rule)")]
+    Protocol(String),
     #[error("telemetry.log: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
     #[error("logging was set up twice: {0}")]
@@ -54,6 +58,9 @@ impl Telemetry {
         if std::env::var_os(ENDPOINT).is_none_or(|endpoint| endpoint.is_empty()) {
             registry.try_init()?;
             return Ok(Self { exporters: None });
+        }
+        if let Some(other) = std::env::var(PROTOCOL).ok().filter(|protocol| !["", "grpc"].contains(&protocol.as_str())) {
+            return Err(TelemetryError::Protocol(other));
         }
         let resource = Resource::builder().with_service_name(service).build();
         let traces = SdkTracerProvider::builder()

@@ -172,6 +172,7 @@ async fn nothing_is_collected_of_cancelled_orders_and_those_truly_out_of_stock()
         assert!(outcomes.values().all(|outcome| *outcome == Outcome::Stale), "{outcomes:?}");
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM transfers").await, 0);
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'out_of_stock'").await, 1);
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM accounts").await, 0, "what is left alone gets no account either");
     })
     .await;
 }

@@ -13,6 +13,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         let env = &stage.sandbox.env;
         let ops = async |arguments: &[&str]| fleet::output(fleet::command("ops", env, arguments)?).await;
         assert!(ops(&["migrate", "up"]).await.expect("up").contains("0 migrations applied"));
+        assert!(ops(&["set-aside", "retry", "999"]).await.expect_err("refused").to_string().contains("0 events are back"));
         // With the outbox gone, its triggers must not stop the order system.
         ops(&["triggers", "install"]).await.expect("triggers");
         ops(&["migrate", "down", "--steps", "1"]).await.expect("down");
@@ -33,7 +34,10 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
                 .await,
             0
         );
-        ops(&["migrate", "up"]).await.expect("up again");
+        // Several at once, as when many start together: one migrates, the others wait.
+        let (first, second, third) = tokio::join!(ops(&["migrate", "up"]), ops(&["migrate", "up"]), ops(&["migrate", "up"]));
+        let said = [first, second, third].map(|up| up.expect("up again"));
+        assert_eq!(said.iter().filter(|said| said.contains("0 migrations applied")).count(), 2, "{said:?}");
         stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
     })
     .await;
@@ -50,6 +54,24 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
             assert_eq!(refused.status.code(), Some(2), "{name}");
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains("worker.batch_max") && said.contains("topology.shards"), "{said}");
+        }
+        // A server that is there and refuses is no outage: waiting would not help.
+        for (variable, value, why) in [
+            ("KYHAN_AMQP_URL", "amqp://nobody:hunter2@127.0.0.1:5672/%2f", "cannot connect to RabbitMQ"),
+            ("KYHAN_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/kyhan_no_such_database", "PostgreSQL"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "only \"grpc\" is spoken here"),
+        ] {
+            let mut wrong = value.to_owned();
+            if let (Some(real), Ok(mut url)) = (stage.sandbox.env.get(variable), url::Url::parse(value)) {
+                url.set_port(url::Url::parse(real).expect("a URL").port()).expect("a port");
+                wrong = url.into();
+            }
+            let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+            command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9").env(variable, wrong);
+            let refused = tokio::time::timeout(SOON, command.output()).await.expect("it leaves").expect("run");
+            assert!(!refused.status.success(), "{variable}");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains(why) && !said.contains("hunter2"), "{said}");
         }
         let mut env = stage.sandbox.env.clone();
         env.insert("KYHAN_AMQP_URL".into(), "amqp://kyhan:hunter2@localhost/%2f".into());

@@ -38,9 +38,11 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
         other.insert("x-delivery-limit".into(), lapin::types::AMQPValue::LongLongInt(3));
         channel.queue_declare(lane.as_str().into(), durable, other).await.expect("another queue");
         let refused = broker.declare(&stage.topology()).await.expect_err("refused");
-        let BrokerError::Inequivalent { name, difference } = &refused else { panic!("{refused}") };
-        assert_eq!(*name, lane);
-        assert!(difference.contains("x-d"), "{difference}");
+        let BrokerError::Inequivalent(differences) = &refused else { panic!("{refused}") };
+        assert_eq!(differences.len(), 1);
+        assert!(differences[0].name == lane && differences[0].difference.contains("x-d"), "{refused}");
+        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
+        assert!(shown.contains("differs"), "{shown}");
         // A worker says so and leaves, instead of trying for ever.
         let complaint =
             fleet::output(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built")).await.expect_err("refused");

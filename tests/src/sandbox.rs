@@ -5,11 +5,10 @@ use std::{collections::BTreeMap, env, time::Duration};
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
-use sea_orm_migration::MigratorTrait;
 use shared::{
     broker::{Broker, BrokerError},
     database::{self, Role},
-    migration::Migrator,
+    migration,
     settings::Settings,
 };
 use uuid::Uuid;
@@ -74,7 +73,7 @@ impl Sandbox {
         let settings = Settings::read(Some(&path), env.clone())?;
         env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
         let db = database::connect(&settings.database, Role::Ops).await?;
-        Migrator::up(&db, None).await?;
+        migration::up(&db).await?;
         Ok(Self { settings, db, env, servers, database })
     }
 

@@ -89,12 +89,12 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
 async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
-    while let Some(broker) = Broker::connect_until(&settings.amqp, "kyhan worker", shutdown).await {
+    while let Some(broker) = Broker::connect_first(&settings.amqp, "kyhan worker", shutdown).await? {
         let declared = broker.declare(&settings.topology()).await;
         broker.close().await;
         match declared {
             Ok(()) => return Ok(true),
-            Err(error @ BrokerError::Inequivalent { .. }) => return Err(error),
+            Err(error @ BrokerError::Inequivalent(_)) => return Err(error),
             Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
         }
         shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;

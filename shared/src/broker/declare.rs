@@ -9,7 +9,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::{Broker, BrokerError, close_channel};
+use super::{Broker, BrokerError, Difference, close_channel};
 use crate::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
 
 /// What the broker says of a queue at this moment.
@@ -24,17 +24,38 @@ impl Broker {
     /// Declares every exchange, queue and binding.
     ///
     /// # Errors
-    /// [`BrokerError::Inequivalent`] for one that exists and differs.
+    /// [`BrokerError::Inequivalent`] names every one that exists and differs.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
-        let channel = self.channel().await?;
+        let mut differences = Vec::new();
+        let mut channel = self.channel().await?;
         for exchange in topology.exchanges() {
-            declare_exchange(&channel, &exchange).await?;
+            if let Some(difference) = declare_exchange(&channel, &exchange).await? {
+                differences.push(difference);
+                // RabbitMQ closes the channel with its refusal.
+                channel = self.channel().await?;
+            }
         }
         for queue in topology.queues() {
-            declare_queue(&channel, &queue).await?;
+            if let Some(difference) = declare_queue(&channel, &queue).await? {
+                differences.push(difference);
+                channel = self.channel().await?;
+            }
         }
         close_channel(&channel).await;
-        Ok(())
+        if differences.is_empty() { Ok(()) } else { Err(BrokerError::Inequivalent(differences)) }
+    }
+
+    /// How an existing queue differs from ours. Declares it, so ask only for one that exists.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn difference(&self, queue: &Queue) -> Result<Option<Difference>, BrokerError> {
+        let channel = self.channel().await?;
+        let difference = declare_queue(&channel, queue).await?;
+        if difference.is_none() {
+            close_channel(&channel).await;
+        }
+        Ok(difference)
     }
 
     /// Looks at a queue without touching it; `None` when it does not exist.
@@ -94,26 +115,27 @@ impl Broker {
 const NOT_FOUND: u16 = 404;
 const PRECONDITION_FAILED: u16 = 406;
 
-async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<(), BrokerError> {
+async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<Option<Difference>, BrokerError> {
     let kind = match exchange.exchange_type {
         ExchangeType::Direct => ExchangeKind::Direct,
         ExchangeType::Fanout => ExchangeKind::Fanout,
         ExchangeType::Topic => ExchangeKind::Topic,
     };
     let durable = ExchangeDeclareOptions { durable: true, ..ExchangeDeclareOptions::default() };
-    channel
-        .exchange_declare(exchange.name.as_str().into(), kind, durable, table(&exchange.arguments))
-        .await
-        .map_err(|error| inequivalent(&exchange.name, error))
+    let declared = channel.exchange_declare(exchange.name.as_str().into(), kind, durable, table(&exchange.arguments)).await;
+    difference(&exchange.name, declared)
 }
 
-async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<(), BrokerError> {
+async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<Option<Difference>, BrokerError> {
     let name = || queue.name.as_str().into();
     let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    channel.queue_declare(name(), durable, table(&queue.arguments)).await.map_err(|error| inequivalent(&queue.name, error))?;
+    let declared = channel.queue_declare(name(), durable, table(&queue.arguments)).await;
+    if let Some(difference) = difference(&queue.name, declared.map(|_| ()))? {
+        return Ok(Some(difference));
+    }
     let (exchange, key) = (queue.exchange.as_str().into(), queue.routing_key.as_str().into());
     channel.queue_bind(name(), exchange, key, QueueBindOptions::default(), FieldTable::default()).await?;
-    Ok(())
+    Ok(None)
 }
 
 fn table(arguments: &Arguments) -> FieldTable {
@@ -129,16 +151,14 @@ fn table(arguments: &Arguments) -> FieldTable {
 }
 
 /// RabbitMQ says what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'".
-fn inequivalent(name: &str, error: lapin::Error) -> BrokerError {
-    if !is_soft(&error, PRECONDITION_FAILED) {
-        return error.into();
-    }
+fn difference(name: &str, declared: lapin::Result<()>) -> Result<Option<Difference>, BrokerError> {
+    let Err(error) = declared else { return Ok(None) };
     let said = match error.kind() {
-        ErrorKind::ProtocolError(error) => error.get_message().to_string(),
-        _ => error.to_string(),
+        ErrorKind::ProtocolError(said) if said.get_id() == PRECONDITION_FAILED => said.get_message().to_string(),
+        _ => return Err(error.into()),
     };
     let difference = said.trim_start_matches("PRECONDITION_FAILED - ").to_owned();
-    BrokerError::Inequivalent { name: name.to_owned(), difference }
+    Ok(Some(Difference { name: name.to_owned(), difference }))
 }
 
 fn is_soft(error: &lapin::Error, code: u16) -> bool {

@@ -52,7 +52,7 @@ CREATE TABLE order_status_history (
 CREATE INDEX order_status_history_order_idx ON order_status_history (order_id, id);
 
 CREATE TABLE order_messages (
-    id        bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    id        uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
     order_id  uuid        NOT NULL REFERENCES orders (id),
     author    text        NOT NULL,
     body      text        NOT NULL,

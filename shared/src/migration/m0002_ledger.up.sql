@@ -9,7 +9,7 @@ CREATE TABLE accounts (
     CHECK (CASE kind
                WHEN 'wallet'  THEN customer_id IS NOT NULL AND order_id IS NULL
                WHEN 'outside' THEN customer_id IS NULL     AND order_id IS NULL
-               ELSE                customer_id IS NULL     AND order_id IS NOT NULL
+               ELSE                order_id IS NOT NULL
            END)
 );
 -- One wallet a customer, one account a component an order. They are also how a task finds them.

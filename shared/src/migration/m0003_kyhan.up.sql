@@ -39,7 +39,7 @@ CREATE TABLE activity (
     id            bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at            timestamptz NOT NULL DEFAULT now(),
     actor_kind    text        NOT NULL CHECK (actor_kind IN ('customer', 'staff', 'system')),
-    actor_id      text,
+    actor_id      uuid,
     action        text        NOT NULL,
     subject_kind  text        NOT NULL,
     subject_id    uuid        NOT NULL,

@@ -16,7 +16,6 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
     // Where each line stands in the file, as a line on several events becomes several.
     let mut places = Vec::new();
     for (at, table) in r.tables("policy").into_iter().enumerate() {
-        let before = r.mistakes.len();
         let key = |field: &str| format!("policy[{at}].{field}");
         for unknown in table.keys().filter(|name| !["on", "task", "after"].contains(&name.as_str())) {
             r.mistake(&key(unknown), "a policy line has `on`, `task` and `after`");
@@ -37,10 +36,15 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
                 None
             }
         });
-        if let (Some(task), Some(after), true) = (task, after, r.mistakes.len() == before) {
+        // With another mistake in the line, the rest of it is checked all the same; nothing comes of it.
+        if let Some(task) = task {
+            let after = after.unwrap_or(Span::Exact(1));
             places.extend(std::iter::repeat_n(at, on.len()));
             lines.extend(on.into_iter().map(|on| Line { on, task, after }));
         }
+    }
+    if lines.is_empty() && r.mistakes.is_empty() {
+        r.mistake("policy", "it has no line, so nothing would ever be done");
     }
     Policy::new(lines).unwrap_or_else(|mistakes| {
         for mistake in mistakes {
@@ -73,6 +77,9 @@ fn events(r: &mut Reader, key: &str, on: Option<&Value>) -> Vec<EventType> {
         Some((value, ValueKind::Array(_))) => value.clone().into_array().unwrap_or_default(),
         Some((value, _)) => vec![value.clone()],
     };
+    if names.is_empty() {
+        r.mistake(key, "it names no event");
+    }
     let mut events = Vec::new();
     for name in names {
         match name.to_string().parse() {

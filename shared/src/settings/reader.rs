@@ -145,6 +145,9 @@ impl Reader {
             self.mistake(key, format!("{} is no list of durations, like [\"1s\", \"5m\"]", shown(&value)));
             return Vec::new();
         };
+        if list.is_empty() {
+            self.mistake(key, "it needs at least one duration");
+        }
         let mut durations = Vec::new();
         let mut kept = Vec::new();
         for (at, entry) in list.into_iter().enumerate() {
@@ -157,9 +160,6 @@ impl Reader {
                 Ok((_, None)) => self.mistake(&format!("{key}[{at}]"), "calendar months have no exact length; write days"),
                 Err(error) => self.mistake(&format!("{key}[{at}]"), error.to_string()),
             }
-        }
-        if durations.is_empty() {
-            self.mistake(key, "it needs at least one duration");
         }
         self.held.push((key.to_owned(), format!("[{}]", kept.join(", "))));
         durations
@@ -237,7 +237,7 @@ fn flat(tables: Map<String, Value>) -> BTreeMap<String, Value> {
     let mut values = BTreeMap::new();
     for (key, value) in tables {
         match value.kind {
-            ValueKind::Table(inner) => {
+            ValueKind::Table(inner) if !inner.is_empty() => {
                 values.extend(flat(inner).into_iter().map(|(name, value)| (format!("{key}.{name}"), value)));
             }
             _ => {

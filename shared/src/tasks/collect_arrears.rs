@@ -45,23 +45,29 @@ impl Task for CollectArrears {
                        WHERE part.due > coalesce(accounts.balance, 0)))"#
     }
 
-    fn locks(&self) -> &'static [&'static str] {
-        &[
+    fn locks(&self) -> Vec<String> {
+        // Of candidates only: an order that is to be left alone gets no account either.
+        let candidates = format!("(SELECT id FROM ({}) AS candidate WHERE id = ANY($1))", self.candidates());
+        vec![
             // A component never paid into and a wallet never used have no account yet.
-            "INSERT INTO accounts (kind, order_id)
-             SELECT part.kind, orders.id
-               FROM orders CROSS JOIN LATERAL (
-                        VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
-              WHERE orders.id = ANY($1) AND part.due > 0
-                AND NOT EXISTS (SELECT FROM accounts WHERE accounts.order_id = orders.id AND accounts.kind = part.kind)
-              ORDER BY orders.id, part.kind
-             ON CONFLICT DO NOTHING",
-            "INSERT INTO accounts (kind, customer_id)
-             SELECT DISTINCT 'wallet', orders.customer_id FROM orders
-              WHERE orders.id = ANY($1)
-                AND NOT EXISTS (SELECT FROM accounts WHERE accounts.customer_id = orders.customer_id AND accounts.kind = 'wallet')
-              ORDER BY orders.customer_id
-             ON CONFLICT DO NOTHING",
+            format!(
+                "INSERT INTO accounts (kind, order_id)
+                 SELECT part.kind, orders.id
+                   FROM orders CROSS JOIN LATERAL (
+                            VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
+                  WHERE orders.id IN {candidates} AND part.due > 0
+                    AND NOT EXISTS (SELECT FROM accounts WHERE accounts.order_id = orders.id AND accounts.kind = part.kind)
+                  ORDER BY orders.id, part.kind
+                 ON CONFLICT DO NOTHING"
+            ),
+            format!(
+                "INSERT INTO accounts (kind, customer_id)
+                 SELECT DISTINCT 'wallet', orders.customer_id FROM orders
+                  WHERE orders.id IN {candidates}
+                    AND NOT EXISTS (SELECT FROM accounts WHERE accounts.customer_id = orders.customer_id AND accounts.kind = 'wallet')
+                  ORDER BY orders.customer_id
+                 ON CONFLICT DO NOTHING"
+            ),
             // In id order, as the ledger's own trigger locks them.
             "SELECT accounts.id FROM accounts
               WHERE accounts.id IN (
@@ -70,7 +76,8 @@ impl Task for CollectArrears {
                         SELECT wallet.id FROM orders JOIN accounts AS wallet
                                   ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
                          WHERE orders.id = ANY($1))
-              ORDER BY accounts.id FOR NO KEY UPDATE",
+              ORDER BY accounts.id FOR NO KEY UPDATE"
+                .to_owned(),
         ]
     }
 
