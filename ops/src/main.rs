@@ -62,8 +62,11 @@ enum Command {
         #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
         rate: u32,
         /// Begin at the beginning, even where an earlier rebuild was interrupted
-        #[arg(long)]
+        #[arg(long, conflicts_with = "resume")]
         restart: bool,
+        /// Go on after an earlier rebuild, even where that was interrupted over an hour ago
+        #[arg(long)]
+        resume: bool,
     },
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
@@ -183,7 +186,14 @@ async fn run(command: Command, settings: &Settings, shutdown: CancellationToken)
             Ok(())
         }
         Command::Topology(command) => topology(command, settings).await,
-        Command::Rebuild { kind, dry_run, rate, restart } => rebuilding(settings, kind, dry_run, rate, restart, &shutdown).await,
+        Command::Rebuild { kind, dry_run, rate, restart, resume } => {
+            let begin = match (restart, resume) {
+                (true, _) => Begin::Anew,
+                (_, true) => Begin::Resume,
+                _ => Begin::Lately,
+            };
+            rebuilding(settings, kind, dry_run, rate, begin, &shutdown).await
+        }
         Command::Dead(command) => dead(command, settings, shutdown).await,
         Command::SetAside(command) => aside(command, settings).await,
     }
@@ -268,42 +278,66 @@ fn kind(name: &str) -> Result<&'static str, String> {
     tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
 }
 
+/// Where a rebuild begins.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Begin {
+    Anew,
+    Resume,
+    /// Where one was interrupted lately.
+    Lately,
+}
+
 async fn rebuilding(
     settings: &Settings,
     only: Option<&'static str>,
     dry_run: bool,
     rate: u32,
-    restart: bool,
+    begin: Begin,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
     if dry_run {
         for task in chosen {
-            let pending = rebuild::pending(&db, settings, task).await?;
-            let resumed = if pending.done > 0 {
-                format!(", {} of them done by an interrupted rebuild", pending.done)
-            } else {
-                String::new()
-            };
-            say(&format!("{}: {} pending{resumed}", task.kind(), pending.all));
+            let all = rebuild::pending(&db, settings, task, None).await?;
+            let stands = rebuild::interrupted(&db, settings, task).await?;
+            let note = stands.map(|stands| format!("; a rebuild was interrupted at {} after {}", stands.at, stands.cursor));
+            say(&format!("{}: {all} pending{}", task.kind(), note.unwrap_or_default()));
         }
         return Ok(());
-    }
-    if restart {
-        rebuild::restart(&db).await?;
     }
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
     for task in chosen {
-        let pending = rebuild::pending(&db, settings, task).await?;
-        let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-        let bar = ProgressBar::new(pending.all).with_style(style).with_message(task.kind()).with_position(pending.done);
+        if begin == Begin::Anew {
+            rebuild::restart(&db, settings, task).await?;
+        }
+        let stands = rebuild::interrupted(&db, settings, task).await?;
+        if let Some(stands) = &stands {
+            if !stands.lately && begin != Begin::Resume {
+                bail!(
+                    "{}: a rebuild was interrupted at {}, and the broker may have been lost again since; \
+                     --restart begins anew, --resume goes on after it",
+                    task.kind(),
+                    stands.at
+                );
+            }
+            say(&format!("{}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at));
+        }
+        let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
+            Ok(pending) => {
+                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
+                ProgressBar::new(pending).with_style(style)
+            }
+            // Only the bar wants the count.
+            Err(_) => ProgressBar::new_spinner(),
+        };
+        let bar = bar.with_message(task.kind());
         let whole = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await?;
         bar.finish();
-        let made = bar.position() - pending.done;
+        let made = bar.position();
         if !whole {
-            bail!("{}: interrupted after {made} wake-ups' subjects; run it again to go on", task.kind());
+            bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
         }
         say(&format!("{}: {made} subjects scheduled again", task.kind()));
     }

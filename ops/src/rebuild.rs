@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Value};
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
     database::statement,
@@ -33,29 +33,49 @@ pub enum RebuildError {
     Database(#[from] DbErr),
 }
 
-/// What is pending of one kind.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Pending {
-    /// Rows that fall due some day or are overdue.
-    pub all: u64,
-    /// Those already gone through by a rebuild that was interrupted.
-    pub done: u64,
+/// Where a rebuild was interrupted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Interrupted {
+    /// Everything up to this id is confirmed.
+    pub cursor: Uuid,
+    /// When, as PostgreSQL writes it.
+    pub at: String,
+    /// Whether that was so lately that it is the same recovery.
+    pub lately: bool,
 }
 
-/// Counts what is pending of a kind, and where an interrupted rebuild stands.
+/// Where an interrupted rebuild of a kind stands.
 ///
 /// # Errors
 /// The database's.
-pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Pending, DbErr> {
+pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Option<Interrupted>, DbErr> {
+    let sql =
+        "SELECT cursor, at::text AS at, at > now() - interval '1 hour' AS lately FROM rebuilds WHERE prefix = $1 AND kind = $2";
+    let row = db.query_one_raw(statement(sql, key(settings, task))).await?;
+    row.map(|row| {
+        Ok(Interrupted { cursor: row.try_get("", "cursor")?, at: row.try_get("", "at")?, lately: row.try_get("", "lately")? })
+    })
+    .transpose()
+}
+
+/// How many rows of a kind fall due some day or are overdue: all, or those beyond a cursor.
+///
+/// # Errors
+/// The database's.
+pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Task, beyond: Option<Uuid>) -> Result<u64, DbErr> {
     let due = due::query(task, &settings.policy);
-    let sql = format!(
-        "SELECT count(*) AS all, count(*) FILTER (WHERE due.id <= rebuild.cursor) AS done
-           FROM {due} AS due LEFT JOIN rebuilds AS rebuild ON rebuild.kind = $1 WHERE due.due_at IS NOT NULL"
-    );
-    let row = db.query_one_raw(statement(&sql, [task.kind().into()])).await?;
+    let sql = format!("SELECT count(*) AS pending FROM {due} AS due WHERE due.due_at IS NOT NULL AND {}", beyond_sql(beyond));
+    let row = db.query_one_raw(statement(&sql, [])).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?;
-    let count = |name: &str| row.try_get::<i64>("", name).map(|count| u64::try_from(count).unwrap_or_default());
-    Ok(Pending { all: count("all")?, done: count("done")? })
+    Ok(u64::try_from(row.try_get::<i64>("", "pending")?).unwrap_or_default())
+}
+
+fn key(settings: &Settings, task: &dyn Task) -> [Value; 2] {
+    [settings.naming.prefix.clone().into(), task.kind().into()]
+}
+
+fn beyond_sql(cursor: Option<Uuid>) -> String {
+    cursor.map_or("true".to_owned(), |cursor| format!("due.id > '{cursor}'"))
 }
 
 /// Makes every pending wake-up of a kind again, at most `rate` subjects a second, and tells `progress` of each page. `false` when
@@ -78,16 +98,18 @@ pub async fn rebuild(
         let began = Instant::now();
         let page = page(db, settings, task).await?;
         let Some(last) = page.last().map(|waiting| waiting.subject) else {
-            db.execute_raw(statement("DELETE FROM rebuilds WHERE kind = $1", [task.kind().into()])).await?;
+            let forget = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
+            db.execute_raw(statement(forget, key(settings, task))).await?;
             publisher.close().await;
             return Ok(true);
         };
         let count = page.len();
         let packed = pack(page, topology.ladder(), topology.shards(), settings.naming.pack_max, &TraceContext::default());
         publisher.publish_all(packed.iter().map(|packed| Outgoing::of(packed, &topology)).collect()).await?;
-        let remember = "INSERT INTO rebuilds (kind, cursor) VALUES ($1, $2)
-                        ON CONFLICT (kind) DO UPDATE SET cursor = EXCLUDED.cursor, at = now()";
-        db.execute_raw(statement(remember, [task.kind().into(), last.into()])).await?;
+        let remember = "INSERT INTO rebuilds (prefix, kind, cursor) VALUES ($1, $2, $3)
+                        ON CONFLICT (prefix, kind) DO UPDATE SET cursor = EXCLUDED.cursor, at = now()";
+        let [prefix, kind] = key(settings, task);
+        db.execute_raw(statement(remember, [prefix, kind, last.into()])).await?;
         progress(count);
         let pace = Duration::from_micros(count as u64 * 1_000_000 / u64::from(rate.max(1)));
         stop.run_until_cancelled(tokio::time::sleep_until(began + pace)).await;
@@ -96,19 +118,18 @@ pub async fn rebuild(
     Ok(false)
 }
 
-/// Forgets where interrupted rebuilds stand: the next one begins at the beginning.
+/// Forgets where an interrupted rebuild stands: the next one begins at the beginning.
 ///
 /// # Errors
 /// The database's.
-pub async fn restart(db: &DatabaseConnection) -> Result<(), DbErr> {
-    db.execute_unprepared("DELETE FROM rebuilds").await.map(|_| ())
+pub async fn restart(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<(), DbErr> {
+    let forget = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
+    db.execute_raw(statement(forget, key(settings, task))).await.map(|_| ())
 }
 
 /// The next rows in id order.
 async fn page(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Vec<Waiting>, DbErr> {
-    let cursor = db.query_one_raw(statement("SELECT cursor FROM rebuilds WHERE kind = $1", [task.kind().into()])).await?;
-    let cursor: Option<Uuid> = cursor.map(|row| row.try_get("", "cursor")).transpose()?;
-    let beyond = cursor.map_or("true".to_owned(), |cursor| format!("due.id > '{cursor}'"));
+    let beyond = beyond_sql(interrupted(db, settings, task).await?.map(|stands| stands.cursor));
     let due = due::query(task, &settings.policy);
     let sql = format!(
         "SELECT due.id, due.due_at, clock_timestamp() AS now FROM {due} AS due

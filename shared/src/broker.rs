@@ -58,7 +58,9 @@ impl BrokerError {
         const ACCESS_REFUSED: u16 = 403;
         const NOT_ALLOWED: u16 = 530;
         let Self::Connect { error, .. } = self else { return false };
-        matches!(error.kind(), lapin::ErrorKind::ProtocolError(said) if [ACCESS_REFUSED, NOT_ALLOWED].contains(&said.get_id()))
+        let lapin::ErrorKind::ProtocolError(said) = error.kind() else { return false };
+        // A limit of connections is "not allowed" too, and passes.
+        [ACCESS_REFUSED, NOT_ALLOWED].contains(&said.get_id()) && !said.get_message().as_str().contains("limit")
     }
 }
 

@@ -51,37 +51,37 @@ pub enum DatabaseError {
 /// # Errors
 /// [`DatabaseError::Connect`], with the address but never its password.
 pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
-    let (statement, lock) = (settings.statement_timeout_ms, settings.lock_timeout_ms);
+    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
+    let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
+    let (lock, statement) = (settings.lock_timeout_ms, if role == Role::Ops { 0 } else { settings.statement_timeout_ms });
+    let tuned = move |options: PgConnectOptions| {
+        let options = options.application_name(role.application_name()).options([
+            // An operator's question may take its time.
+            ("statement_timeout", format!("{statement}ms")),
+            ("lock_timeout", format!("{lock}ms")),
+            // The recheck is a statement of its own after the locks: it must see what they waited for.
+            ("default_transaction_isolation", "read committed".to_owned()),
+            // "Already exists, skipping" is no news.
+            ("client_min_messages", "warning".to_owned()),
+        ]);
+        if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
+    };
+    // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
+    let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
+    let silence = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"));
+    let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
+    let farewell = probed.map_err(|error| refused(conn_error(error)))?.close();
+    let _ = tokio::time::timeout(acquire_timeout, farewell).await;
     let mut options = ConnectOptions::new(settings.url.expose());
     options
         .max_connections(settings.max_connections)
         .min_connections(0)
-        .acquire_timeout(Duration::from_millis(settings.acquire_timeout_ms))
+        .acquire_timeout(acquire_timeout)
         // A ping on every acquire costs a tenth of the throughput; a dead connection shows itself at its first statement.
         .test_before_acquire(false)
         .sqlx_logging(false)
-        .map_sqlx_postgres_opts(move |options| {
-            let options = options.application_name(role.application_name()).options([
-                ("statement_timeout", format!("{statement}ms")),
-                ("lock_timeout", format!("{lock}ms")),
-                // The recheck is a statement of its own after the locks: it must see what they waited for.
-                ("default_transaction_isolation", "read committed".to_owned()),
-                // "Already exists, skipping" is no news.
-                ("client_min_messages", "warning".to_owned()),
-            ]);
-            if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
-        });
-    // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
-    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
-    let probe: PgConnectOptions = settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?;
-    probe
-        .connect()
-        .await
-        .map_err(|error| refused(conn_error(error)))?
-        .close()
-        .await
-        .map_err(|error| refused(conn_error(error)))?;
-    SeaDatabase::connect(options).await.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })
+        .map_sqlx_postgres_opts(tuned);
+    SeaDatabase::connect(options).await.map_err(refused)
 }
 
 fn conn_error(error: sqlx::Error) -> DbErr {

@@ -349,6 +349,9 @@ mod tests {
     #[test]
     fn every_mistake_is_reported_at_once_with_its_key_and_what_would_be_right() {
         let file = r#"
+            [sweep]
+            # every_ms = 1
+            [worker2]
             [worker]
             batch_max = 0
             linger = 5
@@ -375,6 +378,7 @@ mod tests {
         let mistakes = read(file, &[("KYHAN_AMQP_URL", "http://mq"), ("KYHAN_WORKER_PREFECH", "1")]).unwrap_err().join("\n");
         for expected in [
             "worker.batch_max: 0 is no whole number from 1 to 10000",
+            "worker2: no setting has this name",
             "worker.linger: no setting has this name; did you mean worker.linger_ms?",
             "worker.retry[0]: \"soon\" is no duration",
             "topology.prefix: \"kỳ hạn\" cannot begin a queue's name",
@@ -390,6 +394,7 @@ mod tests {
         ] {
             assert!(mistakes.contains(expected), "missing {expected:?} in:\n{mistakes}");
         }
+        assert!(!mistakes.contains("sweep"), "an empty section is no mistake:\n{mistakes}");
     }
 
     #[test]

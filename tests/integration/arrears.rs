@@ -276,6 +276,25 @@ async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made_for_it() {
+    on_stage(QUICK, async |stage| {
+        let customer = customer(stage).await;
+        let order = order(stage, customer, "received", Money { due: [100, 0, 0], paid: [0, 0, 0] }).await;
+        let (outside, goods) = (account(stage, "outside", None, None).await, account(stage, "goods", None, Some(order)).await);
+        transfer(stage, outside, goods, 100, Some(order)).await;
+        // Fully paid, it is left alone …
+        assert_eq!(collect(stage, None, &[order]).await[&order], Outcome::Stale);
+        // … until a refund that does not even name it.
+        transfer(stage, goods, outside, 100, None).await;
+        assert!(matches!(collect(stage, None, &[order]).await[&order], Outcome::Applied { .. }));
+        assert_eq!(paid(stage, order).await, [100, 0, 0]);
+        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -100);
+        sums_are_zero(stage).await;
+    })
+    .await;
+}
+
 /// What should be collected: wallet by wallet, in the order of deadlines (all equal here), then ids, then components.
 fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) -> HashMap<Uuid, [i64; 3]> {
     orders.sort_by_key(|(id, _)| *id);

@@ -111,6 +111,26 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_nobody_from_leaving() {
+    on_stage(QUICK, async |stage| {
+        let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let mut env = stage.sandbox.env.clone();
+        let url = format!("postgres://postgres@{}/kyhan", silent.local_addr().expect("an address"));
+        env.insert("KYHAN_DATABASE_URL".into(), url);
+        env.insert("KYHAN_DATABASE_ACQUIRE_TIMEOUT_MS".into(), "200".into());
+        let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
+        let mut worker = fleet::start(fleet::command("worker", &env, [""; 0]).expect("built"), &log).expect("started");
+        let away = async || Ok(std::fs::read_to_string(&log)?.contains("PostgreSQL is away"));
+        tests::sandbox::eventually("it says so", SOON, away).await;
+        fleet::terminate(&worker).await.expect("told");
+        let status = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves").expect("a status");
+        assert!(status.success(), "{status}");
+        std::fs::remove_file(&log).expect("removed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_wakeups_are_applied_by_another_once() {
     on_stage(QUICK, async |stage| {
         let orders = stage.many_delivering(5000).await;

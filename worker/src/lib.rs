@@ -89,7 +89,8 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
 async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
-    while let Some(broker) = Broker::connect_first(&settings.amqp, "kyhan worker", shutdown).await? {
+    let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", shutdown).await?;
+    while let Some(broker) = connected {
         let declared = broker.declare(&settings.topology()).await;
         broker.close().await;
         match declared {
@@ -98,6 +99,7 @@ async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bo
             Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
         }
         shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+        connected = Broker::connect_until(&settings.amqp, "kyhan worker", shutdown).await;
     }
     Ok(false)
 }

@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
-    database::statement,
+    database::{Trouble, statement, trouble},
     due,
     pack::{Waiting, pack},
     task::Task,
@@ -49,10 +49,21 @@ pub(crate) async fn run(context: Arc<Context>) {
     let mut leadership = None;
     // The first round comes after a whole period: what is due at the start is what the lanes begin with.
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-        if let Err(error) = round(&context, &mut leadership, &woken).await {
-            // An outage is told of by the lanes; the next round goes on.
-            tracing::debug!(%error, "a round of the sweep was cut short");
+        // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
+        let Some(done) = context.shutdown.run_until_cancelled(round(&context, &mut leadership, &woken)).await else { break };
+        if let Err(error) = done {
+            // Whoever cannot sweep must not lead: the connection closes, and the lock with it.
+            leadership = None;
+            tell("the sweep was cut short; another worker may lead now", &error);
         }
+    }
+}
+
+/// An outage is told of by the lanes already.
+fn tell(what: &'static str, error: &SweepError) {
+    match error {
+        SweepError::Database(error) if trouble(error) == Trouble::Away => tracing::debug!(%error, what),
+        error => tracing::warn!(%error, what),
     }
 }
 
@@ -65,16 +76,22 @@ async fn round(
         return Ok(());
     }
     let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
+    let mut done = Ok(());
     for task in tasks::ALL {
-        let count = sweep(context, &broker, *task).await?;
-        if count > 0 {
-            tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
-            woken.add(count, &[KeyValue::new("kind", task.kind())]);
+        match sweep(context, &broker, *task).await {
+            Ok(0) => {}
+            Ok(count) => {
+                tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
+                woken.add(count, &[KeyValue::new("kind", task.kind())]);
+            }
+            // The other kinds are swept all the same.
+            Err(error @ SweepError::Database(_)) => tell(task.kind(), &error),
+            Err(error) => done = Err(error),
         }
     }
     broker.close().await;
     context.db.execute_unprepared(FORGET).await?;
-    Ok(())
+    done
 }
 
 /// What was swept long ago has had its effect, or its dead letter.
@@ -83,17 +100,14 @@ const FORGET: &str = "DELETE FROM swept WHERE at < now() - interval '30 days'";
 /// Whether this process holds the lock. It is the session's: gone with the connection, whatever becomes of the process.
 async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Postgres>>) -> Result<bool, SweepError> {
     if let Some(connection) = leadership {
-        match sqlx::query("SELECT 1").execute(&mut **connection).await {
-            Ok(_) => return Ok(true),
-            Err(error) => {
-                *leadership = None;
-                return Err(error.into());
-            }
-        }
+        sqlx::query("SELECT 1").execute(&mut **connection).await?;
+        return Ok(true);
     }
     let mut connection = context.db.get_postgres_connection_pool().acquire().await?;
     let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LEADER).fetch_one(&mut *connection).await?;
     if locked {
+        // Never back into the pool: whoever got it there would hold the lock.
+        connection.close_on_drop();
         *leadership = Some(connection);
     }
     Ok(locked)
@@ -140,7 +154,7 @@ async fn overdue(context: &Context, task: &dyn Task) -> Result<Vec<(Uuid, DateTi
            FROM {due} AS overdue LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
           WHERE overdue.due_at < now() - $2 * interval '1 ms'
             AND (swept.times IS NULL
-                 OR swept.at < now() - least($2 * interval '1 ms' * power(2, least(swept.times, 30)), interval '1 day'))
+                 OR swept.at < now() - least($2 * power(2, least(swept.times, 30)), 86400000) * interval '1 ms')
           ORDER BY overdue.due_at, overdue.id LIMIT $3",
         due = due::query_before(task, &context.settings.policy, "(now() - $2 * interval '1 ms')"),
     );

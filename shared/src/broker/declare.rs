@@ -51,7 +51,9 @@ impl Broker {
     /// When the connection is gone.
     pub async fn difference(&self, queue: &Queue) -> Result<Option<Difference>, BrokerError> {
         let channel = self.channel().await?;
-        let difference = declare_queue(&channel, queue).await?;
+        // Without its binding: to look must not repair.
+        let declared = channel.queue_declare(queue.name.as_str().into(), durable(), table(&queue.arguments)).await;
+        let difference = difference(&queue.name, declared.map(|_| ()))?;
         if difference.is_none() {
             close_channel(&channel).await;
         }
@@ -126,10 +128,13 @@ async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<Opti
     difference(&exchange.name, declared)
 }
 
+fn durable() -> QueueDeclareOptions {
+    QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }
+}
+
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<Option<Difference>, BrokerError> {
     let name = || queue.name.as_str().into();
-    let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let declared = channel.queue_declare(name(), durable, table(&queue.arguments)).await;
+    let declared = channel.queue_declare(name(), durable(), table(&queue.arguments)).await;
     if let Some(difference) = difference(&queue.name, declared.map(|_| ()))? {
         return Ok(Some(difference));
     }

@@ -63,6 +63,12 @@ impl Reader {
             Err(error) => self.mistake(&path.display().to_string(), error.to_string()),
             Ok(file) => {
                 for (key, value) in flat(file) {
+                    // A section whose settings are all commented out.
+                    let section = format!("{key}.");
+                    let empty = matches!(&value.kind, ValueKind::Table(inner) if inner.is_empty());
+                    if empty && self.values.keys().any(|known| known.starts_with(&section)) {
+                        continue;
+                    }
                     if let Some(held) = self.values.get_mut(&key) {
                         *held = value;
                     } else if ["database.url", "amqp.url"].contains(&key.as_str()) {

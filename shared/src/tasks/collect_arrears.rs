@@ -46,8 +46,13 @@ impl Task for CollectArrears {
     }
 
     fn locks(&self) -> Vec<String> {
-        // Of candidates only: an order that is to be left alone gets no account either.
-        let candidates = format!("(SELECT id FROM ({}) AS candidate WHERE id = ANY($1))", self.candidates());
+        // By status, which is locked by now, and not by what is short, which is not: an order that is to be left alone gets no
+        // account, and one that a refund makes short at this moment has all that it needs.
+        let chargeable = "orders.id = ANY($1) AND (
+                          status IN ('delivering', 'received')
+                          OR (status = 'out_of_stock' AND parcel_recorded_at IS NOT NULL)
+                          OR (status <> 'cancelled' AND EXISTS (
+                                 SELECT FROM arrears_outstanding WHERE arrears_outstanding.order_id = orders.id)))";
         vec![
             // A component never paid into and a wallet never used have no account yet.
             format!(
@@ -55,7 +60,7 @@ impl Task for CollectArrears {
                  SELECT part.kind, orders.id
                    FROM orders CROSS JOIN LATERAL (
                             VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
-                  WHERE orders.id IN {candidates} AND part.due > 0
+                  WHERE {chargeable} AND part.due > 0
                     AND NOT EXISTS (SELECT FROM accounts WHERE accounts.order_id = orders.id AND accounts.kind = part.kind)
                   ORDER BY orders.id, part.kind
                  ON CONFLICT DO NOTHING"
@@ -63,7 +68,7 @@ impl Task for CollectArrears {
             format!(
                 "INSERT INTO accounts (kind, customer_id)
                  SELECT DISTINCT 'wallet', orders.customer_id FROM orders
-                  WHERE orders.id IN {candidates}
+                  WHERE {chargeable}
                     AND NOT EXISTS (SELECT FROM accounts WHERE accounts.customer_id = orders.customer_id AND accounts.kind = 'wallet')
                   ORDER BY orders.customer_id
                  ON CONFLICT DO NOTHING"
@@ -103,16 +108,17 @@ impl Task for CollectArrears {
                        orders.delivering_since
                   FROM due JOIN orders ON orders.id = due.id WHERE due.due_at <= now()
             ), owed AS (
-                SELECT ripe.id, ripe.wakeup_id, ripe.due_at, part.kind, part.rank, part.due - account.balance AS short,
+                SELECT ripe.id, ripe.wakeup_id, ripe.due_at, part.kind, part.rank, part.due - coalesce(account.balance, 0) AS short,
                        account.id AS account, wallet.id AS wallet, wallet.balance AS wallet_balance
                   FROM ripe CROSS JOIN LATERAL (VALUES
                            ('goods', ripe.goods_due, 1), ('shipping', ripe.shipping_due, 2), ('service', ripe.service_due, 3)
                        ) AS part (kind, due, rank)
-                       JOIN accounts AS account ON account.order_id = ripe.id AND account.kind = part.kind
-                       JOIN accounts AS wallet ON wallet.customer_id = ripe.customer_id AND wallet.kind = 'wallet'
-                 WHERE part.due > account.balance
+                       -- Both are there, see the locks; if one were not, the money is outstanding and not collected.
+                       LEFT JOIN accounts AS account ON account.order_id = ripe.id AND account.kind = part.kind
+                       LEFT JOIN accounts AS wallet ON wallet.customer_id = ripe.customer_id AND wallet.kind = 'wallet'
+                 WHERE part.due > coalesce(account.balance, 0)
             ), charge AS MATERIALIZED (
-                SELECT owed.*, {amount} AS amount FROM owed
+                SELECT owed.*, CASE WHEN account IS NULL OR wallet IS NULL THEN 0 ELSE {amount} END AS amount FROM owed
             ), charged AS (
                 INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
                 SELECT wallet, account, amount, 'arrears', id,
