@@ -1,0 +1,88 @@
+//! `ops rebuild`: every pending wake-up again from the rows.
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+use ops::rebuild;
+use shared::{broker::Broker, cli::say, settings::Settings, task::Task, tasks};
+use tokio_util::sync::CancellationToken;
+
+use super::with_schema;
+
+#[derive(clap::Args)]
+#[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
+                        Examples:\n  ops rebuild --dry-run\n  ops rebuild --kind confirm-receipt")]
+pub struct Rebuild {
+    /// Only this kind
+    #[arg(long, value_parser = kind)]
+    pub kind: Option<&'static str>,
+    /// Only count what is pending
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Most subjects a second
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
+    pub rate: u32,
+    /// Begin at the beginning, even where an earlier rebuild was interrupted
+    #[arg(long, conflicts_with = "resume")]
+    pub restart: bool,
+    /// Go on after an earlier rebuild, even where that was interrupted over an hour ago
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// A kind of the list of tasks.
+fn kind(name: &str) -> Result<&'static str, String> {
+    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
+    tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
+}
+
+pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {
+    let Rebuild { kind: only, dry_run, rate, restart, resume } = command;
+    let db = with_schema(settings).await?;
+    let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
+    if dry_run {
+        for task in chosen {
+            let all = rebuild::pending(&db, settings, task, None).await?;
+            let stands = rebuild::interrupted(&db, settings, task).await?;
+            let note = stands.map(|stands| format!("; a rebuild was interrupted at {} after {}", stands.at, stands.cursor));
+            say(&format!("{}: {all} pending{}", task.kind(), note.unwrap_or_default()));
+        }
+        return Ok(());
+    }
+    let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
+    broker.declare(&settings.topology()).await?;
+    for task in chosen {
+        if restart {
+            rebuild::restart(&db, settings, task).await?;
+        }
+        let stands = rebuild::interrupted(&db, settings, task).await?;
+        if let Some(stands) = &stands {
+            if !stands.lately && !resume {
+                bail!(
+                    "{}: a rebuild was interrupted at {}, and the broker may have been lost again since; \
+                     --restart begins anew, --resume goes on after it",
+                    task.kind(),
+                    stands.at
+                );
+            }
+            say(&format!("{}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at));
+        }
+        let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
+            Ok(pending) => {
+                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
+                ProgressBar::new(pending).with_style(style)
+            }
+            // Only the bar wants the count.
+            Err(_) => ProgressBar::new_spinner(),
+        };
+        let bar = bar.with_message(task.kind());
+        let whole = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await?;
+        bar.finish();
+        let made = bar.position();
+        if !whole {
+            bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
+        }
+        say(&format!("{}: {made} subjects scheduled again", task.kind()));
+    }
+    broker.close().await;
+    Ok(())
+}
