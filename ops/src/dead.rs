@@ -124,23 +124,20 @@ impl Reader {
     }
 }
 
-/// Parts letters into those named and the rest; and names the ids that no letter has.
+/// The letters named, and the ids that no letter has.
 #[must_use]
-pub fn choose(held: Vec<Held>, ids: &BTreeSet<Uuid>) -> (Vec<Held>, Vec<Held>, BTreeSet<Uuid>) {
-    let (chosen, rest): (Vec<Held>, Vec<Held>) = held.into_iter().partition(|held| ids.contains(&held.letter.id));
-    let found: BTreeSet<Uuid> = chosen.iter().map(|held| held.letter.id).collect();
-    (chosen, rest, ids.difference(&found).copied().collect())
+pub fn choose(mut held: Vec<Held>, ids: &BTreeSet<Uuid>) -> (Vec<Held>, BTreeSet<Uuid>) {
+    held.retain(|held| ids.contains(&held.letter.id));
+    let found: BTreeSet<Uuid> = held.iter().map(|held| held.letter.id).collect();
+    (held, ids.difference(&found).copied().collect())
 }
 
 /// The messages that wake again what a letter is about.
 fn again(letter: &DeadLetter, topology: &Topology) -> Vec<Outgoing> {
-    let original = Wakeup::decode(&letter.body, None).ok();
-    let subjects = match (&original, letter.subject) {
-        (Some(_), Some(subject)) => vec![subject],
-        (Some(wakeup), None) => wakeup.subjects.clone(),
-        (None, _) => return vec![as_it_was(letter, topology)],
+    let Ok(Wakeup { kind, due_at, subjects, .. }) = Wakeup::decode(&letter.body, None) else {
+        return vec![as_it_was(letter, topology)];
     };
-    let Some(Wakeup { kind, due_at, .. }) = original else { return vec![as_it_was(letter, topology)] };
+    let subjects = letter.subject.map_or(subjects, |subject| vec![subject]);
     let waiting = subjects.into_iter().map(|subject| Waiting { kind, subject, due_at, wait: TimeDelta::zero(), attempt: 0 });
     // Each alone, so that only the one that fails again dies again.
     pack(waiting, &Ladder::new([]), topology.shards(), 1, &TraceContext::default())

@@ -1,6 +1,18 @@
 //! The operators' door: the schema, the topology, events set aside and dead letters. `main.rs` is its command line.
 
+use sea_orm::DbErr;
+use shared::broker::BrokerError;
+
 pub mod dead;
 pub mod rebuild;
 pub mod rungs;
 pub mod set_aside;
+
+/// What stopped an operator's command between the two servers.
+#[derive(Debug, thiserror::Error)]
+pub enum OpsError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] DbErr),
+}

@@ -9,7 +9,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Value};
 use shared::{
-    broker::{Broker, BrokerError, Outgoing},
+    broker::{Broker, Outgoing},
     database::statement,
     due,
     pack::{Waiting, pack},
@@ -21,17 +21,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use crate::OpsError;
+
 /// Most rows that are read, published and remembered at a time.
 const PAGE: i64 = 5_000;
-
-/// Why a rebuild failed; running it again goes on where it stopped.
-#[derive(Debug, thiserror::Error)]
-pub enum RebuildError {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error("PostgreSQL: {0}")]
-    Database(#[from] DbErr),
-}
 
 /// Where a rebuild was interrupted.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +75,7 @@ fn beyond_sql(cursor: Option<Uuid>) -> String {
 /// it was told to stop before the end.
 ///
 /// # Errors
-/// [`RebuildError`].
+/// [`OpsError`]; running it again goes on where it stopped.
 pub async fn rebuild(
     db: &DatabaseConnection,
     broker: &Broker,
@@ -91,15 +84,15 @@ pub async fn rebuild(
     rate: u32,
     stop: &CancellationToken,
     mut progress: impl FnMut(usize),
-) -> Result<bool, RebuildError> {
+) -> Result<bool, OpsError> {
     let publisher = broker.publisher().await?;
     let topology = settings.topology();
+    let mut cursor = interrupted(db, settings, task).await?.map(|stands| stands.cursor);
     while !stop.is_cancelled() {
         let began = Instant::now();
-        let page = page(db, settings, task).await?;
+        let page = page(db, settings, task, cursor).await?;
         let Some(last) = page.last().map(|waiting| waiting.subject) else {
-            let forget = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
-            db.execute_raw(statement(forget, key(settings, task))).await?;
+            forget(db, settings, task).await?;
             publisher.close().await;
             return Ok(true);
         };
@@ -110,6 +103,7 @@ pub async fn rebuild(
                         ON CONFLICT (prefix, kind) DO UPDATE SET cursor = EXCLUDED.cursor, at = now()";
         let [prefix, kind] = key(settings, task);
         db.execute_raw(statement(remember, [prefix, kind, last.into()])).await?;
+        cursor = Some(last);
         progress(count);
         let pace = Duration::from_micros(count as u64 * 1_000_000 / u64::from(rate.max(1)));
         stop.run_until_cancelled(tokio::time::sleep_until(began + pace)).await;
@@ -122,15 +116,20 @@ pub async fn rebuild(
 ///
 /// # Errors
 /// The database's.
-pub async fn restart(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<(), DbErr> {
-    let forget = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
-    db.execute_raw(statement(forget, key(settings, task))).await.map(|_| ())
+pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<(), DbErr> {
+    let sql = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
+    db.execute_raw(statement(sql, key(settings, task))).await.map(|_| ())
 }
 
 /// The next rows in id order.
-async fn page(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Vec<Waiting>, DbErr> {
-    let beyond = beyond_sql(interrupted(db, settings, task).await?.map(|stands| stands.cursor));
+async fn page(
+    db: &DatabaseConnection,
+    settings: &Settings,
+    task: &dyn Task,
+    cursor: Option<Uuid>,
+) -> Result<Vec<Waiting>, DbErr> {
     let due = due::query(task, &settings.policy);
+    let beyond = beyond_sql(cursor);
     let sql = format!(
         "SELECT due.id, due.due_at, clock_timestamp() AS now FROM {due} AS due
           WHERE due.due_at IS NOT NULL AND {beyond} ORDER BY due.id LIMIT $1"

@@ -3,12 +3,14 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
     database::statement,
     topology::{Role, Topology},
 };
+
+use crate::OpsError;
 
 /// Between taking a rung's exchange away and looking into its queue: what was on its way has arrived then.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
@@ -23,20 +25,11 @@ pub enum Pruned {
     Gone,
 }
 
-/// Why pruning failed.
-#[derive(Debug, thiserror::Error)]
-pub enum PruneError {
-    #[error(transparent)]
-    Broker(#[from] BrokerError),
-    #[error("PostgreSQL: {0}")]
-    Database(#[from] DbErr),
-}
-
 /// Removes the rungs, of those remembered under this topology's prefix, that it no longer has and that are empty.
 ///
 /// # Errors
-/// [`PruneError`]; running it again goes on where it stopped.
-pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology) -> Result<Vec<(String, Pruned)>, PruneError> {
+/// [`OpsError`]; running it again goes on where it stopped.
+pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology) -> Result<Vec<(String, Pruned)>, OpsError> {
     let used: Vec<String> = topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| q.name).collect();
     let forgotten = "SELECT queue, exchange FROM rungs WHERE queue <> ALL($1) AND starts_with(queue, $2) ORDER BY queue";
     let rows = db.query_all_raw(statement(forgotten, [used.clone().into(), topology.rung_prefix().into()])).await?;

@@ -57,7 +57,7 @@ impl Producer {
     /// confirmed. An event from which something would fall due beyond the calendar's end is named in [`Plan::beyond`].
     ///
     /// # Errors
-    /// [`BrokerError`]; call again with the same events then: twice does no harm.
+    /// [`BrokerError`]; schedule the same events again then, over a new connection where this one is gone: twice does no harm.
     pub async fn schedule(&self, events: &[Event]) -> Result<Plan, BrokerError> {
         let trace = trace_context(&tracing::Span::current());
         let plan = schedule::plan(events, schedule::now(), &self.policy, &self.topology, self.pack_max, &trace);

@@ -173,12 +173,6 @@ impl Broker {
         Ok(Publisher { channel, confirm_timeout: self.confirm_timeout })
     }
 
-    /// Whether the connection still stands.
-    #[must_use]
-    pub fn connected(&self) -> bool {
-        self.connection.status().connected()
-    }
-
     /// Closes the connection. Channels are closed first, each by its owner: dropping the last one and then closing can hang.
     pub async fn close(self) {
         let goodbye = self.connection.close(REPLY_SUCCESS, "done".into());

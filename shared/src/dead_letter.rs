@@ -144,7 +144,8 @@ impl DeadLetter {
                 kind: text(KIND),
                 subject: id(),
                 wakeup: text(WAKEUP).and_then(|id| id.parse().ok()),
-                routing_key: text(ROUTING_KEY).unwrap_or_default(),
+                // Whoever wrote this header may have written more than AMQP can send again.
+                routing_key: cut(&text(ROUTING_KEY).unwrap_or_default(), ROUTING_KEY_MAX),
                 headers: match headers.inner().get(HEADERS) {
                     Some(AMQPValue::FieldTable(table)) => table.clone(),
                     _ => empty,
@@ -298,6 +299,14 @@ mod tests {
         let read = sent(letter);
         assert!(read.headers.inner().is_empty());
         assert_eq!(read.subject, Some(Uuid::from_u128(7)));
+    }
+
+    #[test]
+    fn a_forged_routing_key_can_be_sent_again() {
+        let mut forged = headers(&[(REASON, "malformed")]);
+        forged.insert(ROUTING_KEY.into(), AMQPValue::LongString("x".repeat(1_000).into()));
+        let letter = DeadLetter::read(false, "", &BasicProperties::default().with_headers(forged), vec![]);
+        assert_eq!(letter.routing_key.len(), ROUTING_KEY_MAX);
     }
 
     #[test]

@@ -204,6 +204,14 @@ mod tests {
     }
 
     #[test]
+    fn a_due_date_of_any_year_is_read_again() {
+        for due_at in ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59.999999Z", "+10009-12-31T00:00:00Z"] {
+            let wakeup = Wakeup { due_at: due_at.parse().unwrap(), ..sample() };
+            assert_eq!(Wakeup::decode(&wakeup.body(), None), Ok(wakeup), "{due_at}");
+        }
+    }
+
+    #[test]
     fn the_longest_wakeup_fits() {
         let subjects = (0..SUBJECTS_MAX as u128).map(Uuid::from_u128).collect();
         let wakeup = Wakeup { subjects, attempt: u32::MAX, due_at: DateTime::<Utc>::MAX_UTC, ..sample() };

@@ -454,7 +454,6 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
             acted += hammer.await.expect("no panic");
         }
         // The order system has gone home: one more round, and every order is paid, not a đồng more or less.
-        tokio::time::sleep(Duration::from_millis(50)).await;
         stage.publish(vec![stage.wakeup("collect-arrears", &orders)]).await;
         let unpaid = "SELECT count(*) = 0 FROM orders o CROSS JOIN LATERAL (VALUES
                           ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) part (kind, due)

@@ -7,7 +7,7 @@ use shared::{
     tasks,
     topology::Role as QueueRole,
 };
-use tests::sandbox::eventually;
+use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
@@ -212,7 +212,9 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
                     "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
                 )
                 .await;
-            tokio::time::sleep(std::time::Duration::from_millis(1200)).await;
+            // By the clock that decides: the deadline passes while the recheck waits.
+            let began: String = stage.ask("SELECT clock_timestamp()::text").await;
+            stage.until(&format!("SELECT clock_timestamp() > '{began}'::timestamptz + interval '1.1 seconds'")).await;
             blocker.rollback().await.expect("unlocked");
             eventually("the effect", SOON, async || Ok(stage.effects(*task, subject).await.iter().all(|c| *c == 1))).await;
         }
@@ -318,9 +320,9 @@ async fn an_outage_of_the_database_spends_no_attempt() {
         for (task, subject) in &subjects {
             stage.publish(vec![stage.wakeup(task.kind(), &[*subject])]).await;
         }
-        // Longer than all attempts would take.
-        tokio::time::sleep(std::time::Duration::from_millis(800)).await;
-        assert_eq!(stage.depth("dead").await + stage.depth("rung.").await, 0, "an attempt was spent");
+        // For longer than all attempts would take.
+        let unspent = async || Ok(stage.depth("dead").await + stage.depth("rung.").await == 0);
+        always("no attempt is spent", std::time::Duration::from_millis(800), unspent).await;
         let back = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
         sea_orm::ConnectionTrait::execute_unprepared(&admin, &back).await.expect("the end of it");
         for (task, subject) in &subjects {

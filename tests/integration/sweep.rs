@@ -4,10 +4,13 @@ use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use shared::{database::statement, tasks};
-use tests::sandbox::eventually;
+use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::stage::{QUICK, SOON, on_stage};
+
+/// Of a sweep every 100 ms.
+const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 
 /// The quick policy with a sweep every 100 ms.
 fn swept(more: &str) -> String {
@@ -48,9 +51,9 @@ async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
         let order = stage.delivering().await;
         stage.run("UPDATE orders SET delivering_since = now() - interval '10 minutes' WHERE id = $1", [order.into()]).await;
         let worker = stage.worker();
-        tokio::time::sleep(Duration::from_millis(800)).await;
+        let unswept = "SELECT count(*) = 0 FROM swept";
+        always("nothing is swept", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(unswept).await)).await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM swept").await, 0);
         assert_eq!(stage.ask::<String>("SELECT status FROM orders").await, "delivering");
     })
     .await;
@@ -74,9 +77,8 @@ async fn a_lane_that_is_merely_behind_is_not_flooded() {
         stage
             .until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
             .await;
-        // Several rounds.
-        tokio::time::sleep(Duration::from_millis(800)).await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM swept WHERE kind = 'confirm-receipt'").await, 0);
+        let unswept = "SELECT count(*) = 0 FROM swept WHERE kind = 'confirm-receipt'";
+        always("the lane is not swept", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(unswept).await)).await;
         blocker.rollback().await.expect("unlocked");
         stage.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
         worker.stop().await;

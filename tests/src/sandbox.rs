@@ -149,13 +149,31 @@ impl Sandbox {
     }
 }
 
+/// Asks again and again, for so long, whether something still holds.
+///
+/// # Panics
+/// When it once does not, naming it.
+#[expect(clippy::panic, reason = "a test whose claim breaks has failed")]
+pub async fn always(what: &str, span: Duration, mut ask: impl AsyncFnMut() -> Result<bool>) {
+    let end = tokio::time::Instant::now() + span;
+    while tokio::time::Instant::now() < end {
+        match ask().await {
+            Ok(holds) => assert!(holds, "no longer: {what}"),
+            Err(error) => panic!("asking whether {what}: {error:#}"),
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Between two questions.
+const PAUSE: Duration = Duration::from_millis(20);
+
 /// Asks again and again until the answer is yes.
 ///
 /// # Panics
 /// When it is not within the deadline, naming what was waited for.
 #[expect(clippy::panic, reason = "a test that waits in vain has failed")]
 pub async fn eventually(what: &str, within: Duration, mut ask: impl AsyncFnMut() -> Result<bool>) {
-    const PAUSE: Duration = Duration::from_millis(20);
     let deadline = tokio::time::Instant::now() + within;
     loop {
         match ask().await {

@@ -32,7 +32,7 @@ pub enum WorkerError {
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("a lane's consumer died: {0}; what it had in hand returns to its lane")]
+    #[error("a lane's consumer or the sweep died: {0}; what was in hand returns to its lane")]
     Died(#[from] JoinError),
 }
 

@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Duration};
 use chrono::{DateTime, TimeDelta, Utc};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{
-    ConnectionTrait, DbErr,
+    ConnectionTrait, DbErr, RuntimeErr,
     sqlx::{self, Postgres, pool::PoolConnection},
 };
 use shared::{
@@ -32,10 +32,14 @@ const LEADER: i64 = 0x6b_7968_616e_0001;
 enum SweepError {
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
-    #[error("PostgreSQL: {0}")]
-    Connection(#[from] sqlx::Error),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+}
+
+impl From<sqlx::Error> for SweepError {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Database(DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error))))
+    }
 }
 
 /// Sweeps round after round until told to shut down.
@@ -63,6 +67,7 @@ pub(crate) async fn run(context: Arc<Context>) {
 fn tell(what: &'static str, error: &SweepError) {
     match error {
         SweepError::Database(error) if trouble(error) == Trouble::Away => tracing::debug!(%error, what),
+        SweepError::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(%error, what),
         error => tracing::warn!(%error, what),
     }
 }

@@ -66,7 +66,9 @@ impl Tally {
         for Answered { message, outcomes } in batch {
             counts[MALFORMED] += u64::from(message.content.is_err());
             for (_, outcome) in outcomes {
-                counts[place(outcome)] += 1;
+                if let Some(at) = NAMES.iter().position(|name| *name == outcome.name()) {
+                    counts[at] += 1;
+                }
                 if let Outcome::Applied { late } = outcome {
                     self.lateness.record(late.as_seconds_f64(), &of_kind);
                 }
@@ -104,14 +106,5 @@ impl Tally {
     }
 }
 
+/// The outcomes' names ([`Outcome::name`]), and [`MALFORMED`], as counted and logged.
 const NAMES: [&str; 6] = ["applied", "stale", "postponed", "retried", "rejected", "malformed"];
-
-fn place(outcome: &Outcome) -> usize {
-    match outcome {
-        Outcome::Applied { .. } => 0,
-        Outcome::Stale => 1,
-        Outcome::Postpone { .. } => 2,
-        Outcome::Retry { .. } => 3,
-        Outcome::Reject { .. } => 4,
-    }
-}

@@ -131,7 +131,7 @@ async fn replay(reader: &Reader, ids: BTreeSet<Uuid>, shutdown: CancellationToke
             reader.replay(&held, |count| done += count).await?;
         }
     } else {
-        let (chosen, _, missing) = choose(reader.take(usize::MAX).await?, &ids);
+        let (chosen, missing) = choose(reader.take(usize::MAX).await?, &ids);
         if !missing.is_empty() {
             let missing = missing.iter().map(Uuid::to_string).collect::<Vec<_>>().join(", ");
             bail!("no dead letter has the id {missing}; nothing is replayed");

@@ -52,7 +52,7 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationT
     broker.declare(&settings.topology()).await?;
     for task in chosen {
         if restart {
-            rebuild::restart(&db, settings, task).await?;
+            rebuild::forget(&db, settings, task).await?;
         }
         let stands = rebuild::interrupted(&db, settings, task).await?;
         if let Some(stands) = &stands {
