@@ -22,8 +22,8 @@ compose_up() {
 # The values that docker-compose.yml asks for. Chosen once, so that a later `up` finds the same containers.
 compose_prepare() {
     [[ ! -r $COMPOSE_VALUES ]] || return 0
-    # Compose projects are global to the daemon; the checkout's path keeps those of two checkouts apart.
-    compose_project="kyhan-services-$(cksum <<<"$ROOT" | cut -d ' ' -f 1)"
+    # Compose projects are global to the daemon; the folder's path keeps those of two checkouts apart.
+    compose_project="kyhan-services-$(cksum <<<"$HOME_DIR" | cut -d ' ' -f 1)"
     save_state
     local postgres rabbitmq management
     pick_port postgres

@@ -50,11 +50,19 @@ impl Sandbox {
     /// # Errors
     /// When a server is away, or the settings cannot hold.
     pub async fn new(name: &str, file: &str, more: &[(&str, &str)]) -> Result<Self> {
-        let servers = Servers::from_env()?;
+        Self::on(Servers::from_env()?, name, file, more, None).await
+    }
+
+    /// The same on these servers, with the database in a tablespace of theirs.
+    ///
+    /// # Errors
+    /// When a server is away, or the settings cannot hold.
+    pub async fn on(servers: Servers, name: &str, file: &str, more: &[(&str, &str)], tablespace: Option<&str>) -> Result<Self> {
         let unique = Uuid::new_v4().simple().to_string();
         let database = format!("kyhan_{name}_{}", &unique[..12]);
         let admin = Database::connect(&servers.database_url).await.context("connecting to PostgreSQL")?;
-        admin.execute_unprepared(&format!("CREATE DATABASE {database}")).await?;
+        let place = tablespace.map_or(String::new(), |name| format!(" TABLESPACE {name}"));
+        admin.execute_unprepared(&format!("CREATE DATABASE {database}{place}")).await?;
         admin.close().await?;
 
         let mut url = url::Url::parse(&servers.database_url)?;

@@ -1,0 +1,225 @@
+//! The book of expectations: what must become of every subject, written in the same transaction as whatever decides it. What the
+//! fleet did is compared with it, and with nothing else.
+
+use anyhow::{Context, Result};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+use shared::database::statement;
+
+/// Customers share wallets, so that charges of different orders meet.
+const CUSTOMERS: i64 = 400;
+/// In đồng, enough for whatever is charged.
+const WEALTH: i64 = 100_000_000_000;
+
+/// `part` tells the effects of one task apart: for arrears the component that is charged, or `restored`. `amount` is the sum of
+/// what all the times move.
+const TABLES: &str = "
+    CREATE TABLE fault_book (
+        subject uuid PRIMARY KEY, situation text NOT NULL, acted boolean NOT NULL DEFAULT false,
+        at timestamptz NOT NULL DEFAULT now(), final text);
+    CREATE INDEX ON fault_book (situation, at) WHERE NOT acted;
+    CREATE TABLE fault_expected (
+        kind text, part text, subject uuid, times int NOT NULL CHECK (times >= 0), amount bigint,
+        PRIMARY KEY (subject, kind, part));
+    CREATE TABLE fault_slices (slice bigint PRIMARY KEY);
+    INSERT INTO accounts (kind) VALUES ('outside');
+    CREATE FUNCTION fault_wallet(of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
+        SELECT accounts.id FROM accounts JOIN orders ON orders.customer_id = accounts.customer_id
+         WHERE orders.id = of_order AND accounts.kind = 'wallet' $$;
+    CREATE FUNCTION fault_account(of_kind text, of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
+        SELECT id FROM accounts WHERE order_id = of_order AND kind = of_kind $$;
+    CREATE FUNCTION fault_customer(n bigint) RETURNS uuid LANGUAGE sql IMMUTABLE AS $$
+        SELECT md5('customer:' || n)::uuid $$;";
+
+const WALLETS: &str = "
+    WITH made AS (
+        INSERT INTO customers (id, full_name, phone, email, address)
+        SELECT fault_customer(n), 'Nguyễn Thị Mẫu', '0901234567', 'mau@example.vn', 'Hà Nội' FROM generate_series(0, $1::bigint - 1) n
+        RETURNING id
+    ), wallets AS (
+        INSERT INTO accounts (kind, customer_id) SELECT 'wallet', id FROM made RETURNING id
+    )
+    INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
+    SELECT (SELECT id FROM accounts WHERE kind = 'outside'), id, $2::bigint, 'nạp ví', 'top-up:' || id FROM wallets";
+
+/// Opens an empty book, and gives customers wallets.
+pub async fn open(db: &DatabaseConnection) -> Result<()> {
+    db.execute_unprepared(TABLES).await.context("the book's tables")?;
+    db.execute_raw(statement(WALLETS, [CUSTOMERS.into(), WEALTH.into()])).await.context("customers")?;
+    Ok(())
+}
+
+/// What a situation starts as.
+pub enum Make {
+    Order {
+        status: &'static str,
+        /// The status before that one.
+        before: &'static str,
+        parcel: bool,
+        /// What goods, shipping and service are short of, as SQL of `n`.
+        short: [&'static str; 3],
+        event: &'static str,
+        /// Whether the shortfalls are to be charged.
+        charged: bool,
+        /// What the status is to be put back to.
+        restored: Option<&'static str>,
+        confirmed: bool,
+        /// The status in the end.
+        last: &'static str,
+    },
+    CartItem,
+}
+
+pub struct Situation {
+    pub name: &'static str,
+    /// In 50ths of all subjects.
+    pub share: i64,
+    pub make: Make,
+}
+
+const PAID: [&str; 3] = ["0", "0", "0"];
+const REFUNDED: [&str; 3] = ["1500000", "0", "0"];
+
+const fn delivering(short: [&'static str; 3]) -> Make {
+    Make::Order {
+        status: "delivering",
+        before: "in_warehouse",
+        parcel: true,
+        short,
+        event: "order.shipped",
+        charged: true,
+        restored: None,
+        confirmed: true,
+        last: "received",
+    }
+}
+
+/// What each of them is to come to if nobody does anything; `acts` changes that for some.
+pub static SITUATIONS: &[Situation] = &[
+    Situation { name: "paid", share: 9, make: delivering(PAID) },
+    Situation { name: "short", share: 8, make: delivering(["100000 + n % 97 * 1000", "n % 2 * 7000", "0"]) },
+    Situation {
+        name: "wrongly-out",
+        share: 4,
+        make: Make::Order {
+            status: "out_of_stock",
+            before: "in_warehouse",
+            parcel: true,
+            short: REFUNDED,
+            event: "order.out_of_stock",
+            charged: true,
+            restored: Some("in_warehouse"),
+            confirmed: false,
+            last: "in_warehouse",
+        },
+    },
+    Situation {
+        name: "wrongly-out-while-delivering",
+        share: 2,
+        make: Make::Order {
+            status: "out_of_stock",
+            before: "delivering",
+            parcel: true,
+            short: REFUNDED,
+            event: "order.out_of_stock",
+            charged: true,
+            restored: Some("delivering"),
+            confirmed: true,
+            last: "received",
+        },
+    },
+    Situation {
+        name: "really-out",
+        share: 3,
+        make: Make::Order {
+            status: "out_of_stock",
+            before: "purchased",
+            parcel: false,
+            short: REFUNDED,
+            event: "order.out_of_stock",
+            charged: false,
+            restored: None,
+            confirmed: false,
+            last: "out_of_stock",
+        },
+    },
+    Situation { name: "confirms-himself", share: 5, make: delivering(PAID) },
+    Situation { name: "cancels", share: 3, make: delivering(["90000 + n % 89 * 1000", "0", "0"]) },
+    Situation { name: "in-cart", share: 12, make: Make::CartItem },
+    Situation { name: "ordered-from-cart", share: 4, make: Make::CartItem },
+];
+
+impl Situation {
+    /// Makes its subjects with the numbers `$1` to `$2`, their rows, money, expectations and events; `$3` is the seed their ids come
+    /// from.
+    pub fn sql(&self) -> String {
+        let new = format!(
+            "new AS (SELECT n, md5($3::text || ':{}:' || n)::uuid AS id, fault_customer(n % {CUSTOMERS}) AS customer
+               FROM generate_series($1::bigint, $2::bigint) n)",
+            self.name
+        );
+        match &self.make {
+            Make::CartItem => format!(
+                "WITH {new}, made AS (
+                     INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity)
+                     SELECT id, customer, 'sp-' || n, 'Áo khoác', 1 + n % 3 FROM new RETURNING id
+                 ), booked AS (
+                     INSERT INTO fault_book (subject, situation) SELECT id, '{}' FROM made
+                 ), expected AS (
+                     INSERT INTO fault_expected (kind, part, subject, times) SELECT 'purge-cart-item', '', id, 1 FROM made
+                 )
+                 INSERT INTO outbox (event_type, subject_id) SELECT 'cart.item_added', id FROM made",
+                self.name
+            ),
+            order => self.order_sql(&new, order),
+        }
+    }
+
+    fn order_sql(&self, new: &str, order: &Make) -> String {
+        let Make::Order { status, before, parcel, short, event, charged, restored, confirmed, last } = order else {
+            return String::new();
+        };
+        let due = [1_500_000, 120_000, 45_000];
+        let parts: Vec<String> = ["goods", "shipping", "service"]
+            .into_iter()
+            .zip(due)
+            .zip(short)
+            .map(|((kind, due), short)| format!("('{kind}', {due}::bigint, ({short})::bigint)"))
+            .collect();
+        let (restored, began) = (restored.unwrap_or(""), *status == "delivering" || *before == "delivering");
+        format!(
+            "WITH {new}, parts AS (
+                 SELECT id, part.* FROM new CROSS JOIN LATERAL (VALUES {parts}) AS part (kind, due, short)
+             ), made AS (
+                 INSERT INTO orders (id, code, customer_id, status, delivering_since, out_of_stock_since, parcel_recorded_at,
+                                     goods_due, shipping_due, service_due)
+                 SELECT id, 'BG-' || id, customer, '{status}', CASE WHEN {began} THEN now() END,
+                        CASE WHEN '{status}' = 'out_of_stock' THEN now() END, CASE WHEN {parcel} THEN now() END,
+                        {goods}, {shipping}, {service} FROM new
+             ), history AS (
+                 INSERT INTO order_status_history (order_id, from_status, to_status, reason)
+                 SELECT id, '{before}', '{status}', 'nhân viên' FROM new
+             ), booked AS (
+                 INSERT INTO fault_book (subject, situation, final) SELECT id, '{name}', '{last}' FROM new
+             ), expected AS (
+                 INSERT INTO fault_expected (kind, part, subject, times, amount)
+                 SELECT 'collect-arrears', kind, id, 1, short FROM parts WHERE short > 0 AND {charged}
+                 UNION ALL SELECT 'collect-arrears', 'restored', id, 1, NULL FROM new WHERE '{restored}' <> ''
+                 UNION ALL SELECT 'confirm-receipt', '', id, 1, NULL FROM new WHERE {confirmed}
+             ), opened AS (
+                 INSERT INTO accounts (kind, order_id) SELECT kind, id FROM parts RETURNING id, kind, order_id
+             ), told AS (
+                 INSERT INTO outbox (event_type, subject_id) SELECT '{event}', id FROM new
+             )
+             INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+             SELECT wallet.id, opened.id, parts.due - parts.short, 'thanh toán', parts.id, 'payment:' || opened.id
+               FROM parts JOIN new ON new.id = parts.id JOIN opened ON opened.order_id = parts.id AND opened.kind = parts.kind
+                    JOIN accounts AS wallet ON wallet.customer_id = new.customer AND wallet.kind = 'wallet'
+              WHERE parts.due > parts.short",
+            parts = parts.join(", "),
+            goods = due[0],
+            shipping = due[1],
+            service = due[2],
+            name = self.name,
+        )
+    }
+}

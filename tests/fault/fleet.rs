@@ -1,0 +1,159 @@
+//! A scenario's processes under a supervisor: one that dies by itself, or is killed, is started again after a moment, as it would
+//! be anywhere. None outlives the scenario.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use tests::fleet;
+use tokio::{
+    process::Child,
+    task::JoinHandle,
+    time::{Instant, timeout},
+};
+
+/// Between a death and the next start.
+const PAUSE: Duration = Duration::from_millis(200);
+/// How often the supervisor looks.
+const LOOK: Duration = Duration::from_millis(20);
+/// Longer than a worker's grace: one that takes more does not stop at all.
+const STOP: Duration = Duration::from_secs(45);
+
+type Env = BTreeMap<String, String>;
+
+pub struct Fleet {
+    players: Players,
+    folder: PathBuf,
+    watch: JoinHandle<()>,
+}
+
+/// For those that kill: a proxy, say.
+#[derive(Clone, Default)]
+pub struct Players(Arc<Mutex<Vec<Player>>>);
+
+struct Player {
+    name: String,
+    binary: &'static str,
+    arguments: Vec<&'static str>,
+    env: Env,
+    log: PathBuf,
+    child: Option<Child>,
+    died: Option<Instant>,
+    restarts: u32,
+}
+
+impl Fleet {
+    /// An empty one that logs into `folder`.
+    pub fn new(folder: &Path) -> Self {
+        let players = Players::default();
+        let watched = players.clone();
+        let watch = tokio::spawn(async move {
+            loop {
+                watched.look();
+                tokio::time::sleep(LOOK).await;
+            }
+        });
+        Self { players, folder: folder.to_owned(), watch }
+    }
+
+    pub fn players(&self) -> Players {
+        self.players.clone()
+    }
+
+    /// Starts a process and keeps it running.
+    pub fn start(&self, name: &str, binary: &'static str, arguments: &[&'static str], env: &Env) -> Result<()> {
+        let mut player = Player {
+            name: name.to_owned(),
+            binary,
+            arguments: arguments.to_vec(),
+            env: env.clone(),
+            log: self.folder.join(format!("{name}.log")),
+            child: None,
+            died: None,
+            restarts: 0,
+        };
+        player.spawn()?;
+        self.players.all().push(player);
+        Ok(())
+    }
+
+    /// Stops a process with SIGTERM and waits until it has ended well.
+    pub async fn stop(&self, name: &str) -> Result<()> {
+        let mut player = self.players.take(name)?;
+        let Some(mut child) = player.child.take() else { return Ok(()) };
+        if fleet::terminate(&child).await.is_err() {
+            // It had died a moment before.
+            return Ok(());
+        }
+        match timeout(STOP, child.wait()).await {
+            Ok(status) => anyhow::ensure!(status?.success(), "{name} ended badly after SIGTERM; see {}", player.log.display()),
+            Err(_) => {
+                child.kill().await?;
+                anyhow::bail!("{name} does not stop {} s after SIGTERM; see {}", STOP.as_secs(), player.log.display());
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops every process.
+    pub async fn stop_all(&self) -> Result<()> {
+        let names = self.players.all().iter().map(|player| player.name.clone()).collect::<Vec<_>>();
+        futures::future::try_join_all(names.iter().map(|name| self.stop(name))).await.map(|_| ())
+    }
+
+    /// How often a process had to be started again.
+    pub fn restarts(&self) -> u32 {
+        self.players.all().iter().map(|player| player.restarts).sum()
+    }
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        self.watch.abort();
+        // Dropping kills them.
+        self.players.all().clear();
+    }
+}
+
+impl Players {
+    fn all(&self) -> MutexGuard<'_, Vec<Player>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn take(&self, name: &str) -> Result<Player> {
+        let mut players = self.all();
+        let at = players.iter().position(|player| player.name == name).with_context(|| format!("no process {name}"))?;
+        Ok(players.remove(at))
+    }
+
+    /// `kill -9`; whether there was a living one to kill.
+    pub fn kill(&self, name: &str) -> bool {
+        let mut players = self.all();
+        let child = players.iter_mut().find(|player| player.name == name).and_then(|player| player.child.as_mut());
+        child.is_some_and(|child| matches!(child.try_wait(), Ok(None)) && child.start_kill().is_ok())
+    }
+
+    fn look(&self) {
+        for player in self.all().iter_mut() {
+            if player.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
+                player.child = None;
+                player.died = Some(Instant::now());
+            }
+            if player.died.is_some_and(|died| died.elapsed() > PAUSE) && player.spawn().is_ok() {
+                player.restarts += 1;
+            }
+        }
+    }
+}
+
+impl Player {
+    fn spawn(&mut self) -> Result<()> {
+        self.child = Some(fleet::start(fleet::command(self.binary, &self.env, &self.arguments)?, &self.log)?);
+        self.died = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,153 @@
+//! The fault suite: the fleet on servers that are killed, stopped, cut off and lied to, each scenario with thousands of subjects
+//! and exact counts at the end. It passes only when every line says lost 0, twice 0, unexpected 0.
+//!
+//! `cargo test` runs its quick form, with a fixed seed; `make fault` the long one.
+
+mod acts;
+mod book;
+mod checker;
+mod fleet;
+mod pair;
+mod place;
+mod population;
+mod report;
+mod scenario;
+mod stage;
+mod suspicion;
+mod worker;
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use futures::StreamExt;
+use tests::sandbox::Servers;
+use tokio_util::sync::CancellationToken;
+
+use pair::Pair;
+use report::Line;
+use scenario::Scenario;
+use stage::Setting;
+
+/// The quick form's: a test must fail or pass twice the same.
+const QUICK_SEED: u64 = 1;
+/// Scenarios that leave the shared servers alone run side by side.
+const SIDE_BY_SIDE: usize = 2;
+
+/// Proves what the fleet does when servers, networks and workers fail
+#[derive(Parser)]
+struct Arguments {
+    /// Only scenarios whose names contain this; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// The same, as `cargo test` passes its filter on
+    #[arg(value_name = "NAME")]
+    filter: Vec<String>,
+    /// Stops of 20 seconds, more rounds
+    #[arg(long)]
+    long: bool,
+    /// Makes the same plan again; without it the quick form has a fixed one, the long form a random one
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Subjects of each scenario
+    #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
+    subjects: u32,
+    /// Writes the Markdown there too
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Say which scenarios there are
+    #[arg(long)]
+    list: bool,
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let wanted = |scenario: &&Scenario| {
+        let names: Vec<&String> = arguments.only.iter().chain(&arguments.filter).collect();
+        names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str()))
+    };
+    let chosen: Vec<&Scenario> = scenario::ALL.iter().filter(wanted).collect();
+    if arguments.list {
+        for scenario in chosen {
+            eprintln!("{}", scenario.name);
+        }
+        return ExitCode::SUCCESS;
+    }
+    // Another test was asked for.
+    if chosen.is_empty() {
+        eprintln!("fault: no scenario of that name");
+        return if arguments.only.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+    }
+    match suite(&arguments, &chosen).await {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("fault: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
+    let interrupted = shared::lifecycle::shutdown_on_signals()?;
+    let seed = arguments.seed.unwrap_or_else(|| if arguments.long { u64::from(rand::random::<u32>()) } else { QUICK_SEED });
+    let folder = pair::root().join("target/fault");
+    std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    eprintln!("fault: {} scenarios, seed {seed}; starting servers of its own", chosen.len());
+    let pair = tokio::select! {
+        () = interrupted.cancelled() => anyhow::bail!("interrupted"),
+        pair = Pair::start(&folder) => Arc::new(pair?),
+    };
+    let setting = Setting { pair, long: arguments.long, seed, subjects: arguments.subjects, folder };
+    let head = describe(&setting.pair.servers).await?;
+    suspicion::the_checker_finds_what_is_wrong(&setting).await.context("the checker itself")?;
+
+    let mut lines = play(chosen, &setting, &interrupted).await;
+    anyhow::ensure!(!interrupted.is_cancelled(), "interrupted; everything is removed");
+    lines.sort_by_key(|line| chosen.iter().position(|scenario| scenario.name == line.scenario));
+    let markdown =
+        arguments.report.as_deref().map(|path| if path.is_absolute() { path.to_owned() } else { pair::root().join(path) });
+    report::write(&lines, &setting, &head, markdown.as_deref())?;
+    let wrong: Vec<&Line> = lines.iter().filter(|line| !line.is_right()).collect();
+    for line in &wrong {
+        let logs = setting.folder.join("logs").join(line.scenario);
+        eprintln!("fault: WRONG {}: {}\n       its processes' logs: {}", line.scenario, line.say(), logs.display());
+    }
+    if wrong.is_empty() {
+        eprintln!("fault: every line is lost 0, twice 0, unexpected 0 (seed {seed})");
+    } else {
+        eprintln!("fault: {} of {} lines are wrong (seed {seed})", wrong.len(), lines.len());
+    }
+    Ok(wrong.is_empty())
+}
+
+/// The calm ones side by side, then the others one after the other.
+async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
+    let (alone, calm): (Vec<&Scenario>, Vec<&Scenario>) = chosen.iter().partition(|scenario| scenario.alone);
+    let mut lines = Vec::new();
+    for (scenarios, at_once) in [(calm, SIDE_BY_SIDE), (alone, 1)] {
+        let mut running = futures::stream::iter(scenarios)
+            .take_while(|_| std::future::ready(!interrupted.is_cancelled()))
+            .map(|scenario| scenario.run(setting, interrupted))
+            .buffer_unordered(at_once);
+        while let Some(line) = running.next().await {
+            eprintln!("{:>4} s  {}  {}", line.took.as_secs(), line.scenario, line.say());
+            lines.push(line);
+        }
+    }
+    lines
+}
+
+/// What it ran on and when, by the database's clock.
+async fn describe(servers: &Servers) -> Result<String> {
+    use sea_orm::{ConnectionTrait, Database};
+    let db = Database::connect(&servers.database_url).await?;
+    let sql =
+        "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD') || ', PostgreSQL ' || current_setting('server_version') AS said";
+    let row = db.query_one_raw(shared::database::statement(sql, [])).await?.context("no row")?;
+    let said: String = row.try_get("", "said")?;
+    db.close().await?;
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    Ok(format!("The last run of `make fault`: {said}, everything on one machine with {cores} cores."))
+}

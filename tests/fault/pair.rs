@@ -1,0 +1,173 @@
+//! A PostgreSQL and a RabbitMQ of the suite's own, started by `deploy/services` on free ports: they may be killed, stopped and
+//! wiped. Whatever happens here reaches no server that was there before, and nothing stays behind.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use tests::sandbox::Servers;
+use tokio::{process::Command, time::Instant};
+
+/// How long a server may take to leave after it was asked to.
+const LEAVE: Duration = Duration::from_secs(60);
+
+pub struct Pair {
+    home: PathBuf,
+    postgres: PathBuf,
+    rabbitmq: PathBuf,
+    pub servers: Servers,
+}
+
+/// One of the two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Server {
+    Postgres,
+    RabbitMq,
+}
+
+impl Pair {
+    /// Starts both; `folder` is the suite's own.
+    pub async fn start(folder: &Path) -> Result<Self> {
+        remove_remains(folder);
+        let home = folder.join(format!("services-{}", std::process::id()));
+        std::fs::create_dir_all(&home)?;
+        let mut pair = Self {
+            home,
+            postgres: PathBuf::new(),
+            rabbitmq: PathBuf::new(),
+            servers: Servers { database_url: String::new(), amqp_url: String::new() },
+        };
+        services(&pair.home, "up").await?;
+        let state = std::fs::read_to_string(pair.home.join("services.state"))?;
+        let value = |key: &str| {
+            let begins = format!("{key}=");
+            state.lines().find_map(|line| line.strip_prefix(&begins)).filter(|value| !value.is_empty()).map(str::to_owned)
+        };
+        let own = |key: &str| value(key).with_context(|| format!("deploy/services started no private server ({key})"));
+        pair.postgres = own("postgres_dir")?.into();
+        pair.rabbitmq = own("rabbitmq_dir")?.into();
+        pair.servers = Servers { database_url: own("postgres_own_url")?, amqp_url: own("rabbitmq_own_url")? };
+        Ok(pair)
+    }
+
+    /// Asks a server to stop (for PostgreSQL a fast shutdown) and waits until it is gone.
+    pub async fn stop(&self, server: Server) -> Result<()> {
+        self.signal(server, if server == Server::Postgres { "INT" } else { "TERM" }).await
+    }
+
+    /// `kill -9`. PostgreSQL's children notice by themselves.
+    pub async fn kill(&self, server: Server) -> Result<()> {
+        self.signal(server, "KILL").await
+    }
+
+    /// Starts what does not run, with the data it had, and waits until it answers.
+    pub async fn up(&self) -> Result<()> {
+        services(&self.home, "up").await?;
+        let state = std::fs::read_to_string(self.home.join("services.state"))?;
+        for url in [&self.servers.database_url, &self.servers.amqp_url] {
+            anyhow::ensure!(state.contains(url.as_str()), "a server came back on another port");
+        }
+        Ok(())
+    }
+
+    /// Removes everything that RabbitMQ, which does not run, has on disk.
+    pub fn wipe_rabbitmq(&self) -> Result<()> {
+        let data = self.rabbitmq.join("mnesia");
+        std::fs::remove_dir_all(&data)?;
+        std::fs::create_dir(&data)?;
+        Ok(())
+    }
+
+    fn pid_file(&self, server: Server) -> PathBuf {
+        match server {
+            Server::Postgres => self.postgres.join("data/postmaster.pid"),
+            Server::RabbitMq => self.rabbitmq.join("pid"),
+        }
+    }
+
+    async fn signal(&self, server: Server, signal: &str) -> Result<()> {
+        let file = self.pid_file(server);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{server:?} has no pid file {}", file.display()))?;
+        let pid: u32 = text.lines().next().unwrap_or_default().trim().parse().context("a pid file without a pid")?;
+        send(pid, signal).await?;
+        let deadline = Instant::now() + LEAVE;
+        while is_alive(pid) {
+            anyhow::ensure!(Instant::now() < deadline, "{server:?} (pid {pid}) does not leave after SIG{signal}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Pair {
+    fn drop(&mut self) {
+        down(&self.home);
+    }
+}
+
+/// Sends a signal to a process of ours.
+pub async fn send(pid: u32, signal: &str) -> Result<()> {
+    let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status().await?;
+    anyhow::ensure!(sent.success(), "no SIG{signal} for process {pid}: it is gone");
+    Ok(())
+}
+
+/// Whether a process lives; a zombie that nobody has waited for does not.
+pub fn is_alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
+}
+
+/// The checkout.
+pub fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
+}
+
+async fn services(home: &Path, verb: &str) -> Result<()> {
+    let mut command = Command::new(root().join("deploy/services"));
+    command
+        .arg(verb)
+        .env("KYHAN_SERVICES_HOME", home)
+        .env("KYHAN_SERVICES_SKIP_STANDARD_PORTS", "1")
+        .env_remove("KYHAN_DATABASE_URL")
+        .env_remove("KYHAN_AMQP_URL")
+        // Docker's servers have no pid here that could be killed.
+        .env("DOCKER_HOST", "unix:///nonexistent")
+        .stdin(Stdio::null())
+        .kill_on_drop(true);
+    let done = command.output().await?;
+    if !done.status.success() {
+        bail!("deploy/services {verb}: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(())
+}
+
+/// Waits for it, as it is called where nothing can be awaited any more.
+fn down(home: &Path) {
+    let done = std::process::Command::new(root().join("deploy/services"))
+        .arg("down")
+        .env("KYHAN_SERVICES_HOME", home)
+        .stdin(Stdio::null())
+        .output();
+    if let Ok(done) = done
+        && !done.status.success()
+    {
+        eprintln!("fault: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    let _ = std::fs::remove_dir(home);
+}
+
+/// Servers of a suite that was killed with -9 itself.
+fn remove_remains(folder: &Path) {
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let owner = name.strip_prefix("services-").and_then(|pid| pid.parse().ok());
+        if owner.is_some_and(|pid| !is_alive(pid)) {
+            down(&entry.path());
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The stage of a scenario: a sandbox with the book open, a relay and two workers under a supervisor, the population, and the end,
+//! which waits until everything that is expected has happened and then has it counted.
+
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use shared::{
+    broker::Outgoing,
+    ladder::Ladder,
+    pack::{Waiting, pack},
+    settings::Settings,
+    wakeup::TraceContext,
+};
+use tests::sandbox::Sandbox;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    book,
+    checker::{self, Counts, Spans},
+    fleet::Fleet,
+    pair::Pair,
+    place::{Place, Standing},
+    population::{Pace, populate},
+};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_millis(200);
+/// What a worker has in hand shows in no queue: they must be seen empty so many times.
+const EMPTY_TIMES: u32 = 5;
+
+/// How the suite was asked to run.
+#[derive(Clone)]
+pub struct Setting {
+    pub pair: Arc<Pair>,
+    /// Longer stops, more rounds.
+    pub long: bool,
+    pub seed: u64,
+    pub subjects: u32,
+    /// For logs and files.
+    pub folder: PathBuf,
+}
+
+impl Setting {
+    /// One of the two, by the form.
+    pub fn form<T>(&self, quick: T, long: T) -> T {
+        if self.long { long } else { quick }
+    }
+}
+
+/// What a scenario stands on, where it differs from the others.
+#[derive(Clone)]
+pub struct Terms {
+    pub spans: Spans,
+    /// More settings, over the policy's file.
+    pub env: Vec<(&'static str, &'static str)>,
+    pub place: Place,
+    /// How long the end may take to come.
+    pub patience: Duration,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            spans: Spans { confirm: 4_000, arrears: 2_000, purge: 3_000 },
+            env: Vec::new(),
+            place: Place::Pair,
+            patience: Duration::from_secs(120),
+        }
+    }
+}
+
+impl Terms {
+    pub fn with(env: &[(&'static str, &'static str)]) -> Self {
+        Self { env: env.to_vec(), ..Self::default() }
+    }
+}
+
+/// A fleet's file of settings with a policy of seconds.
+pub fn file(spans: Spans) -> String {
+    let Spans { confirm, arrears, purge } = spans;
+    format!(
+        r#"
+        [[policy]]
+        on = "order.shipped"
+        task = "confirm-receipt"
+        after = "{confirm}ms"
+        [[policy]]
+        on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+        task = "collect-arrears"
+        after = "{arrears}ms"
+        [[policy]]
+        on = "cart.item_added"
+        task = "purge-cart-item"
+        after = "{purge}ms"
+        [topology]
+        ladder = ["1s", "5s"]
+        # Many messages, as they are what gets lost.
+        pack_max = 8
+        [amqp]
+        confirm_timeout_ms = 10000
+        [relay]
+        batch_max = 500
+        poll_ms = 200
+        [worker]
+        batch_max = 64
+        prefetch = 256
+        retry = ["1s"]
+        attempts_max = 20
+        [sweep]
+        every_ms = 2000
+        grace_ms = 5000
+        "#
+    )
+}
+
+pub struct Stage {
+    pub sandbox: Sandbox,
+    pub setting: Setting,
+    pub fleet: Fleet,
+    pub standing: Standing,
+    pub folder: PathBuf,
+    patience: Duration,
+    end: Mutex<End>,
+}
+
+/// What the end is to look like.
+struct End {
+    spans: Spans,
+    letters: i64,
+    more: i64,
+    notes: Vec<String>,
+    remarks: Vec<String>,
+}
+
+/// A scenario's counts, and what there is to say of them.
+pub struct Ended {
+    pub counts: Counts,
+    pub notes: Vec<String>,
+    pub remarks: Vec<String>,
+}
+
+impl Stage {
+    pub async fn set(setting: &Setting, name: &str, terms: &Terms) -> Result<Self> {
+        let folder = setting.folder.join("logs").join(name);
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir_all(&folder)?;
+        let standing = Standing::at(terms.place, setting, &folder).await?;
+        let tablespace = standing.tablespace();
+        let sandbox = Sandbox::on(standing.servers(setting), "fault", &file(terms.spans), &terms.env, tablespace).await?;
+        sandbox.declare().await?;
+        book::open(&sandbox.db).await?;
+        let end = End { spans: terms.spans, letters: 0, more: 0, notes: Vec::new(), remarks: Vec::new() };
+        let (setting, fleet, patience) = (setting.clone(), Fleet::new(&folder), terms.patience);
+        Ok(Self { sandbox, setting, fleet, standing, folder, patience, end: Mutex::new(end) })
+    }
+
+    pub fn settings(&self) -> &Settings {
+        &self.sandbox.settings
+    }
+
+    /// Starts the relay and two workers.
+    pub fn start(&self) -> Result<()> {
+        self.start_with(&[])
+    }
+
+    /// The same with other variables on top.
+    pub fn start_with(&self, more: &[(&str, String)]) -> Result<()> {
+        self.relay(more)?;
+        self.worker("worker-1", more)?;
+        self.worker("worker-2", more)
+    }
+
+    pub fn relay(&self, more: &[(&str, String)]) -> Result<()> {
+        self.fleet.start("relay", "producer", &["relay"], &self.env(more))
+    }
+
+    pub fn worker(&self, name: &str, more: &[(&str, String)]) -> Result<()> {
+        self.fleet.start(name, "worker", &[], &self.env(more))
+    }
+
+    /// The environment of a process.
+    pub fn env(&self, more: &[(&str, String)]) -> std::collections::BTreeMap<String, String> {
+        let mut env = self.sandbox.env.clone();
+        env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), value.clone())));
+        env
+    }
+
+    /// Makes the population while the fault goes on; ends when both have ended.
+    pub async fn populate_during(&self, fault: impl Future<Output = Result<()>>) -> Result<()> {
+        self.populate_at(Pace::STEADY, fault).await
+    }
+
+    pub async fn populate_at(&self, pace: Pace, fault: impl Future<Output = Result<()>>) -> Result<()> {
+        let making = populate(&self.sandbox.db, self.setting.subjects, self.setting.seed, pace);
+        futures::try_join!(making, fault).map(|_| ())
+    }
+
+    /// For the report.
+    pub fn note(&self, note: impl Into<String>) {
+        self.end().notes.push(note.into());
+    }
+
+    /// Something that must not be, beyond what the checker finds.
+    pub fn unexpected(&self, count: i64, what: impl Into<String>) {
+        let mut end = self.end();
+        end.more += count;
+        end.remarks.push(what.into());
+    }
+
+    /// From now on these spans say what is early and late.
+    pub fn judge_by(&self, spans: Spans) {
+        self.end().spans = spans;
+    }
+
+    /// So many dead letters are as they should be.
+    pub fn expect_letters(&self, count: i64) {
+        self.end().letters += count;
+    }
+
+    fn end(&self) -> std::sync::MutexGuard<'_, End> {
+        self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until all has happened and nothing is on its way, or patience is at an end; stops the fleet; counts.
+    pub async fn finish(&self) -> Result<Ended> {
+        let began = Instant::now();
+        let mut empty = 0;
+        while empty < EMPTY_TIMES && began.elapsed() < self.patience {
+            // A server may still be coming back: what cannot be asked is not empty.
+            empty = if self.is_over().await.unwrap_or(false) { empty + 1 } else { 0 };
+            tokio::time::sleep(LOOK).await;
+        }
+        if empty < EMPTY_TIMES {
+            let over = self.patience.as_secs();
+            self.unexpected(0, format!("wake-ups were still waiting or effects missing after {over} s"));
+        }
+        let restarts = self.fleet.restarts();
+        if let Err(error) = self.fleet.stop_all().await {
+            self.unexpected(1, format!("{error:#}"));
+        }
+        let letters = self.letters().await.context("counting the dead letters")?;
+        let (spans, expected) = {
+            let end = self.end();
+            (end.spans, end.letters)
+        };
+        let (mut counts, mut remarks) = checker::check(&self.sandbox.db, spans, (letters - expected).abs()).await?;
+        let end = self.end();
+        counts.unexpected += end.more;
+        remarks.extend(end.remarks.iter().cloned());
+        let mut notes = end.notes.clone();
+        if expected > 0 {
+            notes.push(format!("{letters} dead letters, as many as there was garbage"));
+        }
+        if restarts > 0 {
+            notes.push(format!("{restarts} restarts"));
+        }
+        Ok(Ended { counts, notes, remarks })
+    }
+
+    async fn is_over(&self) -> Result<bool> {
+        let waiting = "SELECT count(*) FROM outbox";
+        let quiet = checker::missing(&self.sandbox.db).await? == 0 && checker::ask(&self.sandbox.db, waiting).await? == 0;
+        Ok(quiet && self.depth(&["rung.", "due."]).await? == 0)
+    }
+
+    async fn letters(&self) -> Result<i64> {
+        Ok(i64::from(self.depth(&["dead", "unrouted"]).await?))
+    }
+
+    /// How many messages lie in queues that begin so.
+    pub async fn depth(&self, begins: &[&str]) -> Result<u32> {
+        let broker = self.sandbox.broker().await?;
+        let depths = futures::future::try_join_all(begins.iter().map(|begins| self.sandbox.depth(&broker, begins))).await;
+        broker.close().await;
+        Ok(depths?.iter().sum())
+    }
+
+    /// A wake-up that is due now, straight into its lane.
+    pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Vec<Outgoing> {
+        let due_at = chrono::DateTime::UNIX_EPOCH;
+        let wait = chrono::TimeDelta::zero();
+        let waiting = subjects.iter().map(|subject| Waiting { kind, subject: *subject, due_at, wait, attempt: 0 });
+        let topology = self.settings().topology();
+        let packed =
+            pack(waiting, &Ladder::new([]), topology.shards(), self.settings().naming.pack_max, &TraceContext::default());
+        packed.iter().map(|packed| Outgoing::of(packed, &topology)).collect()
+    }
+
+    /// Publishes messages and waits for their confirms.
+    pub async fn publish(&self, messages: Vec<Outgoing>) -> Result<()> {
+        let broker = self.sandbox.broker().await?;
+        let publisher = broker.publisher().await?;
+        let published = publisher.publish_all(messages).await;
+        publisher.close().await;
+        broker.close().await;
+        Ok(published?)
+    }
+
+    /// Stops what still runs and removes everything, whatever state it is in.
+    pub async fn clear(self) -> Result<()> {
+        drop(self.fleet);
+        // Its database first: a full disk can be unmounted only then.
+        let removed = self.sandbox.remove().await;
+        drop(self.standing);
+        removed
+    }
+}
