@@ -158,6 +158,21 @@ pub async fn missing(db: &DatabaseConnection) -> Result<i64> {
     ask(db, &sql).await
 }
 
+/// How many effects there are.
+pub async fn applied(db: &DatabaseConnection) -> Result<i64> {
+    ask(db, &format!("SELECT coalesce(sum(times), 0)::bigint FROM ({FOUND}) AS found")).await
+}
+
+/// The longest time between one effect and the next.
+pub async fn longest_gap_ms(db: &DatabaseConnection) -> Result<i64> {
+    let sql = "SELECT coalesce(extract(epoch FROM max(gap)) * 1000, 0)::bigint FROM (
+                   SELECT at - lag(at) OVER (ORDER BY at) AS gap FROM (
+                       SELECT at FROM order_status_history WHERE wakeup_id IS NOT NULL
+                       UNION ALL SELECT at FROM transfers WHERE reason = 'arrears'
+                       UNION ALL SELECT at FROM activity WHERE action = 'cart_item.purged') AS effects) AS gaps";
+    ask(db, sql).await
+}
+
 /// The one number that a statement gives.
 pub async fn ask(db: &DatabaseConnection, sql: &str) -> Result<i64> {
     let row = db.query_one_raw(statement(sql, [])).await?.context("no row")?;

@@ -4,7 +4,10 @@
 use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -33,7 +36,7 @@ pub struct Fleet {
 
 /// For those that kill: a proxy, say.
 #[derive(Clone, Default)]
-pub struct Players(Arc<Mutex<Vec<Player>>>);
+pub struct Players(Arc<Mutex<Vec<Player>>>, Arc<AtomicU32>);
 
 struct Player {
     name: String,
@@ -43,7 +46,6 @@ struct Player {
     log: PathBuf,
     child: Option<Child>,
     died: Option<Instant>,
-    restarts: u32,
 }
 
 impl Fleet {
@@ -74,7 +76,6 @@ impl Fleet {
             log: self.folder.join(format!("{name}.log")),
             child: None,
             died: None,
-            restarts: 0,
         };
         player.spawn()?;
         self.players.all().push(player);
@@ -107,7 +108,7 @@ impl Fleet {
 
     /// How often a process had to be started again.
     pub fn restarts(&self) -> u32 {
-        self.players.all().iter().map(|player| player.restarts).sum()
+        self.players.1.load(Ordering::Relaxed)
     }
 }
 
@@ -144,7 +145,7 @@ impl Players {
                 player.died = Some(Instant::now());
             }
             if player.died.is_some_and(|died| died.elapsed() > PAUSE) && player.spawn().is_ok() {
-                player.restarts += 1;
+                self.1.fetch_add(1, Ordering::Relaxed);
             }
         }
     }

@@ -5,15 +5,23 @@
 
 mod acts;
 mod book;
+mod changes;
 mod checker;
+mod disk;
 mod fleet;
+mod messages;
+mod network;
 mod pair;
 mod place;
 mod population;
+mod postgres;
+mod proxy;
+mod rabbitmq;
 mod report;
 mod scenario;
 mod stage;
 mod suspicion;
+mod tap;
 mod worker;
 
 use std::{path::PathBuf, process::ExitCode, sync::Arc};

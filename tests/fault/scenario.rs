@@ -7,6 +7,7 @@ use futures::future::BoxFuture;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
+    changes, disk, messages, network, postgres, rabbitmq,
     report::{Line, Verdict},
     stage::{Ended, Setting, Stage, Terms},
     worker,
@@ -34,12 +35,38 @@ impl Scenario {
         Self { alone: true, ..self }
     }
 
+    const fn unless(self, lacks: fn() -> Option<String>) -> Self {
+        Self { lacks, ..self }
+    }
+
     const fn on(self, terms: fn() -> Terms) -> Self {
         Self { terms, ..self }
     }
 }
 
-pub const ALL: &[Scenario] = &[Scenario::calm("workers_are_killed_ten_times", worker::killed_ten_times)];
+pub const ALL: &[Scenario] = &[
+    Scenario::calm("workers_are_killed_ten_times", worker::killed_ten_times),
+    Scenario::calm("a_worker_is_killed_between_commit_and_ack", worker::killed_between_commit_and_ack).on(worker::one_consumer),
+    Scenario::calm("a_worker_is_killed_between_confirm_and_ack", worker::killed_between_confirm_and_ack).on(worker::one_consumer),
+    Scenario::calm("postgres_is_restarted", postgres::restarted).alone(),
+    Scenario::calm("postgres_is_stopped_for_a_while", postgres::stopped).alone(),
+    Scenario::calm("database_sessions_are_cut_mid_statement", postgres::cut_mid_statement),
+    Scenario::calm("other_clients_cause_deadlocks_and_lock_timeouts", postgres::locked_by_others).on(postgres::impatient),
+    Scenario::calm("the_databases_disk_is_full", postgres::disk_full).on(postgres::small_disk).unless(disk::lacks),
+    Scenario::calm("rabbitmq_is_restarted", rabbitmq::restarted).alone(),
+    Scenario::calm("rabbitmq_is_killed", rabbitmq::killed).alone(),
+    Scenario::calm("rabbitmq_is_stopped_for_a_while", rabbitmq::stopped).alone(),
+    Scenario::calm("rabbitmq_is_wiped_and_rebuilt", rabbitmq::wiped_and_rebuilt).on(rabbitmq::without_sweep).alone(),
+    Scenario::calm("the_network_to_rabbitmq_is_flaky", network::flaky_to_rabbitmq),
+    Scenario::calm("the_network_to_postgres_is_flaky", network::flaky_to_postgres),
+    Scenario::calm("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),
+    Scenario::calm("one_percent_is_garbage", messages::garbage_mixed_in),
+    Scenario::calm("workers_clocks_are_an_hour_wrong", messages::clocks_an_hour_wrong).unless(messages::lacks_faketime),
+    Scenario::calm("the_policy_is_lengthened_while_messages_wait", changes::policy_lengthened).on(changes::begins_middling),
+    Scenario::calm("the_policy_is_shortened_while_messages_wait", changes::policy_shortened).on(changes::begins_long),
+    Scenario::calm("the_whole_fleet_is_restarted_under_load", changes::rolling_restart),
+    Scenario::calm("all_tasks_at_once_beside_an_order_system", changes::order_system_at_work),
+];
 
 /// Longer than any should take: one that hangs must not hold up the others.
 const LONGEST: Duration = Duration::from_secs(420);

@@ -124,7 +124,7 @@ pub struct Stage {
     pub fleet: Fleet,
     pub standing: Standing,
     pub folder: PathBuf,
-    patience: Duration,
+    terms: Terms,
     end: Mutex<End>,
 }
 
@@ -149,14 +149,14 @@ impl Stage {
         let folder = setting.folder.join("logs").join(name);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
-        let standing = Standing::at(terms.place, setting, &folder).await?;
+        let standing = Standing::at(terms.place, setting).await?;
         let tablespace = standing.tablespace();
         let sandbox = Sandbox::on(standing.servers(setting), "fault", &file(terms.spans), &terms.env, tablespace).await?;
         sandbox.declare().await?;
         book::open(&sandbox.db).await?;
         let end = End { spans: terms.spans, letters: 0, more: 0, notes: Vec::new(), remarks: Vec::new() };
-        let (setting, fleet, patience) = (setting.clone(), Fleet::new(&folder), terms.patience);
-        Ok(Self { sandbox, setting, fleet, standing, folder, patience, end: Mutex::new(end) })
+        let (setting, fleet, terms) = (setting.clone(), Fleet::new(&folder), terms.clone());
+        Ok(Self { sandbox, setting, fleet, standing, folder, terms, end: Mutex::new(end) })
     }
 
     pub fn settings(&self) -> &Settings {
@@ -212,6 +212,17 @@ impl Stage {
         end.remarks.push(what.into());
     }
 
+    /// Another policy for the processes to come: the variable that names its file.
+    pub fn policy(&self, spans: Spans) -> Result<(&'static str, String)> {
+        let path = self.folder.join(format!("{}ms.toml", spans.confirm));
+        std::fs::write(&path, file(spans))?;
+        Ok(("KYHAN_CONFIG", path.to_string_lossy().into_owned()))
+    }
+
+    pub fn spans_at_first(&self) -> Spans {
+        self.terms.spans
+    }
+
     /// From now on these spans say what is early and late.
     pub fn judge_by(&self, spans: Spans) {
         self.end().spans = spans;
@@ -226,19 +237,25 @@ impl Stage {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until all has happened and nothing is on its way, or patience is at an end; stops the fleet; counts.
-    pub async fn finish(&self) -> Result<Ended> {
+    /// Waits until all has happened and nothing is on its way, or patience is at an end.
+    pub async fn until_over(&self) -> Result<()> {
         let began = Instant::now();
         let mut empty = 0;
-        while empty < EMPTY_TIMES && began.elapsed() < self.patience {
+        while empty < EMPTY_TIMES && began.elapsed() < self.terms.patience {
             // A server may still be coming back: what cannot be asked is not empty.
             empty = if self.is_over().await.unwrap_or(false) { empty + 1 } else { 0 };
             tokio::time::sleep(LOOK).await;
         }
         if empty < EMPTY_TIMES {
-            let over = self.patience.as_secs();
+            let over = self.terms.patience.as_secs();
             self.unexpected(0, format!("wake-ups were still waiting or effects missing after {over} s"));
         }
+        Ok(())
+    }
+
+    /// Waits for the end, stops the fleet, and counts.
+    pub async fn finish(&self) -> Result<Ended> {
+        self.until_over().await?;
         let restarts = self.fleet.restarts();
         if let Err(error) = self.fleet.stop_all().await {
             self.unexpected(1, format!("{error:#}"));
@@ -306,7 +323,7 @@ impl Stage {
         drop(self.fleet);
         // Its database first: a full disk can be unmounted only then.
         let removed = self.sandbox.remove().await;
-        drop(self.standing);
-        removed
+        let cleared = self.standing.clear().await;
+        removed.and(cleared)
     }
 }

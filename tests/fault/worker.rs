@@ -1,10 +1,19 @@
 //! Workers that are killed: at random moments, and at the two instants that matter most.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
+use anyhow::Result;
 use rand::{RngExt, rngs::StdRng};
+use sea_orm::ConnectionTrait;
+use shared::database::statement;
+use uuid::Uuid;
 
-use crate::{scenario::Play, stage::Stage};
+use crate::{
+    proxy::{Conduct, Proxy, address},
+    scenario::Play,
+    stage::{Stage, Terms},
+    tap::{Deadly, Tap},
+};
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 
@@ -28,4 +37,62 @@ pub fn killed_ten_times(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         stage.note(format!("{kills} kills"));
         Ok(())
     })
+}
+
+pub fn killed_between_commit_and_ack(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(killed_at_an_ack(stage, rng, Deadly::AfterCommit))
+}
+
+pub fn killed_between_confirm_and_ack(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(killed_at_an_ack(stage, rng, Deadly::AfterConfirm))
+}
+
+/// With one consumer a lane, the confirm and the ack that follow each other belong together.
+pub fn one_consumer() -> Terms {
+    Terms::with(&[("KYHAN_WORKER_CONSUMERS", "1"), ("KYHAN_WORKER_BATCH_MAX", "32")])
+}
+
+/// Each worker has a tap of its own, and dies at acks chosen beforehand.
+async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Result<()> {
+    let kills = stage.setting.form(3, 10);
+    let amqp_url = &stage.setting.pair.servers.amqp_url;
+    let (mut taps, mut proxies) = (Vec::new(), Vec::new());
+    stage.relay(&[])?;
+    for name in WORKERS {
+        let pauses = (0..kills).map(|_| rng.random_range(0..8)).collect();
+        let tap = Arc::new(Tap::new(stage.fleet.players(), name, deadly, pauses));
+        let proxy = Proxy::start(vec![address(amqp_url)?], Conduct::Tapped(Arc::clone(&tap))).await?;
+        stage.worker(name, &[("KYHAN_AMQP_URL", proxy.url(amqp_url)?)])?;
+        taps.push(tap);
+        proxies.push(proxy);
+    }
+    let wake_early = async {
+        // What is woken before its time has to be postponed: there are follow-ups to confirm.
+        for _ in 0..20 {
+            tokio::time::sleep(Duration::from_millis(150)).await;
+            for (kind, situation) in [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")] {
+                let subjects = newest(stage, situation).await?;
+                stage.publish(stage.wakeup(kind, &subjects)).await?;
+            }
+        }
+        Ok(())
+    };
+    stage.populate_during(wake_early).await?;
+    let ended = stage.until_over().await;
+    let killed: u32 = taps.iter().map(|tap| tap.kills()).sum();
+    stage.note(format!("{killed} kills"));
+    if killed == 0 {
+        stage.unexpected(1, "no worker was killed: the tap saw no such ack");
+    }
+    // The workers leave before their proxies do.
+    stage.fleet.stop_all().await?;
+    ended
+}
+
+/// Some subjects that are not due yet.
+async fn newest(stage: &Stage, situation: &str) -> Result<Vec<Uuid>> {
+    let sql = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
+                   SELECT subject FROM fault_book WHERE situation = $1 ORDER BY at DESC, subject LIMIT 40) AS picked";
+    let row = stage.sandbox.db.query_one_raw(statement(sql, [situation.into()])).await?;
+    Ok(row.map(|row| row.try_get("", "chosen")).transpose()?.unwrap_or_default())
 }

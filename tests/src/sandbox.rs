@@ -85,6 +85,12 @@ impl Sandbox {
         Ok(Self { settings, db, env, servers, database })
     }
 
+    /// The name of its database.
+    #[must_use]
+    pub fn database(&self) -> &str {
+        &self.database
+    }
+
     /// A connection to the broker.
     ///
     /// # Errors

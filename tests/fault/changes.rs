@@ -1,0 +1,111 @@
+//! Changes while everything runs: the policy longer and shorter, the whole fleet replaced, an order system that works on the same
+//! rows.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::{RngExt, rngs::StdRng};
+
+use crate::{
+    acts, checker,
+    checker::Spans,
+    population::{Pace, tolerable},
+    scenario::Play,
+    stage::{Stage, Terms},
+};
+
+const PLAYERS: [&str; 3] = ["relay", "worker-1", "worker-2"];
+/// The longest time without an effect that a rolling restart may cost.
+const GAP_MAX_MS: i64 = 5_000;
+
+const SHORT: Spans = Spans { confirm: 3_000, arrears: 2_000, purge: 2_500 };
+const MIDDLING: Spans = Spans { confirm: 8_000, arrears: 7_000, purge: 7_500 };
+const LONG: Spans = Spans { confirm: 14_000, arrears: 11_000, purge: 12_500 };
+
+pub fn begins_middling() -> Terms {
+    Terms { spans: MIDDLING, ..Terms::default() }
+}
+
+pub fn begins_long() -> Terms {
+    Terms { spans: Spans { confirm: 30_000, arrears: 28_000, purge: 29_000 }, ..Terms::default() }
+}
+
+/// What waits for the old moment comes too early, and has to go back.
+pub fn policy_lengthened(stage: &Stage, _rng: StdRng) -> Play<'_> {
+    Box::pin(change_policy(stage, LONG))
+}
+
+/// What waits for the old moment comes too late: the sweep has to find it.
+pub fn policy_shortened(stage: &Stage, _rng: StdRng) -> Play<'_> {
+    Box::pin(change_policy(stage, SHORT))
+}
+
+async fn change_policy(stage: &Stage, spans: Spans) -> Result<()> {
+    stage.start()?;
+    stage.populate_during(std::future::ready(Ok(()))).await?;
+    // Whatever had its effect by now was due by the old policy; nothing can have been.
+    stage.fleet.stop_all().await?;
+    let early = checker::applied(&stage.sandbox.db).await?;
+    if early > 0 {
+        stage.unexpected(early, format!("{early} effects before the policy was changed"));
+    }
+    stage.judge_by(spans);
+    stage.start_with(&[stage.policy(spans)?])?;
+    stage.note(format!("arrears after {} ms instead of {}", spans.arrears, stage.spans_at_first().arrears));
+    Ok(())
+}
+
+pub fn rolling_restart(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let rounds = stage.setting.form(1, 3);
+        let pace = Pace { slices: 50 * i64::from(rounds), over: Duration::from_secs(11) * rounds };
+        let roll = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            for _ in 0..rounds {
+                for name in PLAYERS {
+                    stage.fleet.stop(name).await?;
+                    if name == "relay" {
+                        stage.relay(&[])?
+                    } else {
+                        stage.worker(name, &[])?
+                    }
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_000))).await;
+                }
+            }
+            Ok(())
+        };
+        stage.populate_at(pace, roll).await?;
+        stage.until_over().await?;
+        let gap = checker::longest_gap_ms(&stage.sandbox.db).await?;
+        stage.note(format!("each process replaced {rounds} times; longest time without an effect {gap} ms"));
+        if gap > GAP_MAX_MS {
+            stage.unexpected(1, "a gap of over 5 s under load");
+        }
+        Ok(())
+    })
+}
+
+/// Everything falls due at once, while fees, payments and parcels change on the same rows.
+pub fn order_system_at_work(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let (span, mut turns) = (stage.setting.form(Duration::from_secs(7), Duration::from_secs(25)), 0);
+        let busy = async {
+            let end = tokio::time::Instant::now() + span;
+            while tokio::time::Instant::now() < end {
+                for act in acts::BUSY {
+                    match act.busily(&stage.sandbox.db, rng.random()).await {
+                        Ok(acted) => turns += u32::from(acted),
+                        Err(error) => tolerable(&error)?,
+                    }
+                }
+                tokio::time::sleep(Duration::from_millis(rng.random_range(5..=40))).await;
+            }
+            Ok(())
+        };
+        stage.populate_at(Pace::BURST, busy).await?;
+        stage.note(format!("{turns} transactions of the order system, 40 rows each"));
+        Ok(())
+    })
+}

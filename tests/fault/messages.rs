@@ -1,0 +1,127 @@
+//! Messages as no producer would send them: twice, out of order, as garbage; and workers that know no time.
+
+use std::{path::PathBuf, time::Duration};
+
+use anyhow::Result;
+use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
+use sea_orm::ConnectionTrait;
+use shared::{broker::Outgoing, database::statement};
+use uuid::Uuid;
+
+use crate::{scenario::Play, stage::Stage};
+
+/// Every event of the outbox twice, whoever writes it.
+const TWICE: &str = "
+    CREATE FUNCTION fault_twice() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        IF pg_trigger_depth() < 2 THEN
+            INSERT INTO outbox (event_type, subject_id, occurred_at, data) SELECT event_type, subject_id, occurred_at, data FROM added;
+        END IF;
+        RETURN NULL;
+    END $$;
+    CREATE TRIGGER fault_twice AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION fault_twice();";
+
+pub fn twice_and_out_of_order(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.sandbox.db.execute_unprepared(TWICE).await?;
+        stage.start()?;
+        let mut copies = 0;
+        stage
+            .populate_during(async {
+                // And once more straight into the lanes, twice each, whether due or not, in an order of chance.
+                for _ in 0..8 {
+                    tokio::time::sleep(Duration::from_millis(600)).await;
+                    let mut messages = all(stage).await?;
+                    messages.extend(messages.clone());
+                    messages.shuffle(&mut rng);
+                    copies += messages.len();
+                    stage.publish(messages).await?;
+                }
+                Ok(())
+            })
+            .await?;
+        stage.note(format!("every event twice, {copies} copies of wake-ups on top"));
+        Ok(())
+    })
+}
+
+/// A wake-up of each kind for everything that is in the book by now.
+async fn all(stage: &Stage) -> Result<Vec<Outgoing>> {
+    let mut messages = Vec::new();
+    for (kind, is_item) in [("confirm-receipt", false), ("collect-arrears", false), ("purge-cart-item", true)] {
+        let sql = "SELECT coalesce(array_agg(subject), '{}') AS subjects FROM fault_book WHERE (final IS NULL) = $1";
+        let row = stage.sandbox.db.query_one_raw(statement(sql, [is_item.into()])).await?;
+        let subjects: Vec<Uuid> = row.map(|row| row.try_get("", "subjects")).transpose()?.unwrap_or_default();
+        messages.extend(stage.wakeup(kind, &subjects));
+    }
+    Ok(messages)
+}
+
+pub fn garbage_mixed_in(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let count = stage.setting.subjects / 100;
+        stage
+            .populate_during(async {
+                for _ in 0..count {
+                    tokio::time::sleep(Duration::from_millis(rng.random_range(20..=80))).await;
+                    let sound = stage.wakeup("confirm-receipt", &[Uuid::from_u128(rng.random())]);
+                    let garbage = sound.into_iter().map(|message| Outgoing { body: garbage(&message.body, &mut rng), ..message });
+                    stage.publish(garbage.collect()).await?;
+                }
+                Ok(())
+            })
+            .await?;
+        stage.expect_letters(i64::from(count));
+        Ok(())
+    })
+}
+
+/// Something that cannot be a wake-up.
+fn garbage(sound: &[u8], rng: &mut StdRng) -> Vec<u8> {
+    let text = String::from_utf8_lossy(sound);
+    let replaced = |from: &str, to: &str| text.replace(from, to).into_bytes();
+    match rng.random_range(0..8) {
+        0 => (0..rng.random_range(1..2_000)).map(|_| rng.random_range(0x80..=0xff)).collect(),
+        1 => sound[..rng.random_range(1..sound.len())].to_vec(),
+        2 => replaced("\"v\":1", "\"v\":99"),
+        3 => replaced("confirm-receipt", "refuse-receipt"),
+        4 => Vec::new(),
+        5 => replaced("\"subjects\":[\"", "\"subjects\":[\"x"),
+        6 => replaced("\"due_at\":\"", "\"due_at\":\"soon "),
+        _ => vec![b'['; 70_000],
+    }
+}
+
+/// libfaketime, where Debian and others put it.
+fn faketime() -> Option<PathBuf> {
+    let folders =
+        ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib64/faketime", "/usr/lib/faketime"];
+    folders.iter().map(|folder| PathBuf::from(folder).join("libfaketimeMT.so.1")).find(|path| path.is_file())
+}
+
+pub fn lacks_faketime() -> Option<String> {
+    faketime()
+        .is_none()
+        .then(|| "a worker's clock is set by libfaketime, which is not installed (apt-get install faketime)".to_owned())
+}
+
+pub fn clocks_an_hour_wrong(stage: &Stage, _rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        let library = faketime().unwrap_or_default().to_string_lossy().into_owned();
+        stage.relay(&[])?;
+        for (name, skew) in [("worker-1", "+3600"), ("worker-2", "-3600")] {
+            let clock = [
+                ("LD_PRELOAD", library.clone()),
+                ("FAKETIME", skew.to_owned()),
+                // How long something takes is measured by another clock, which no administrator can set.
+                ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+                ("DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ];
+            stage.worker(name, &clock)?;
+        }
+        stage.populate_during(std::future::ready(Ok(()))).await?;
+        stage.note("one worker an hour ahead, one an hour behind");
+        Ok(())
+    })
+}

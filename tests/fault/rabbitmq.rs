@@ -1,0 +1,82 @@
+//! RabbitMQ: restarted, killed, stopped, wiped.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::{RngExt, rngs::StdRng};
+use tests::fleet;
+
+use crate::{
+    checker::Spans,
+    pair::Server,
+    scenario::Play,
+    stage::{Stage, Terms},
+};
+
+pub fn restarted(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(async move { again(stage, rng, stage.setting.form(1, 3), async |pair| pair.stop(Server::RabbitMq).await).await })
+}
+
+pub fn killed(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(async move { again(stage, rng, stage.setting.form(1, 4), async |pair| pair.kill(Server::RabbitMq).await).await })
+}
+
+async fn again(stage: &Stage, mut rng: StdRng, times: u32, down: impl AsyncFn(&crate::pair::Pair) -> Result<()>) -> Result<()> {
+    stage.start()?;
+    stage
+        .populate_during(async {
+            for _ in 0..times {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(1_500..=3_500))).await;
+                down(&stage.setting.pair).await?;
+                stage.setting.pair.up().await?;
+            }
+            Ok(())
+        })
+        .await?;
+    stage.note(format!("{times} times"));
+    Ok(())
+}
+
+pub fn stopped(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
+        stage
+            .populate_during(async {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_500))).await;
+                stage.setting.pair.stop(Server::RabbitMq).await?;
+                tokio::time::sleep(span).await;
+                stage.setting.pair.up().await
+            })
+            .await?;
+        stage.note(format!("away for {} s", span.as_secs()));
+        Ok(())
+    })
+}
+
+pub fn wiped_and_rebuilt(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        stage
+            .populate_during(async {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(2_600..=3_000))).await;
+                stage.setting.pair.kill(Server::RabbitMq).await?;
+                stage.setting.pair.wipe_rabbitmq()?;
+                stage.setting.pair.up().await?;
+                // As an operator would, who has been told that the broker came back empty.
+                for arguments in [&["topology", "declare"][..], &["rebuild"]] {
+                    fleet::output(fleet::command("ops", &stage.env(&[]), arguments)?).await?;
+                }
+                Ok(())
+            })
+            .await?;
+        stage.note("rebuilt by `ops rebuild`; no sweep within an hour");
+        Ok(())
+    })
+}
+
+/// Spans long enough for all to wait in the broker when it is lost, and no sweep that could help.
+pub fn without_sweep() -> Terms {
+    let spans = Spans { confirm: 12_000, arrears: 9_000, purge: 10_000 };
+    Terms { spans, ..Terms::with(&[("KYHAN_SWEEP_GRACE_MS", "3600000")]) }
+}

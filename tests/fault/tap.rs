@@ -1,0 +1,191 @@
+//! The tap reads AMQP 0-9-1 as it passes a proxy and kills the worker at one exact instant: the moment its ack leaves, which never
+//! arrives. So whatever the ack stands for is done, and the broker does not know.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Mutex, PoisonError},
+};
+
+use crate::{fleet::Players, proxy::Way};
+
+/// Before the first frame the client sends "AMQP" and a version.
+const GREETING: usize = 8;
+/// Type, channel, size.
+const HEADER: usize = 7;
+const METHOD: u8 = 1;
+const BASIC: u16 = 60;
+const CONSUME: u16 = 20;
+const PUBLISH: u16 = 40;
+const ACK: u16 = 80;
+
+/// Which acks are deadly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Deadly {
+    /// Any: the batch is committed.
+    AfterCommit,
+    /// One of a lane whose follow-ups the broker has just confirmed.
+    AfterConfirm,
+}
+
+/// A worker's tap, over all of its connections and all of its lives.
+pub struct Tap {
+    players: Players,
+    name: String,
+    deadly: Deadly,
+    state: Mutex<State>,
+}
+
+struct State {
+    /// How many deadly acks pass before each kill that is still to come.
+    pauses: VecDeque<u32>,
+    kills: u32,
+    /// Kinds whose follow-ups were confirmed since the last ack of that kind.
+    confirmed: Vec<String>,
+}
+
+/// One connection's frames.
+#[derive(Default)]
+pub struct Wire(Mutex<Frames>);
+
+#[derive(Default)]
+struct Frames {
+    to_server: Reader,
+    to_client: Reader,
+    /// The kind of the lane that a channel consumes.
+    lanes: HashMap<u16, String>,
+    /// Kinds published on a channel and not confirmed yet, with their numbers.
+    published: HashMap<u16, (u64, VecDeque<(u64, String)>)>,
+}
+
+/// Finds the frames in a stream that comes in pieces.
+#[derive(Default)]
+struct Reader {
+    greeted: bool,
+    pending: Vec<u8>,
+}
+
+struct Method {
+    channel: u16,
+    number: u16,
+    arguments: Vec<u8>,
+    /// Where in the chunk its frame begins.
+    begins: usize,
+}
+
+impl Tap {
+    /// Kills the worker of that name as often as there are pauses, each a number of acks to let pass before.
+    pub fn new(players: Players, name: &str, deadly: Deadly, pauses: Vec<u32>) -> Self {
+        let state = State { pauses: pauses.into(), kills: 0, confirmed: Vec::new() };
+        Self { players, name: name.to_owned(), deadly, state: Mutex::new(state) }
+    }
+
+    pub fn kills(&self) -> u32 {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).kills
+    }
+
+    /// Reads a chunk. `Some` once the worker was killed for what stands in it: so many bytes before may still pass.
+    pub fn sees(&self, wire: &Wire, way: Way, chunk: &[u8]) -> Option<usize> {
+        let mut frames = wire.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let reader = if way == Way::ToServer { &mut frames.to_server } else { &mut frames.to_client };
+        for method in reader.read(chunk, way == Way::ToClient) {
+            match (way, method.number) {
+                (Way::ToServer, CONSUME) => frames.consumes(&method),
+                (Way::ToServer, PUBLISH) => frames.publishes(&method),
+                (Way::ToClient, ACK) => state.confirmed.extend(frames.confirmed(&method)),
+                (Way::ToServer, ACK) => {
+                    let Some(kind) = frames.lanes.get(&method.channel) else { continue };
+                    let follows = state.confirmed.iter().any(|confirmed| confirmed == kind);
+                    state.confirmed.retain(|confirmed| confirmed != kind);
+                    if (self.deadly == Deadly::AfterCommit || follows) && state.is_time() && self.players.kill(&self.name) {
+                        state.pauses.pop_front();
+                        state.kills += 1;
+                        state.confirmed.clear();
+                        return Some(method.begins);
+                    }
+                }
+                _ => {}
+            }
+        }
+        None
+    }
+}
+
+impl State {
+    /// Counts a deadly ack down.
+    fn is_time(&mut self) -> bool {
+        match self.pauses.front_mut() {
+            None => false,
+            Some(0) => true,
+            Some(pause) => {
+                *pause -= 1;
+                false
+            }
+        }
+    }
+}
+
+impl Frames {
+    fn consumes(&mut self, method: &Method) {
+        // Reserved, then the queue: `<prefix>.due.<kind>.<shard>`.
+        let queue = short_string(&method.arguments, 2).0;
+        let kind = queue.rsplit('.').nth(1).unwrap_or_default().to_owned();
+        self.lanes.insert(method.channel, kind);
+    }
+
+    fn publishes(&mut self, method: &Method) {
+        // Reserved, the exchange, then the routing key: `<kind>.<shard>`.
+        let (_, after) = short_string(&method.arguments, 2);
+        let kind = short_string(&method.arguments, after).0.split('.').next().unwrap_or_default().to_owned();
+        let (number, waiting) = self.published.entry(method.channel).or_default();
+        *number += 1;
+        waiting.push_back((*number, kind));
+    }
+
+    /// The kinds of the publishes that the broker confirms here.
+    fn confirmed(&mut self, method: &Method) -> Vec<String> {
+        let Some((tag, multiple)) = method.arguments.split_first_chunk::<8>() else { return Vec::new() };
+        let (tag, multiple) = (u64::from_be_bytes(*tag), multiple.first().is_some_and(|bits| bits & 1 == 1));
+        let Some((_, waiting)) = self.published.get_mut(&method.channel) else { return Vec::new() };
+        let is_confirmed = |number: u64| number == tag || (multiple && (number < tag || tag == 0));
+        let kinds = waiting.iter().filter(|(number, _)| is_confirmed(*number)).map(|(_, kind)| kind.clone()).collect();
+        waiting.retain(|(number, _)| !is_confirmed(*number));
+        kinds
+    }
+}
+
+impl Reader {
+    /// The methods of the class `basic` whose frames end in this chunk.
+    fn read(&mut self, chunk: &[u8], greeted: bool) -> Vec<Method> {
+        let before = self.pending.len();
+        self.pending.extend_from_slice(chunk);
+        let (mut at, mut found) = (0, Vec::new());
+        if !(self.greeted || greeted) {
+            if self.pending.len() < GREETING {
+                return found;
+            }
+            at = GREETING;
+        }
+        self.greeted = true;
+        while let Some(header) = self.pending.get(at..at + HEADER) {
+            let channel = u16::from_be_bytes([header[1], header[2]]);
+            let size = u32::from_be_bytes([header[3], header[4], header[5], header[6]]) as usize;
+            let (kind, end) = (header[0], at + HEADER + size + 1);
+            let Some(payload) = self.pending.get(at + HEADER..end) else { break };
+            if kind == METHOD && size >= 4 && u16::from_be_bytes([payload[0], payload[1]]) == BASIC {
+                let number = u16::from_be_bytes([payload[2], payload[3]]);
+                let (arguments, begins) = (payload[4..size].to_vec(), at.saturating_sub(before));
+                found.push(Method { channel, number, arguments, begins });
+            }
+            at = end;
+        }
+        self.pending.drain(..at);
+        found
+    }
+}
+
+/// A short string, and where it ends.
+fn short_string(bytes: &[u8], at: usize) -> (String, usize) {
+    let end = at + 1 + bytes.get(at).copied().map_or(0, usize::from);
+    (String::from_utf8_lossy(bytes.get(at + 1..end).unwrap_or_default()).into_owned(), end)
+}
