@@ -130,7 +130,7 @@ impl Act {
     /// Acts on some rows chosen by `turn`.
     pub async fn busily(&self, db: &DatabaseConnection, turn: u32) -> Result<bool> {
         let choose = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
-                          SELECT subject FROM fault_book WHERE situation = ANY($1) ORDER BY md5(subject::text || $2) LIMIT 40) AS picked";
+                          SELECT subject FROM fault_book WHERE situation = ANY($1) ORDER BY md5(subject::text || $2) LIMIT 20) AS picked";
         self.act(db, choose, &[turn.to_string().into()]).await
     }
 

@@ -18,6 +18,9 @@ const PLAYERS: [&str; 3] = ["relay", "worker-1", "worker-2"];
 /// The longest time without an effect that a rolling restart may cost.
 const GAP_MAX_MS: i64 = 5_000;
 
+/// The order system's work may take so long.
+const BUSY_MAX: Duration = Duration::from_secs(60);
+
 const SHORT: Spans = Spans { confirm: 3_000, arrears: 2_000, purge: 2_500 };
 const MIDDLING: Spans = Spans { confirm: 8_000, arrears: 7_000, purge: 7_500 };
 const LONG: Spans = Spans { confirm: 14_000, arrears: 11_000, purge: 12_500 };
@@ -90,14 +93,17 @@ pub fn rolling_restart(stage: &Stage, mut rng: StdRng) -> Play<'_> {
 pub fn order_system_at_work(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         stage.start()?;
-        let (span, mut turns) = (stage.setting.form(Duration::from_secs(7), Duration::from_secs(25)), 0);
+        let (enough, mut turns, mut refused) = (stage.setting.form(150, 600), 0, 0);
         let busy = async {
-            let end = tokio::time::Instant::now() + span;
-            while tokio::time::Instant::now() < end {
+            let end = tokio::time::Instant::now() + BUSY_MAX;
+            while turns < enough && tokio::time::Instant::now() < end {
                 for act in acts::BUSY {
                     match act.busily(&stage.sandbox.db, rng.random()).await {
                         Ok(acted) => turns += u32::from(acted),
-                        Err(error) => tolerable(&error)?,
+                        Err(error) => {
+                            refused += 1;
+                            tolerable(&error)?;
+                        }
                     }
                 }
                 tokio::time::sleep(Duration::from_millis(rng.random_range(5..=40))).await;
@@ -105,7 +111,7 @@ pub fn order_system_at_work(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             Ok(())
         };
         stage.populate_at(Pace::BURST, busy).await?;
-        stage.note(format!("{turns} transactions of the order system, 40 rows each"));
+        stage.note(format!("{turns} transactions of the order system, 20 rows each; {refused} lost to the fleet's locks"));
         Ok(())
     })
 }

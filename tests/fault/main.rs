@@ -7,10 +7,12 @@ mod acts;
 mod book;
 mod changes;
 mod checker;
+mod cluster;
 mod disk;
 mod fleet;
 mod messages;
 mod network;
+mod nodes;
 mod pair;
 mod place;
 mod population;
@@ -40,7 +42,7 @@ use stage::Setting;
 /// The quick form's: a test must fail or pass twice the same.
 const QUICK_SEED: u64 = 1;
 /// Scenarios that leave the shared servers alone run side by side.
-const SIDE_BY_SIDE: usize = 2;
+const SIDE_BY_SIDE: usize = 3;
 
 /// Proves what the fleet does when servers, networks and workers fail
 #[derive(Parser)]

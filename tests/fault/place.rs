@@ -1,34 +1,44 @@
 //! Where a scenario takes place: on the suite's own pair of servers, or on something that it builds for itself and that goes when
 //! the scenario goes.
 
+use std::path::Path;
+
 use anyhow::Result;
 use tests::sandbox::Servers;
+use tokio::sync::{Mutex, MutexGuard};
 
-use crate::{disk::Disk, stage::Setting};
+use crate::{cluster::Cluster, disk::Disk, stage::Setting};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     Pair,
     SmallDisk,
+    Cluster,
 }
 
 /// What was built.
 pub enum Standing {
     Pair,
     SmallDisk(Disk),
+    Cluster(Box<Mutex<Cluster>>, Servers),
 }
 
 impl Standing {
-    pub async fn at(place: Place, setting: &Setting) -> Result<Self> {
+    pub async fn at(place: Place, setting: &Setting, folder: &Path) -> Result<Self> {
         Ok(match place {
             Place::Pair => Self::Pair,
             Place::SmallDisk => Self::SmallDisk(Disk::mount(&setting.pair.servers).await?),
+            Place::Cluster => {
+                let cluster = Cluster::start(folder).await?;
+                let servers = cluster.servers(&setting.pair.servers);
+                Self::Cluster(Box::new(Mutex::new(cluster)), servers)
+            }
         })
     }
 
     /// The servers there.
     pub fn servers(&self, setting: &Setting) -> Servers {
-        setting.pair.servers.clone()
+        if let Self::Cluster(_, servers) = self { servers.clone() } else { setting.pair.servers.clone() }
     }
 
     /// Where the database is to lie, if not in the data directory.
@@ -40,10 +50,14 @@ impl Standing {
         if let Self::SmallDisk(disk) = self { Some(disk) } else { None }
     }
 
+    pub async fn cluster(&self) -> Option<MutexGuard<'_, Cluster>> {
+        if let Self::Cluster(cluster, _) = self { Some(cluster.lock().await) } else { None }
+    }
+
     /// Takes down what was built, once no database lies there any more.
     pub async fn clear(self) -> Result<()> {
         match self {
-            Self::Pair => Ok(()),
+            Self::Pair | Self::Cluster(..) => Ok(()),
             Self::SmallDisk(disk) => disk.drop_tablespace().await,
         }
     }

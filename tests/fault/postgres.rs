@@ -84,6 +84,9 @@ pub fn cut_mid_statement(stage: &Stage, mut rng: StdRng) -> Play<'_> {
 /// Other clients lock rows and wallets in the opposite order, some for longer than anyone waits.
 pub fn locked_by_others(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
+        // Before anybody's patience is at an end PostgreSQL has to see who waits for whom.
+        let sql = format!("ALTER DATABASE {} SET deadlock_timeout = '30ms'", stage.sandbox.database());
+        stage.sandbox.db.execute_unprepared(&sql).await?;
         stage.start()?;
         let span = stage.setting.form(Duration::from_secs(7), Duration::from_secs(25));
         let mut troubles = [0; 3];
@@ -136,7 +139,7 @@ async fn conflicts(stage: &Stage) -> Result<i64> {
 
 /// Short timeouts, so that the fleet meets them.
 pub fn impatient() -> Terms {
-    Terms::with(&[("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "200")])
+    Terms::with(&[("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "300")])
 }
 
 pub fn disk_full(stage: &Stage, mut rng: StdRng) -> Play<'_> {

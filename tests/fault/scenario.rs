@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    changes, disk, messages, network, postgres, rabbitmq,
+    changes, cluster, disk, messages, network, nodes, postgres, rabbitmq,
     report::{Line, Verdict},
     stage::{Ended, Setting, Stage, Terms},
     worker,
@@ -57,6 +57,14 @@ pub const ALL: &[Scenario] = &[
     Scenario::calm("rabbitmq_is_killed", rabbitmq::killed).alone(),
     Scenario::calm("rabbitmq_is_stopped_for_a_while", rabbitmq::stopped).alone(),
     Scenario::calm("rabbitmq_is_wiped_and_rebuilt", rabbitmq::wiped_and_rebuilt).on(rabbitmq::without_sweep).alone(),
+    Scenario::calm("a_clusters_leader_is_killed_in_a_burst", nodes::leader_killed_in_a_burst)
+        .on(nodes::three)
+        .unless(cluster::lacks)
+        .alone(),
+    Scenario::calm("a_clusters_node_is_partitioned_away", nodes::node_partitioned_away)
+        .on(nodes::three)
+        .unless(cluster::lacks)
+        .alone(),
     Scenario::calm("the_network_to_rabbitmq_is_flaky", network::flaky_to_rabbitmq),
     Scenario::calm("the_network_to_postgres_is_flaky", network::flaky_to_postgres),
     Scenario::calm("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),

@@ -149,7 +149,7 @@ impl Stage {
         let folder = setting.folder.join("logs").join(name);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
-        let standing = Standing::at(terms.place, setting).await?;
+        let standing = Standing::at(terms.place, setting, &folder).await?;
         let tablespace = standing.tablespace();
         let sandbox = Sandbox::on(standing.servers(setting), "fault", &file(terms.spans), &terms.env, tablespace).await?;
         sandbox.declare().await?;

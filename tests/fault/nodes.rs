@@ -1,0 +1,61 @@
+//! What happens to a cluster's nodes: the leader killed while everything falls due, a node cut off and joined again.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use rand::{RngExt, rngs::StdRng};
+
+use crate::{
+    place::Place,
+    population::Pace,
+    scenario::Play,
+    stage::{Stage, Terms},
+};
+
+pub fn three() -> Terms {
+    // A message a subject, so that the burst is one. A node that comes back takes its time.
+    let patience = Duration::from_secs(200);
+    Terms { place: Place::Cluster, patience, ..Terms::with(&[("KYHAN_TOPOLOGY_PACK_MAX", "1")]) }
+}
+
+pub fn leader_killed_in_a_burst(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let lane = stage.settings().topology().lane("confirm-receipt", 0);
+        let mut cluster = stage.standing.cluster().await.context("no cluster")?;
+        let leader = cluster.leader(&lane).await?;
+        stage
+            .populate_at(Pace::BURST, async {
+                // The first things fall due two seconds after they were made.
+                tokio::time::sleep(Duration::from_millis(rng.random_range(2_500..=4_500))).await;
+                cluster.kill(leader)?;
+                tokio::time::sleep(stage.setting.form(Duration::from_secs(3), Duration::from_secs(15))).await;
+                cluster.revive(leader).await
+            })
+            .await?;
+        stage.note("the leader of a lane killed with -9, and started again");
+        Ok(())
+    })
+}
+
+pub fn node_partitioned_away(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let span = stage.setting.form(Duration::from_secs(10), Duration::from_secs(30));
+        let cluster = stage.standing.cluster().await.context("no cluster")?;
+        let lane = stage.settings().topology().lane("confirm-receipt", 0);
+        // The one that hurts.
+        let leader = cluster.leader(&lane).await?;
+        stage
+            .populate_during(async {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(1_500..=2_500))).await;
+                cluster.partition(leader, true).await?;
+                tokio::time::sleep(span).await;
+                cluster.partition(leader, false).await?;
+                cluster.await_nodes(3).await
+            })
+            .await?;
+        stage.note(format!("a lane's leader cut off for {} s: {}", span.as_secs(), cluster.means()));
+        Ok::<_, anyhow::Error>(())
+    })
+}
