@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check services-up services-down clean
+.PHONY: help demo test fault check services-up services-down clean
 
 ORDERS ?= 3000
 CARGO ?= cargo
@@ -18,6 +18,11 @@ demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
 test: ## Run every test on real servers
 	$(CARGO) build --workspace --bins
 	deploy/with-services $(CARGO) test --workspace
+
+# Starts servers of its own, which it may kill; without SEED a random one, which it prints.
+fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
+	$(CARGO) build --workspace --bins
+	$(CARGO) test -p tests --test fault -- --long --report docs/fault-report.md $(if $(SEED),--seed $(SEED))
 
 check: ## Format, lints, documentation, scripts, the rules for dependencies
 	$(CARGO) fmt --all --check

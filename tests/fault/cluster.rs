@@ -218,18 +218,14 @@ impl Cluster {
     /// Waits until so many nodes see each other.
     pub async fn await_nodes(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + START;
-        let ask = "length(rabbit_nodes:list_running()).";
-        loop {
-            let mut seen = Vec::new();
-            for n in (0..NODES).filter(|n| self.nodes[*n].running.is_some()) {
-                seen.push(self.eval(n, ask).await.ok().and_then(|said| said.trim().parse::<usize>().ok()));
+        for n in (0..NODES).filter(|n| self.nodes[*n].running.is_some()) {
+            // A node that is only just starting, or paused, does not answer yet.
+            while let Err(error) = self.ctl_at(n, &["await_online_nodes", &count.to_string()]).await {
+                ensure!(Instant::now() < deadline, "not {count} nodes within {} s: {error:#}", START.as_secs());
+                tokio::time::sleep(Duration::from_millis(500)).await;
             }
-            if seen.len() >= count && seen.iter().all(|seen| *seen == Some(count)) {
-                return Ok(());
-            }
-            ensure!(Instant::now() < deadline, "the nodes see {seen:?} of {count} nodes; see {}", self.nodes[0].folder.display());
-            tokio::time::sleep(Duration::from_millis(500)).await;
         }
+        Ok(())
     }
 
     async fn eval(&self, n: usize, expression: &str) -> Result<String> {
