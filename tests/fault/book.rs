@@ -170,7 +170,7 @@ impl Situation {
                  INSERT INTO outbox (event_type, subject_id) SELECT 'cart.item_added', id FROM made",
                 self.name
             ),
-            order => self.order_sql(&new, order),
+            order @ Make::Order { .. } => self.order_sql(&new, order),
         }
     }
 

@@ -69,9 +69,9 @@ pub fn rolling_restart(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                 for name in PLAYERS {
                     stage.fleet.stop(name).await?;
                     if name == "relay" {
-                        stage.relay(&[])?
+                        stage.relay(&[])?;
                     } else {
-                        stage.worker(name, &[])?
+                        stage.worker(name, &[])?;
                     }
                     tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_000))).await;
                 }

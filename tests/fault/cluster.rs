@@ -102,6 +102,14 @@ impl Net {
         }
     }
 
+    /// Who reaches a node's distribution and has the cookie owns it. In a namespace of ours nobody else can.
+    fn only_here(&self) -> &'static str {
+        match self {
+            Self::Namespaces { .. } => "",
+            Self::Shared => " -kernel inet_dist_use_interface {127,0,0,1}",
+        }
+    }
+
     /// A command where node `n` lives.
     fn command(&self, n: usize, program: &Path) -> Command {
         match self {
@@ -258,12 +266,13 @@ impl Cluster {
         std::fs::set_permissions(&cookie, std::os::unix::fs::PermissionsExt::from_mode(0o400))?;
         // The first knows itself alone, and so starts at once.
         let peers = if n == 0 { &names[..1] } else { &names[..] };
-        let peers: String =
-            (1..).zip(peers).map(|(i, name)| format!("cluster_formation.classic_config.nodes.{i} = {name}\n")).collect();
+        let peers: Vec<String> =
+            (1..).zip(peers).map(|(i, name)| format!("cluster_formation.classic_config.nodes.{i} = {name}")).collect();
+        let peers = peers.join("\n");
         let conf = format!(
             "listeners.tcp.1 = {host}:{port}\ndefault_user = kyhan\ndefault_pass = {PASSWORD}\nloopback_users = none\n\
              log.file = rabbit.log\ncluster_partition_handling = pause_minority\n\
-             cluster_formation.peer_discovery_backend = classic_config\n{peers}",
+             cluster_formation.peer_discovery_backend = classic_config\n{peers}\n",
             host = node.host,
             port = node.port,
         );
@@ -275,6 +284,9 @@ impl Cluster {
         if n == 0 || matches!(self.net, Net::Namespaces { .. }) {
             let mut command = self.net.command(n, &epmd().context("epmd")?);
             command.args(["-port", &self.epmd_port.to_string()]);
+            if matches!(self.net, Net::Shared) {
+                command.args(["-address", "127.0.0.1"]);
+            }
             self.nodes[n].epmd = Some(detached(&mut command).spawn()?);
         }
         Ok(())
@@ -302,7 +314,7 @@ impl Cluster {
             ("RABBITMQ_USE_LONGNAME", "true".to_owned()),
             ("RABBITMQ_DIST_PORT", node.distribution.to_string()),
             // A node that falls silent is missed after five seconds, not after a minute.
-            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", "-kernel net_ticktime 5".to_owned()),
+            ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("-kernel net_ticktime 5{}", self.net.only_here())),
         ]);
         command.envs([
             ("RABBITMQ_CONF_ENV_FILE", at("rabbitmq-env.conf")),

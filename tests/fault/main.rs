@@ -36,12 +36,12 @@ use tokio_util::sync::CancellationToken;
 
 use pair::Pair;
 use report::Line;
-use scenario::Scenario;
+use scenario::{Disturbs, Scenario};
 use stage::Setting;
 
 /// The quick form's: a test must fail or pass twice the same.
 const QUICK_SEED: u64 = 1;
-/// Scenarios that leave the shared servers alone run side by side.
+/// So many scenarios that leave the servers alone run side by side.
 const SIDE_BY_SIDE: usize = 3;
 
 /// Proves what the fleet does when servers, networks and workers fail
@@ -72,7 +72,11 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    // What `cargo test` passes on to the harness of other tests means nothing here.
+    let arguments = Arguments::parse_from(std::env::args().filter(|argument| {
+        const OTHERS: [&str; 5] = ["--nocapture", "--no-capture", "--show-output", "--exact", "--include-ignored"];
+        !OTHERS.contains(&argument.as_str()) && !argument.starts_with("--test-threads=")
+    }));
     let wanted = |scenario: &&Scenario| {
         let names: Vec<&String> = arguments.only.iter().chain(&arguments.filter).collect();
         names.is_empty() || names.iter().any(|name| scenario.name.contains(name.as_str()))
@@ -132,12 +136,11 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
     Ok(wrong.is_empty())
 }
 
-/// The calm ones side by side, then the others one after the other.
+/// Those that disturb nothing side by side, the others one after the other.
 async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
-    let (alone, calm): (Vec<&Scenario>, Vec<&Scenario>) = chosen.iter().partition(|scenario| scenario.alone);
-    let mut lines = Vec::new();
-    for (scenarios, at_once) in [(calm, SIDE_BY_SIDE), (alone, 1)] {
-        let mut running = futures::stream::iter(scenarios)
+    let run = async |disturbs: Disturbs, at_once: usize| {
+        let mut lines = Vec::new();
+        let mut running = futures::stream::iter(chosen.iter().filter(|scenario| scenario.disturbs == disturbs))
             .take_while(|_| std::future::ready(!interrupted.is_cancelled()))
             .map(|scenario| scenario.run(setting, interrupted))
             .buffer_unordered(at_once);
@@ -145,8 +148,12 @@ async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &Cancellatio
             eprintln!("{:>4} s  {}  {}", line.took.as_secs(), line.scenario, line.say());
             lines.push(line);
         }
-    }
-    lines
+        lines
+    };
+    let mut lines = run(Disturbs::Nothing, SIDE_BY_SIDE).await;
+    lines.extend(run(Disturbs::Postgres, 1).await);
+    let (rabbitmq, clusters) = futures::join!(run(Disturbs::RabbitMq, 1), run(Disturbs::ItsCluster, 1));
+    lines.into_iter().chain(rabbitmq).chain(clusters).collect()
 }
 
 /// What it ran on and when, by the database's clock.

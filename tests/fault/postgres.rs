@@ -25,9 +25,9 @@ pub fn restarted(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                     let pair = &stage.setting.pair;
                     // A crash now and then: it has to recover from its log.
                     if rng.random_bool(0.5) {
-                        pair.kill(Server::Postgres).await?
+                        pair.kill(Server::Postgres).await?;
                     } else {
-                        pair.stop(Server::Postgres).await?
+                        pair.stop(Server::Postgres).await?;
                     }
                     pair.up().await?;
                 }

@@ -18,21 +18,30 @@ pub type Play<'a> = BoxFuture<'a, Result<()>>;
 
 pub struct Scenario {
     pub name: &'static str,
-    /// Whether it disturbs the servers that all share; then it runs alone.
-    pub alone: bool,
+    pub disturbs: Disturbs,
     pub terms: fn() -> Terms,
     /// Why it cannot run on this machine, if so.
     pub lacks: fn() -> Option<String>,
     pub play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>,
 }
 
+/// Which servers of all a scenario disturbs: what runs beside it must not need them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disturbs {
+    Nothing,
+    Postgres,
+    RabbitMq,
+    /// It has a RabbitMQ of its own, and needs only PostgreSQL.
+    ItsCluster,
+}
+
 impl Scenario {
-    const fn calm(name: &'static str, play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>) -> Self {
-        Self { name, alone: false, terms: Terms::default, lacks: || None, play }
+    const fn new(name: &'static str, play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>) -> Self {
+        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, play }
     }
 
-    const fn alone(self) -> Self {
-        Self { alone: true, ..self }
+    const fn disturbs(self, disturbs: Disturbs) -> Self {
+        Self { disturbs, ..self }
     }
 
     const fn unless(self, lacks: fn() -> Option<String>) -> Self {
@@ -45,35 +54,41 @@ impl Scenario {
 }
 
 pub const ALL: &[Scenario] = &[
-    Scenario::calm("workers_are_killed_ten_times", worker::killed_ten_times),
-    Scenario::calm("a_worker_is_killed_between_commit_and_ack", worker::killed_between_commit_and_ack).on(worker::one_consumer),
-    Scenario::calm("a_worker_is_killed_between_confirm_and_ack", worker::killed_between_confirm_and_ack).on(worker::one_consumer),
-    Scenario::calm("postgres_is_restarted", postgres::restarted).alone(),
-    Scenario::calm("postgres_is_stopped_for_a_while", postgres::stopped).alone(),
-    Scenario::calm("database_sessions_are_cut_mid_statement", postgres::cut_mid_statement),
-    Scenario::calm("other_clients_cause_deadlocks_and_lock_timeouts", postgres::locked_by_others).on(postgres::impatient),
-    Scenario::calm("the_databases_disk_is_full", postgres::disk_full).on(postgres::small_disk).unless(disk::lacks),
-    Scenario::calm("rabbitmq_is_restarted", rabbitmq::restarted).alone(),
-    Scenario::calm("rabbitmq_is_killed", rabbitmq::killed).alone(),
-    Scenario::calm("rabbitmq_is_stopped_for_a_while", rabbitmq::stopped).alone(),
-    Scenario::calm("rabbitmq_is_wiped_and_rebuilt", rabbitmq::wiped_and_rebuilt).on(rabbitmq::without_sweep).alone(),
-    Scenario::calm("a_clusters_leader_is_killed_in_a_burst", nodes::leader_killed_in_a_burst)
+    Scenario::new("nothing_is_disturbed", worker::left_alone),
+    Scenario::new("workers_are_killed_ten_times", worker::killed_ten_times),
+    Scenario::new("a_worker_is_killed_between_commit_and_ack", worker::killed_between_commit_and_ack).on(worker::one_consumer),
+    Scenario::new("a_worker_is_killed_between_confirm_and_ack", worker::killed_between_confirm_and_ack).on(worker::one_consumer),
+    Scenario::new("postgres_is_restarted", postgres::restarted).disturbs(Disturbs::Postgres),
+    Scenario::new("postgres_is_stopped_for_a_while", postgres::stopped).disturbs(Disturbs::Postgres),
+    Scenario::new("database_sessions_are_cut_mid_statement", postgres::cut_mid_statement),
+    Scenario::new("other_clients_cause_deadlocks_and_lock_timeouts", postgres::locked_by_others).on(postgres::impatient),
+    Scenario::new("the_databases_disk_is_full", postgres::disk_full)
+        .on(postgres::small_disk)
+        .unless(disk::lacks)
+        .disturbs(Disturbs::Postgres),
+    Scenario::new("rabbitmq_is_restarted", rabbitmq::restarted).disturbs(Disturbs::RabbitMq),
+    Scenario::new("rabbitmq_is_killed", rabbitmq::killed).disturbs(Disturbs::RabbitMq),
+    Scenario::new("rabbitmq_is_stopped_for_a_while", rabbitmq::stopped).disturbs(Disturbs::RabbitMq),
+    Scenario::new("rabbitmq_is_wiped_and_rebuilt", rabbitmq::wiped_and_rebuilt)
+        .on(rabbitmq::without_sweep)
+        .disturbs(Disturbs::RabbitMq),
+    Scenario::new("a_clusters_leader_is_killed_in_a_burst", nodes::leader_killed_in_a_burst)
         .on(nodes::three)
         .unless(cluster::lacks)
-        .alone(),
-    Scenario::calm("a_clusters_node_is_partitioned_away", nodes::node_partitioned_away)
+        .disturbs(Disturbs::ItsCluster),
+    Scenario::new("a_clusters_node_is_partitioned_away", nodes::node_partitioned_away)
         .on(nodes::three)
         .unless(cluster::lacks)
-        .alone(),
-    Scenario::calm("the_network_to_rabbitmq_is_flaky", network::flaky_to_rabbitmq),
-    Scenario::calm("the_network_to_postgres_is_flaky", network::flaky_to_postgres),
-    Scenario::calm("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),
-    Scenario::calm("one_percent_is_garbage", messages::garbage_mixed_in),
-    Scenario::calm("workers_clocks_are_an_hour_wrong", messages::clocks_an_hour_wrong).unless(messages::lacks_faketime),
-    Scenario::calm("the_policy_is_lengthened_while_messages_wait", changes::policy_lengthened).on(changes::begins_middling),
-    Scenario::calm("the_policy_is_shortened_while_messages_wait", changes::policy_shortened).on(changes::begins_long),
-    Scenario::calm("the_whole_fleet_is_restarted_under_load", changes::rolling_restart),
-    Scenario::calm("all_tasks_at_once_beside_an_order_system", changes::order_system_at_work),
+        .disturbs(Disturbs::ItsCluster),
+    Scenario::new("the_network_to_rabbitmq_is_flaky", network::flaky_to_rabbitmq),
+    Scenario::new("the_network_to_postgres_is_flaky", network::flaky_to_postgres),
+    Scenario::new("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),
+    Scenario::new("one_percent_is_garbage", messages::garbage_mixed_in),
+    Scenario::new("workers_clocks_are_an_hour_wrong", messages::clocks_an_hour_wrong).unless(messages::lacks_faketime),
+    Scenario::new("the_policy_is_lengthened_while_messages_wait", changes::policy_lengthened).on(changes::begins_middling),
+    Scenario::new("the_policy_is_shortened_while_messages_wait", changes::policy_shortened).on(changes::begins_long),
+    Scenario::new("the_whole_fleet_is_restarted_under_load", changes::rolling_restart),
+    Scenario::new("all_tasks_at_once_beside_an_order_system", changes::order_system_at_work),
 ];
 
 /// Longer than any should take: one that hangs must not hold up the others.

@@ -1,4 +1,4 @@
-//! Workers that are killed: at random moments, and at the two instants that matter most.
+//! Workers that are left alone, for comparison, and workers that are killed: at random moments, and at the two instants that matter most.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,6 +16,14 @@ use crate::{
 };
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
+
+/// What the others are to be compared with.
+pub fn left_alone(stage: &Stage, _rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        stage.populate_during(std::future::ready(Ok(()))).await
+    })
+}
 
 pub fn killed_ten_times(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
