@@ -135,8 +135,8 @@ impl Drop for Net {
 }
 
 impl Cluster {
-    pub async fn start(folder: &Path) -> Result<Self> {
-        let net = Net::make();
+    pub async fn start(folder: &Path, namespaces: bool) -> Result<Self> {
+        let net = if namespaces { Net::make() } else { Net::Shared };
         let mut nodes = Vec::new();
         for n in 0..NODES {
             let host = net.host(n);

@@ -65,6 +65,9 @@ struct Arguments {
     /// Writes the Markdown there too
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Partition the cluster as where no network namespaces can be made
+    #[arg(long)]
+    no_namespaces: bool,
     /// Say which scenarios there are
     #[arg(long)]
     list: bool,
@@ -113,7 +116,8 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
         () = interrupted.cancelled() => anyhow::bail!("interrupted"),
         pair = Pair::start(&folder) => Arc::new(pair?),
     };
-    let setting = Setting { pair, long: arguments.long, seed, subjects: arguments.subjects, folder };
+    let Arguments { long, subjects, no_namespaces, .. } = *arguments;
+    let setting = Setting { pair, long, seed, subjects, namespaces: !no_namespaces, folder };
     let head = describe(&setting.pair.servers).await?;
     suspicion::the_checker_finds_what_is_wrong(&setting).await.context("the checker itself")?;
 

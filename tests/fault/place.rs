@@ -29,7 +29,7 @@ impl Standing {
             Place::Pair => Self::Pair,
             Place::SmallDisk => Self::SmallDisk(Disk::mount(&setting.pair.servers).await?),
             Place::Cluster => {
-                let cluster = Cluster::start(folder).await?;
+                let cluster = Cluster::start(folder, setting.namespaces).await?;
                 let servers = cluster.servers(&setting.pair.servers);
                 Self::Cluster(Box::new(Mutex::new(cluster)), servers)
             }

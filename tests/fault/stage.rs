@@ -41,6 +41,8 @@ pub struct Setting {
     pub long: bool,
     pub seed: u64,
     pub subjects: u32,
+    /// Whether network namespaces may be made.
+    pub namespaces: bool,
     /// For logs and files.
     pub folder: PathBuf,
 }
