@@ -20,7 +20,7 @@ const TABLES: &str = "
     CREATE TABLE fault_expected (
         kind text, part text, subject uuid, times int NOT NULL CHECK (times >= 0), amount bigint,
         PRIMARY KEY (subject, kind, part));
-    CREATE TABLE fault_slices (slice bigint PRIMARY KEY);
+    CREATE TABLE fault_slices (slice bigint, situation text, PRIMARY KEY (slice, situation));
     INSERT INTO accounts (kind) VALUES ('outside');
     CREATE FUNCTION fault_wallet(of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
         SELECT accounts.id FROM accounts JOIN orders ON orders.customer_id = accounts.customer_id

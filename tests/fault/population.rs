@@ -73,25 +73,23 @@ pub fn tolerable(error: &anyhow::Error) -> Result<()> {
     }
 }
 
+/// A slice of every situation. Each is a transaction of one statement: several that pay from the same wallets would meet the fleet's
+/// charges in no order at all, and spend the time in deadlocks.
 async fn make(db: &DatabaseConnection, slice: i64, slices: i64, subjects: i64, seed: u64) -> Result<()> {
-    let tx = db.begin().await?;
-    // A slice whose commit went unanswered may be there.
-    let first = tx
-        .execute_raw(statement("INSERT INTO fault_slices VALUES ($1) ON CONFLICT DO NOTHING", [slice.into()]))
-        .await?
-        .rows_affected();
-    if first == 0 {
-        return Ok(());
-    }
     for situation in SITUATIONS {
         // Rounded up: no fewer than were asked for.
         let all = (subjects * situation.share + 49) / 50;
         let (from, to) = (all * slice / slices, all * (slice + 1) / slices - 1);
-        if from <= to {
+        let tx = db.begin().await?;
+        // One whose commit went unanswered may be there.
+        let first = "INSERT INTO fault_slices VALUES ($1, $2) ON CONFLICT DO NOTHING";
+        let first = tx.execute_raw(statement(first, [slice.into(), situation.name.into()])).await?.rows_affected();
+        if first == 1 && from <= to {
             tx.execute_raw(statement(&situation.sql(), [from.into(), to.into(), seed.to_string().into()])).await?;
         }
+        tx.commit().await?;
     }
-    Ok(tx.commit().await?)
+    Ok(())
 }
 
 async fn all_acted(db: &DatabaseConnection) -> Result<bool> {
