@@ -1,10 +1,12 @@
-//! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown.
+//! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; an admin port where it stays.
 
 use std::{io::Write, path::PathBuf, process::ExitCode};
 
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
+    admin::AdminPort,
+    health::Health,
     lifecycle::shutdown_on_signals,
     settings::{Settings, SettingsError},
     telemetry::{Telemetry, TelemetryError},
@@ -52,7 +54,7 @@ pub fn start(service: &'static str, common: &Common) -> Result<Started, StartErr
     Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })
 }
 
-/// Runs a binary's work and turns what came of it into an exit code: 0 done, 1 failed, 2 settings that cannot hold.
+/// Runs a command's work and turns what came of it into an exit code: 0 done, 1 failed, 2 settings that cannot hold.
 /// `--print-config` prints them instead.
 pub async fn run<E: std::fmt::Display>(
     service: &'static str,
@@ -77,6 +79,28 @@ pub async fn run<E: std::fmt::Display>(
     // Exporters wait for their own runtime threads, which an async thread must not block on.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     code
+}
+
+/// Runs the work of a binary that stays until it is told to stop. Its admin port is open before the work begins, and so before
+/// any server has answered. A port that cannot be had is a failure: exit code 1.
+pub async fn serve<E: std::fmt::Display>(
+    service: &'static str,
+    common: &Common,
+    work: impl AsyncFnOnce(&Settings, &Health, CancellationToken) -> Result<ExitCode, E>,
+) -> ExitCode {
+    run(service, common, async |settings, shutdown| {
+        let health = Health::new();
+        let _port = AdminPort::open(settings.admin, health.clone()).await.map_err(|error| error.to_string())?;
+        let _stopping = AbortOnDropHandle::new(tokio::spawn({
+            let (health, shutdown) = (health.clone(), shutdown.clone());
+            async move {
+                shutdown.cancelled().await;
+                health.stopping();
+            }
+        }));
+        work(settings, &health, shutdown).await.map_err(|error| format!("{error:#}"))
+    })
+    .await
 }
 
 /// Prints an answer and a line's end. A reader that has gone (`| head`) is no error.

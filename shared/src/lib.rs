@@ -3,12 +3,14 @@
 //! A message's way through these rooms: [`event`] → [`policy`] → [`pack`] → [`ladder`] → [`topology`] → [`wakeup`] →
 //! [`task`] → [`dead_letter`]. `ARCHITECTURE.md` is the map.
 
+pub mod admin;
 pub mod broker;
 pub mod cli;
 pub mod database;
 pub mod dead_letter;
 pub mod due;
 pub mod event;
+pub mod health;
 pub mod ladder;
 pub mod lifecycle;
 pub mod migration;

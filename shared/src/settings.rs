@@ -3,6 +3,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -28,6 +29,7 @@ pub struct Settings {
     pub relay: Relay,
     pub worker: Worker,
     pub sweep: Sweep,
+    pub admin: Admin,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
 }
@@ -94,6 +96,13 @@ pub struct Sweep {
     pub batch_max: u32,
     /// Messages in a kind's lanes.
     pub lane_depth_max: u32,
+}
+
+/// `admin.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Admin {
+    /// Where the admin port is; port 0 is any free one.
+    pub listen: Option<SocketAddr>,
 }
 
 /// `telemetry.*`
@@ -175,6 +184,7 @@ impl Settings {
             batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
             lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
         };
+        let admin = Admin { listen: listen(r) };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
         let policy = policy_table::policy(r);
@@ -195,6 +205,7 @@ impl Settings {
                 relay,
                 worker,
                 sweep,
+                admin,
                 telemetry,
                 held,
             }),
@@ -274,6 +285,18 @@ fn wallet_floor(r: &mut Reader) -> Option<i64> {
     floor
 }
 
+fn listen(r: &mut Reader) -> Option<SocketAddr> {
+    let text = r.text("admin.listen");
+    if text == "none" {
+        return None;
+    }
+    let address = text.parse().ok();
+    if address.is_none() {
+        r.mistake("admin.listen", format!("{text:?} is neither \"none\" nor an address and port; write it like 0.0.0.0:9400"));
+    }
+    address
+}
+
 fn log_filter(r: &mut Reader) -> String {
     let filter = r.text("telemetry.log");
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
@@ -339,11 +362,13 @@ mod tests {
             ("KYHAN_WORKER_BATCH_MAX", "17"),
             ("KYHAN_TOPOLOGY_LADDER", "2s, 1m"),
             ("KYHAN_ARREARS_WALLET_FLOOR", "-5_000"),
+            ("KYHAN_ADMIN_LISTEN", "[::]:9400"),
         ];
         let settings = read("[worker]\nbatch_max = 3\nlinger_ms = 9", &env).unwrap();
         assert_eq!((settings.worker.batch_max, settings.worker.linger_ms), (17, 9));
         assert_eq!(settings.naming.ladder, [2, 60].map(Duration::from_secs));
         assert_eq!(settings.arrears.wallet_floor, Some(-5_000));
+        assert_eq!(settings.admin.listen, Some("[::]:9400".parse().unwrap()));
     }
 
     #[test]
@@ -362,6 +387,8 @@ mod tests {
             url = "postgres://x"
             [arrears]
             wallet_floor = "deep"
+            [admin]
+            listen = "localhost"
             [[policy]]
             on = "order.shiped"
             task = "confirm-receipt"
@@ -386,6 +413,7 @@ mod tests {
             "database.url: not set; set KYHAN_DATABASE_URL to postgres://",
             "amqp.url: its scheme is \"http\"; write it like amqp://",
             "arrears.wallet_floor: \"deep\" is neither",
+            "admin.listen: \"localhost\" is neither \"none\" nor an address and port; write it like 0.0.0.0:9400",
             "policy[0].on: unknown event type \"order.shiped\"",
             "policy[1].on: collect-arrears cannot count from cart.item_added",
             "policy[2].task: there is no task \"make-coffee\"; known are confirm-receipt",

@@ -1,0 +1,198 @@
+//! What a process knows of its own health: the parts it stands on, each up or down, since when and why.
+//!
+//! A process is ready only while every part is up and nobody told it to stop. Whoever runs a part says how it is, and says it
+//! in words that anyone may read: no secrets, no personal data.
+
+use std::{
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Instant,
+};
+
+use serde::Serialize;
+
+/// Why a server is down that was not reached since the start.
+pub const UNREACHED: &str = "not reached yet; the log says why";
+/// Why a part is down that has not said anything yet.
+const STARTING: &str = "starting";
+
+/// The health of one process; clones share it.
+#[derive(Clone, Debug, Default)]
+pub struct Health(Arc<Known>);
+
+#[derive(Debug, Default)]
+struct Known {
+    stopping: AtomicBool,
+    parts: Mutex<Vec<Weak<Kept>>>,
+}
+
+/// One thing that the process stands on; clones are the same part. With the last clone it is gone from the report.
+#[derive(Clone, Debug)]
+pub struct Part(Arc<Kept>);
+
+#[derive(Debug)]
+struct Kept {
+    name: String,
+    condition: Mutex<Condition>,
+}
+
+#[derive(Debug)]
+struct Condition {
+    /// Why it is down; `None` when it is up.
+    down: Option<String>,
+    since: Instant,
+}
+
+/// What can be told about a process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Every part is up, there is one at least, and nobody told the process to stop.
+    pub ready: bool,
+    pub stopping: bool,
+    /// By name.
+    pub parts: Vec<PartReport>,
+}
+
+/// What can be told about a part.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct PartReport {
+    pub name: String,
+    pub up: bool,
+    /// Why it is down.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// For how many seconds it has been up, or down.
+    pub for_s: u64,
+}
+
+impl Health {
+    /// A process without any part, hence not ready.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A new part, down until told.
+    #[must_use]
+    pub fn part(&self, name: impl Into<String>) -> Part {
+        let condition = Condition { down: Some(STARTING.into()), since: Instant::now() };
+        let kept = Arc::new(Kept { name: name.into(), condition: Mutex::new(condition) });
+        let mut parts = lock(&self.0.parts);
+        parts.retain(|part| part.strong_count() > 0);
+        parts.push(Arc::downgrade(&kept));
+        Part(kept)
+    }
+
+    /// The process was told to stop, and is never ready again.
+    pub fn stopping(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// How it is now.
+    #[must_use]
+    pub fn report(&self) -> Report {
+        let mut parts: Vec<_> = lock(&self.0.parts).iter().filter_map(Weak::upgrade).map(|part| part.report()).collect();
+        parts.sort();
+        let stopping = self.0.stopping.load(Ordering::Relaxed);
+        Report { ready: !stopping && !parts.is_empty() && parts.iter().all(|part| part.up), stopping, parts }
+    }
+}
+
+impl Part {
+    /// It works. Said again, it costs next to nothing.
+    pub fn up(&self) {
+        let mut condition = lock(&self.0.condition);
+        if condition.down.is_some() {
+            *condition = Condition { down: None, since: Instant::now() };
+        }
+    }
+
+    /// It does not work. The newest reason counts, and the time since it first did not.
+    pub fn down(&self, why: impl Into<String>) {
+        let mut condition = lock(&self.0.condition);
+        if condition.down.replace(why.into()).is_none() {
+            condition.since = Instant::now();
+        }
+    }
+}
+
+impl Kept {
+    fn report(&self) -> PartReport {
+        let condition = lock(&self.condition);
+        PartReport {
+            name: self.name.clone(),
+            up: condition.down.is_none(),
+            why: condition.down.clone(),
+            for_s: condition.since.elapsed().as_secs(),
+        }
+    }
+}
+
+/// Nothing that holds these locks can panic halfway.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parts' names, each with why it is down.
+    fn parts(health: &Health) -> Vec<(String, Option<String>)> {
+        health.report().parts.into_iter().map(|part| (part.name, part.why)).collect()
+    }
+
+    fn down(name: &str, why: &str) -> (String, Option<String>) {
+        (name.into(), Some(why.into()))
+    }
+
+    #[test]
+    fn a_process_is_ready_while_every_part_is_up_and_nobody_told_it_to_stop() {
+        let health = Health::new();
+        assert!(!health.report().ready, "nothing is known yet");
+        let (rabbitmq, postgresql) = (health.part("rabbitmq"), health.part("postgresql"));
+        assert_eq!(parts(&health), [down("postgresql", "starting"), down("rabbitmq", "starting")]);
+        postgresql.up();
+        assert!(!health.report().ready);
+        rabbitmq.up();
+        assert!(health.report().ready);
+        postgresql.down("it went away");
+        assert!(!health.report().ready);
+        assert_eq!(parts(&health), [down("postgresql", "it went away"), ("rabbitmq".into(), None)]);
+        postgresql.up();
+        assert!(health.report().ready);
+        health.stopping();
+        let report = health.report();
+        assert!(report.stopping && !report.ready);
+    }
+
+    #[test]
+    fn the_newest_reason_counts_and_the_time_of_the_first() {
+        let health = Health::new();
+        let part = health.part("rabbitmq");
+        let since = |part: &Part| lock(&part.0.condition).since;
+        part.up();
+        let up = since(&part);
+        part.up();
+        assert_eq!(since(&part), up);
+        part.down("it hung up");
+        let fell = since(&part);
+        part.down("it does not answer");
+        assert_eq!((since(&part), parts(&health)), (fell, vec![down("rabbitmq", "it does not answer")]));
+    }
+
+    #[test]
+    fn a_part_is_gone_from_the_report_with_its_last_clone() {
+        let health = Health::new();
+        let (kept, dropped) = (health.part("kept"), health.part("dropped"));
+        let clone = dropped.clone();
+        kept.up();
+        drop(dropped);
+        assert_eq!(health.report().parts.len(), 2);
+        drop(clone);
+        assert!(health.report().ready);
+        assert_eq!(parts(&health), [("kept".into(), None)]);
+    }
+}
