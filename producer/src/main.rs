@@ -48,17 +48,21 @@ async fn main() -> ExitCode {
     if command.is_none() && !common.print_config {
         Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say `relay` or `emit`").exit();
     }
-    cli::run("producer", &common, async |settings, shutdown| match command {
+    match command {
         None | Some(Command::Relay) => {
-            tracing::info!(prefix = settings.naming.prefix, "relay started");
-            relay::run(settings, shutdown).await?;
-            Ok(ExitCode::SUCCESS)
+            cli::serve("producer", &common, async |settings, health, shutdown| {
+                tracing::info!(prefix = settings.naming.prefix, "relay started");
+                relay::run(settings, health, shutdown).await.map(|_| ExitCode::SUCCESS)
+            })
+            .await
         }
         Some(Command::Emit { event, subject, occurred_at }) => {
-            emit(settings, event, subject, occurred_at).await.map(|()| ExitCode::SUCCESS)
+            cli::run("producer", &common, async |settings, _| {
+                emit(settings, event, subject, occurred_at).await.map(|()| ExitCode::SUCCESS)
+            })
+            .await
         }
-    })
-    .await
+    }
 }
 
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {

@@ -11,6 +11,7 @@ use sea_orm::{
 use shared::{
     broker::{Broker, BrokerError, Publisher, backoff},
     database::{self, DatabaseError, Role, Trouble, trouble},
+    health::{Health, Part, UNREACHED},
     settings::Settings,
     telemetry::trace_context,
     topology::Topology,
@@ -55,21 +56,25 @@ pub struct Report {
     pub set_aside: u64,
 }
 
-/// Drains the outbox until told to shut down.
+/// Drains the outbox until told to shut down. How its servers are, it says to `health`.
 ///
 /// # Errors
 /// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
-pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Report, RelayError> {
+pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
     let mut relay = Relay {
         settings,
         topology: settings.topology(),
+        postgresql: health.part("postgresql"),
+        rabbitmq: health.part("rabbitmq"),
         report: Report::default(),
         counter: global::meter("kyhan")
             .u64_counter("kyhan.relay.events")
             .with_description("Events taken from the outbox")
             .build(),
     };
+    relay.postgresql.down(UNREACHED);
     let Some(db) = database::connect_until(&settings.database, Role::Producer, &shutdown).await? else { return Ok(relay.report) };
+    relay.postgresql.up();
     let reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
     let done = relay.drain(&db, &shutdown, reporting).await;
     relay.say();
@@ -81,6 +86,8 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Rep
 struct Relay<'a> {
     settings: &'a Settings,
     topology: Topology,
+    postgresql: Part,
+    rabbitmq: Part,
     report: Report,
     counter: Counter<u64>,
 }
@@ -95,6 +102,7 @@ impl Relay<'_> {
     ) -> Result<(), RelayError> {
         let mut pauses = backoff();
         let amqp = &self.settings.amqp;
+        self.rabbitmq.down(UNREACHED);
         let mut connected = Broker::connect_first(amqp, "kyhan relay", shutdown).await?;
         while let Some(broker) = connected {
             let before = self.report;
@@ -106,6 +114,7 @@ impl Relay<'_> {
                 Err(error @ BrokerError::Inequivalent(_)) => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
+                    self.rabbitmq.down(error.to_string());
                     broker.close().await;
                     if self.report != before {
                         pauses = backoff();
@@ -129,6 +138,7 @@ impl Relay<'_> {
     ) -> Result<(), BrokerError> {
         broker.declare(&self.topology).await?;
         let publisher = broker.publisher().await?;
+        self.rabbitmq.up();
         let mut listener = None;
         let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
         let mut remembered = false;
@@ -145,8 +155,10 @@ impl Relay<'_> {
                 }
                 Err(BatchError::Database(error)) => {
                     listener = None;
+                    let away = trouble(&error) == Trouble::Away;
+                    // What a statement complains of may quote a row.
+                    self.postgresql.down(if away { error.to_string() } else { "a statement fails; the log says why".into() });
                     let pauses = outage.get_or_insert_with(|| {
-                        let away = trouble(&error) == Trouble::Away;
                         tracing::warn!(%error, away, "the relay cannot use PostgreSQL; trying again until it can");
                         Box::new(backoff())
                     });
@@ -155,6 +167,7 @@ impl Relay<'_> {
                     continue;
                 }
             };
+            self.postgresql.up();
             if outage.take().is_some() {
                 tracing::info!("the relay can use PostgreSQL again");
             }

@@ -7,6 +7,7 @@ use sea_orm::{ConnectionTrait, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
+    health::Health,
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
     settings::Settings,
@@ -92,7 +93,7 @@ impl<T> Running<T> {
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
-    let handle = tokio::spawn(async move { worker::run(&settings, token).await.expect("a worker that works") });
+    let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
     Running { shutdown, handle }
 }
 
@@ -112,7 +113,10 @@ impl Stage {
     pub fn relay(&self) -> Running<producer::relay::Report> {
         let (settings, shutdown) = (self.settings().clone(), CancellationToken::new());
         let token = shutdown.clone();
-        let handle = tokio::spawn(async move { producer::relay::run(&settings, token).await.expect("a relay that relays") });
+        let handle =
+            tokio::spawn(
+                async move { producer::relay::run(&settings, &Health::new(), token).await.expect("a relay that relays") },
+            );
         Running { shutdown, handle }
     }
 

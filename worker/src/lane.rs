@@ -11,6 +11,7 @@ use lapin::{
 use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, backoff, close_channel},
+    health::Health,
     settings::Settings,
     task::Statements,
     telemetry,
@@ -35,6 +36,8 @@ pub(crate) struct Context {
     pub topology: Topology,
     pub db: DatabaseConnection,
     pub tally: Arc<Tally>,
+    #[expect(dead_code, reason = "the lanes say nothing to it yet")]
+    pub health: Health,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.

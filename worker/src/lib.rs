@@ -16,6 +16,7 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     broker::{Broker, BrokerError},
     database::{self, DatabaseError, Role},
+    health::{Health, UNREACHED},
     settings::Settings,
     task::Statements,
     tasks,
@@ -37,16 +38,22 @@ pub enum WorkerError {
 }
 
 /// Works on every lane until told to shut down; then finishes what is in hand within the grace. What it settled.
+/// How its servers are, it says to `health`.
 ///
 /// # Errors
 /// [`WorkerError`] when waiting would not help: a database without the schema, a topology that differs.
-pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
+pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
+    let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     let tally = Arc::new(tally::Tally::new());
     let topology = settings.topology();
+    postgresql.down(UNREACHED);
     let Some(db) = database::connect_until(&settings.database, Role::Worker, &shutdown).await? else { return Ok(tally.totals()) };
+    postgresql.up();
+    rabbitmq.down(UNREACHED);
     if !declare(settings, &shutdown).await? {
         return Ok(tally.totals());
     }
+    rabbitmq.up();
     if let Err(error) = database::remember_rungs(&db, &topology).await {
         tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
     }
@@ -65,6 +72,7 @@ pub async fn run(settings: &Settings, shutdown: CancellationToken) -> Result<Tot
         topology,
         db,
         tally: Arc::clone(&tally),
+        health: health.clone(),
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });

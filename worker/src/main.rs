@@ -16,9 +16,9 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     let Arguments { common } = Arguments::parse();
-    cli::run("worker", &common, async |settings, shutdown| {
+    cli::serve("worker", &common, async |settings, health, shutdown| {
         tracing::info!(prefix = settings.naming.prefix, shards = settings.naming.shards, "worker started");
-        worker::run(settings, shutdown).await.map(|_| ExitCode::SUCCESS)
+        worker::run(settings, health, shutdown).await.map(|_| ExitCode::SUCCESS)
     })
     .await
 }
