@@ -8,6 +8,7 @@
     reason = "counts of a few thousand"
 )]
 
+mod admin;
 mod arrears;
 mod bad_input;
 mod conformance;

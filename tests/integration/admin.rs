@@ -1,0 +1,264 @@
+//! The admin port as a supervisor meets it: alive, ready, or neither.
+
+use std::{
+    collections::BTreeMap,
+    io::{Read, Write},
+    net::{SocketAddr, TcpStream},
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use serde_json::Value;
+use shared::database::statement;
+use tests::{fleet, sandbox::eventually};
+use tokio::process::Child;
+
+use crate::stage::{QUICK, SOON, on_stage};
+
+/// The binaries that stay, each with its arguments.
+const LONG_RUNNING: [(&str, &[&str]); 2] = [("worker", &[]), ("producer", &["relay"])];
+
+/// A process with its log.
+struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    fn start(name: &str, arguments: &[&str], env: &BTreeMap<String, String>) -> Self {
+        let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
+        let child = fleet::start(fleet::command(name, env, arguments).expect("built"), &log).expect("started");
+        Self { child, log }
+    }
+
+    fn said(&self) -> Result<String> {
+        Ok(std::fs::read_to_string(&self.log)?)
+    }
+
+    /// Where its admin port is, by its own word.
+    async fn address(&self) -> SocketAddr {
+        let mut address = None;
+        eventually("the admin port listens", SOON, async || {
+            let said = self.said()?;
+            let line = said.lines().find(|line| line.ends_with('}') && line.contains("admin port listens"));
+            if let Some(line) = line {
+                let line: Value = serde_json::from_str(line)?;
+                address = Some(line["address"].as_str().context("an address")?.parse()?);
+            }
+            Ok(address.is_some())
+        })
+        .await;
+        address.expect("an address")
+    }
+
+    async fn stop(mut self) {
+        fleet::terminate(&self.child).await.expect("told");
+        let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status");
+        assert!(status.success(), "{status}");
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.log);
+    }
+}
+
+/// Asks, and returns the status and the body.
+fn ask(address: SocketAddr, request: &str) -> Result<(u16, String)> {
+    let mut stream = TcpStream::connect(address)?;
+    stream.set_read_timeout(Some(SOON))?;
+    write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").with_context(|| answer.clone())?;
+    Ok((head.split(' ').nth(1).context("a status")?.parse()?, body.to_owned()))
+}
+
+fn alive(address: SocketAddr) -> bool {
+    ask(address, "GET /healthz").expect("an answer") == (200, r#"{"alive":true}"#.to_owned())
+}
+
+/// The status and the report.
+fn readiness(address: SocketAddr) -> Result<(u16, Value)> {
+    let (status, body) = ask(address, "GET /readyz")?;
+    Ok((status, serde_json::from_str(&body)?))
+}
+
+/// Waits until it is ready; what it reports then.
+async fn until_ready(address: SocketAddr) -> Value {
+    let mut report = Value::Null;
+    eventually("it is ready", SOON, async || {
+        let (status, said) = readiness(address)?;
+        report = said;
+        Ok(status == 200)
+    })
+    .await;
+    report
+}
+
+/// Why a part is down.
+fn why<'a>(report: &'a Value, part: &str) -> Option<&'a str> {
+    report["parts"].as_array()?.iter().find(|of| of["name"] == part)?["why"].as_str()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_is_ready_once_it_has_its_servers_and_answers_nothing_else() {
+    on_stage(QUICK, async |stage| {
+        for (name, arguments) in LONG_RUNNING {
+            let process = Process::start(name, arguments, &stage.sandbox.env);
+            let address = process.address().await;
+            assert!(alive(address), "{name}");
+            let report = until_ready(address).await;
+            assert!(report["ready"] == true && report["stopping"] == false, "{name}: {report}");
+            let parts = report["parts"].as_array().expect("parts");
+            assert!(parts.iter().any(|part| part["name"] == "postgresql") && parts.iter().all(|part| part["up"] == true));
+            for (request, status) in [("GET /", 404), ("GET /metrics", 404), ("POST /readyz", 405), ("DELETE /healthz", 405)] {
+                assert_eq!(ask(address, request).expect("an answer").0, status, "{request}");
+            }
+            process.stop().await;
+            assert!(TcpStream::connect(address).is_err(), "{name} closes its port");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_process_whose_server_is_away_is_alive_and_names_what_it_waits_for() {
+    on_stage(QUICK, async |stage| {
+        for (name, arguments) in LONG_RUNNING {
+            for (variable, closed, part) in [
+                ("KYHAN_DATABASE_URL", "postgres://kyhan:hunter2@127.0.0.1:9/kyhan", "postgresql"),
+                ("KYHAN_AMQP_URL", "amqp://kyhan:hunter2@127.0.0.1:9/%2f", "rabbitmq"),
+            ] {
+                let mut env = stage.sandbox.env.clone();
+                env.insert(variable.into(), closed.into());
+                let process = Process::start(name, arguments, &env);
+                let address = process.address().await;
+                eventually("it tells what it waits for", SOON, async || {
+                    let (status, report) = readiness(address)?;
+                    assert_eq!((status, &report["ready"]), (503, &Value::Bool(false)), "{name}: {report}");
+                    assert!(!report.to_string().contains("hunter2"), "{name}: {report}");
+                    Ok(why(&report, part).is_some_and(|why| why.starts_with("not reached yet")))
+                })
+                .await;
+                assert!(alive(address), "{name} without {part}");
+                process.stop().await;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
+    on_stage(QUICK, async |stage| {
+        let relay = Process::start("producer", &["relay"], &stage.sandbox.env);
+        let address = relay.address().await;
+        until_ready(address).await;
+        let name: String = stage.ask("SELECT current_database()::text").await;
+        let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
+        for sql in [
+            format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
+            format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'"),
+        ] {
+            admin.execute_unprepared(&sql).await.expect("an outage");
+        }
+        eventually("it is not ready", SOON, async || {
+            let (status, report) = readiness(address)?;
+            Ok(status == 503 && why(&report, "postgresql").is_some() && why(&report, "rabbitmq").is_none())
+        })
+        .await;
+        assert!(alive(address));
+        admin.execute_unprepared(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await.expect("the end of it");
+        admin.close().await.expect("closed");
+        until_ready(address).await;
+        relay.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
+    on_stage(QUICK, async |stage| {
+        let worker = Process::start("worker", &[], &stage.sandbox.env);
+        let address = worker.address().await;
+        until_ready(address).await;
+        // It cannot finish as long as somebody holds the row.
+        let subject = stage.delivering().await;
+        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+        let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
+        blocker.execute_raw(lock).await.expect("a lock");
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[subject])]).await;
+        let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        stage.until(waiting).await;
+        fleet::terminate(&worker.child).await.expect("told");
+        eventually("it is stopping", SOON, async || {
+            let (status, report) = readiness(address)?;
+            Ok(status == 503 && report["stopping"] == true)
+        })
+        .await;
+        assert!(alive(address));
+        blocker.rollback().await.expect("unlocked");
+        let mut worker = worker;
+        let status = tokio::time::timeout(SOON, worker.child.wait()).await.expect("it leaves").expect("a status");
+        assert!(status.success(), "{status}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_port_in_use_is_refused_by_name_and_does_not_concern_commands_that_end() {
+    on_stage(QUICK, async |stage| {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = taken.local_addr().expect("an address").to_string();
+        let mut env = stage.sandbox.env.clone();
+        env.insert("KYHAN_ADMIN_LISTEN".into(), address.clone());
+        for (name, arguments) in LONG_RUNNING {
+            let refused = tokio::time::timeout(SOON, fleet::command(name, &env, arguments).expect("built").output());
+            let refused = refused.await.expect("it leaves").expect("run");
+            assert_eq!(refused.status.code(), Some(1), "{name}");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains("admin.listen: cannot listen on") && said.contains(&address), "{said}");
+        }
+        let order = stage.delivering().await.to_string();
+        for (name, arguments) in [("producer", &["emit", "order.shipped", &order][..]), ("ops", &["dead", "list"])] {
+            fleet::output(fleet::command(name, &env, arguments).expect("built")).await.expect("it needs no port");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn none_opens_no_port() {
+    on_stage(QUICK, async |stage| {
+        let mut env = stage.sandbox.env.clone();
+        env.insert("KYHAN_ADMIN_LISTEN".into(), "none".into());
+        let worker = Process::start("worker", &[], &env);
+        stage.until_consumed().await;
+        let said = worker.said().expect("a log");
+        assert!(said.contains("worker started") && !said.contains("admin port"), "{said}");
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_say_nothing_keep_nobody_out_for_long() {
+    on_stage(QUICK, async |stage| {
+        let relay = Process::start("producer", &["relay"], &stage.sandbox.env);
+        let address = relay.address().await;
+        let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(address).expect("a connection")).collect();
+        assert!(alive(address));
+        // Hung up on, all of them.
+        for mut stream in silent {
+            stream.set_read_timeout(Some(SOON)).expect("a timeout");
+            assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+        }
+        let huge = ask(address, &format!("GET /{}", "x".repeat(64 * 1_024)));
+        assert!(huge.as_ref().map_or(true, |(status, _)| (400..500).contains(status)), "{huge:?}");
+        relay.stop().await;
+    })
+    .await;
+}
