@@ -100,8 +100,8 @@ impl Reader {
     }
 
     async fn replay_chunk(&self, publisher: &Publisher, chunk: &[Held]) -> Result<(), BrokerError> {
-        let messages = chunk.iter().flat_map(|held| again(&held.letter, &self.topology)).collect();
-        publisher.publish_all(messages).await?;
+        let messages: Vec<Outgoing> = chunk.iter().flat_map(|held| again(&held.letter, &self.topology)).collect();
+        publisher.publish_all(&messages).await?;
         for held in chunk {
             self.ack(held.delivery_tag).await?;
         }

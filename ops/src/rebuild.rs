@@ -98,7 +98,8 @@ pub async fn rebuild(
         };
         let count = page.len();
         let packed = pack(page, topology.ladder(), topology.shards(), settings.naming.pack_max, &TraceContext::default());
-        publisher.publish_all(packed.iter().map(|packed| Outgoing::of(packed, &topology)).collect()).await?;
+        let messages: Vec<Outgoing> = packed.iter().map(|packed| Outgoing::of(packed, &topology)).collect();
+        publisher.publish_all(&messages).await?;
         let remember = "INSERT INTO rebuilds (prefix, kind, cursor) VALUES ($1, $2, $3)
                         ON CONFLICT (prefix, kind) DO UPDATE SET cursor = EXCLUDED.cursor, at = now()";
         let [prefix, kind] = key(settings, task);

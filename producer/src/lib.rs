@@ -61,7 +61,7 @@ impl Producer {
     pub async fn schedule(&self, events: &[Event]) -> Result<Plan, BrokerError> {
         let trace = trace_context(&tracing::Span::current());
         let plan = schedule::plan(events, schedule::now(), &self.policy, &self.topology, self.pack_max, &trace);
-        self.publisher.publish_all(plan.messages(&self.topology)).await?;
+        self.publisher.publish_all(&plan.messages(&self.topology)).await?;
         Ok(plan)
     }
 

@@ -10,7 +10,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Publisher, backoff},
-    database::{self, DatabaseError, Role, Trouble, trouble},
+    database::{self, DatabaseError, Role, trouble},
     health::{Health, Part, UNREACHED},
     settings::Settings,
     telemetry::trace_context,
@@ -111,7 +111,7 @@ impl Relay<'_> {
                     broker.close().await;
                     return Ok(());
                 }
-                Err(error @ BrokerError::Inequivalent(_)) => return Err(error.into()),
+                Err(error) if error.is_final() => return Err(error.into()),
                 Err(error) => {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     self.rabbitmq.down(error.to_string());
@@ -149,13 +149,20 @@ impl Relay<'_> {
             let pause = match self.batch(db, &publisher).await {
                 Ok(0) => self.wait_for_events(db, &mut listener).await,
                 Ok(_) => Duration::ZERO,
+                Err(BatchError::Broker(error @ BrokerError::Blocked)) => {
+                    tracing::warn!(%error, "events wait in the outbox until the relay may publish again");
+                    self.rabbitmq.down(error.to_string());
+                    shutdown.run_until_cancelled(publisher.unblocked()).await;
+                    self.rabbitmq.up();
+                    continue;
+                }
                 Err(BatchError::Broker(error)) => {
                     publisher.close().await;
                     return Err(error);
                 }
                 Err(BatchError::Database(error)) => {
                     listener = None;
-                    let away = trouble(&error) == Trouble::Away;
+                    let away = trouble(&error).is_outage();
                     // What a statement complains of may quote a row.
                     self.postgresql.down(if away { error.to_string() } else { "a statement fails; the log says why".into() });
                     let pauses = outage.get_or_insert_with(|| {
@@ -199,7 +206,7 @@ impl Relay<'_> {
         let span = tracing::Span::current();
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
         span.record("wakeups", plan.wakeups.len());
-        publisher.publish_all(plan.messages(&self.topology)).await?;
+        publisher.publish_all(&plan.messages(&self.topology)).await?;
         let mut refused = taken.refused;
         refused.extend(plan.beyond.iter().map(Refused::beyond_the_calendar));
         let (events, set_aside) = (taken.events.len() - plan.beyond.len(), refused.len());

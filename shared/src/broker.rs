@@ -1,24 +1,33 @@
 //! The broker: connecting, declaring, and publishing so that a message counts as sent only when the broker has confirmed it.
 //! Every publish is persistent, mandatory and awaits its confirm; an ack with a returned message is a failure.
+//!
+//! Whoever consumes publishes over another connection: a broker short of memory or disk stops reading from connections that
+//! publish (<https://www.rabbitmq.com/docs/alarms>), and the acks of a consumer must not wait behind that.
 
 use std::{sync::Arc, time::Duration};
 
 use backon::{BackoffBuilder, ExponentialBuilder};
-use futures::{StreamExt, TryStreamExt, stream};
+use futures::{TryStreamExt, stream::FuturesUnordered};
 use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties,
+    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ConnectionStatus,
     options::{BasicPublishOptions, ConfirmSelectOptions},
+    uri::AMQPUri,
 };
 use tokio_util::sync::CancellationToken;
 
 use crate::{pack::Packed, settings::Amqp, topology::Topology};
 
 mod declare;
+mod guard;
 
 pub use declare::Observed;
 
 /// Most publishes that wait for their confirms at once on one channel.
 const IN_FLIGHT_MAX: usize = 1_024;
+/// A connection silent for longer is dead; RabbitMQ advises 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>
+const HEARTBEAT_S: u16 = 10;
+/// Between two looks at whether the broker still blocks its publishers.
+const BLOCKED_POLL: Duration = Duration::from_millis(200);
 /// AMQP reply code 200: closed on purpose.
 const REPLY_SUCCESS: u16 = 200;
 /// How long a server may take to answer a greeting.
@@ -39,13 +48,17 @@ pub enum BrokerError {
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
     Nacked { exchange: String },
-    #[error("RabbitMQ confirmed nothing for {0:?}; it may be out of memory or disk, and block its publishers")]
+    #[error("RabbitMQ confirmed nothing for {0:?}")]
     Unconfirmed(Duration),
+    #[error("RabbitMQ is short of memory or disk and blocks its publishers")]
+    Blocked,
+    #[error("messages could be lost here, so nothing is started: {0}")]
+    Unsafe(String),
 }
 
 /// A queue or exchange that exists with other arguments than ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} exists with other arguments than Kỳ Hạn's: {difference}")]
+#[error("{name} exists with other arguments than Kỳ Hạn's, so {}: {difference}", guard::at_stake(.difference))]
 pub struct Difference {
     pub name: String,
     /// In RabbitMQ's words.
@@ -53,6 +66,12 @@ pub struct Difference {
 }
 
 impl BrokerError {
+    /// Whether trying again is no use before somebody has changed the broker.
+    #[must_use]
+    pub const fn is_final(&self) -> bool {
+        matches!(self, Self::Inequivalent(_) | Self::Unsafe(_))
+    }
+
     /// Whether the broker is there and does not let us in.
     fn is_refusal(&self) -> bool {
         const ACCESS_REFUSED: u16 = 403;
@@ -105,10 +124,12 @@ impl Broker {
     /// [`BrokerError::Connect`], with the address but never its password.
     pub async fn connect(settings: &Amqp, name: &str) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let connecting = Connection::connect(settings.url.expose(), properties);
+        let refused = |error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) };
+        let mut uri: AMQPUri = settings.url.expose().parse().map_err(|why: String| refused(std::io::Error::other(why).into()))?;
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+        let connecting = Connection::connect_uri(uri, properties);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(silence()));
-        let connection =
-            connected.map_err(|error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) })?;
+        let connection = connected.map_err(refused)?;
         Ok(Self { connection, confirm_timeout: Duration::from_millis(settings.confirm_timeout_ms) })
     }
 
@@ -170,7 +191,7 @@ impl Broker {
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
         let channel = self.channel().await?;
         channel.confirm_select(ConfirmSelectOptions::default()).await?;
-        Ok(Publisher { channel, confirm_timeout: self.confirm_timeout })
+        Ok(Publisher { channel, status: self.connection.status().clone(), confirm_timeout: self.confirm_timeout })
     }
 
     /// Closes the connection. Channels are closed first, each by its owner: dropping the last one and then closing can hang.
@@ -185,6 +206,7 @@ impl Broker {
 /// A channel in confirm mode, the only way out for messages.
 pub struct Publisher {
     channel: Channel,
+    status: ConnectionStatus,
     confirm_timeout: Duration,
 }
 
@@ -194,34 +216,49 @@ impl Publisher {
     /// # Errors
     /// The first failure. Some of the messages may have been sent then; sending all of them again does no harm, as the
     /// recheck decides.
-    pub async fn publish_all(&self, messages: Vec<Outgoing>) -> Result<(), BrokerError> {
-        let all = stream::iter(messages.into_iter().map(|message| self.publish(message)))
-            .buffer_unordered(IN_FLIGHT_MAX)
-            .try_collect::<()>();
-        all.await
+    pub async fn publish_all(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
+        let mut waiting = FuturesUnordered::new();
+        for message in messages {
+            if waiting.len() >= IN_FLIGHT_MAX {
+                waiting.try_next().await?;
+            }
+            waiting.push(self.publish(message));
+        }
+        waiting.try_collect().await
     }
 
     #[expect(clippy::disallowed_methods, reason = "the one owner of publishing: mandatory, confirmed, returned messages read")]
-    async fn publish(&self, message: Outgoing) -> Result<(), BrokerError> {
+    async fn publish(&self, message: &Outgoing) -> Result<(), BrokerError> {
         let Outgoing { exchange, routing_key, properties, body } = message;
         let sent = async {
             // Mandatory: what no queue takes comes back instead of vanishing.
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             self.channel
-                .basic_publish(exchange.as_str().into(), routing_key.as_str().into(), options, &body, properties)
+                .basic_publish(exchange.as_str().into(), routing_key.as_str().into(), options, body, properties.clone())
                 .await?
                 .await
         };
-        let confirmation = tokio::time::timeout(self.confirm_timeout, sent)
-            .await
-            .map_err(|_| BrokerError::Unconfirmed(self.confirm_timeout))??;
+        let confirmation = tokio::time::timeout(self.confirm_timeout, sent).await.map_err(|_| self.silent())??;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) => {
                 let reply = format!("{} {}", returned.reply_code, returned.reply_text);
-                Err(BrokerError::Returned { exchange, routing_key, reply })
+                Err(BrokerError::Returned { exchange: exchange.clone(), routing_key: routing_key.clone(), reply })
             }
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::Nacked { exchange }),
+            Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::Nacked { exchange: exchange.clone() }),
+        }
+    }
+
+    /// Why no confirm came.
+    fn silent(&self) -> BrokerError {
+        if self.status.blocked() { BrokerError::Blocked } else { BrokerError::Unconfirmed(self.confirm_timeout) }
+    }
+
+    /// Waits out an alarm of the broker, or until the connection is gone. RabbitMQ says that it blocks only when something is
+    /// published, and says so when the alarm is over.
+    pub async fn unblocked(&self) {
+        while self.status.blocked() && self.status.connected() {
+            tokio::time::sleep(BLOCKED_POLL).await;
         }
     }
 

@@ -6,7 +6,10 @@ use std::{sync::Arc, time::Duration};
 use chrono::{DateTime, Utc};
 use sea_orm::{
     ConnectOptions, ConnectionTrait, Database as SeaDatabase, DatabaseConnection, DbBackend, DbErr, RuntimeErr, Statement, Value,
-    sqlx::{self, ConnectOptions as _, Connection as _, postgres::PgConnectOptions},
+    sqlx::{
+        self, ConnectOptions as _, Connection as _,
+        postgres::{PgConnectOptions, PgConnection},
+    },
 };
 use sea_orm_migration::MigratorTrait;
 use tokio_util::sync::CancellationToken;
@@ -68,7 +71,6 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
     };
     // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
     let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
-    let silence = || sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"));
     let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
     let farewell = probed.map_err(|error| refused(conn_error(error)))?.close();
     let _ = tokio::time::timeout(acquire_timeout, farewell).await;
@@ -80,12 +82,49 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
         // A ping on every acquire costs a tenth of the throughput; a dead connection shows itself at its first statement.
         .test_before_acquire(false)
         .sqlx_logging(false)
-        .map_sqlx_postgres_opts(tuned);
+        .map_sqlx_postgres_opts(tuned)
+        .map_sqlx_postgres_pool_opts(move |pool| {
+            pool.after_release(move |connection, _| Box::pin(async move { still_good(connection, acquire_timeout).await }))
+        });
     SeaDatabase::connect(options).await.map_err(refused)
+}
+
+/// Whether a connection that comes back into the pool may be used again. sqlx waits for ever for one that comes back with an
+/// answer still to come: one that a network swallowed would never be missed. A session that may not write stays so when its
+/// database may be written again, so it goes.
+async fn still_good(connection: &mut PgConnection, within: Duration) -> Result<bool, sqlx::Error> {
+    let writes = sqlx::query_scalar("SELECT current_setting('transaction_read_only') = 'off'").fetch_one(connection);
+    tokio::time::timeout(within, writes).await.unwrap_or_else(|_| Err(silence()))
 }
 
 fn conn_error(error: sqlx::Error) -> DbErr {
     DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+fn silence() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
+}
+
+/// An error for what a server has not answered for `timeout`: its host or the network is gone, and nobody says so.
+#[must_use]
+pub fn unanswered() -> DbErr {
+    conn_error(silence())
+}
+
+/// Whether the server answers and would write.
+///
+/// # Errors
+/// The database's; a standby or a server set to read only is one.
+pub async fn probe(db: &DatabaseConnection, timeout: Duration) -> Result<(), DbErr> {
+    let ask = async {
+        let asked = statement("SELECT current_setting('transaction_read_only') = 'on' AS read_only", []);
+        let row = db.query_one_raw(asked).await?;
+        match row.map(|row| row.try_get("", "read_only")).transpose()? {
+            Some(false) => Ok(()),
+            _ => Err(DbErr::Conn(RuntimeErr::Internal("PostgreSQL is read-only".to_owned()))),
+        }
+    };
+    tokio::time::timeout(timeout, ask).await.unwrap_or_else(|_| Err(unanswered()))
 }
 
 /// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
@@ -107,7 +146,7 @@ pub async fn connect_until(
             Err(error) => Err(error),
         };
         match connected {
-            Err(DatabaseError::Connect { at, error }) if trouble(&error) == Trouble::Away => {
+            Err(DatabaseError::Connect { at, error }) if trouble(&error).is_outage() => {
                 if !std::mem::replace(&mut away, true) {
                     tracing::warn!(at, %error, "PostgreSQL is away; trying again until it is back");
                 }
@@ -176,10 +215,21 @@ pub async fn remember_rungs(db: &impl ConnectionTrait, topology: &Topology) -> R
 pub enum Trouble {
     /// The server is away, starting, read-only or full: wait until it is back. Nobody's fault, no attempt spent.
     Away,
+    /// The connection broke under the statement: the server or the network has gone, or, where that happens to the same
+    /// statement again and again while others are answered, it breaks its server process.
+    Cut,
     /// A conflict with other transactions: the same again may succeed at once.
     Conflict,
     /// The statement itself fails: with the same rows it will fail again.
     Failure,
+}
+
+impl Trouble {
+    /// Whether the server, and no statement, is to blame as far as one can tell.
+    #[must_use]
+    pub const fn is_outage(self) -> bool {
+        matches!(self, Self::Away | Self::Cut)
+    }
 }
 
 /// Tells what an error asks for, by its SQLSTATE.
@@ -194,12 +244,8 @@ pub fn trouble(error: &DbErr) -> Trouble {
     };
     match cause.as_ref() {
         sqlx::Error::Database(said) => by_sqlstate(said.code().as_deref().unwrap_or_default()),
-        sqlx::Error::Io(_)
-        | sqlx::Error::Tls(_)
-        | sqlx::Error::Protocol(_)
-        | sqlx::Error::PoolTimedOut
-        | sqlx::Error::PoolClosed
-        | sqlx::Error::WorkerCrashed => Trouble::Away,
+        sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => Trouble::Cut,
+        sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Trouble::Away,
         _ => Trouble::Failure,
     }
 }
@@ -210,10 +256,11 @@ fn by_sqlstate(code: &str) -> Trouble {
         "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
-        // 08 connection, 53 out of disk, memory or connections, 57P shutdown or start, 58 system error
-        code if code.starts_with("08") || code.starts_with("53") || code.starts_with("57P") || code.starts_with("58") => {
-            Trouble::Away
-        }
+        // admin_shutdown, of this one connection perhaps; 08 connection
+        "57P01" => Trouble::Cut,
+        code if code.starts_with("08") => Trouble::Cut,
+        // 53 out of disk, memory or connections, 57P shutdown or start, 58 system error
+        code if code.starts_with("53") || code.starts_with("57P") || code.starts_with("58") => Trouble::Away,
         _ => Trouble::Failure,
     }
 }
@@ -224,7 +271,8 @@ mod tests {
 
     #[test]
     fn an_outage_a_conflict_and_a_failure_are_told_apart() {
-        assert_eq!(by_sqlstate("57P01"), Trouble::Away);
+        assert_eq!(by_sqlstate("57P01"), Trouble::Cut);
+        assert_eq!(by_sqlstate("57P03"), Trouble::Away);
         assert_eq!(by_sqlstate("53100"), Trouble::Away);
         assert_eq!(by_sqlstate("25006"), Trouble::Away);
         assert_eq!(by_sqlstate("40P01"), Trouble::Conflict);

@@ -203,19 +203,28 @@ impl DeadLetter {
     }
 }
 
-/// Headers without the broker's own record of dead-lettering: republished with them, a message is dropped as a cycle.
+/// Headers without the broker's own record of dead-lettering, as republished with it a message is dropped as a cycle, and
+/// without `CC` and `BCC`, by which a message would be routed to more queues than ours.
+/// <https://www.rabbitmq.com/docs/sender-selected>
 #[must_use]
 pub fn without_deaths(headers: Option<&FieldTable>) -> FieldTable {
     let mut kept = FieldTable::default();
     for (name, value) in headers.into_iter().flat_map(FieldTable::inner) {
         let of_death = name.as_str() == "x-death"
             || name.as_str().starts_with("x-first-death-")
-            || name.as_str().starts_with("x-last-death-");
+            || name.as_str().starts_with("x-last-death-")
+            || ["CC", "BCC"].contains(&name.as_str());
         if !of_death {
             kept.insert(name.clone(), value.clone());
         }
     }
     kept
+}
+
+/// Whether headers leave room in a message's one frame for those that are added.
+#[must_use]
+pub fn fit_to_publish(headers: &FieldTable) -> bool {
+    size_of_table(headers) <= HEADERS_MAX
 }
 
 /// How many bytes a table takes in a frame, a little too many.
@@ -287,7 +296,8 @@ mod tests {
 
     #[test]
     fn the_brokers_record_of_dead_lettering_is_stripped() {
-        let hostile = headers(&[("x-death", "…"), ("x-first-death-queue", "q"), ("x-last-death-reason", "r"), ("mine", "1")]);
+        let hostile =
+            headers(&[("x-death", "…"), ("CC", "q"), ("x-first-death-queue", "q"), ("x-last-death-reason", "r"), ("mine", "1")]);
         assert_eq!(without_deaths(Some(&hostile)), headers(&[("mine", "1")]));
     }
 

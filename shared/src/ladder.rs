@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
+
 use crate::span::compact;
 
 /// A rung may overshoot a wait by so much, and never by over 1% of the rung.
@@ -81,6 +83,15 @@ impl Ladder {
             (Some(shortest), None) => Hop::Rung(*shortest),
             (None, None) => Hop::Lane,
         }
+    }
+
+    /// What a wait has left when `hop` ends; nothing when that is shorter than every rung.
+    #[must_use]
+    pub fn rest(&self, wait: Duration, hop: Hop) -> TimeDelta {
+        let Hop::Rung(rung) = hop else { return TimeDelta::zero() };
+        let rest = wait.saturating_sub(rung.0);
+        let shortest = self.0.first().map_or(Duration::MAX, |shortest| shortest.0);
+        if rest < shortest { TimeDelta::zero() } else { TimeDelta::from_std(rest).unwrap_or(TimeDelta::zero()) }
     }
 }
 

@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod broker;
+pub mod canary;
 pub mod cli;
 pub mod database;
 pub mod dead_letter;

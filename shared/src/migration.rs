@@ -19,7 +19,14 @@ impl MigratorTrait for Migrator {
                 }) as Box<dyn MigrationTrait>
             };
         }
-        vec![sql!("m0001_order_system"), sql!("m0002_ledger"), sql!("m0003_kyhan"), sql!("m0004_sweep"), sql!("m0005_rebuild")]
+        vec![
+            sql!("m0001_order_system"),
+            sql!("m0002_ledger"),
+            sql!("m0003_kyhan"),
+            sql!("m0004_sweep"),
+            sql!("m0005_rebuild"),
+            sql!("m0006_canaries"),
+        ]
     }
 }
 

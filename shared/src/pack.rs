@@ -23,6 +23,7 @@ pub struct Waiting {
     pub due_at: DateTime<Utc>,
     /// From now until it shall be woken; negative for what is overdue.
     pub wait: TimeDelta,
+    /// Failures so far. A retry keeps to its pause: what its rung leaves of it travels along.
     pub attempt: u32,
 }
 
@@ -34,10 +35,10 @@ pub struct Packed {
     pub wakeup: Wakeup,
 }
 
-/// What must be equal for two subjects to travel together: kind, shard, attempt and next hop.
-type Place = (&'static str, u16, u32, Hop);
+/// What must be equal for two subjects to travel together: kind, shard, attempt, next hop, and what is left of a pause then.
+type Place = (&'static str, u16, u32, Hop, TimeDelta);
 
-/// Packs what lies together: same kind, shard, attempt and next hop, due within the rung's tolerance of each other, at most
+/// Packs what lies together: same kind, shard, attempt, next hop and rest of a pause, due within the rung's tolerance of each other, at most
 /// `pack_max` subjects a wake-up.
 #[must_use]
 pub fn pack(
@@ -50,8 +51,10 @@ pub fn pack(
     let mut placed: Vec<(Place, Waiting)> = waiting
         .into_iter()
         .map(|one| {
-            let hop = ladder.next(one.wait.to_std().unwrap_or(Duration::ZERO));
-            ((one.kind, shard_of(one.subject, shards), one.attempt, hop), one)
+            let wait = one.wait.to_std().unwrap_or(Duration::ZERO);
+            let hop = ladder.next(wait);
+            let rest = if one.attempt == 0 { TimeDelta::zero() } else { ladder.rest(wait, hop) };
+            ((one.kind, shard_of(one.subject, shards), one.attempt, hop, rest), one)
         })
         .collect();
     placed.sort_unstable_by_key(|(place, one)| (*place, one.due_at, one.subject));
@@ -110,11 +113,11 @@ impl Pack {
         self.subjects.push(one.subject);
     }
 
-    fn close(mut self, (kind, shard, attempt, hop): Place, trace: &TraceContext) -> Packed {
+    fn close(mut self, (kind, shard, attempt, hop, rest): Place, trace: &TraceContext) -> Packed {
         self.subjects.sort_unstable();
         self.subjects.dedup();
         let id = stable_id(kind, self.last_due, attempt, &self.subjects);
-        let wakeup = Wakeup { id, kind, subjects: self.subjects, due_at: self.last_due, attempt, trace: trace.clone() };
+        let wakeup = Wakeup { id, kind, subjects: self.subjects, due_at: self.last_due, attempt, rest, trace: trace.clone() };
         Packed { hop, shard, wakeup }
     }
 }
@@ -179,6 +182,20 @@ mod tests {
             let backwards = pack(all.iter().rev().copied(), &ladder(), 2, 16, &trace);
             prop_assert_eq!(forwards, backwards);
         }
+    }
+
+    #[test]
+    fn a_retry_takes_the_rest_of_its_pause_along_and_anything_else_does_not() {
+        let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
+        let subject = Uuid::from_u128(9);
+        let of = |attempt, wait_ms| {
+            let one = Waiting { kind: "confirm-receipt", subject, due_at, wait: TimeDelta::milliseconds(wait_ms), attempt };
+            pack([one], &ladder(), 1, 128, &TraceContext::default()).remove(0)
+        };
+        assert_eq!(of(1, 72_500).wakeup.rest, TimeDelta::milliseconds(12_500));
+        assert_eq!(of(0, 72_500).wakeup.rest, TimeDelta::zero());
+        // Less than the shortest rung is no wait worth a hop.
+        assert_eq!(of(1, 60_900).wakeup.rest, TimeDelta::zero());
     }
 
     #[test]

@@ -82,8 +82,9 @@ pub struct Worker {
     pub linger_ms: u64,
     pub prefetch: u16,
     pub attempts_max: u32,
-    /// Pauses between attempts; the last one repeats.
+    /// Pauses between attempts, each plus up to a half of it at random; the last one repeats.
     pub retry: Vec<Duration>,
+    pub hold_ms: u64,
     pub grace_ms: u64,
 }
 
@@ -176,6 +177,7 @@ impl Settings {
             prefetch: r.number("worker.prefetch", 1u16..=u16::MAX),
             attempts_max: r.number("worker.attempts_max", 1u32..=1_000),
             retry: r.durations("worker.retry"),
+            hold_ms: millis(r, "worker.hold_ms", 100..=24 * 60 * MINUTE_MS),
             grace_ms: millis(r, "worker.grace_ms", 0..=60 * MINUTE_MS),
         };
         let sweep = Sweep {

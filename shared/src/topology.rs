@@ -11,9 +11,11 @@ use crate::{
     tasks,
 };
 
-/// How often the broker delivers a wake-up that no worker answers for before it is dead-lettered. RabbitMQ counts what was only
-/// prefetched and never looked at too, so this must stand many restarts and lost connections over a backlog.
-pub const LANE_DELIVERY_LIMIT: i64 = 100;
+/// How often the broker delivers a wake-up that no worker answers for before it goes into quarantine. RabbitMQ counts what was
+/// only prefetched and never looked at too: whoever lay beside the culprit is quarantined as well, and applied there.
+pub const LANE_DELIVERY_LIMIT: i64 = 20;
+/// The same in quarantine, where a wake-up is in hand alone: the culprit becomes a dead letter.
+pub const QUARANTINE_DELIVERY_LIMIT: i64 = 10;
 /// Queues that people read: RabbitMQ 4 drops what was delivered 20 times unless told otherwise, and 3.10 knows no "never".
 pub const KEPT_DELIVERY_LIMIT: i64 = 1_000_000_000;
 
@@ -48,9 +50,15 @@ pub struct Exchange {
 pub enum Role {
     Dead,
     Unrouted,
+    Quarantine,
     Lane,
+    /// The lane of the rungs' canaries.
+    Canaries,
     Rung,
 }
+
+/// What stands in a canary's routing key where a wake-up names its kind. No task may have this name.
+pub const CANARY: &str = "canary";
 
 /// A durable quorum queue, bound to one exchange.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +114,18 @@ impl Topology {
         format!("{}.unrouted", self.prefix)
     }
 
+    /// The exchange, and the queue, of wake-ups that were delivered too often: each is applied alone there.
+    #[must_use]
+    pub fn quarantine(&self) -> String {
+        format!("{}.quarantine", self.prefix)
+    }
+
+    /// A queue that is there for a moment, see [`crate::broker::Broker::guard`].
+    #[must_use]
+    pub fn guard(&self) -> String {
+        format!("{}.guard", self.prefix)
+    }
+
     /// The queue of due wake-ups of a kind's shard.
     #[must_use]
     pub fn lane(&self, kind: &str, shard: u16) -> String {
@@ -138,6 +158,15 @@ impl Topology {
         format!("{}.rung.", self.prefix)
     }
 
+    /// Every rung's queue, with its rung and shard.
+    pub fn rungs(&self) -> impl Iterator<Item = ((Rung, u16), String)> + '_ {
+        let shards = move |rung: &Rung| {
+            let rung = *rung;
+            (0..self.shards).map(move |shard| ((rung, shard), self.rung_queue(rung, shard)))
+        };
+        self.ladder.rungs().iter().flat_map(shards)
+    }
+
     fn rung_exchange(&self, rung: Rung) -> String {
         format!("{}{}", self.rung_prefix(), rung.label())
     }
@@ -161,18 +190,17 @@ impl Topology {
             ..exchange(self.due_exchange(), ExchangeType::Direct)
         };
         let rungs = self.ladder.rungs().iter().map(|rung| exchange(self.rung_exchange(*rung), ExchangeType::Topic));
-        [exchange(self.dead(), ExchangeType::Fanout), exchange(self.unrouted(), ExchangeType::Fanout), due]
-            .into_iter()
-            .chain(rungs)
-            .collect()
+        let kept = [self.dead(), self.unrouted(), self.quarantine()].map(|name| exchange(name, ExchangeType::Fanout));
+        kept.into_iter().chain([due]).chain(rungs).collect()
     }
 
     /// Every queue, targets before the rungs that dead-letter into them: what a rung cannot place it holds for minutes.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
-        let mut queues = vec![Self::kept(Role::Dead, self.dead()), Self::kept(Role::Unrouted, self.unrouted())];
-        for kind in tasks::kinds() {
-            queues.extend((0..self.shards).map(|shard| self.lane_queue(kind, shard)));
+        let mut queues =
+            vec![Self::kept(Role::Dead, self.dead()), Self::kept(Role::Unrouted, self.unrouted()), self.quarantine_queue()];
+        for (kind, role) in tasks::kinds().map(|kind| (kind, Role::Lane)).chain([(CANARY, Role::Canaries)]) {
+            queues.extend((0..self.shards).map(|shard| self.lane_queue(kind, role, shard)));
         }
         for rung in self.ladder.rungs() {
             queues.extend((0..self.shards).map(|shard| self.rung_of(*rung, shard)));
@@ -195,20 +223,21 @@ impl Topology {
         }
     }
 
-    fn lane_queue(&self, kind: &str, shard: u16) -> Queue {
+    fn quarantine_queue(&self) -> Queue {
+        Queue {
+            name: self.quarantine(),
+            role: Role::Quarantine,
+            arguments: given_up(QUARANTINE_DELIVERY_LIMIT, self.dead()),
+            exchange: self.quarantine(),
+            routing_key: "#".into(),
+        }
+    }
+
+    fn lane_queue(&self, kind: &str, role: Role, shard: u16) -> Queue {
         Queue {
             name: self.lane(kind, shard),
-            role: Role::Lane,
-            arguments: vec![
-                ("x-queue-type", Argument::Text("quorum".into())),
-                // A wake-up that stops every worker that takes it must not do so for ever.
-                ("x-delivery-limit", Argument::Number(LANE_DELIVERY_LIMIT)),
-                ("x-dead-letter-exchange", Argument::Text(self.dead())),
-                // A dead letter leaves only once the dead-letter queue has confirmed it …
-                ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
-                // … which RabbitMQ grants only to queues that refuse publishes rather than drop their heads.
-                ("x-overflow", Argument::Text("reject-publish".into())),
-            ],
+            role,
+            arguments: given_up(LANE_DELIVERY_LIMIT, self.quarantine()),
             exchange: self.due_exchange(),
             routing_key: Self::routing_key(kind, shard),
         }
@@ -234,6 +263,20 @@ impl Topology {
             routing_key: format!("*.{shard}"),
         }
     }
+}
+
+/// The arguments of a queue that workers consume: what they do not answer for in so many deliveries goes on to `then`.
+fn given_up(delivery_limit: i64, then: String) -> Arguments {
+    vec![
+        ("x-queue-type", Argument::Text("quorum".into())),
+        // A wake-up that stops every worker that takes it must not do so for ever.
+        ("x-delivery-limit", Argument::Number(delivery_limit)),
+        ("x-dead-letter-exchange", Argument::Text(then)),
+        // It leaves only once the other queue has confirmed it …
+        ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
+        // … which RabbitMQ grants only to queues that refuse publishes rather than drop their heads.
+        ("x-overflow", Argument::Text("reject-publish".into())),
+    ]
 }
 
 /// The shard of a subject: the last 8 bytes of its id, modulo the number of shards. Random in UUID versions 4 and 7.
@@ -263,9 +306,11 @@ mod tests {
             [
                 "kyhan.dead ← kyhan.dead #",
                 "kyhan.unrouted ← kyhan.unrouted #",
+                "kyhan.quarantine ← kyhan.quarantine #",
                 "kyhan.due.confirm-receipt.0 ← kyhan.due confirm-receipt.0",
                 "kyhan.due.purge-cart-item.0 ← kyhan.due purge-cart-item.0",
                 "kyhan.due.collect-arrears.0 ← kyhan.due collect-arrears.0",
+                "kyhan.due.canary.0 ← kyhan.due canary.0",
                 "kyhan.rung.1s ← kyhan.rung.1s *.0",
                 "kyhan.rung.1h ← kyhan.rung.1h *.0",
                 "kyhan.rung.14d ← kyhan.rung.14d *.0",
@@ -278,7 +323,7 @@ mod tests {
         let few = topology(1).queues();
         let many = topology(3).queues();
         assert!(few.iter().all(|queue| many.contains(queue)));
-        assert_eq!(many.len(), 2 + 3 * (3 + 3));
+        assert_eq!(many.len(), 3 + 3 * (3 + 1 + 3));
     }
 
     #[test]
@@ -286,7 +331,7 @@ mod tests {
         for queue in topology(2).queues() {
             let named = |name: &str| queue.arguments.iter().any(|(argument, _)| *argument == name);
             assert!(named("x-queue-type") && named("x-delivery-limit"), "{}", queue.name);
-            if matches!(queue.role, Role::Lane | Role::Rung) {
+            if !matches!(queue.role, Role::Dead | Role::Unrouted) {
                 assert!(named("x-dead-letter-strategy") && named("x-overflow"), "{}", queue.name);
             }
         }

@@ -1,7 +1,10 @@
 //! The wake-up: a message that names subjects to recheck, and nothing about them. It carries ids, times and counters only.
 //! What cannot be understood is refused with a reason; decoding never panics and allocates no more than the message's size.
+//!
+//! Producers and workers are upgraded in any order: a wake-up is written in the oldest format that says all of it, every format
+//! up to [`VERSION`] is read, and one of a later format is told apart from nonsense, so that it can wait for a newer worker.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
@@ -11,8 +14,12 @@ use uuid::Uuid;
 
 use crate::tasks;
 
-/// The format's version on the wire, field `v`.
-pub const VERSION: u32 = 1;
+/// The newest format that is understood here, field `v` on the wire: 1, and 2 with `rest_ms`.
+pub const VERSION: u32 = 2;
+/// The format without `rest_ms`.
+const VERSION_WITHOUT_REST: u32 = 1;
+/// Longest rest of a pause that makes sense: as long as RabbitMQ's longest time to live.
+const REST_MAX_MS: u64 = 3_650 * 86_400_000;
 /// Most subjects that one wake-up may name.
 pub const SUBJECTS_MAX: usize = 1_000;
 /// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and room for the rest.
@@ -35,6 +42,8 @@ pub struct Wakeup {
     pub due_at: DateTime<Utc>,
     /// Failures so far.
     pub attempt: u32,
+    /// How much of its pause before the next attempt is still to come when it arrives; zero for all but retries.
+    pub rest: TimeDelta,
     pub trace: TraceContext,
 }
 
@@ -52,8 +61,13 @@ pub enum Malformed {
     TooLong(usize),
     #[error("the body is no wake-up: {0}")]
     NotAWakeup(String),
-    #[error("format version {0} is not known here; {VERSION} is")]
-    Version(u32),
+    #[error("format version 0 was never written")]
+    NoVersion,
+    /// Of a later format: no nonsense, but for a newer worker.
+    #[error("format version {0} is not known here; {VERSION} is the newest")]
+    Future(u32),
+    #[error("it would wait for another {0} ms; {REST_MAX_MS} is the most")]
+    Rest(u64),
     #[error("no task is named {0:?}")]
     Kind(String),
     #[error("it names no subject")]
@@ -71,7 +85,14 @@ struct Outgoing<'a> {
     kind: &'a str,
     due_at: DateTime<Utc>,
     attempt: u32,
+    #[serde(skip_serializing_if = "is_zero")]
+    rest_ms: u64,
     subjects: &'a [Uuid],
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+const fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 #[derive(Deserialize)]
@@ -81,6 +102,9 @@ struct Incoming<'a> {
     kind: std::borrow::Cow<'a, str>,
     due_at: DateTime<Utc>,
     attempt: u32,
+    /// Since version 2.
+    #[serde(default)]
+    rest_ms: u64,
     subjects: Vec<Uuid>,
 }
 
@@ -88,12 +112,15 @@ impl Wakeup {
     /// The body of its message.
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
+        let rest_ms = u64::try_from(self.rest.num_milliseconds()).unwrap_or_default();
         let wire = Outgoing {
-            v: VERSION,
+            // The oldest format that says it: a worker not yet upgraded understands all but paused retries.
+            v: if rest_ms == 0 { VERSION_WITHOUT_REST } else { VERSION },
             id: self.id,
             kind: self.kind,
             due_at: self.due_at,
             attempt: self.attempt,
+            rest_ms,
             subjects: &self.subjects,
         };
         serde_json::to_vec(&wire).unwrap_or_default()
@@ -131,11 +158,18 @@ impl Wakeup {
         }
         let not_a_wakeup = |error: serde_json::Error| Malformed::NotAWakeup(error.to_string());
         let Versioned { v } = serde_json::from_slice(body).map_err(not_a_wakeup)?;
-        if v != VERSION {
-            return Err(Malformed::Version(v));
+        match v {
+            0 => return Err(Malformed::NoVersion),
+            1..=VERSION => {}
+            _ => return Err(Malformed::Future(v)),
         }
         let wire: Incoming<'_> = serde_json::from_slice(body).map_err(not_a_wakeup)?;
         let kind = tasks::find(&wire.kind).ok_or_else(|| Malformed::Kind(shown(&wire.kind)))?.kind();
+        if wire.rest_ms > REST_MAX_MS {
+            return Err(Malformed::Rest(wire.rest_ms));
+        }
+        // Version 1 knows no such field and ignores what it does not know.
+        let rest = if v == VERSION_WITHOUT_REST { 0 } else { i64::try_from(wire.rest_ms).unwrap_or_default() };
         let mut subjects = wire.subjects;
         if subjects.is_empty() {
             return Err(Malformed::NoSubjects);
@@ -145,7 +179,15 @@ impl Wakeup {
         }
         subjects.sort_unstable();
         subjects.dedup();
-        Ok(Self { id: wire.id, kind, subjects, due_at: wire.due_at, attempt: wire.attempt, trace: trace_context(headers) })
+        Ok(Self {
+            id: wire.id,
+            kind,
+            subjects,
+            due_at: wire.due_at,
+            attempt: wire.attempt,
+            rest: TimeDelta::milliseconds(rest),
+            trace: trace_context(headers),
+        })
     }
 }
 
@@ -183,6 +225,7 @@ mod tests {
             subjects: vec![Uuid::from_u128(2), Uuid::from_u128(3)],
             due_at: "2026-11-24T05:06:07.000008Z".parse().unwrap(),
             attempt: 0,
+            rest: TimeDelta::zero(),
             trace: TraceContext::default(),
         }
     }
@@ -193,6 +236,17 @@ mod tests {
             String::from_utf8(sample().body()).unwrap(),
             r#"{"v":1,"id":"00000000-0000-0000-0000-000000000001","kind":"confirm-receipt","due_at":"2026-11-24T05:06:07.000008Z","attempt":0,"subjects":["00000000-0000-0000-0000-000000000002","00000000-0000-0000-0000-000000000003"]}"#
         );
+    }
+
+    #[test]
+    fn a_wakeup_is_written_in_the_oldest_format_that_says_it_and_each_format_is_read() {
+        let paused = Wakeup { attempt: 2, rest: TimeDelta::milliseconds(2_500), ..sample() };
+        let body = String::from_utf8(paused.body()).unwrap();
+        assert!(body.starts_with(r#"{"v":2,"#) && body.contains(r#""attempt":2,"rest_ms":2500,"subjects""#), "{body}");
+        assert_eq!(Wakeup::decode(body.as_bytes(), None), Ok(paused));
+        assert!(sample().body().starts_with(br#"{"v":1,"#));
+        let same = String::from_utf8(sample().body()).unwrap().replace("\"v\":1", "\"v\":2");
+        assert_eq!(Wakeup::decode(same.as_bytes(), None), Ok(sample()));
     }
 
     #[test]
@@ -231,7 +285,10 @@ mod tests {
         assert!(matches!(refused("[[[[[["), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("000000000002", "zz")), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("2026-11", "2026-99")), Malformed::NotAWakeup(_)));
-        assert_eq!(refused(r#"{"v":2}"#), Malformed::Version(2));
+        assert_eq!(refused(r#"{"v":3,"whatever":{}}"#), Malformed::Future(3));
+        assert_eq!(refused(r#"{"v":0}"#), Malformed::NoVersion);
+        assert!(matches!(refused(r#"{"v":-1}"#), Malformed::NotAWakeup(_)));
+        assert_eq!(refused(&with(r#""v":1"#, r#""v":2,"rest_ms":18446744073709551615"#)), Malformed::Rest(u64::MAX));
         assert_eq!(refused(&with("confirm-receipt", "make-coffee")), Malformed::Kind("make-coffee".into()));
         assert_eq!(refused(&subjects(0)), Malformed::NoSubjects);
         assert_eq!(refused(&subjects(1_001)), Malformed::TooManySubjects(1_001));

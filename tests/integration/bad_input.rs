@@ -40,7 +40,7 @@ async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_it
             (vec![0xff; 300], "no wake-up"),
             (vec![], "no wake-up"),
             (b"{\"v\":1}".to_vec(), "no wake-up"),
-            (b"{\"v\":7}".to_vec(), "version 7"),
+            (b"{\"v\":0}".to_vec(), "version 0"),
             (wakeup(&order).replace("confirm-receipt", "make-coffee").into(), "no task is named"),
             (wakeup(&order).replace("confirm-receipt", "purge-cart-item").into(), "came through the lane"),
             (wakeup("\"no-uuid\"").into(), "no wake-up"),

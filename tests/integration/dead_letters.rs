@@ -124,30 +124,3 @@ async fn a_message_that_no_lane_takes_is_a_letter_and_jams_nothing() {
     })
     .await;
 }
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wakeup_delivered_too_often_is_buried_by_the_broker_and_replayed_subject_by_subject() {
-    on_stage(QUICK, async |stage| {
-        let orders = [stage.delivering().await, stage.delivering().await];
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        let lane = stage.topology().lane("confirm-receipt", 0);
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        // Worker after worker takes it and dies.
-        tests::sandbox::eventually("it is buried", SOON, async || {
-            let channel = broker.channel().await?;
-            let _ = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await?;
-            shared::broker::close_channel(&channel).await;
-            Ok(stage.depth("dead").await == 1)
-        })
-        .await;
-        broker.close().await;
-        let letters = stage.dead_letters().await;
-        assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", None));
-        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
-        assert_eq!(stage.depth("due.").await, 2, "one wake-up for each subject");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
-        worker.stop().await;
-    })
-    .await;
-}

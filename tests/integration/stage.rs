@@ -3,6 +3,11 @@
 use std::{panic::AssertUnwindSafe, time::Duration};
 
 use futures::FutureExt;
+use lapin::{
+    ExchangeKind,
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    types::{AMQPValue, FieldTable},
+};
 use sea_orm::{ConnectionTrait, TryGetable, Value};
 use shared::{
     broker::Outgoing,
@@ -12,7 +17,7 @@ use shared::{
     pack::{Waiting, pack},
     settings::Settings,
     task::{EXAMPLE_CUSTOMER, Task},
-    topology::{Role, Topology},
+    topology::{Argument, Arguments, Role, Topology},
     wakeup::TraceContext,
 };
 use tests::{
@@ -164,11 +169,47 @@ impl Stage {
         Outgoing::of(&packed.remove(0), &self.topology())
     }
 
+    /// Puts another queue or exchange in the place of one of the topology's, as somebody would who changed its arguments.
+    pub async fn replace(&self, name: &str, change: impl Fn(&mut FieldTable)) {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        let channel = broker.channel().await.expect("a channel");
+        let topology = self.topology();
+        let mut table = FieldTable::default();
+        let mut fill = |arguments: &Arguments| {
+            for (name, value) in arguments {
+                let value = match value {
+                    Argument::Text(text) => AMQPValue::LongString(text.as_str().into()),
+                    Argument::Number(number) => AMQPValue::LongLongInt(*number),
+                };
+                table.insert((*name).into(), value);
+            }
+            change(&mut table);
+        };
+        if let Some(queue) = topology.queues().iter().find(|queue| queue.name == name) {
+            fill(&queue.arguments);
+            broker.delete_queue(name).await.expect("deleted");
+            let durable = QueueDeclareOptions { durable: true, ..Default::default() };
+            channel.queue_declare(name.into(), durable, table).await.expect("another queue");
+            let (exchange, key) = (queue.exchange.as_str().into(), queue.routing_key.as_str().into());
+            let bind = channel.queue_bind(name.into(), exchange, key, QueueBindOptions::default(), FieldTable::default());
+            bind.await.expect("bound");
+        } else {
+            let exchanges = topology.exchanges();
+            let exchange = exchanges.iter().find(|exchange| exchange.name == name).expect("a queue or an exchange");
+            fill(&exchange.arguments);
+            broker.delete_exchange(name).await.expect("deleted");
+            let durable = ExchangeDeclareOptions { durable: true, ..Default::default() };
+            channel.exchange_declare(name.into(), ExchangeKind::Direct, durable, table).await.expect("another exchange");
+        }
+        shared::broker::close_channel(&channel).await;
+        broker.close().await;
+    }
+
     /// Publishes messages and waits for their confirms.
     pub async fn publish(&self, messages: Vec<Outgoing>) {
         let broker = self.sandbox.broker().await.expect("a broker");
         let publisher = broker.publisher().await.expect("a channel");
-        publisher.publish_all(messages).await.expect("confirms");
+        publisher.publish_all(&messages).await.expect("confirms");
         publisher.close().await;
         broker.close().await;
     }

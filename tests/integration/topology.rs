@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use lapin::types::{AMQPValue, FieldTable};
 use shared::{
     broker::BrokerError,
     topology::{Role, Topology},
@@ -48,6 +49,64 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
             fleet::output(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built")).await.expect_err("refused");
         assert!(complaint.to_string().contains(&lane), "{complaint}");
         broker.close().await;
+    })
+    .await;
+}
+
+/// A table without one of its entries.
+fn without(table: &mut FieldTable, name: &str) {
+    let mut kept = FieldTable::default();
+    for (key, value) in table.inner().iter().filter(|(key, _)| key.as_str() != name) {
+        kept.insert(key.clone(), value.clone());
+    }
+    *table = kept;
+}
+
+/// What somebody does to the arguments of one of ours.
+type Change = Box<dyn Fn(&mut FieldTable)>;
+
+/// A classic queue's arguments: those that it takes.
+fn classic(table: &mut FieldTable) {
+    for name in ["x-queue-type", "x-delivery-limit", "x-dead-letter-strategy"] {
+        without(table, name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_at_stake() {
+    on_stage(QUICK, async |stage| {
+        let topology = stage.topology();
+        let lane = topology.lane("confirm-receipt", 0);
+        let rung = format!("{}1s", topology.rung_prefix());
+        let due = topology.due_exchange();
+        let text = |value: &str| AMQPValue::LongString(value.into());
+        let put = |name: &'static str, value: AMQPValue| {
+            move |table: &mut FieldTable| {
+                table.insert(name.into(), value.clone());
+            }
+        };
+        let drop = |name: &'static str| move |table: &mut FieldTable| without(table, name);
+        let cases: Vec<(&str, Change, &str)> = vec![
+            (&rung, Box::new(drop("x-dead-letter-strategy")), "would be lost"),
+            (&rung, Box::new(put("x-dead-letter-strategy", text("at-most-once"))), "would be lost"),
+            (&rung, Box::new(put("x-overflow", text("drop-head"))), "would drop its head"),
+            (&lane, Box::new(drop("x-overflow")), "would drop its head"),
+            (&lane, Box::new(drop("x-delivery-limit")), "stops its workers"),
+            (&rung, Box::new(put("x-message-ttl", AMQPValue::LongLongInt(7))), "another time"),
+            (&lane, Box::new(put("x-dead-letter-exchange", text("elsewhere"))), "arrive where it should"),
+            (&lane, Box::new(classic), "not be replicated"),
+            (&due, Box::new(drop("alternate-exchange")), "jam its rung"),
+        ];
+        for (name, change, stake) in cases {
+            stage.replace(name, change).await;
+            let worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+            let refused = fleet::output(worker).await.expect_err("refused").to_string();
+            assert!(
+                refused.contains(name) && refused.contains(stake) && refused.contains("remove it when empty"),
+                "{stake}: {refused}"
+            );
+            stage.replace(name, |_| {}).await;
+        }
     })
     .await;
 }

@@ -1,14 +1,17 @@
 //! Apply: rechecks and writes a batch in one transaction. A batch that fails is split in halves until what breaks it stands
-//! alone; its neighbours are applied. An outage spends no attempt: it is waited out.
+//! alone; its neighbours are applied. An outage spends no attempt: it is waited out. A row that breaks the connection again and
+//! again, while the server answers others, is no outage.
 
 use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{DatabaseConnection, DbErr, TransactionTrait};
 use shared::{
     broker::backoff,
-    database::{Trouble, trouble},
+    database::{Trouble, probe, trouble, unanswered},
+    settings,
     task::{Outcome, Statements},
 };
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -16,62 +19,105 @@ use uuid::Uuid;
 const CONFLICT_TRIES: u32 = 3;
 /// Longest pause before such a try, in milliseconds; the actual one is random, so that two that collided part.
 const CONFLICT_PAUSE_MAX_MS: u64 = 40;
+/// So often the connection may break under the same rows, while the server answers others, before they are to blame for it.
+const CUTS_MAX: u32 = 10;
+/// The same for each half of rows that are to blame: the culprit is found without another long wait.
+const CUTS_LEFT: u32 = 2;
+/// How much longer than a single statement a transaction may take before nobody is there to answer.
+const ANSWER_MARGIN: Duration = Duration::from_secs(5);
+
+/// Rows that are tried together.
+struct Part {
+    asked: Vec<(Uuid, Uuid)>,
+    conflicts: u32,
+    cuts: u32,
+}
 
 /// Applies `asked` (subject and wake-up, each subject once) and returns what became of every subject; `None` when the database
 /// stayed away until `abandon`. What was committed by then comes back stale.
 #[tracing::instrument(skip_all, level = "debug", fields(subjects = asked.len()))]
 pub async fn apply(
     db: &DatabaseConnection,
+    settings: &settings::Database,
     statements: &Statements,
     asked: Vec<(Uuid, Uuid)>,
     abandon: &CancellationToken,
 ) -> Option<HashMap<Uuid, Outcome>> {
+    let answer_within = Duration::from_millis(settings.statement_timeout_ms) + ANSWER_MARGIN;
     let mut outcomes = HashMap::with_capacity(asked.len());
-    let mut parts = vec![(asked, 0)];
-    let mut outage = None;
-    while let Some((part, conflicts)) = parts.pop() {
-        if part.is_empty() {
+    let mut parts = vec![Part { asked, conflicts: 0, cuts: 0 }];
+    let mut outage = Outage::default();
+    while let Some(mut part) = parts.pop() {
+        if part.asked.is_empty() {
             continue;
         }
-        let (error, trouble) = match transaction(db, statements, &part).await {
+        let trying = transaction(db, statements, &part.asked);
+        let tried = timeout(answer_within, trying).await.unwrap_or_else(|_| Err((unanswered(), Trouble::Cut)));
+        let (error, mut trouble) = match tried {
             Ok(applied) => {
                 outcomes.extend(applied);
-                if outage.take().is_some() {
-                    tracing::info!("PostgreSQL is back");
-                }
+                outage.over();
                 continue;
             }
             Err(failed) => failed,
         };
-        match trouble {
-            Trouble::Away => {
-                // The same again is the probe: a server may answer and still refuse to write.
-                let pauses = outage.get_or_insert_with(|| {
-                    tracing::warn!(%error, "PostgreSQL is away; the lane waits until it is back");
-                    Box::new(backoff())
-                });
-                let pause = pauses.next().unwrap_or_default();
-                abandon.run_until_cancelled(tokio::time::sleep(pause)).await?;
-                parts.push((part, conflicts));
+        if trouble == Trouble::Cut {
+            part.cuts += 1;
+            // A server that answers others is not away: these rows break their connection.
+            if part.cuts >= CUTS_MAX && probe(db, answer_within).await.is_ok() {
+                trouble = Trouble::Failure;
+                outage.over();
             }
-            Trouble::Conflict if conflicts < CONFLICT_TRIES => {
-                tokio::time::sleep(Duration::from_millis(rand::random_range(1..=CONFLICT_PAUSE_MAX_MS))).await;
-                parts.push((part, conflicts + 1));
+        }
+        match trouble {
+            Trouble::Away | Trouble::Cut => {
+                // The same again is the probe: a server may answer and still refuse to write.
+                outage.wait(&error, abandon).await?;
+                parts.push(part);
+            }
+            Trouble::Conflict if part.conflicts < CONFLICT_TRIES => {
+                sleep(Duration::from_millis(rand::random_range(1..=CONFLICT_PAUSE_MAX_MS))).await;
+                parts.push(Part { conflicts: part.conflicts + 1, ..part });
             }
             Trouble::Conflict | Trouble::Failure => {
-                if let [(subject, _)] = part.as_slice() {
+                if let [(subject, _)] = part.asked.as_slice() {
                     outcomes.insert(*subject, Outcome::Retry { cause: chain(&error) });
                 } else {
-                    let (left, right) = part.split_at(part.len() / 2);
                     // A conflict that lasted gets one more try per part: a row locked for long must not hold up its lane.
                     let conflicts = if trouble == Trouble::Conflict { CONFLICT_TRIES } else { 0 };
-                    parts.push((right.to_vec(), conflicts));
-                    parts.push((left.to_vec(), conflicts));
+                    let cuts = part.cuts.min(CUTS_MAX - CUTS_LEFT);
+                    let right = part.asked.split_off(part.asked.len() / 2);
+                    parts.extend([right, part.asked].map(|asked| Part { asked, conflicts, cuts }));
                 }
             }
         }
     }
     Some(outcomes)
+}
+
+/// An outage of the database as one consumer sees it: told once when it begins and once when it ends, waited out with backoff.
+#[derive(Default)]
+pub struct Outage {
+    pauses: Option<Box<dyn Iterator<Item = Duration> + Send>>,
+}
+
+impl Outage {
+    /// Waits a while, longer each time; `None` when there is no more time.
+    pub async fn wait(&mut self, error: &DbErr, abandon: &CancellationToken) -> Option<()> {
+        let pauses = self.pauses.get_or_insert_with(|| {
+            tracing::warn!(%error, "PostgreSQL is away; the lane waits until it is back");
+            Box::new(backoff())
+        });
+        let pause = pauses.next().unwrap_or_default();
+        abandon.run_until_cancelled(sleep(pause)).await
+    }
+
+    /// It answers again.
+    pub fn over(&mut self) {
+        if self.pauses.take().is_some() {
+            tracing::info!("PostgreSQL is back");
+        }
+    }
 }
 
 /// One try. What fails before the first statement is no wake-up's fault, whatever the server says: it is away.

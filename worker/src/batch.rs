@@ -25,6 +25,11 @@ pub struct Limits {
     linger: Duration,
 }
 
+impl Limits {
+    /// One message, whatever it holds.
+    pub const ALONE: Self = Self { subjects: 1, messages: 1, linger: Duration::ZERO };
+}
+
 impl From<&settings::Worker> for Limits {
     fn from(worker: &settings::Worker) -> Self {
         Self {
@@ -52,7 +57,12 @@ pub enum End {
 }
 
 /// Fills a batch: waits for a first message, then for as many as come within the linger.
-pub async fn fill(consumer: &mut Consumer, kind: &'static str, limits: Limits, shutdown: &CancellationToken) -> (Batch, End) {
+pub async fn fill(
+    consumer: &mut Consumer,
+    kind: Option<&'static str>,
+    limits: Limits,
+    shutdown: &CancellationToken,
+) -> (Batch, End) {
     let mut batch = Batch::default();
     let mut subjects = 0;
     let mut until = None;
@@ -106,16 +116,34 @@ impl Batch {
         self.messages.len()
     }
 
+    #[must_use]
+    pub fn messages(&self) -> &[Taken] {
+        &self.messages
+    }
+
+    /// The tag of the last message, up to which a multiple ack settles them all.
+    #[must_use]
+    pub fn last_tag(&self) -> Option<u64> {
+        self.messages.last().map(|message| message.delivery_tag)
+    }
+
+    /// The one message of a batch of one, where it names several subjects.
+    #[must_use]
+    pub fn packed(&self) -> Option<(&Taken, &Wakeup)> {
+        let [message] = self.messages.as_slice() else { return None };
+        message.content.as_ref().ok().filter(|wakeup| wakeup.subjects.len() > 1).map(|wakeup| (message, wakeup))
+    }
+
     /// The wake-ups in it.
     pub fn wakeups(&self) -> impl Iterator<Item = &Wakeup> {
         self.messages.iter().filter_map(|message| message.content.as_ref().ok())
     }
 
-    /// Every subject once, in id order, with the id of the first wake-up that names it.
+    /// Every subject to be rechecked now once, in id order, with the id of the first wake-up that names it.
     #[must_use]
     pub fn asked(&self) -> Vec<(Uuid, Uuid)> {
         let mut asked = BTreeMap::new();
-        for wakeup in self.wakeups() {
+        for wakeup in self.messages.iter().filter_map(Taken::asks) {
             for subject in &wakeup.subjects {
                 asked.entry(*subject).or_insert(wakeup.id);
             }
@@ -124,13 +152,20 @@ impl Batch {
     }
 
     /// Gives each message its outcomes. The first message that names a subject gets what became of it; the later ones are
-    /// stale, as are subjects of which nothing was heard.
+    /// stale, as are subjects of which nothing was heard. Whose pause is not over waits for the rest of it.
     #[must_use]
     pub fn answer(self, mut outcomes: HashMap<Uuid, Outcome>) -> Vec<Answered> {
         let mut answer = |message: Taken| {
-            let subjects = message.content.as_ref().map(|wakeup| wakeup.subjects.as_slice()).unwrap_or_default();
-            let outcomes =
-                subjects.iter().map(|subject| (*subject, outcomes.remove(subject).unwrap_or(Outcome::Stale))).collect();
+            let outcomes = message.content.as_ref().map_or_else(
+                |_| Vec::new(),
+                |wakeup| {
+                    let mut of = |subject: &Uuid| match wakeup.rest {
+                        rest if rest.is_zero() => outcomes.remove(subject).unwrap_or(Outcome::Stale),
+                        wait => Outcome::Postpone { until: wakeup.due_at, wait },
+                    };
+                    wakeup.subjects.iter().map(|subject| (*subject, of(subject))).collect()
+                },
+            );
             Answered { message, outcomes }
         };
         self.messages.into_iter().map(&mut answer).collect()
@@ -139,6 +174,7 @@ impl Batch {
 
 #[cfg(test)]
 mod tests {
+    use chrono::TimeDelta;
     use shared::wakeup::{Malformed, TraceContext};
 
     use super::*;
@@ -150,10 +186,24 @@ mod tests {
             subjects: subjects.iter().copied().map(Uuid::from_u128).collect(),
             due_at: "2026-11-24T00:00:00Z".parse().unwrap(),
             attempt: 0,
+            rest: TimeDelta::zero(),
             trace: TraceContext::default(),
         };
         let content = if subjects.is_empty() { Err(Malformed::NoSubjects) } else { Ok(wakeup) };
-        Taken { delivery_tag, routing_key: String::new(), headers: None, body: vec![], content }
+        let properties = lapin::BasicProperties::default();
+        Taken { delivery_tag, routing_key: String::new(), properties, body: vec![], content }
+    }
+
+    #[test]
+    fn whose_pause_is_not_over_is_not_asked_about_and_waits_for_the_rest() {
+        let mut paused = taken(1, &[5]);
+        let rest = TimeDelta::milliseconds(1_500);
+        paused.content = paused.content.map(|wakeup| Wakeup { rest, attempt: 1, ..wakeup });
+        let batch = Batch { messages: vec![paused, taken(2, &[5, 6])] };
+        let asked = batch.asked();
+        assert_eq!(asked, [(5, 2), (6, 2)].map(|(subject, wakeup)| (Uuid::from_u128(subject), Uuid::from_u128(wakeup))));
+        let answered = batch.answer(asked.into_iter().map(|(subject, _)| (subject, Outcome::Stale)).collect());
+        assert!(matches!(answered[0].outcomes[..], [(_, Outcome::Postpone { wait, .. })] if wait == rest));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Intake: a delivery becomes a wake-up, or is refused with a reason and its bytes kept. Nothing that comes in here can stop
 //! the worker or the messages beside it.
 
-use lapin::{message::Delivery, types::FieldTable};
+use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 use shared::wakeup::{Malformed, Wakeup};
 
 /// A message in hand, unacked.
@@ -9,18 +9,39 @@ use shared::wakeup::{Malformed, Wakeup};
 pub struct Taken {
     pub delivery_tag: u64,
     pub routing_key: String,
-    pub headers: Option<FieldTable>,
+    pub properties: BasicProperties,
     /// The original bytes.
     pub body: Vec<u8>,
     /// What it says, or why it says nothing.
     pub content: Result<Wakeup, Malformed>,
 }
 
-/// Understands a delivery from the lane of `lane`.
+impl Taken {
+    /// The original headers.
+    #[must_use]
+    pub fn headers(&self) -> Option<&FieldTable> {
+        self.properties.headers().as_ref()
+    }
+
+    /// The subjects that are to be rechecked now: none where the pause before a retry is not over yet.
+    #[must_use]
+    pub fn asks(&self) -> Option<&Wakeup> {
+        self.content.as_ref().ok().filter(|wakeup| wakeup.rest.is_zero())
+    }
+}
+
+/// Understands a delivery; a `lane` takes wake-ups of its own kind only.
 #[must_use]
-pub fn take(delivery: Delivery, lane: &'static str) -> Taken {
-    let headers = delivery.properties.headers().clone();
-    let content = Wakeup::decode(&delivery.data, headers.as_ref())
-        .and_then(|wakeup| if wakeup.kind == lane { Ok(wakeup) } else { Err(Malformed::WrongLane { kind: wakeup.kind, lane }) });
-    Taken { delivery_tag: delivery.delivery_tag, routing_key: delivery.routing_key.into(), headers, body: delivery.data, content }
+pub fn take(delivery: Delivery, lane: Option<&'static str>) -> Taken {
+    let content = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref()).and_then(|wakeup| match lane {
+        Some(lane) if wakeup.kind != lane => Err(Malformed::WrongLane { kind: wakeup.kind, lane }),
+        _ => Ok(wakeup),
+    });
+    Taken {
+        delivery_tag: delivery.delivery_tag,
+        routing_key: delivery.routing_key.into(),
+        properties: delivery.properties,
+        body: delivery.data,
+        content,
+    }
 }

@@ -1,7 +1,8 @@
-//! A lane's consumer: takes wake-ups of one kind over a connection of its own and leads them through the rooms, batch after
-//! batch, in the order in which they came.
+//! A lane's consumer: takes messages over a connection of its own and leads them through the rooms, batch after batch, in the
+//! order in which they came. What it publishes goes over a second connection, so that a broker that blocks publishers does not
+//! keep it from acking.
 
-use std::sync::Arc;
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use lapin::{
     Channel, Consumer,
@@ -11,7 +12,7 @@ use lapin::{
 use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, backoff, close_channel},
-    health::Health,
+    health::{Health, Part, UNREACHED},
     settings::Settings,
     task::Statements,
     telemetry,
@@ -21,8 +22,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    apply, batch,
-    batch::{Batch, End},
+    apply,
+    batch::{self, Batch, End, Limits},
+    canary,
     settle::Settle,
     tally::Tally,
 };
@@ -35,8 +37,9 @@ pub(crate) struct Context {
     pub settings: Settings,
     pub topology: Topology,
     pub db: DatabaseConnection,
+    /// Of every kind.
+    pub statements: HashMap<&'static str, Statements>,
     pub tally: Arc<Tally>,
-    #[expect(dead_code, reason = "the lanes say nothing to it yet")]
     pub health: Health,
     /// Stop taking.
     pub shutdown: CancellationToken,
@@ -44,32 +47,58 @@ pub(crate) struct Context {
     pub abandon: CancellationToken,
 }
 
-/// One consumer of one lane.
+/// One consumer of one queue.
 pub(crate) struct Lane {
-    pub kind: &'static str,
+    pub of: Of,
     pub queue: String,
-    pub statements: Arc<Statements>,
+    /// Among the consumers of this queue in this process, from 0.
+    pub number: u16,
+}
+
+/// What a queue holds.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Of {
+    /// Due wake-ups of a kind.
+    Kind(&'static str),
+    /// Wake-ups of any kind that were delivered too often: one is taken in hand at a time, so that one that stops its worker
+    /// takes no other down with it.
+    Quarantine,
+    /// The rungs' canaries.
+    Canaries,
+}
+
+impl Of {
+    const fn kind(self) -> Option<&'static str> {
+        match self {
+            Self::Kind(kind) => Some(kind),
+            Self::Quarantine | Self::Canaries => None,
+        }
+    }
 }
 
 impl Lane {
-    /// Serves until told to shut down, over one connection after the other.
+    /// Serves until told to shut down, over one pair of connections after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
+        let part = context.health.part(format!("{} #{}", self.queue, self.number));
+        part.down(UNREACHED);
         let mut pauses = None;
-        while let Some(broker) = Broker::connect_until(&context.settings.amqp, "kyhan worker", &context.shutdown).await {
-            // The worker has declared everything once; a broker that was lost may have come back empty.
-            let declared = if pauses.is_some() { broker.declare(&context.topology).await } else { Ok(()) };
+        while let Some((broker, outlet)) = connect(&context).await {
             let mut settled = 0;
-            let served = match declared {
-                Ok(()) => self.serve(&broker, &context, &mut settled).await,
-                Err(error) => Err(error),
+            let served = async {
+                if pauses.is_some() {
+                    // The worker has declared everything once; a broker that was lost may have come back empty.
+                    broker.declare(&context.topology).await?;
+                }
+                self.serve(&broker, &outlet, &context, &part, &mut settled).await
             };
+            let served = served.await;
+            outlet.close().await;
             broker.close().await;
+            let Err(error) = served else { return };
+            tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
+            part.down(error.to_string());
             if settled > 0 {
                 pauses = None;
-            }
-            match served {
-                Ok(()) => return,
-                Err(error) => tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane"),
             }
             // Growing, as each time what was prefetched returns and has been delivered once more.
             let pause = pauses.get_or_insert_with(|| Box::new(backoff())).next().unwrap_or_default();
@@ -77,21 +106,33 @@ impl Lane {
         }
     }
 
-    /// Serves over one connection; `settled` counts its batches.
-    async fn serve(&self, broker: &Broker, context: &Context, settled: &mut u64) -> Result<(), BrokerError> {
+    /// Serves over one pair of connections; `settled` counts its batches.
+    async fn serve(
+        &self,
+        broker: &Broker,
+        outlet: &Broker,
+        context: &Context,
+        part: &Part,
+        settled: &mut u64,
+    ) -> Result<(), BrokerError> {
+        let worker = &context.settings.worker;
         let settle = Settle {
             channel: broker.channel().await?,
-            publisher: broker.publisher().await?,
+            publisher: outlet.publisher().await?,
             topology: &context.topology,
-            worker: &context.settings.worker,
+            worker,
             pack_max: context.settings.naming.pack_max,
         };
-        let mut consumer = consume(&settle.channel, &self.queue, context.settings.worker.prefetch).await?;
-        let limits = batch::Limits::from(&context.settings.worker);
+        let (prefetch, limits) = match self.of {
+            Of::Kind(_) | Of::Canaries => (worker.prefetch, Limits::from(worker)),
+            Of::Quarantine => (1, Limits::ALONE),
+        };
+        let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
+        part.up();
         loop {
-            let (batch, end) = batch::fill(&mut consumer, self.kind, limits, &context.shutdown).await;
+            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.shutdown).await;
             if !batch.is_empty() {
-                if !self.process(batch, &settle, context).await? {
+                if !self.hold(batch, &settle, context, part).await? {
                     break;
                 }
                 *settled += 1;
@@ -108,25 +149,65 @@ impl Lane {
         Ok(())
     }
 
+    /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
+    /// patience with this consumer; the wait goes on without it, as nothing else could be done with what came next.
+    async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context, part: &Part) -> Result<bool, BrokerError> {
+        let mut processing = std::pin::pin!(self.process(batch, settle, context));
+        let hold_ms = context.settings.worker.hold_ms;
+        if let Ok(done) = tokio::time::timeout(Duration::from_millis(hold_ms), &mut processing).await {
+            return done;
+        }
+        tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane, which waits on");
+        part.down("waits for a server; nothing is in hand");
+        close_channel(&settle.channel).await;
+        // What was taken returns by now. It ends with the ack, which this channel can give no more.
+        processing.await
+    }
+
     /// One batch through apply and settle; `false` when it was abandoned unsettled.
     async fn process(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
-        let span = tracing::info_span!("batch", otel.kind = "consumer", kind = self.kind, messages = batch.len());
+        if self.of == Of::Canaries {
+            return canary::process(&batch, settle, context).await;
+        }
+        if self.of == Of::Quarantine
+            && let Some((message, wakeup)) = batch.packed()
+        {
+            tracing::warn!(kind = wakeup.kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
+            return settle.take_apart(message, wakeup).await.map(|()| true);
+        }
+        let kind = self.of.kind().or_else(|| batch.wakeups().next().map(|wakeup| wakeup.kind));
+        let span = tracing::info_span!("batch", otel.kind = "consumer", kind, messages = batch.len());
         for wakeup in batch.wakeups().take(LINKS_MAX) {
             telemetry::link(&span, &wakeup.trace);
         }
         async {
-            let asked = batch.asked();
-            let Some(outcomes) = apply::apply(&context.db, &self.statements, asked, &context.abandon).await else {
-                return Ok(false);
+            let outcomes = match kind.and_then(|kind| context.statements.get(kind)) {
+                Some(statements) => {
+                    let database = &context.settings.database;
+                    apply::apply(&context.db, database, statements, batch.asked(), &context.abandon).await
+                }
+                None => Some(HashMap::new()),
             };
+            let Some(outcomes) = outcomes else { return Ok(false) };
             let settled = batch.answer(outcomes);
             settle.settle(&settled).await?;
-            context.tally.count(self.kind, &settled);
+            context.tally.count(kind.unwrap_or("unknown"), &settled);
             Ok(true)
         }
         .instrument(span)
         .await
     }
+}
+
+/// A connection to consume over and one to publish over; `None` when told to shut down.
+async fn connect(context: &Context) -> Option<(Broker, Broker)> {
+    let (amqp, shutdown) = (&context.settings.amqp, &context.shutdown);
+    let broker = Broker::connect_until(amqp, "kyhan worker", shutdown).await?;
+    let Some(outlet) = Broker::connect_until(amqp, "kyhan worker, publishing", shutdown).await else {
+        broker.close().await;
+        return None;
+    };
+    Some((broker, outlet))
 }
 
 async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {

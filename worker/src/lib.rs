@@ -5,6 +5,7 @@
 
 pub mod apply;
 pub mod batch;
+mod canary;
 pub mod intake;
 mod lane;
 pub mod settle;
@@ -16,15 +17,18 @@ use std::{sync::Arc, time::Duration};
 use shared::{
     broker::{Broker, BrokerError},
     database::{self, DatabaseError, Role},
-    health::{Health, UNREACHED},
+    health::{Health, Part, UNREACHED},
     settings::Settings,
     task::Statements,
     tasks,
+    topology::{CANARY, Topology},
 };
 use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 pub use tally::Totals;
+
+use lane::{Context, Lane, Of};
 
 /// Why a worker ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -53,57 +57,76 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     if !declare(settings, &shutdown).await? {
         return Ok(tally.totals());
     }
-    rabbitmq.up();
     if let Err(error) = database::remember_rungs(&db, &topology).await {
         tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
     }
-
-    // The sweep's leader keeps one more.
-    let consumers = tasks::ALL.len() * usize::from(settings.naming.shards) * usize::from(settings.worker.consumers);
-    if (settings.database.max_connections as usize) <= consumers {
-        tracing::warn!(
-            consumers,
-            max_connections = settings.database.max_connections,
-            "consumers wait for each other's connections"
-        );
-    }
-    let context = Arc::new(lane::Context {
+    let context = Arc::new(Context {
         settings: settings.clone(),
         topology,
         db,
+        statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
         tally: Arc::clone(&tally),
         health: health.clone(),
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });
-    let mut lanes = JoinSet::new();
-    for task in tasks::ALL {
-        let statements = Arc::new(Statements::new(*task, &settings.terms()));
-        for queue in context.topology.lanes(task.kind()) {
-            for _ in 0..settings.worker.consumers {
-                let lane = lane::Lane { kind: task.kind(), queue: queue.clone(), statements: Arc::clone(&statements) };
-                lanes.spawn(lane.run(Arc::clone(&context)));
-            }
-        }
+    let mut running = JoinSet::new();
+    let lanes = lanes(&context.topology, settings.worker.consumers);
+    // The sweep's leader keeps one more.
+    if (settings.database.max_connections as usize) <= lanes.len() {
+        let (consumers, max_connections) = (lanes.len(), settings.database.max_connections);
+        tracing::warn!(consumers, max_connections, "consumers may wait for each other's connections");
     }
-    lanes.spawn(sweep::run(Arc::clone(&context)));
+    for lane in lanes {
+        running.spawn(lane.run(Arc::clone(&context)));
+    }
+    // From now on each consumer says how RabbitMQ is.
+    drop(rabbitmq);
+    running.spawn(sweep::run(Arc::clone(&context)));
+    running.spawn(watch(Arc::clone(&context), postgresql));
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
-    let finished = finish(lanes, &context, Duration::from_millis(settings.worker.grace_ms)).await;
+    let finished = finish(running, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     reporting.abort();
     tally.say();
     let _ = tokio::time::timeout(Duration::from_secs(5), context.db.clone().close()).await;
     finished.map(|()| tally.totals())
 }
 
+/// Every consumer of this process.
+fn lanes(topology: &Topology, consumers: u16) -> Vec<Lane> {
+    let mut lanes = Vec::new();
+    for task in tasks::ALL {
+        for queue in topology.lanes(task.kind()) {
+            lanes.extend((0..consumers).map(|number| Lane { of: Of::Kind(task.kind()), queue: queue.clone(), number }));
+        }
+    }
+    lanes.extend(topology.lanes(CANARY).map(|queue| Lane { of: Of::Canaries, queue, number: 0 }));
+    lanes.push(Lane { of: Of::Quarantine, queue: topology.quarantine(), number: 0 });
+    lanes
+}
+
+/// Asks the database how it is: lanes without work would not notice.
+async fn watch(context: Arc<Context>, postgresql: Part) {
+    while context.shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
+        match database::probe(&context.db, WATCH_EVERY).await {
+            Ok(()) => postgresql.up(),
+            Err(error) => postgresql.down(error.to_string()),
+        }
+    }
+}
+
+/// How often the database is asked how it is, and how long it may take to answer.
+const WATCH_EVERY: Duration = Duration::from_secs(5);
+
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
 async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
     let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", shutdown).await?;
     while let Some(broker) = connected {
-        let declared = broker.declare(&settings.topology()).await;
+        let declared = broker.guard(&settings.topology()).await;
         broker.close().await;
         match declared {
             Ok(()) => return Ok(true),
-            Err(error @ BrokerError::Inequivalent(_)) => return Err(error),
+            Err(error) if error.is_final() => return Err(error),
             Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
         }
         shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
@@ -115,7 +138,7 @@ async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bo
 /// Waits for the lanes. Once told to shut down they have `grace` to settle what is in hand; then whatever still waits for a
 /// server is abandoned unacked, and returns to its lane. A consumer that dies ends the whole worker, so that its supervisor
 /// starts a sound one.
-async fn finish(mut lanes: JoinSet<()>, context: &lane::Context, grace: Duration) -> Result<(), WorkerError> {
+async fn finish(mut lanes: JoinSet<()>, context: &Context, grace: Duration) -> Result<(), WorkerError> {
     let out_of_patience = async {
         context.shutdown.cancelled().await;
         tokio::time::sleep(grace).await;

@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
-    database::{Trouble, statement, trouble},
+    database::{statement, trouble},
     due,
     pack::{Waiting, pack},
     task::Task,
@@ -22,14 +22,14 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::lane::Context;
+use crate::{canary::Keeper, lane::Context};
 
 /// The advisory lock of the sweep's leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the sweep.
 const LEADER: i64 = 0x6b_7968_616e_0001;
 
 /// Why a round was cut short; the next one goes on.
 #[derive(Debug, thiserror::Error)]
-enum SweepError {
+pub(crate) enum SweepError {
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
     #[error(transparent)]
@@ -49,12 +49,15 @@ pub(crate) async fn run(context: Arc<Context>) {
         .with_unit("{subject}")
         .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
         .build();
+    let canaries = Keeper::new();
     let every = Duration::from_millis(context.settings.sweep.every_ms);
     let mut leadership = None;
     // The first round comes after a whole period: what is due at the start is what the lanes begin with.
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
-        let Some(done) = context.shutdown.run_until_cancelled(round(&context, &mut leadership, &woken)).await else { break };
+        let Some(done) = context.shutdown.run_until_cancelled(round(&context, &mut leadership, &woken, &canaries)).await else {
+            break;
+        };
         if let Err(error) = done {
             // Whoever cannot sweep must not lead: the connection closes, and the lock with it.
             leadership = None;
@@ -66,7 +69,7 @@ pub(crate) async fn run(context: Arc<Context>) {
 /// An outage is told of by the lanes already.
 fn tell(what: &'static str, error: &SweepError) {
     match error {
-        SweepError::Database(error) if trouble(error) == Trouble::Away => tracing::debug!(%error, what),
+        SweepError::Database(error) if trouble(error).is_outage() => tracing::debug!(%error, what),
         SweepError::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(%error, what),
         error => tracing::warn!(%error, what),
     }
@@ -76,6 +79,7 @@ async fn round(
     context: &Context,
     leadership: &mut Option<PoolConnection<Postgres>>,
     woken: &Counter<u64>,
+    canaries: &Keeper,
 ) -> Result<(), SweepError> {
     if !is_leader(context, leadership).await? {
         return Ok(());
@@ -94,6 +98,7 @@ async fn round(
             Err(error) => done = Err(error),
         }
     }
+    done = done.and(canaries.round(context, &broker).await);
     broker.close().await;
     context.db.execute_unprepared(FORGET).await?;
     done
@@ -143,7 +148,8 @@ async fn sweep(context: &Context, broker: &Broker, task: &dyn Task) -> Result<u6
     let topology = &context.topology;
     let packed = pack(waiting, topology.ladder(), topology.shards(), context.settings.naming.pack_max, &TraceContext::default());
     let publisher = broker.publisher().await?;
-    publisher.publish_all(packed.iter().map(|packed| Outgoing::of(packed, topology)).collect()).await?;
+    let messages: Vec<Outgoing> = packed.iter().map(|packed| Outgoing::of(packed, topology)).collect();
+    publisher.publish_all(&messages).await?;
     publisher.close().await;
     // After the confirms: a process that dies in between has woken them once too often, which is harmless.
     remember(context, task, &overdue).await?;

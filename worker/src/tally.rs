@@ -12,7 +12,7 @@ use opentelemetry::{
     KeyValue, global,
     metrics::{Counter, Histogram},
 };
-use shared::task::Outcome;
+use shared::{task::Outcome, wakeup::Malformed};
 
 use crate::batch::Answered;
 
@@ -29,16 +29,19 @@ pub struct Totals {
     pub rejected: u64,
     /// Messages, not subjects.
     pub malformed: u64,
+    /// Messages of a later format.
+    pub parked: u64,
 }
 
 pub(crate) struct Tally {
-    counts: [AtomicU64; 6],
+    counts: [AtomicU64; NAMES.len()],
     said: AtomicU64,
     subjects: Counter<u64>,
     lateness: Histogram<f64>,
 }
 
 const MALFORMED: usize = 5;
+const PARKED: usize = 6;
 
 impl Tally {
     pub(crate) fn new() -> Self {
@@ -61,10 +64,14 @@ impl Tally {
     }
 
     pub(crate) fn count(&self, kind: &'static str, batch: &[Answered]) {
-        let mut counts = [0u64; 6];
+        let mut counts = [0u64; NAMES.len()];
         let of_kind = [KeyValue::new("kind", kind)];
         for Answered { message, outcomes } in batch {
-            counts[MALFORMED] += u64::from(message.content.is_err());
+            match message.content {
+                Ok(_) => {}
+                Err(Malformed::Future(_)) => counts[PARKED] += 1,
+                Err(_) => counts[MALFORMED] += 1,
+            }
             for (_, outcome) in outcomes {
                 if let Some(at) = NAMES.iter().position(|name| *name == outcome.name()) {
                     counts[at] += 1;
@@ -83,9 +90,9 @@ impl Tally {
     }
 
     pub(crate) fn totals(&self) -> Totals {
-        let [applied, stale, postponed, retried, rejected, malformed] =
-            [0, 1, 2, 3, 4, MALFORMED].map(|at| self.counts[at].load(Ordering::Relaxed));
-        Totals { applied, stale, postponed, retried, rejected, malformed }
+        let [applied, stale, postponed, retried, rejected, malformed, parked] =
+            [0, 1, 2, 3, 4, MALFORMED, PARKED].map(|at| self.counts[at].load(Ordering::Relaxed));
+        Totals { applied, stale, postponed, retried, rejected, malformed, parked }
     }
 
     /// Logs the totals whenever they have changed.
@@ -98,13 +105,13 @@ impl Tally {
     }
 
     pub(crate) fn say(&self) {
-        let Totals { applied, stale, postponed, retried, rejected, malformed } = self.totals();
-        let all = applied + stale + postponed + retried + rejected + malformed;
+        let Totals { applied, stale, postponed, retried, rejected, malformed, parked } = self.totals();
+        let all = applied + stale + postponed + retried + rejected + malformed + parked;
         if self.said.swap(all, Ordering::Relaxed) != all {
-            tracing::info!(applied, stale, postponed, retried, rejected, malformed, "settled so far");
+            tracing::info!(applied, stale, postponed, retried, rejected, malformed, parked, "settled so far");
         }
     }
 }
 
-/// The outcomes' names ([`Outcome::name`]), and [`MALFORMED`], as counted and logged.
-const NAMES: [&str; 6] = ["applied", "stale", "postponed", "retried", "rejected", "malformed"];
+/// The outcomes' names ([`Outcome::name`]), [`MALFORMED`] and [`PARKED`], as counted and logged.
+const NAMES: [&str; 7] = ["applied", "stale", "postponed", "retried", "rejected", "malformed", "parked"];

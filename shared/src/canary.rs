@@ -1,0 +1,226 @@
+//! Canaries: a message a while into every rung, which tells by its arrival that the rung moves. Who sent which and what has
+//! arrived is in the table `canaries`, so that any worker can say it and none has to remember.
+//!
+//! A queue's head cannot be asked for its age without taking it. In a rung all messages wait equally long, one after the other,
+//! so the oldest canary that has not arrived is about as old as the head.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use lapin::BasicProperties;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::{
+    broker::Outgoing,
+    database::statement,
+    ladder::{Hop, Rung},
+    topology::{CANARY, Topology},
+    wakeup::{CONTENT_TYPE, PERSISTENT},
+};
+
+/// The AMQP `type` property of a canary.
+const MESSAGE_TYPE: &str = "kyhan.canary";
+/// Longest body of a canary, in bytes.
+const BODY_MAX: usize = 1024;
+/// Longest time between two canaries of a rung: within it, and the grace, a rung that stands still is noticed.
+const EVERY_MAX: Duration = Duration::from_hours(1);
+
+/// One canary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Canary {
+    pub id: Uuid,
+    /// The rung's queue.
+    pub queue: String,
+    /// By the database's clock, as is `due_at`.
+    pub published_at: DateTime<Utc>,
+    /// When its rung should let it go.
+    pub due_at: DateTime<Utc>,
+}
+
+/// A rung's queue: its rung and shard.
+pub type Place = (Rung, u16);
+
+/// How old a rung's head is, by its canaries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RungAge {
+    pub queue: String,
+    /// Age of the oldest canary that has not arrived; zero when none waits.
+    pub head_age: TimeDelta,
+    /// How long that one should have arrived; zero when it need not have.
+    pub overdue: TimeDelta,
+    /// How late the newest arrival was; `None` before the first.
+    pub late: Option<TimeDelta>,
+}
+
+impl Canary {
+    /// Its message into a rung.
+    #[must_use]
+    pub fn message(&self, topology: &Topology, (rung, shard): Place) -> Outgoing {
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_content_type(CONTENT_TYPE.into())
+            .with_type(MESSAGE_TYPE.into())
+            .with_message_id(self.id.to_string().into());
+        Outgoing {
+            exchange: topology.exchange_of(Hop::Rung(rung)),
+            routing_key: Topology::routing_key(CANARY, shard),
+            properties,
+            body: serde_json::to_vec(self).unwrap_or_default(),
+        }
+    }
+
+    /// Understands a message of the canaries' lane.
+    ///
+    /// # Errors
+    /// Why it is no canary of ours.
+    pub fn decode(body: &[u8], topology: &Topology) -> Result<Self, String> {
+        if body.len() > BODY_MAX {
+            return Err(format!("the body has {} bytes; {BODY_MAX} is the most", body.len()));
+        }
+        let canary: Self = serde_json::from_slice(body).map_err(|error| format!("the body is no canary: {error}"))?;
+        if topology.rungs().any(|(_, queue)| queue == canary.queue) {
+            Ok(canary)
+        } else {
+            Err("it names no rung of this topology".to_owned())
+        }
+    }
+}
+
+/// The rungs that want a canary now, each with one to be published and then told to [`sent`].
+///
+/// # Errors
+/// The database's.
+pub async fn wanted(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
+    let rungs: Vec<(Place, String)> = topology.rungs().collect();
+    let queues: Vec<String> = rungs.iter().map(|(_, queue)| queue.clone()).collect();
+    let durations: Vec<i64> = rungs.iter().map(|((rung, _), _)| signed(rung.duration_ms())).collect();
+    let (least, most) = (signed_ms(every), signed_ms(EVERY_MAX.max(every)));
+    let sql = "SELECT asked.queue, now() AS published_at, now() + asked.duration_ms * interval '1 ms' AS due_at
+                 FROM unnest($1::text[], $2::bigint[]) AS asked (queue, duration_ms)
+                WHERE NOT EXISTS (
+                          SELECT FROM canaries WHERE canaries.queue = asked.queue
+                             AND canaries.published_at > now() - least(greatest(asked.duration_ms, $3), $4) * interval '1 ms')";
+    let rows = db.query_all_raw(statement(sql, [queues.into(), durations.into(), least.into(), most.into()])).await?;
+    let mut wanted = Vec::with_capacity(rows.len());
+    for row in rows {
+        let queue: String = row.try_get("", "queue")?;
+        let Some((place, _)) = rungs.iter().find(|(_, name)| *name == queue) else { continue };
+        let (published_at, due_at) = (row.try_get("", "published_at")?, row.try_get("", "due_at")?);
+        wanted.push((Canary { id: Uuid::new_v4(), queue, published_at, due_at }, *place));
+    }
+    Ok(wanted)
+}
+
+/// Notes canaries that the broker has confirmed. One of a short rung may have arrived before.
+///
+/// # Errors
+/// The database's.
+pub async fn sent(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
+    note(db, canaries, "NULL", "DO NOTHING").await
+}
+
+/// Notes canaries that have arrived, again and again if need be.
+///
+/// # Errors
+/// The database's.
+pub async fn arrived(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
+    note(db, canaries, "now()", "(id) DO UPDATE SET arrived_at = coalesce(canaries.arrived_at, now())").await
+}
+
+async fn note(db: &DatabaseConnection, canaries: &[Canary], arrived_at: &str, conflict: &str) -> Result<(), DbErr> {
+    if canaries.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<Uuid> = canaries.iter().map(|canary| canary.id).collect();
+    let queues: Vec<String> = canaries.iter().map(|canary| canary.queue.clone()).collect();
+    let published: Vec<DateTime<Utc>> = canaries.iter().map(|canary| canary.published_at).collect();
+    let due: Vec<DateTime<Utc>> = canaries.iter().map(|canary| canary.due_at).collect();
+    // The same one twice in a batch would be updated twice by one statement, which PostgreSQL refuses.
+    let sql = format!(
+        "INSERT INTO canaries (id, queue, published_at, due_at, arrived_at)
+         SELECT DISTINCT ON (id) id, queue, published_at, due_at, {arrived_at}::timestamptz
+           FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS noted (id, queue, published_at, due_at)
+          ORDER BY id
+         ON CONFLICT {conflict}"
+    );
+    db.execute_raw(statement(&sql, [ids.into(), queues.into(), published.into(), due.into()])).await.map(|_| ())
+}
+
+/// How old the head of every rung is.
+///
+/// # Errors
+/// The database's.
+pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<RungAge>, DbErr> {
+    let sql = "SELECT asked.queue,
+                      coalesce(extract(epoch FROM now() - min(published_at) FILTER (WHERE arrived_at IS NULL)), 0)::float8 AS head_age,
+                      coalesce(greatest(extract(epoch FROM now() - min(due_at) FILTER (WHERE arrived_at IS NULL)), 0), 0)::float8 AS overdue,
+                      extract(epoch FROM (array_agg(arrived_at - due_at ORDER BY arrived_at DESC)
+                                          FILTER (WHERE arrived_at IS NOT NULL))[1])::float8 AS late
+                 FROM unnest($1::text[]) WITH ORDINALITY AS asked (queue, place)
+                      LEFT JOIN canaries ON canaries.queue = asked.queue
+                GROUP BY asked.queue, asked.place ORDER BY asked.place";
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let rows = db.query_all_raw(statement(sql, [queues.into()])).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RungAge {
+                queue: row.try_get("", "queue")?,
+                head_age: seconds(row.try_get("", "head_age")?),
+                overdue: seconds(row.try_get("", "overdue")?),
+                late: row.try_get::<Option<f64>>("", "late")?.map(seconds),
+            })
+        })
+        .collect()
+}
+
+/// Forgets canaries of long ago, and those that younger ones of their rung have overtaken: a rung keeps its order, so they were
+/// lost. How many were lost.
+///
+/// # Errors
+/// The database's.
+pub async fn forget(db: &DatabaseConnection, topology: &Topology) -> Result<u64, DbErr> {
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let old = "DELETE FROM canaries WHERE arrived_at < now() - interval '1 day'
+                  OR (NOT queue = ANY($1) AND due_at < now() - interval '1 day')";
+    db.execute_raw(statement(old, [queues.clone().into()])).await?;
+    let lost = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL AND due_at < now() - interval '1 minute'
+                   AND EXISTS (SELECT FROM canaries AS younger
+                                WHERE younger.queue = canaries.queue AND younger.published_at > canaries.published_at
+                                  AND younger.arrived_at < now() - interval '1 minute')";
+    Ok(db.execute_raw(statement(lost, [queues.into()])).await?.rows_affected())
+}
+
+fn seconds(seconds: f64) -> TimeDelta {
+    #[expect(clippy::cast_possible_truncation, reason = "cut to what a time delta holds")]
+    TimeDelta::milliseconds((seconds * 1000.0) as i64)
+}
+
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+fn signed_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::Policy;
+
+    #[test]
+    fn what_is_sent_is_read_again_and_what_is_none_of_ours_is_refused() {
+        let topology = Topology::new("kyhan", 2, &[Duration::from_secs(5)], &Policy::default());
+        let (place, queue) = topology.rungs().nth(1).unwrap();
+        let at = "2026-11-24T00:00:00Z".parse().unwrap();
+        let canary = Canary { id: Uuid::from_u128(1), queue, published_at: at, due_at: at };
+        let message = canary.message(&topology, place);
+        assert_eq!((message.exchange.as_str(), message.routing_key.as_str()), ("kyhan.rung.5s", "canary.1"));
+        assert_eq!(Canary::decode(&message.body, &topology), Ok(canary.clone()));
+        let stray = Canary { queue: "kyhan.rung.6s".into(), ..canary };
+        assert!(Canary::decode(&serde_json::to_vec(&stray).unwrap(), &topology).is_err());
+        assert!(Canary::decode(b"hello", &topology).is_err());
+    }
+}

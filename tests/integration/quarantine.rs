@@ -1,0 +1,106 @@
+//! Quarantine: what was delivered too often is applied alone, so that only what stops its worker becomes a dead letter.
+
+use std::time::Duration;
+
+use lapin::options::BasicGetOptions;
+use shared::topology::{LANE_DELIVERY_LIMIT, QUARANTINE_DELIVERY_LIMIT};
+use tests::{fleet, sandbox::eventually};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, SOON, Stage, on_stage};
+
+/// From now on whoever applies this order hangs, as a worker would that its row sends into an endless loop.
+async fn hangs_its_worker(stage: &Stage, order: Uuid) {
+    let function = format!(
+        "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF OLD.id = '{order}' THEN PERFORM pg_sleep(3600); END IF;
+             RETURN NEW;
+         END $$"
+    );
+    stage.run(&function, []).await;
+    stage.run("CREATE TRIGGER hang BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION hang()", []).await;
+}
+
+/// Worker after worker takes the head of a queue in hand and dies, until the queue gives it up.
+async fn give_up(stage: &Stage, queue: &str, limit: i64) {
+    let broker = stage.sandbox.broker().await.expect("a broker");
+    for _ in 0..=limit {
+        let channel = broker.channel().await.expect("a channel");
+        let mut taken = None;
+        eventually("it is back", SOON, async || {
+            taken = channel.basic_get(queue.into(), BasicGetOptions::default()).await?;
+            Ok(taken.is_some())
+        })
+        .await;
+        shared::broker::close_channel(&channel).await;
+    }
+    broker.close().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culprit_is_a_dead_letter() {
+    on_stage(QUICK, async |stage| {
+        let orders = [stage.delivering().await, stage.delivering().await, stage.delivering().await];
+        let culprit = orders[1];
+        hangs_its_worker(stage, culprit).await;
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+        give_up(stage, &stage.topology().lane("confirm-receipt", 0), LANE_DELIVERY_LIMIT).await;
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        eventually("it is quarantined", SOON, async || Ok(stage.sandbox.depth(&broker, "quarantine").await? == 1)).await;
+
+        // Real workers now: each takes the culprit in hand, hangs, and is killed.
+        let hanging = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        let end_it = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event = 'PgSleep'";
+        let mut deaths = 0;
+        while stage.sandbox.depth(&broker, "dead").await.expect("a depth") == 0 {
+            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+            eventually("it hangs, or the culprit is given up", SOON, async || {
+                Ok(stage.ask::<bool>(hanging).await || stage.sandbox.depth(&broker, "dead").await? == 1)
+            })
+            .await;
+            worker.kill().await.expect("killed");
+            stage.ask::<i64>(end_it).await;
+            deaths += 1;
+            assert!(deaths <= QUARANTINE_DELIVERY_LIMIT + 2, "it is never given up");
+        }
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        stage.until_settled().await;
+        worker.stop().await;
+        let letters = stage.dead_letters().await;
+        assert_eq!(letters.len(), 1);
+        assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", Some(culprit)));
+        assert!(letters[0].cause.contains("quarantine"), "{}", letters[0].cause);
+
+        // Once what hung is mended, a replay applies it.
+        stage.run("DROP TRIGGER hang ON orders", []).await;
+        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 3);
+        broker.close().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_lay_beside_the_culprit_is_applied_and_nothing_is_buried() {
+    on_stage(QUICK, async |stage| {
+        let orders = [stage.delivering().await, stage.delivering().await];
+        let item = stage.in_cart().await;
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders), stage.wakeup("purge-cart-item", &[item])]).await;
+        for kind in ["confirm-receipt", "purge-cart-item"] {
+            give_up(stage, &stage.topology().lane(kind, 0), LANE_DELIVERY_LIMIT).await;
+        }
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        stage.until("SELECT count(*) = 0 FROM cart_items").await;
+        tests::sandbox::always("nothing is buried", Duration::from_millis(500), async || Ok(stage.depth("dead").await == 0))
+            .await;
+        assert_eq!(worker.stop().await.applied, 3);
+        assert_eq!(stage.depth("quarantine").await, 0);
+    })
+    .await;
+}

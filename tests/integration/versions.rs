@@ -1,0 +1,81 @@
+//! Formats of wake-ups: producers and workers are upgraded in any order.
+
+use std::time::Duration;
+
+use lapin::{
+    BasicProperties,
+    options::BasicGetOptions,
+    types::{AMQPValue, FieldTable, ShortString},
+};
+use shared::broker::Outgoing;
+use tests::sandbox::{always, eventually};
+use uuid::Uuid;
+
+use crate::stage::{QUICK, SOON, on_stage};
+
+fn body(version: u32, order: Uuid) -> String {
+    format!(
+        r#"{{"v":{version},"id":"{}","kind":"confirm-receipt","due_at":"2026-01-01T00:00:00Z","attempt":0,"subjects":["{order}"]}}"#,
+        Uuid::new_v4()
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_format_up_to_this_one_is_applied() {
+    on_stage(QUICK, async |stage| {
+        for version in 1..=shared::wakeup::VERSION {
+            let order = stage.delivering().await;
+            let old = Outgoing { body: body(version, order).into(), ..stage.wakeup("confirm-receipt", &[order]) };
+            stage.publish(vec![old]).await;
+        }
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 0 FROM orders WHERE status = 'delivering'").await;
+        stage.until_settled().await;
+        assert_eq!(worker.stop().await.applied, u64::from(shared::wakeup::VERSION));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_are_applied() {
+    on_stage(QUICK, async |stage| {
+        let (later, beside) = (stage.delivering().await, stage.delivering().await);
+        let bytes = body(99, later);
+        let mut headers = FieldTable::default();
+        headers.insert("new".into(), AMQPValue::LongString("kept".into()));
+        // Taken along into the rung, a shorter expiration would end its pause.
+        let properties = BasicProperties::default()
+            .with_delivery_mode(2)
+            .with_headers(headers)
+            .with_type("kyhan.wakeup".into())
+            .with_expiration("60000".into());
+        let good = stage.wakeup("confirm-receipt", &[beside]);
+        stage.publish(vec![Outgoing { properties, body: bytes.clone().into(), ..good.clone() }, good]).await;
+        let worker = stage.worker();
+        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.depth("dead").await == 0)).await;
+        let totals = worker.stop().await;
+        assert!((2..=5).contains(&totals.parked), "once in a while: {totals:?}");
+        assert_eq!((totals.malformed, totals.applied), (0, 1));
+
+        // A newer worker would take it from the lane, as it was.
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let channel = broker.channel().await.expect("a channel");
+        let lane = stage.topology().lane("confirm-receipt", 0);
+        let mut taken = None;
+        eventually("it comes back", SOON, async || {
+            taken = channel.basic_get(lane.as_str().into(), BasicGetOptions::default()).await?;
+            Ok(taken.is_some())
+        })
+        .await;
+        let delivery = taken.expect("it").delivery;
+        assert_eq!(delivery.data, bytes.as_bytes());
+        assert_eq!(delivery.properties.kind().as_ref().map(ShortString::as_str), Some("kyhan.wakeup"));
+        let headers = delivery.properties.headers().as_ref().expect("headers");
+        assert_eq!(headers.inner().get("new"), Some(&AMQPValue::LongString("kept".into())));
+        assert!(delivery.properties.expiration().is_none());
+        shared::broker::close_channel(&channel).await;
+        broker.close().await;
+    })
+    .await;
+}

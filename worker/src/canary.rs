@@ -1,0 +1,82 @@
+//! Canaries: messages that wait in a rung among the wake-ups, so that a rung that no longer moves is noticed. The sweep's leader
+//! sends them, any worker notes that they have come; what is said of a rung follows from the rows of `canaries` alone.
+
+use std::time::Duration;
+
+use opentelemetry::{KeyValue, global, metrics::Gauge};
+use sea_orm::DbErr;
+use shared::{
+    broker::{Broker, BrokerError, Outgoing},
+    canary::{self, Canary, RungAge},
+};
+
+use crate::{apply::Outage, batch::Batch, lane::Context, settle::Settle, sweep::SweepError};
+
+/// Notes the canaries of a batch and acks them; `false` when the database stayed away until told to leave.
+pub(crate) async fn process(batch: &Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
+    let Some(last) = batch.last_tag() else { return Ok(true) };
+    let mut canaries = Vec::with_capacity(batch.len());
+    for message in batch.messages() {
+        match Canary::decode(&message.body, &context.topology) {
+            Ok(canary) => canaries.push(canary),
+            // Nothing is lost with it: what it would have said of its rung, the next one says.
+            Err(why) => tracing::warn!(why, bytes = message.body.len(), "a message in the canaries' lane that is none"),
+        }
+    }
+    let mut outage = Outage::default();
+    while let Err(error) = canary::arrived(&context.db, &canaries).await {
+        if outage.wait(&error, &context.abandon).await.is_none() {
+            return Ok(false);
+        }
+    }
+    outage.over();
+    settle.ack_up_to(last).await.map(|()| true)
+}
+
+/// Sends a canary into every rung whose last one is old enough, and says how the rungs are.
+pub(crate) struct Keeper {
+    head_age: Gauge<f64>,
+    overdue: Gauge<f64>,
+}
+
+impl Keeper {
+    pub(crate) fn new() -> Self {
+        let meter = global::meter("kyhan");
+        let gauge = |name, what| meter.f64_gauge(name).with_unit("s").with_description(what).build();
+        Self {
+            head_age: gauge("kyhan.rung.head_age", "Age of the oldest canary waiting in a rung; about its duration at most"),
+            overdue: gauge("kyhan.rung.overdue", "How long that canary should have left its rung; zero in a healthy system"),
+        }
+    }
+
+    pub(crate) async fn round(&self, context: &Context, broker: &Broker) -> Result<(), SweepError> {
+        let every = Duration::from_millis(context.settings.sweep.every_ms);
+        let wanted = canary::wanted(&context.db, &context.topology, every).await?;
+        let publisher = broker.publisher().await?;
+        let messages: Vec<Outgoing> = wanted.iter().map(|(canary, place)| canary.message(&context.topology, *place)).collect();
+        publisher.publish_all(&messages).await?;
+        publisher.close().await;
+        let sent: Vec<Canary> = wanted.into_iter().map(|(canary, _)| canary).collect();
+        canary::sent(&context.db, &sent).await?;
+        self.tell(context).await?;
+        Ok(())
+    }
+
+    /// A rung that does not move holds its wake-ups back; the sweep still wakes what is overdue.
+    async fn tell(&self, context: &Context) -> Result<(), DbErr> {
+        let grace = i64::try_from(context.settings.sweep.grace_ms).unwrap_or(i64::MAX);
+        for RungAge { queue, head_age, overdue, .. } in canary::ages(&context.db, &context.topology).await? {
+            let of_queue = [KeyValue::new("queue", queue.clone())];
+            self.head_age.record(head_age.as_seconds_f64(), &of_queue);
+            self.overdue.record(overdue.as_seconds_f64(), &of_queue);
+            if overdue.num_milliseconds() > grace {
+                tracing::error!(queue, overdue_s = overdue.num_seconds(), "a rung does not move: its canary is overdue");
+            }
+        }
+        let lost = canary::forget(&context.db, &context.topology).await?;
+        if lost > 0 {
+            tracing::error!(lost, "canaries were lost in their rungs, and wake-ups perhaps with them; see `ops audit`");
+        }
+        Ok(())
+    }
+}
