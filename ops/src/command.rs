@@ -11,6 +11,7 @@ pub mod dead;
 pub mod rebuild;
 pub mod schema;
 pub mod set_aside;
+pub mod status;
 pub mod topology;
 
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {

@@ -7,6 +7,7 @@ pub mod dead;
 pub mod rebuild;
 pub mod rungs;
 pub mod set_aside;
+pub mod status;
 
 /// What stopped an operator's command between the two servers.
 #[derive(Debug, thiserror::Error)]

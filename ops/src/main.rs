@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 mod command;
 
-use command::{dead, rebuild, schema, set_aside, topology};
+use command::{dead, rebuild, schema, set_aside, status, topology};
 
 /// Kỳ Hạn's operators' door
 #[derive(Parser)]
@@ -34,6 +34,8 @@ enum Command {
     /// RabbitMQ's exchanges and queues
     #[command(subcommand)]
     Topology(topology::Topology),
+    /// Lanes, rungs and their head ages, the outbox, on one screen
+    Status(status::Status),
     /// Make every pending wake-up again from the rows, as after a broker was lost with its disk
     Rebuild(rebuild::Rebuild),
     /// Dead letters: what failed for good, or could not be understood
@@ -52,18 +54,20 @@ async fn main() -> ExitCode {
     }
     cli::run("ops", &common, async |settings, shutdown| match command {
         None => Ok(ExitCode::SUCCESS),
-        Some(command) => run(command, settings, shutdown).await.map(|()| ExitCode::SUCCESS),
+        Some(command) => run(command, settings, shutdown).await,
     })
     .await
 }
 
-async fn run(command: Command, settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<()> {
-    match command {
+async fn run(command: Command, settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    let done = match command {
+        Command::Status(command) => return status::status(command, settings).await,
         Command::Migrate(command) => schema::migrate(command, settings).await,
         Command::Triggers(command) => schema::triggers(command, settings).await,
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
         Command::Dead(command) => dead::dead(command, settings, shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings).await,
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }
