@@ -23,6 +23,9 @@ const CONFLICT_PAUSE_MAX_MS: u64 = 40;
 const CUTS_MAX: u32 = 10;
 /// The same for each half of rows that are to blame: the culprit is found without another long wait.
 const CUTS_LEFT: u32 = 2;
+/// The pause after the first time, doubled each time up to the longest.
+const CUT_PAUSE: Duration = Duration::from_millis(100);
+const CUT_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How much longer than a single statement a transaction may take before nobody is there to answer.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
@@ -61,16 +64,18 @@ pub async fn apply(
             }
             Err(failed) => failed,
         };
-        if trouble == Trouble::Cut {
-            part.cuts += 1;
-            // A server that answers others is not away: these rows break their connection.
-            if part.cuts >= CUTS_MAX && probe(db, answer_within).await.is_ok() {
-                trouble = Trouble::Failure;
-                outage.over();
-            }
+        if trouble == Trouble::Cut && probe(db, answer_within).await.is_err() {
+            trouble = Trouble::Away;
         }
         match trouble {
-            Trouble::Away | Trouble::Cut => {
+            // The server answers others.
+            Trouble::Cut if part.cuts < CUTS_MAX => {
+                tracing::warn!(%error, cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
+                outage.over();
+                sleep(CUT_PAUSE.saturating_mul(1 << part.cuts).min(CUT_PAUSE_MAX)).await;
+                parts.push(Part { cuts: part.cuts + 1, ..part });
+            }
+            Trouble::Away => {
                 // The same again is the probe: a server may answer and still refuse to write.
                 outage.wait(&error, abandon).await?;
                 parts.push(part);
@@ -79,7 +84,7 @@ pub async fn apply(
                 sleep(Duration::from_millis(rand::random_range(1..=CONFLICT_PAUSE_MAX_MS))).await;
                 parts.push(Part { conflicts: part.conflicts + 1, ..part });
             }
-            Trouble::Conflict | Trouble::Failure => {
+            Trouble::Conflict | Trouble::Cut | Trouble::Failure => {
                 if let [(subject, _)] = part.asked.as_slice() {
                     outcomes.insert(*subject, Outcome::Retry { cause: chain(&error) });
                 } else {
