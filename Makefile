@@ -17,7 +17,7 @@ demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
 
 test: ## Run every test on real servers
 	$(CARGO) build --workspace --bins
-	deploy/with-services $(CARGO) test --workspace
+	RUST_TEST_THREADS=4 deploy/with-services $(CARGO) test --workspace
 
 # Starts servers of its own, which it may kill; without SEED a random one, which it prints.
 fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md

@@ -120,7 +120,7 @@ impl Topology {
         format!("{}.quarantine", self.prefix)
     }
 
-    /// A queue that is there for a moment, see [`crate::broker::Broker::guard`].
+    /// A queue that is asked for and never made, see [`crate::broker::Broker::guard`].
     #[must_use]
     pub fn guard(&self) -> String {
         format!("{}.guard", self.prefix)

@@ -3,7 +3,7 @@
 
 use lapin::{
     ErrorKind,
-    options::{QueueDeclareOptions, QueueDeleteOptions},
+    options::QueueDeclareOptions,
     types::{AMQPValue, FieldTable},
 };
 
@@ -21,36 +21,27 @@ impl Broker {
     }
 
     /// RabbitMQ 3.10 and 3.11 dead-letter at least once only with the feature flag `stream_queue`, and without it silently at
-    /// most once. Whether a stream can be declared tells; later versions always have the flag.
+    /// most once; later versions always have it. Asked for a stream such as cannot be, an exclusive one, RabbitMQ names the flag
+    /// where it is missing, and else what is wrong with the stream; nothing is made in either case.
     /// <https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>
     async fn dead_letters_at_least_once(&self, topology: &Topology) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         let mut arguments = FieldTable::default();
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
-        arguments.insert("x-initial-cluster-size".into(), AMQPValue::LongInt(1));
-        let durable = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        let name = topology.guard();
-        match channel.queue_declare(name.as_str().into(), durable, arguments).await {
-            Ok(_) => {
-                channel.queue_delete(name.as_str().into(), QueueDeleteOptions::default()).await?;
-                close_channel(&channel).await;
-                Ok(())
-            }
-            Err(error) => match error.kind() {
-                ErrorKind::ProtocolError(said) if said.get_message().as_str().contains("feature flag") => {
-                    Err(BrokerError::Unsafe(
-                        "RabbitMQ lacks the feature flag stream_queue, without which expired wake-ups are dead-lettered at most \
-                         once; run `rabbitmqctl enable_feature_flag stream_queue`"
-                            .to_owned(),
-                    ))
-                }
-                // Another process takes its probe away at this moment, or this user may declare nothing but ours.
-                ErrorKind::ProtocolError(_) => {
-                    tracing::debug!(%error, "not known whether RabbitMQ dead-letters at least once");
-                    Ok(())
-                }
-                _ => Err(error.into()),
-            },
+        let impossible = QueueDeclareOptions { durable: true, exclusive: true, ..QueueDeclareOptions::default() };
+        let Err(error) = channel.queue_declare(topology.guard().as_str().into(), impossible, arguments).await else {
+            // A broker that can do it lacks no flag; exclusive, it goes with the connection.
+            close_channel(&channel).await;
+            return Ok(());
+        };
+        match error.kind() {
+            ErrorKind::ProtocolError(said) if said.get_message().as_str().contains("feature flag") => Err(BrokerError::Unsafe(
+                "RabbitMQ lacks the feature flag stream_queue, without which expired wake-ups are dead-lettered at most once; \
+                 run `rabbitmqctl enable_feature_flag stream_queue`"
+                    .to_owned(),
+            )),
+            ErrorKind::ProtocolError(_) => Ok(()),
+            _ => Err(error.into()),
         }
     }
 }
