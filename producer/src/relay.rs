@@ -147,7 +147,10 @@ impl Relay<'_> {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
             let pause = match self.batch(db, &publisher).await {
-                Ok(0) => self.wait_for_events(db, &mut listener).await,
+                Ok(0) => {
+                    publisher.check()?;
+                    self.wait_for_events(db, &mut listener).await
+                }
                 Ok(_) => Duration::ZERO,
                 Err(BatchError::Broker(error @ BrokerError::Blocked)) => {
                     tracing::warn!(%error, "events wait in the outbox until the relay may publish again");

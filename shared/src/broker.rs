@@ -50,6 +50,10 @@ pub enum BrokerError {
     Nacked { exchange: String },
     #[error("RabbitMQ confirmed nothing for {0:?}")]
     Unconfirmed(Duration),
+    #[error("the connection to RabbitMQ is gone")]
+    Lost,
+    #[error("RabbitMQ cancelled the consumer: its queue was deleted, or its node left")]
+    Cancelled,
     #[error("RabbitMQ is short of memory or disk and blocks its publishers")]
     Blocked,
     #[error("messages could be lost here, so nothing is started: {0}")]
@@ -252,6 +256,14 @@ impl Publisher {
     /// Why no confirm came.
     fn silent(&self) -> BrokerError {
         if self.status.blocked() { BrokerError::Blocked } else { BrokerError::Unconfirmed(self.confirm_timeout) }
+    }
+
+    /// Whether the connection still stands, for whoever has nothing to publish.
+    ///
+    /// # Errors
+    /// [`BrokerError::Lost`].
+    pub fn check(&self) -> Result<(), BrokerError> {
+        if self.status.connected() { Ok(()) } else { Err(BrokerError::Lost) }
     }
 
     /// Waits out an alarm of the broker, or until the connection is gone. RabbitMQ says that it blocks only when something is

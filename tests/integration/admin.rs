@@ -180,6 +180,39 @@ async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() {
+    on_stage(QUICK, async |stage| {
+        for (name, arguments) in LONG_RUNNING {
+            // Its way to RabbitMQ, which the test can close.
+            let way = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let mut env = stage.sandbox.env.clone();
+            let mut url = url::Url::parse(&env["KYHAN_AMQP_URL"]).expect("a URL");
+            let there = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(5672));
+            url.set_port(way.local_addr().ok().map(|own| own.port())).expect("a port");
+            env.insert("KYHAN_AMQP_URL".into(), url.into());
+            let forwarding = tokio::spawn(async move {
+                let mut open = tokio::task::JoinSet::new();
+                while let Ok((mut here, _)) = way.accept().await {
+                    let there = there.clone();
+                    open.spawn(async move {
+                        let mut there = tokio::net::TcpStream::connect(there).await.expect("RabbitMQ");
+                        let _ = tokio::io::copy_bidirectional(&mut here, &mut there).await;
+                    });
+                }
+            });
+            let process = Process::start(name, arguments, &env);
+            let address = process.address().await;
+            until_ready(address).await;
+            forwarding.abort();
+            eventually("it notices", SOON, async || Ok(readiness(address)?.0 == 503)).await;
+            assert!(alive(address));
+            process.stop().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
     on_stage(QUICK, async |stage| {
         let worker = Process::start("worker", &[], &stage.sandbox.env);

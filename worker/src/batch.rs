@@ -80,7 +80,7 @@ pub async fn fill(
                 None => return (batch, End::Full),
                 Some(Some(Ok(delivery))) => delivery,
                 Some(Some(Err(error))) => return (batch, End::Lost(error.into())),
-                Some(None) => return (batch, End::Lost(cancelled())),
+                Some(None) => return (batch, End::Lost(BrokerError::Cancelled)),
             },
         };
         let taken = intake::take(delivery, kind);
@@ -91,11 +91,6 @@ pub async fn fill(
         }
         until.get_or_insert_with(|| Instant::now() + limits.linger);
     }
-}
-
-/// RabbitMQ cancels a consumer when its queue is deleted or its node leaves.
-fn cancelled() -> BrokerError {
-    lapin::Error::from(lapin::ErrorKind::IOError(std::sync::Arc::new(std::io::Error::other("the consumer was cancelled")))).into()
 }
 
 /// A message with one outcome per subject, or none at all when it was malformed.

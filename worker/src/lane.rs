@@ -12,7 +12,7 @@ use lapin::{
 use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, backoff, close_channel},
-    health::{Health, Part, UNREACHED},
+    health::Part,
     settings::Settings,
     task::Statements,
     telemetry,
@@ -40,7 +40,6 @@ pub(crate) struct Context {
     /// Of every kind.
     pub statements: HashMap<&'static str, Statements>,
     pub tally: Arc<Tally>,
-    pub health: Health,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.
@@ -51,8 +50,8 @@ pub(crate) struct Context {
 pub(crate) struct Lane {
     pub of: Of,
     pub queue: String,
-    /// Among the consumers of this queue in this process, from 0.
-    pub number: u16,
+    /// How it is. From the start, so that the process is not ready before all of its lanes are.
+    pub part: Part,
 }
 
 /// What a queue holds.
@@ -79,8 +78,6 @@ impl Of {
 impl Lane {
     /// Serves until told to shut down, over one pair of connections after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
-        let part = context.health.part(format!("{} #{}", self.queue, self.number));
-        part.down(UNREACHED);
         let mut pauses = None;
         while let Some((broker, outlet)) = connect(&context).await {
             let mut settled = 0;
@@ -89,14 +86,14 @@ impl Lane {
                     // The worker has declared everything once; a broker that was lost may have come back empty.
                     broker.declare(&context.topology).await?;
                 }
-                self.serve(&broker, &outlet, &context, &part, &mut settled).await
+                self.serve(&broker, &outlet, &context, &mut settled).await
             };
             let served = served.await;
             outlet.close().await;
             broker.close().await;
             let Err(error) = served else { return };
             tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
-            part.down(error.to_string());
+            self.part.down(error.to_string());
             if settled > 0 {
                 pauses = None;
             }
@@ -112,7 +109,6 @@ impl Lane {
         broker: &Broker,
         outlet: &Broker,
         context: &Context,
-        part: &Part,
         settled: &mut u64,
     ) -> Result<(), BrokerError> {
         let worker = &context.settings.worker;
@@ -128,11 +124,11 @@ impl Lane {
             Of::Quarantine => (1, Limits::ALONE),
         };
         let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
-        part.up();
+        self.part.up();
         loop {
             let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.shutdown).await;
             if !batch.is_empty() {
-                if !self.hold(batch, &settle, context, part).await? {
+                if !self.hold(batch, &settle, context).await? {
                     break;
                 }
                 *settled += 1;
@@ -151,14 +147,14 @@ impl Lane {
 
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
     /// patience with this consumer; the wait goes on without it, as nothing else could be done with what came next.
-    async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context, part: &Part) -> Result<bool, BrokerError> {
+    async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
         let mut processing = std::pin::pin!(self.process(batch, settle, context));
         let hold_ms = context.settings.worker.hold_ms;
         if let Ok(done) = tokio::time::timeout(Duration::from_millis(hold_ms), &mut processing).await {
             return done;
         }
         tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane, which waits on");
-        part.down("waits for a server; nothing is in hand");
+        self.part.down("waits for a server; nothing is in hand");
         close_channel(&settle.channel).await;
         // What was taken returns by now. It ends with the ack, which this channel can give no more.
         processing.await

@@ -66,12 +66,11 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
         db,
         statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
         tally: Arc::clone(&tally),
-        health: health.clone(),
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });
     let mut running = JoinSet::new();
-    let lanes = lanes(&context.topology, settings.worker.consumers);
+    let lanes = lanes(&context.topology, settings.worker.consumers, health);
     // The sweep's leader keeps one more.
     if (settings.database.max_connections as usize) <= lanes.len() {
         let (consumers, max_connections) = (lanes.len(), settings.database.max_connections);
@@ -93,15 +92,20 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
 }
 
 /// Every consumer of this process.
-fn lanes(topology: &Topology, consumers: u16) -> Vec<Lane> {
+fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
+    let lane = |of, queue: String, number| {
+        let part = health.part(format!("{queue} #{number}"));
+        part.down(UNREACHED);
+        Lane { of, queue, part }
+    };
     let mut lanes = Vec::new();
     for task in tasks::ALL {
         for queue in topology.lanes(task.kind()) {
-            lanes.extend((0..consumers).map(|number| Lane { of: Of::Kind(task.kind()), queue: queue.clone(), number }));
+            lanes.extend((0..consumers).map(|number| lane(Of::Kind(task.kind()), queue.clone(), number)));
         }
     }
-    lanes.extend(topology.lanes(CANARY).map(|queue| Lane { of: Of::Canaries, queue, number: 0 }));
-    lanes.push(Lane { of: Of::Quarantine, queue: topology.quarantine(), number: 0 });
+    lanes.extend(topology.lanes(CANARY).map(|queue| lane(Of::Canaries, queue, 0)));
+    lanes.push(lane(Of::Quarantine, topology.quarantine(), 0));
     lanes
 }
 
