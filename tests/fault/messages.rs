@@ -84,7 +84,7 @@ fn garbage(sound: &[u8], rng: &mut StdRng) -> Vec<u8> {
     match rng.random_range(0..8) {
         0 => (0..rng.random_range(1..2_000)).map(|_| rng.random_range(0x80..=0xff)).collect(),
         1 => sound[..rng.random_range(1..sound.len())].to_vec(),
-        2 => replaced("\"v\":1", "\"v\":99"),
+        2 => replaced("\"v\":1", "\"v\":0"),
         3 => replaced("confirm-receipt", "refuse-receipt"),
         4 => Vec::new(),
         5 => replaced("\"subjects\":[\"", "\"subjects\":[\"x"),
