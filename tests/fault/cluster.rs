@@ -58,7 +58,8 @@ pub fn lacks() -> Option<String> {
 }
 
 /// Where the real scripts are: those in PATH switch to a user who may not read our folders.
-fn binaries() -> Option<PathBuf> {
+/// Where RabbitMQ's own scripts lie, not a packager's wrappers of them.
+pub fn binaries() -> Option<PathBuf> {
     let known = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin"];
     known.iter().map(PathBuf::from).find(|folder| folder.join("rabbitmq-server").is_file())
 }

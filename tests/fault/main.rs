@@ -14,6 +14,7 @@ mod messages;
 mod network;
 mod nodes;
 mod pair;
+mod patience;
 mod place;
 mod population;
 mod postgres;

@@ -19,6 +19,9 @@ pub struct Pair {
     home: PathBuf,
     postgres: PathBuf,
     rabbitmq: PathBuf,
+    /// The name of RabbitMQ's node, and the port of its epmd.
+    node: String,
+    epmd_port: String,
     pub servers: Servers,
 }
 
@@ -39,6 +42,8 @@ impl Pair {
             home,
             postgres: PathBuf::new(),
             rabbitmq: PathBuf::new(),
+            node: String::new(),
+            epmd_port: String::new(),
             servers: Servers { database_url: String::new(), amqp_url: String::new() },
         };
         services(&pair.home, "up").await?;
@@ -50,6 +55,7 @@ impl Pair {
         let own = |key: &str| value(key).with_context(|| format!("deploy/services started no private server ({key})"));
         pair.postgres = own("postgres_dir")?.into();
         pair.rabbitmq = own("rabbitmq_dir")?.into();
+        (pair.node, pair.epmd_port) = (own("rabbitmq_node")?, own("rabbitmq_epmd_port")?);
         pair.servers = Servers { database_url: own("postgres_own_url")?, amqp_url: own("rabbitmq_own_url")? };
         Ok(pair)
     }
@@ -71,6 +77,25 @@ impl Pair {
         for url in [&self.servers.database_url, &self.servers.amqp_url] {
             anyhow::ensure!(state.contains(url.as_str()), "a server came back on another port");
         }
+        Ok(())
+    }
+
+    /// Runs `rabbitmqctl` against the suite's own node.
+    pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<()> {
+        let program = crate::cluster::binaries().context("RabbitMQ's own scripts are not found")?.join("rabbitmqctl");
+        let mut command = Command::new(program);
+        command
+            .env_clear()
+            .env("PATH", env::var_os("PATH").unwrap_or_default())
+            .env("HOME", self.rabbitmq.join("home"))
+            .env("LANG", "C.UTF-8")
+            .env("ERL_EPMD_PORT", &self.epmd_port)
+            .args(["--node", &self.node, "--timeout", "20"])
+            .args(arguments)
+            .stdin(Stdio::null())
+            .kill_on_drop(true);
+        let done = command.output().await?;
+        anyhow::ensure!(done.status.success(), "rabbitmqctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr));
         Ok(())
     }
 

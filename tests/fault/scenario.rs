@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    changes, cluster, disk, messages, network, nodes, postgres, rabbitmq,
+    changes, cluster, disk, messages, network, nodes, patience, postgres, rabbitmq,
     report::{Line, Verdict},
     stage::{Ended, Setting, Stage, Terms},
     worker,
@@ -72,6 +72,14 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("rabbitmq_is_wiped_and_rebuilt", rabbitmq::wiped_and_rebuilt)
         .on(rabbitmq::without_sweep)
         .disturbs(Disturbs::RabbitMq),
+    Scenario::new("rabbitmq_is_short_of_memory_and_blocks_publishers", patience::blocks_publishers)
+        .on(patience::impatient)
+        .unless(patience::lacks)
+        .disturbs(Disturbs::RabbitMq),
+    Scenario::new("rabbitmq_loses_patience_with_consumers_that_hold", patience::loses_patience)
+        .on(patience::long_hold)
+        .unless(patience::lacks)
+        .disturbs(Disturbs::Postgres),
     Scenario::new("a_clusters_leader_is_killed_in_a_burst", nodes::leader_killed_in_a_burst)
         .on(nodes::three)
         .unless(cluster::lacks)

@@ -214,6 +214,17 @@ impl Stage {
         end.remarks.push(what.into());
     }
 
+    /// Whether a process has said so.
+    pub fn logs_contain(&self, text: &str) -> Result<bool> {
+        for entry in std::fs::read_dir(&self.folder)? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "log") && std::fs::read_to_string(path)?.contains(text) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// Another policy for the processes to come: the variable that names its file.
     pub fn policy(&self, spans: Spans) -> Result<(&'static str, String)> {
         let path = self.folder.join(format!("{}ms.toml", spans.confirm));
@@ -274,6 +285,10 @@ impl Stage {
         let mut notes = end.notes.clone();
         if expected > 0 {
             notes.push(format!("{letters} dead letters, as many as there was garbage"));
+        }
+        let swept = checker::ask(&self.sandbox.db, "SELECT coalesce(sum(times), 0)::bigint FROM swept").await?;
+        if swept > 0 {
+            notes.push(format!("{swept} woken by the sweep"));
         }
         if restarts > 0 {
             notes.push(format!("{restarts} restarts"));

@@ -98,7 +98,7 @@ async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Res
 }
 
 /// Some subjects that are not due yet.
-async fn newest(stage: &Stage, situation: &str) -> Result<Vec<Uuid>> {
+pub async fn newest(stage: &Stage, situation: &str) -> Result<Vec<Uuid>> {
     let sql = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
                    SELECT subject FROM fault_book WHERE situation = $1 ORDER BY at DESC, subject LIMIT 40) AS picked";
     let row = stage.sandbox.db.query_one_raw(statement(sql, [situation.into()])).await?;

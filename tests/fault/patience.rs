@@ -1,0 +1,86 @@
+//! A RabbitMQ that is there and does not do as the fleet would like: it blocks whoever publishes, or loses its patience with
+//! whoever does not ack.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use rand::{RngExt, rngs::StdRng};
+
+use crate::{
+    cluster,
+    pair::Server,
+    scenario::Play,
+    stage::{Stage, Terms},
+    worker::newest,
+};
+
+/// Patience that the fleet runs out of within the alarm, so that each of its ways to wait is walked.
+pub fn impatient() -> Terms {
+    Terms::with(&[("KYHAN_AMQP_CONFIRM_TIMEOUT_MS", "1000"), ("KYHAN_WORKER_HOLD_MS", "2500")])
+}
+
+/// An alarm of memory: RabbitMQ stops reading from connections that publish.
+pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        stage.start()?;
+        let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
+        let pair = &stage.setting.pair;
+        stage
+            .populate_during(async {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(1_200..=1_800))).await;
+                // Woken before their time these have to be postponed, and there is nowhere to publish that.
+                for (kind, situation) in [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")] {
+                    let subjects = newest(stage, situation).await?;
+                    stage.publish(stage.wakeup(kind, &subjects)).await?;
+                }
+                pair.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await?;
+                tokio::time::sleep(span).await;
+                pair.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await
+            })
+            .await?;
+        stage.note(format!("an alarm of {} s", span.as_secs()));
+        if !stage.logs_contain("blocks its publishers")? {
+            stage.unexpected(1, "nobody was blocked");
+        }
+        Ok(())
+    })
+}
+
+/// A batch that is held: longer than RabbitMQ waits for acks.
+pub fn long_hold() -> Terms {
+    Terms::with(&[("KYHAN_WORKER_HOLD_MS", "3600000")])
+}
+
+/// RabbitMQ's `consumer_timeout` closes the channel of whoever holds a message for too long.
+pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+    Box::pin(async move {
+        let pair = &stage.setting.pair;
+        let set = |timeout: &str, tick: &str| {
+            format!(
+                "application:set_env(rabbit, consumer_timeout, {timeout}), application:set_env(rabbit, channel_tick_interval, {tick})."
+            )
+        };
+        pair.rabbitmqctl(&["eval", &set("1500", "300")]).await?;
+        stage.start()?;
+        let span = stage.setting.form(Duration::from_secs(6), Duration::from_secs(20));
+        let disturbed = stage
+            .populate_during(async {
+                tokio::time::sleep(Duration::from_millis(rng.random_range(2_500..=3_000))).await;
+                pair.stop(Server::Postgres).await?;
+                tokio::time::sleep(span).await;
+                pair.up().await
+            })
+            .await;
+        pair.rabbitmqctl(&["eval", &set("1800000", "60000")]).await?;
+        disturbed?;
+        stage.note(format!("batches held for {} s, consumer_timeout 1.5 s", span.as_secs()));
+        if !stage.logs_contain("delivery acknowledgement on channel")? {
+            stage.unexpected(1, "RabbitMQ did not lose its patience");
+        }
+        Ok(())
+    })
+}
+
+pub fn lacks() -> Option<String> {
+    cluster::binaries().is_none().then(|| "RabbitMQ's own scripts are not found here".to_owned())
+}
