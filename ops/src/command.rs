@@ -7,6 +7,7 @@ use shared::{
     settings::Settings,
 };
 
+pub mod audit;
 pub mod dead;
 pub mod rebuild;
 pub mod schema;

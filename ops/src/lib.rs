@@ -1,8 +1,9 @@
-//! The operators' door: the schema, the topology, events set aside and dead letters. `main.rs` is its command line.
+//! The operators' door: the schema, the topology, the audit, events set aside and dead letters. `main.rs` is its command line.
 
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
 
+pub mod audit;
 pub mod dead;
 pub mod rebuild;
 pub mod rungs;

@@ -11,11 +11,14 @@ use tokio_util::sync::CancellationToken;
 
 mod command;
 
-use command::{dead, rebuild, schema, set_aside, status, topology};
+use command::{audit, dead, rebuild, schema, set_aside, status, topology};
 
 /// Kỳ Hạn's operators' door
 #[derive(Parser)]
-#[command(version, after_help = "Exit codes: 0 done, 1 failed, 2 arguments or settings that cannot hold.")]
+#[command(
+    version,
+    after_help = "Exit codes: 0 done, 1 failed, or an audit found something off, 2 arguments or settings that cannot hold."
+)]
 struct Arguments {
     #[command(flatten)]
     common: Common,
@@ -38,6 +41,8 @@ enum Command {
     Status(status::Status),
     /// Make every pending wake-up again from the rows, as after a broker was lost with its disk
     Rebuild(rebuild::Rebuild),
+    /// Compare rows, ledger and broker, and say what is off
+    Audit(audit::Audit),
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
     Dead(dead::Dead),
@@ -66,6 +71,7 @@ async fn run(command: Command, settings: &Settings, shutdown: CancellationToken)
         Command::Triggers(command) => schema::triggers(command, settings).await,
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
+        Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
         Command::Dead(command) => dead::dead(command, settings, shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings).await,
     };

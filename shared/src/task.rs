@@ -32,8 +32,21 @@ pub trait Task: Send + Sync {
     /// judged) and `now` (the clock when it was done).
     fn effect(&self, terms: &Terms<'_>) -> String;
 
+    /// What `ops audit` counts to compare this kind's effects with their records, both ways.
+    fn checks(&self) -> &'static [Check];
+
     /// SQL by which the conformance suite makes, spoils and counts subjects of this kind.
     fn examples(&self) -> Examples;
+}
+
+/// One comparison of effects and records. It counts only what can have no honest cause: whoever is told that something is off
+/// has to be able to rely on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is counted, in a few words; a stable name in `ops audit --json`.
+    pub name: &'static str,
+    /// One statement without parameters that only reads and returns one `bigint`: 0 when all is well.
+    pub sql: &'static str,
 }
 
 /// What an effect is written from.

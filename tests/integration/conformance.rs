@@ -23,6 +23,14 @@ async fn happened(stage: &Stage, task: &dyn Task, subject: Uuid, times: i64) {
     assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
 }
 
+/// Effects and records agree, as `ops audit` counts them.
+async fn nothing_is_off(stage: &Stage, task: &dyn Task) {
+    assert!(!task.checks().is_empty(), "{} has records, and somebody has to compare them", task.kind());
+    for check in task.checks() {
+        assert_eq!(stage.ask::<i64>(check.sql).await, 0, "{}: {}", task.kind(), check.name);
+    }
+}
+
 /// From now on, the effect on these subjects fails by itself.
 async fn poison(stage: &Stage, task: &dyn Task, subjects: &[Uuid]) {
     stage.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
@@ -55,6 +63,7 @@ async fn delivered_twice_gives_one_effect() {
             let totals = worker.stop().await;
             assert_eq!((totals.applied, totals.stale), (1, 2), "{}", task.kind());
             happened(stage, *task, subject, 1).await;
+            nothing_is_off(stage, *task).await;
         }
     })
     .await;
@@ -77,6 +86,7 @@ async fn state_changed_meanwhile_gives_no_effect() {
             let activity: i64 = stage.ask("SELECT count(*) FROM activity").await;
             let transfers: i64 = stage.ask("SELECT count(*) FROM transfers").await;
             assert_eq!((history, activity, transfers), (0, 0, 0), "{}", task.kind());
+            nothing_is_off(stage, *task).await;
         }
     })
     .await;
@@ -127,6 +137,7 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
                 let text = String::from_utf8_lossy(&letter.body);
                 assert!(text.contains(&subject.to_string()) && text.contains("\"attempt\":2"), "{text}");
             }
+            nothing_is_off(stage, *task).await;
         }
         worker.stop().await;
     })

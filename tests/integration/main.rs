@@ -10,6 +10,7 @@
 
 mod admin;
 mod arrears;
+mod audit;
 mod bad_input;
 mod canaries;
 mod conformance;

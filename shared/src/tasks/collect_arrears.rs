@@ -4,7 +4,7 @@
 
 use crate::{
     event::EventType,
-    task::{Examples, Task, Terms},
+    task::{Check, Examples, Task, Terms},
 };
 
 pub struct CollectArrears;
@@ -185,6 +185,56 @@ impl Task for CollectArrears {
             wants_shipped = terms.wants(EventType::OrderShipped),
             wants_received = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    /// An effect and its records have the same moment, that of their transaction.
+    fn checks(&self) -> &'static [Check] {
+        &[
+            Check {
+                name: "charges without an activity",
+                sql: "SELECT count(*) FROM transfers
+                       WHERE reason = 'arrears'
+                         AND NOT EXISTS (SELECT FROM activity
+                                          WHERE activity.subject_id = transfers.order_id AND activity.at = transfers.at
+                                            AND activity.action = 'order.arrears_collected')",
+            },
+            Check {
+                name: "activities whose amounts differ from their charges",
+                sql: "SELECT count(*)
+                        FROM activity LEFT JOIN (
+                                 SELECT order_id, at, jsonb_object_agg(kind, amount) AS amounts
+                                   FROM (SELECT transfers.order_id, transfers.at, accounts.kind, sum(amount) AS amount
+                                           FROM transfers JOIN accounts ON accounts.id = transfers.credit_account
+                                          WHERE reason = 'arrears' AND transfers.order_id IS NOT NULL
+                                          GROUP BY transfers.order_id, transfers.at, accounts.kind) AS component
+                                  GROUP BY order_id, at) AS charged
+                             ON charged.order_id = activity.subject_id AND charged.at = activity.at
+                       WHERE action = 'order.arrears_collected' AND actor_kind = 'system'
+                         AND coalesce(charged.amounts, '{}') IS DISTINCT FROM detail -> 'collected'",
+            },
+            Check {
+                // The key is unique, so what it says of order and component is what keeps a deadline from being charged twice.
+                name: "charges whose key names another order or component",
+                sql: "SELECT count(*) FROM transfers JOIN accounts ON accounts.id = transfers.credit_account
+                       WHERE reason = 'arrears'
+                         AND NOT coalesce(
+                                 accounts.order_id = transfers.order_id
+                                 AND starts_with(idempotency_key, 'collect-arrears:' || transfers.order_id || ':' || accounts.kind || ':'),
+                                 false)",
+            },
+            Check {
+                name: "orders put back by history or by activity alone",
+                sql: "SELECT count(*)
+                        FROM (SELECT order_id AS id, at, to_status FROM order_status_history
+                               WHERE from_status = 'out_of_stock' AND reason = 'collect-arrears: parcel on record') AS history
+                             FULL JOIN (
+                                 SELECT subject_id AS id, at, detail ->> 'restored_to' AS to_status FROM activity
+                                  WHERE action = 'order.arrears_collected' AND actor_kind = 'system'
+                                    AND detail ->> 'restored_to' IS NOT NULL) AS recorded
+                             USING (id, at, to_status)
+                       WHERE history.id IS NULL OR recorded.id IS NULL",
+            },
+        ]
     }
 
     fn examples(&self) -> Examples {

@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Examples, Task, Terms},
+    task::{Check, Examples, Task, Terms},
 };
 
 pub struct ConfirmReceipt;
@@ -46,6 +46,39 @@ impl Task for ConfirmReceipt {
             due = terms.due(self),
             wanted = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    fn checks(&self) -> &'static [Check] {
+        &[
+            Check {
+                // The effect sets both moments to the same now(), in an order that was there before; an order system that does
+                // so too is expected to write history. One that was touched since is no longer known to be ours.
+                name: "received orders whose history does not say so",
+                sql: "SELECT count(*) FROM orders
+                       WHERE status = 'received' AND received_at = updated_at AND created_at < received_at
+                         AND NOT EXISTS (SELECT FROM order_status_history AS history
+                                          WHERE history.order_id = orders.id AND history.to_status = 'received'
+                                            AND history.at >= coalesce(orders.delivering_since, '-infinity'))",
+            },
+            Check {
+                // Staff may set an order delivering again. So two of our rows count only if one transaction wrote both, or if
+                // the order's history tells when it began to be delivered and does not tell it again in between.
+                name: "receipts recorded twice for one delivery",
+                sql: "SELECT count(*)
+                        FROM (SELECT order_id, id, at, lag(id) OVER earlier AS before, lag(at) OVER earlier AS before_at
+                                FROM order_status_history WHERE reason = 'confirm-receipt' AND to_status = 'received'
+                              WINDOW earlier AS (PARTITION BY order_id ORDER BY id)) AS ours
+                             JOIN orders ON orders.id = ours.order_id
+                       WHERE at = before_at
+                          OR (before IS NOT NULL AND delivering_since <= before_at
+                              AND EXISTS (SELECT FROM order_status_history AS history
+                                           WHERE history.order_id = ours.order_id AND history.to_status = 'delivering'
+                                             AND history.id < before)
+                              AND NOT EXISTS (SELECT FROM order_status_history AS history
+                                               WHERE history.order_id = ours.order_id AND history.to_status = 'delivering'
+                                                 AND history.id BETWEEN before AND ours.id))",
+            },
+        ]
     }
 
     fn examples(&self) -> Examples {

@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Examples, Task, Terms},
+    task::{Check, Examples, Task, Terms},
 };
 
 pub struct PurgeCartItem;
@@ -45,6 +45,26 @@ impl Task for PurgeCartItem {
               FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id",
             due = terms.due(self),
         )
+    }
+
+    fn checks(&self) -> &'static [Check] {
+        &[
+            Check {
+                // One put back under its old id is there since later than that.
+                name: "items purged by record and still there",
+                sql: "SELECT count(*) FROM cart_items
+                       WHERE EXISTS (SELECT FROM activity
+                                      WHERE activity.subject_id = cart_items.id AND activity.action = 'cart_item.purged'
+                                        AND activity.actor_kind = 'system' AND activity.at >= cart_items.added_at)",
+            },
+            Check {
+                // Of the same stay in the cart, that is; our sessions write moments in UTC, so their texts can be compared.
+                name: "items whose purge is recorded twice",
+                sql: "SELECT count(*)
+                        FROM (SELECT FROM activity WHERE action = 'cart_item.purged' AND actor_kind = 'system'
+                               GROUP BY subject_id, detail -> 'added_at' HAVING count(*) > 1) AS twice",
+            },
+        ]
     }
 
     fn examples(&self) -> Examples {

@@ -1,0 +1,82 @@
+//! The broker's side of an audit: what it says of each queue. Nothing is declared and nothing is taken: to read a rung would
+//! disturb its order and its counts.
+
+use serde::Serialize;
+use shared::{
+    broker::{Broker, BrokerError},
+    topology::{Role, Topology},
+};
+
+use super::Verdict;
+
+/// One queue, as it is reported.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Queue {
+    pub queue: String,
+    /// `dead`, `unrouted`, `quarantine`, `lane`, `canaries`, `rung`, or `forgotten rung`: one that the policy no longer uses.
+    pub role: &'static str,
+    /// `null`: the queue is missing.
+    pub messages: Option<u32>,
+    pub consumers: Option<u32>,
+    pub verdict: Verdict,
+}
+
+/// One queue, as the broker tells of it.
+#[derive(Clone, Debug)]
+pub(super) struct Seen {
+    pub queue: String,
+    /// `None`: the topology no longer has it.
+    role: Option<Role>,
+    pub exchange: String,
+    pub messages: Option<u32>,
+    consumers: Option<u32>,
+}
+
+/// Looks at every queue: rungs first, as a message goes on from there.
+pub(super) async fn look(broker: &Broker, topology: &Topology, forgotten: &[String]) -> Result<Vec<Seen>, BrokerError> {
+    let forgotten = forgotten.iter().map(|queue| (queue.clone(), None, queue.clone()));
+    let used = topology.queues().into_iter().rev().map(|queue| (queue.name, Some(queue.role), queue.exchange));
+    let mut all = Vec::new();
+    for (queue, role, exchange) in forgotten.chain(used) {
+        let seen = broker.observe(&queue).await?;
+        let (messages, consumers) = (seen.map(|seen| seen.messages), seen.map(|seen| seen.consumers));
+        all.push(Seen { queue, role, exchange, messages, consumers });
+    }
+    Ok(all)
+}
+
+impl Seen {
+    /// Of two looks at a queue the greater counts.
+    pub fn most(self, after: Self) -> Self {
+        Self { messages: after.messages.max(self.messages), consumers: after.consumers.max(self.consumers), ..after }
+    }
+
+    /// Whether what lies here comes to a worker by itself.
+    pub const fn wakes(&self) -> bool {
+        matches!(self.role, Some(Role::Rung | Role::Lane | Role::Quarantine) | None)
+    }
+
+    /// A forgotten rung that is gone is as it should be, and is passed over.
+    pub fn judge(&self) -> Option<Queue> {
+        let waits = self.messages.is_some_and(|messages| messages > 0);
+        let verdict = match (self.role, self.messages) {
+            (None, None) => return None,
+            (Some(_), None) => Verdict::Off,
+            (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => Verdict::off_if(waits && self.consumers == Some(0)),
+            // An operator's to do.
+            (Some(Role::Dead | Role::Unrouted), Some(_)) => Verdict::note_if(waits),
+            (Some(Role::Rung) | None, Some(_)) => Verdict::Ok,
+        };
+        let role = match self.role {
+            Some(Role::Dead) => "dead",
+            Some(Role::Unrouted) => "unrouted",
+            Some(Role::Quarantine) => "quarantine",
+            Some(Role::Lane) => "lane",
+            Some(Role::Canaries) => "canaries",
+            Some(Role::Rung) => "rung",
+            None => "forgotten rung",
+        };
+        let Self { queue, messages, consumers, .. } = self.clone();
+        Some(Queue { queue, role, messages, consumers, verdict })
+    }
+}

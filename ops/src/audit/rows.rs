@@ -1,0 +1,189 @@
+//! The database's side of an audit. Everything is counted in one snapshot, so that the counts agree with each other; *due* is read
+//! where everything reads it.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult};
+use shared::{
+    database::statement,
+    due,
+    ladder::{Hop, Ladder},
+    settings::Settings,
+    task::Task,
+    tasks,
+    topology::{Role, Topology},
+};
+
+use super::{Counted, Due, Verdict};
+
+/// What a snapshot holds.
+pub(super) struct Rows {
+    pub due: Vec<Due>,
+    pub records: Vec<Counted>,
+    pub ledger: Vec<Counted>,
+    pub events: Vec<Counted>,
+    /// Pending candidates of all kinds by the rung that they would take now, shortest rung first.
+    pub by_rung: Vec<u64>,
+    /// Pending candidates whose event is still in the outbox.
+    pub in_outbox: u64,
+    /// Canaries that wait, by the rung's queue.
+    pub canaries: BTreeMap<String, u64>,
+}
+
+/// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.
+pub(super) async fn forgotten_rungs(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<String>, DbErr> {
+    let used: Vec<String> = topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| q.name).collect();
+    let sql = "SELECT queue FROM rungs WHERE queue <> ALL($1) AND starts_with(queue, $2) ORDER BY queue";
+    let rows = db.query_all_raw(statement(sql, [used.into(), topology.rung_prefix().into()])).await?;
+    rows.iter().map(|row| row.try_get("", "queue")).collect()
+}
+
+/// The moment of a snapshot, which begins with this question.
+pub(super) async fn at(snapshot: &DatabaseTransaction) -> Result<DateTime<Utc>, DbErr> {
+    let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")
+}
+
+/// Counts everything.
+pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -> Result<Rows, DbErr> {
+    let topology = settings.topology();
+    let mut rows = Rows {
+        due: Vec::new(),
+        records: Vec::new(),
+        ledger: Vec::new(),
+        events: Vec::new(),
+        by_rung: vec![0; topology.ladder().rungs().len()],
+        in_outbox: 0,
+        canaries: canaries(snapshot, &topology).await?,
+    };
+    for task in tasks::ALL {
+        candidates(snapshot, settings, topology.ladder(), *task, &mut rows).await?;
+        for check in task.checks() {
+            let count = one(snapshot, check.sql).await?;
+            rows.records.push(Counted { kind: Some(task.kind()), ..off(check.name, count) });
+        }
+    }
+    for (check, sql) in LEDGER {
+        rows.ledger.push(off(check, one(snapshot, sql).await?));
+    }
+    let waiting = one(snapshot, "SELECT count(*) FROM outbox").await?;
+    rows.events.push(Counted { kind: None, check: "events in the outbox", count: waiting, verdict: Verdict::Ok });
+    let set_aside = one(snapshot, "SELECT count(*) FROM set_aside").await?;
+    let verdict = Verdict::note_if(set_aside > 0);
+    rows.events.push(Counted { kind: None, check: "events set aside", count: set_aside, verdict });
+    Ok(rows)
+}
+
+const LEDGER: [(&str, &str); 2] = [
+    (
+        "the sum of all balances",
+        // Cut to what a bigint holds: a sum beyond it is wrong all the same, and must not end the audit.
+        "SELECT least(greatest(coalesce(sum(balance), 0), -9223372036854775808), 9223372036854775807)::bigint FROM accounts",
+    ),
+    (
+        "accounts that differ from their transfers",
+        "SELECT count(*)
+           FROM accounts LEFT JOIN (
+                    SELECT account, sum(delta) AS balance
+                      FROM (SELECT credit_account AS account, amount AS delta FROM transfers
+                            UNION ALL
+                            SELECT debit_account, -amount FROM transfers) AS moved
+                     GROUP BY account) AS moved ON moved.account = accounts.id
+          WHERE accounts.balance <> coalesce(moved.balance, 0)",
+    ),
+];
+
+fn off(check: &'static str, count: i64) -> Counted {
+    Counted { kind: None, check, count, verdict: Verdict::off_if(count != 0) }
+}
+
+/// The one number that a statement gives.
+async fn one(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr> {
+    let row = snapshot.query_one_raw(statement(sql, [])).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get_by_index(0)
+}
+
+/// Canaries that were confirmed, are not due, and so wait in their rung, unless they were lost with it.
+async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result<BTreeMap<String, u64>, DbErr> {
+    let sql = "SELECT queue, count(*) AS waiting FROM canaries
+                WHERE arrived_at IS NULL AND due_at > now() AND starts_with(queue, $1) GROUP BY queue";
+    let rows = snapshot.query_all_raw(statement(sql, [topology.rung_prefix().into()])).await?;
+    let count = |row: &QueryResult| Ok(u64::try_from(row.try_get::<i64>("", "waiting")?).unwrap_or_default());
+    rows.iter().map(|row| Ok((row.try_get("", "queue")?, count(row)?))).collect()
+}
+
+/// Counts one kind's candidates by when they are due and by where they would wait.
+async fn candidates(
+    snapshot: &DatabaseTransaction,
+    settings: &Settings,
+    ladder: &Ladder,
+    task: &dyn Task,
+    rows: &mut Rows,
+) -> Result<(), DbErr> {
+    let sql = format!(
+        "SELECT width_bucket(floor(extract(epoch FROM due_at - now()) * 1000000)::bigint, $3::bigint[]) AS rung,
+                count(*) FILTER (WHERE due_at > now()) AS pending,
+                count(*) FILTER (WHERE due_at <= now() AND due_at >= now() - $1 * interval '1 ms') AS due,
+                count(*) FILTER (WHERE due_at < now() - $1 * interval '1 ms') AS overdue,
+                count(*) FILTER (WHERE due_at > now() AND id IN (
+                    SELECT subject_id FROM outbox WHERE event_type = ANY($2))) AS in_outbox
+           FROM {due} AS due WHERE due_at IS NOT NULL GROUP BY 1",
+        due = due::query(task, &settings.policy)
+    );
+    let grace_ms = i64::try_from(settings.sweep.grace_ms).unwrap_or(i64::MAX);
+    let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
+    let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
+    let mut due = Due { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: Verdict::Ok };
+    for row in snapshot.query_all_raw(statement(&sql, [grace_ms.into(), events.into(), shortest_waits(ladder).into()])).await? {
+        let number = |name: &str| row.try_get::<i64>("", name).map(|count| u64::try_from(count).unwrap_or_default());
+        // 0 is no rung: due already.
+        let rung: i32 = row.try_get("", "rung")?;
+        if let Some(waiting) = usize::try_from(rung - 1).ok().and_then(|at| rows.by_rung.get_mut(at)) {
+            *waiting += number("pending")?;
+        }
+        due.pending += number("pending")?;
+        due.due += number("due")?;
+        due.overdue += number("overdue")?;
+        rows.in_outbox += number("in_outbox")?;
+    }
+    due.verdict = Verdict::off_if(due.overdue > 0);
+    rows.due.push(due);
+    Ok(())
+}
+
+/// The shortest wait, in microseconds, that takes each rung or a longer one, shortest rung first. It is asked of the ladder, which
+/// alone says which rung a wait takes.
+fn shortest_waits(ladder: &Ladder) -> Vec<i64> {
+    let takes = |wait: u64, rung| ladder.next(Duration::from_micros(wait)) >= Hop::Rung(rung);
+    let shortest = |rung| {
+        let (mut short, mut long) = (0, u64::MAX);
+        while long - short > 1 {
+            let wait = short + (long - short) / 2;
+            if takes(wait, rung) { long = wait } else { short = wait }
+        }
+        i64::try_from(long).unwrap_or(i64::MAX)
+    };
+    ladder.rungs().iter().map(|rung| shortest(*rung)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_are_counted_by_the_rung_that_the_ladder_gives_them() {
+        for seconds in [&[1, 5, 30, 300, 3_600, 21_600, 86_400, 604_800, 1_209_600, 2_592_000][..], &[100, 101], &[7], &[]] {
+            let ladder = Ladder::new(seconds.iter().copied().map(Duration::from_secs));
+            let waits = shortest_waits(&ladder);
+            assert!(waits.is_sorted() && waits.len() == ladder.rungs().len());
+            let near = waits.iter().flat_map(|wait| [wait - 1, *wait, wait + 1]);
+            for wait in near.chain([0, 1, 999_999, 1_000_001, 100_500_000, 86_399_000_000, i64::from(u32::MAX) * 1_000_000]) {
+                // As PostgreSQL's width_bucket counts.
+                let bucket = waits.partition_point(|shortest| *shortest <= wait);
+                let hop = bucket.checked_sub(1).map_or(Hop::Lane, |at| Hop::Rung(ladder.rungs()[at]));
+                assert_eq!(hop, ladder.next(Duration::from_micros(wait.cast_unsigned())), "{wait} µs of {seconds:?}");
+            }
+        }
+    }
+}

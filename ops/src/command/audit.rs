@@ -1,0 +1,115 @@
+//! `ops audit`: what is off between rows, ledger and broker. Exit code 1 when something is.
+
+use std::process::ExitCode;
+
+use anyhow::Context;
+use comfy_table::Table;
+use ops::audit::{self, Counted, Report, Verdict};
+use shared::{broker::Broker, cli::say, settings::Settings};
+use tokio_util::sync::CancellationToken;
+
+use super::{table, with_schema};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+It only looks: nothing is written, and no message is taken. All counts of the database are of one moment.
+
+  off   something is wrong
+  note  nothing is wrong, and somebody may have something to do, like replaying dead letters
+  ok    as it should be, or only told
+
+The broker counts messages, not the subjects that they name. A message names at most topology.pack_max of them, so what is shown as \
+missing is certain, and there may be more: that the sweep finds once it is overdue. Where pack_max was lowered while wake-ups wait, \
+they may name more than it says. A count of 0 just after RabbitMQ was started means nothing, as its queues are still reading their \
+logs: wait a minute and look again.
+
+Exit codes: 0 nothing is off, 1 something is off or could not be looked at.")]
+pub struct Audit {
+    /// One JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn audit(command: Audit, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+    let db = with_schema(settings).await?;
+    let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
+    let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;
+    broker.close().await;
+    if command.json {
+        say(&serde_json::to_string_pretty(&report)?);
+    } else {
+        show(&report);
+    }
+    Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn show(report: &Report) {
+    say(&format!("at {}", report.at.to_rfc3339()));
+    let mut due = table(["kind", "due later", "due, on its way", "overdue, no effect", "verdict"]);
+    for one in &report.due {
+        due.add_row([one.kind, &one.pending.to_string(), &one.due.to_string(), &one.overdue.to_string(), one.verdict.name()]);
+    }
+    section("What is due", &due);
+    section("Effects and their records", &counted(&report.records));
+    section("The ledger", &counted(&report.ledger));
+
+    let mut queues = table(["queue", "role", "messages", "consumers", "verdict"]);
+    let count = |count: Option<u32>, none: &str| count.map_or(none.to_owned(), |count| count.to_string());
+    for one in &report.queues {
+        let (messages, consumers) = (count(one.messages, "missing"), count(one.consumers, "-"));
+        queues.add_row([&one.queue, one.role, &messages, &consumers, one.verdict.name()]);
+    }
+    section("Queues", &queues);
+
+    let mut rungs = table(["rung", "messages", "of them canaries", "candidates that would wait there now"]);
+    for one in &report.rungs {
+        rungs.add_row([one.rung.clone(), one.messages.to_string(), one.canaries.to_string(), one.candidates.to_string()]);
+    }
+    section("Rungs", &rungs);
+
+    let mut wakeups = table(["what waits", "count", "verdict"]);
+    let told = report.wakeups;
+    let perhaps = if told.perhaps_missing > told.missing { Verdict::Note } else { Verdict::Ok };
+    let stale = if told.verdict == Verdict::Note && told.perhaps_missing == 0 { Verdict::Note } else { Verdict::Ok };
+    let missing = if told.missing > 0 { Verdict::Off } else { Verdict::Ok };
+    for (what, count, verdict) in [
+        ("subjects that need a wake-up", told.subjects, Verdict::Ok),
+        ("of them, whose event is still in the outbox", told.in_outbox, Verdict::Ok),
+        ("messages in rungs, lanes and quarantine", told.messages, stale),
+        ("of them canaries, which wake nothing", told.canaries, Verdict::Ok),
+        ("subjects without a wake-up, if those canaries are there", told.perhaps_missing, perhaps),
+        ("subjects that certainly have no wake-up", told.missing, missing),
+    ] {
+        wakeups.add_row([what, &count.to_string(), verdict.name()]);
+    }
+    section("Wake-ups", &wakeups);
+    section("Events", &counted(&report.events));
+
+    say("");
+    if report.due.iter().any(|due| due.overdue > 0) {
+        say("The sweep wakes what is overdue, if a worker runs; what failed for good is in `ops dead list`.");
+    }
+    if told.perhaps_missing > 0 {
+        say("`ops rebuild` makes missing wake-ups again; what has one already comes to no harm.");
+    }
+    if report.queues.iter().any(|queue| queue.messages.is_none()) {
+        say("`ops topology declare` makes missing queues; what was in them, `ops rebuild`.");
+    }
+    say(&match report.off {
+        0 => "nothing is off".to_owned(),
+        1 => "1 check is off".to_owned(),
+        off => format!("{off} checks are off"),
+    });
+}
+
+fn counted(all: &[Counted]) -> Table {
+    let mut table = table(["kind", "what is counted", "count", "verdict"]);
+    for one in all {
+        table.add_row([one.kind.unwrap_or("-"), one.check, &one.count.to_string(), one.verdict.name()]);
+    }
+    table
+}
+
+fn section(title: &str, table: &Table) {
+    say(&format!("\n{title}\n{table}"));
+}
