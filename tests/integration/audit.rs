@@ -267,6 +267,14 @@ async fn wakeups_purged_from_a_rung_are_missing_as_far_as_counts_can_tell() {
             stage.event("order.shipped", *order).await;
         }
         only_off(stage, &[]).await;
+        // A canary is a message too, and may be the only one that there is: that is a note.
+        let canary = "INSERT INTO canaries (id, queue, published_at, due_at) VALUES (gen_random_uuid(), $1, now(), now() + interval '1 hour')";
+        stage.run(canary, [rung.into()]).await;
+        let (report, code) = audited(stage).await;
+        let wakeups = &report["wakeups"];
+        assert_eq!((&wakeups["perhaps_missing"], &wakeups["missing"], &wakeups["verdict"]), (&100.into(), &0.into(), &"note".into()));
+        assert_eq!(code, 0);
+        stage.run("DELETE FROM canaries", []).await;
         stage.run("DELETE FROM outbox", []).await;
         stage.ops(&["rebuild"]).await.expect("rebuilt");
         only_off(stage, &[]).await;

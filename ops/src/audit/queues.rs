@@ -62,7 +62,9 @@ impl Seen {
         let verdict = match (self.role, self.messages) {
             (None, None) => return None,
             (Some(_), None) => Verdict::Off,
-            (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => Verdict::off_if(waits && self.consumers == Some(0)),
+            (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => {
+                Verdict::off_if(waits && self.consumers == Some(0))
+            }
             // An operator's to do.
             (Some(Role::Dead | Role::Unrouted), Some(_)) => Verdict::note_if(waits),
             (Some(Role::Rung) | None, Some(_)) => Verdict::Ok,

@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr};
 use shared::{
     database::statement,
     due,
@@ -109,8 +109,9 @@ async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result
     let sql = "SELECT queue, count(*) AS waiting FROM canaries
                 WHERE arrived_at IS NULL AND due_at > now() AND starts_with(queue, $1) GROUP BY queue";
     let rows = snapshot.query_all_raw(statement(sql, [topology.rung_prefix().into()])).await?;
-    let count = |row: &QueryResult| Ok(u64::try_from(row.try_get::<i64>("", "waiting")?).unwrap_or_default());
-    rows.iter().map(|row| Ok((row.try_get("", "queue")?, count(row)?))).collect()
+    rows.iter()
+        .map(|row| Ok((row.try_get("", "queue")?, u64::try_from(row.try_get::<i64>("", "waiting")?).unwrap_or_default())))
+        .collect()
 }
 
 /// Counts one kind's candidates by when they are due and by where they would wait.
