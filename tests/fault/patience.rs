@@ -3,7 +3,6 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::{
@@ -74,7 +73,7 @@ pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         pair.rabbitmqctl(&["eval", &set("1800000", "60000")]).await?;
         disturbed?;
         stage.note(format!("batches held for {} s, consumer_timeout 1.5 s", span.as_secs()));
-        if !stage.logs_contain("delivery acknowledgement on channel")? {
+        if !stage.logs_contain("invalid channel state: Closed")? {
             stage.unexpected(1, "RabbitMQ did not lose its patience");
         }
         Ok(())
