@@ -279,6 +279,7 @@ impl Stage {
             (end.spans, end.letters)
         };
         let (mut counts, mut remarks) = checker::check(&self.sandbox.db, spans, (letters - expected).abs()).await?;
+        let swept = checker::ask(&self.sandbox.db, "SELECT coalesce(sum(times), 0)::bigint FROM swept").await?;
         let end = self.end();
         counts.unexpected += end.more;
         remarks.extend(end.remarks.iter().cloned());
@@ -286,7 +287,6 @@ impl Stage {
         if expected > 0 {
             notes.push(format!("{letters} dead letters, as many as there was garbage"));
         }
-        let swept = checker::ask(&self.sandbox.db, "SELECT coalesce(sum(times), 0)::bigint FROM swept").await?;
         if swept > 0 {
             notes.push(format!("{swept} woken by the sweep"));
         }
