@@ -28,7 +28,9 @@ pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(1_200..=1_800))).await;
                 // Woken before their time these have to be postponed, and there is nowhere to publish that.
-                for (kind, situation) in [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")] {
+                for (kind, situation) in
+                    [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")]
+                {
                     let subjects = newest(stage, situation).await?;
                     stage.publish(stage.wakeup(kind, &subjects)).await?;
                 }

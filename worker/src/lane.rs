@@ -104,13 +104,7 @@ impl Lane {
     }
 
     /// Serves over one pair of connections; `settled` counts its batches.
-    async fn serve(
-        &self,
-        broker: &Broker,
-        outlet: &Broker,
-        context: &Context,
-        settled: &mut u64,
-    ) -> Result<(), BrokerError> {
+    async fn serve(&self, broker: &Broker, outlet: &Broker, context: &Context, settled: &mut u64) -> Result<(), BrokerError> {
         let worker = &context.settings.worker;
         let settle = Settle {
             channel: broker.channel().await?,
