@@ -125,8 +125,10 @@ fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     for lane in status.lanes.iter().filter(|lane| lane.messages > Some(0) && lane.consumers == Some(0)) {
         troubles.push(format!("{} has due messages and nobody consumes it; is a worker running?", lane.queue));
     }
+    // Canaries that nobody takes from their lane have left their rungs.
+    let noted = status.lanes.iter().all(|lane| !lane.queue.contains(".due.canary.") || lane.messages == Some(0));
     let grace = std::time::Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
-    for rung in status.rungs.iter().filter(|rung| rung.overdue_s > grace) {
+    for rung in status.rungs.iter().filter(|rung| noted && rung.overdue_s > grace) {
         troubles.push(format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s));
     }
     troubles

@@ -10,7 +10,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Publisher, backoff},
-    database::{self, DatabaseError, Role, trouble},
+    database::{self, DatabaseError, Role, trouble, unanswered},
     health::{Health, Part, UNREACHED},
     settings::Settings,
     telemetry::trace_context,
@@ -26,6 +26,11 @@ use crate::{
 
 /// The channel that the outbox's trigger notifies.
 const CHANNEL: &str = "kyhan_outbox";
+
+/// Longest batch; then nobody is there to answer.
+const BATCH_MAX: Duration = Duration::from_secs(300);
+/// How long a batch may take when the relay is told to stop.
+const GRACE: Duration = Duration::from_secs(20);
 
 /// Why the relay ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -146,7 +151,16 @@ impl Relay<'_> {
             if !remembered {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
-            let pause = match self.batch(db, &publisher).await {
+            // Told to stop, it finishes what it has in hand, if somebody answers.
+            let patience = async {
+                shutdown.cancelled().await;
+                tokio::time::sleep(GRACE).await;
+            };
+            let batch = tokio::select! {
+                batch = tokio::time::timeout(BATCH_MAX, self.batch(db, &publisher)) => batch.unwrap_or_else(|_| Err(unanswered().into())),
+                () = patience => break,
+            };
+            let pause = match batch {
                 Ok(0) => {
                     publisher.check()?;
                     self.wait_for_events(db, &mut listener).await
@@ -156,8 +170,8 @@ impl Relay<'_> {
                     tracing::warn!(%error, "events wait in the outbox until the relay may publish again");
                     self.rabbitmq.down(error.to_string());
                     shutdown.run_until_cancelled(publisher.unblocked()).await;
-                    self.rabbitmq.up();
-                    continue;
+                    // What was sent into the alarm may still be on its way over this connection.
+                    return Err(error);
                 }
                 Err(BatchError::Broker(error)) => {
                     publisher.close().await;

@@ -6,7 +6,7 @@
 
 use std::time::Duration;
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::TimeDelta;
 use lapin::BasicProperties;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use serde::{Deserialize, Serialize};
@@ -27,16 +27,12 @@ const BODY_MAX: usize = 1024;
 /// Longest time between two canaries of a rung: within it, and the grace, a rung that stands still is noticed.
 const EVERY_MAX: Duration = Duration::from_hours(1);
 
-/// One canary.
+/// One canary. What else there is to say of it, the table knows.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     pub id: Uuid,
-    /// The rung's queue.
+    /// The rung's queue, for people.
     pub queue: String,
-    /// By the database's clock, as is `due_at`.
-    pub published_at: DateTime<Utc>,
-    /// When its rung should let it go.
-    pub due_at: DateTime<Utc>,
 }
 
 /// A rung's queue: its rung and shard.
@@ -74,78 +70,67 @@ impl Canary {
     /// Understands a message of the canaries' lane.
     ///
     /// # Errors
-    /// Why it is no canary of ours.
-    pub fn decode(body: &[u8], topology: &Topology) -> Result<Self, String> {
+    /// Why it is no canary.
+    pub fn decode(body: &[u8]) -> Result<Self, String> {
         if body.len() > BODY_MAX {
             return Err(format!("the body has {} bytes; {BODY_MAX} is the most", body.len()));
         }
-        let canary: Self = serde_json::from_slice(body).map_err(|error| format!("the body is no canary: {error}"))?;
-        if topology.rungs().any(|(_, queue)| queue == canary.queue) {
-            Ok(canary)
-        } else {
-            Err("it names no rung of this topology".to_owned())
-        }
+        serde_json::from_slice(body).map_err(|error| format!("the body is no canary: {error}"))
     }
 }
 
-/// The rungs that want a canary now, each with one to be published and then told to [`sent`].
+/// Writes down a canary for every rung that wants one now; each is to be published, or [`withdraw`]n.
 ///
 /// # Errors
 /// The database's.
-pub async fn wanted(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
+pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
     let rungs: Vec<(Place, String)> = topology.rungs().collect();
     let queues: Vec<String> = rungs.iter().map(|(_, queue)| queue.clone()).collect();
     let durations: Vec<i64> = rungs.iter().map(|((rung, _), _)| signed(rung.duration_ms())).collect();
     let (least, most) = (signed_ms(every), signed_ms(EVERY_MAX.max(every)));
-    let sql = "SELECT asked.queue, now() AS published_at, now() + asked.duration_ms * interval '1 ms' AS due_at
+    let sql = "INSERT INTO canaries (id, queue, published_at, due_at)
+               SELECT gen_random_uuid(), asked.queue, now(), now() + asked.duration_ms * interval '1 ms'
                  FROM unnest($1::text[], $2::bigint[]) AS asked (queue, duration_ms)
                 WHERE NOT EXISTS (
                           SELECT FROM canaries WHERE canaries.queue = asked.queue
-                             AND canaries.published_at > now() - least(greatest(asked.duration_ms, $3), $4) * interval '1 ms')";
+                             AND canaries.published_at > now() - least(greatest(asked.duration_ms, $3), $4) * interval '1 ms')
+               RETURNING id, queue";
     let rows = db.query_all_raw(statement(sql, [queues.into(), durations.into(), least.into(), most.into()])).await?;
-    let mut wanted = Vec::with_capacity(rows.len());
+    let mut sent = Vec::with_capacity(rows.len());
     for row in rows {
-        let queue: String = row.try_get("", "queue")?;
-        let Some((place, _)) = rungs.iter().find(|(_, name)| *name == queue) else { continue };
-        let (published_at, due_at) = (row.try_get("", "published_at")?, row.try_get("", "due_at")?);
-        wanted.push((Canary { id: Uuid::new_v4(), queue, published_at, due_at }, *place));
+        let canary = Canary { id: row.try_get("", "id")?, queue: row.try_get("", "queue")? };
+        let place = rungs.iter().find(|(_, name)| *name == canary.queue).map(|(place, _)| *place);
+        sent.extend(place.map(|place| (canary, place)));
     }
-    Ok(wanted)
+    Ok(sent)
 }
 
-/// Notes canaries that the broker has confirmed. One of a short rung may have arrived before.
+/// Forgets a canary that could not be published.
 ///
 /// # Errors
 /// The database's.
-pub async fn sent(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
-    note(db, canaries, "NULL", "DO NOTHING").await
+pub async fn withdraw(db: &DatabaseConnection, canary: &Canary) -> Result<(), DbErr> {
+    db.execute_raw(statement("DELETE FROM canaries WHERE id = $1", [canary.id.into()])).await.map(|_| ())
 }
 
-/// Notes canaries that have arrived, again and again if need be.
+/// Forgets every canary that waits: its rung was lost, or will be looked at anew.
+///
+/// # Errors
+/// The database's.
+pub async fn withdraw_all(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let sql = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL";
+    db.execute_raw(statement(sql, [queues.into()])).await.map(|_| ())
+}
+
+/// Notes canaries that have arrived, again and again if need be. One that nobody knows any more is none.
 ///
 /// # Errors
 /// The database's.
 pub async fn arrived(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
-    note(db, canaries, "now()", "(id) DO UPDATE SET arrived_at = coalesce(canaries.arrived_at, now())").await
-}
-
-async fn note(db: &DatabaseConnection, canaries: &[Canary], arrived_at: &str, conflict: &str) -> Result<(), DbErr> {
-    if canaries.is_empty() {
-        return Ok(());
-    }
     let ids: Vec<Uuid> = canaries.iter().map(|canary| canary.id).collect();
-    let queues: Vec<String> = canaries.iter().map(|canary| canary.queue.clone()).collect();
-    let published: Vec<DateTime<Utc>> = canaries.iter().map(|canary| canary.published_at).collect();
-    let due: Vec<DateTime<Utc>> = canaries.iter().map(|canary| canary.due_at).collect();
-    // The same one twice in a batch would be updated twice by one statement, which PostgreSQL refuses.
-    let sql = format!(
-        "INSERT INTO canaries (id, queue, published_at, due_at, arrived_at)
-         SELECT DISTINCT ON (id) id, queue, published_at, due_at, {arrived_at}::timestamptz
-           FROM unnest($1::uuid[], $2::text[], $3::timestamptz[], $4::timestamptz[]) AS noted (id, queue, published_at, due_at)
-          ORDER BY id
-         ON CONFLICT {conflict}"
-    );
-    db.execute_raw(statement(&sql, [ids.into(), queues.into(), published.into(), due.into()])).await.map(|_| ())
+    let sql = "UPDATE canaries SET arrived_at = now() WHERE id = ANY($1) AND arrived_at IS NULL";
+    db.execute_raw(statement(sql, [ids.into()])).await.map(|_| ())
 }
 
 /// How old the head of every rung is.
@@ -211,16 +196,14 @@ mod tests {
     use crate::policy::Policy;
 
     #[test]
-    fn what_is_sent_is_read_again_and_what_is_none_of_ours_is_refused() {
+    fn what_is_sent_is_read_again_and_what_is_none_is_refused() {
         let topology = Topology::new("kyhan", 2, &[Duration::from_secs(5)], &Policy::default());
         let (place, queue) = topology.rungs().nth(1).unwrap();
-        let at = "2026-11-24T00:00:00Z".parse().unwrap();
-        let canary = Canary { id: Uuid::from_u128(1), queue, published_at: at, due_at: at };
+        let canary = Canary { id: Uuid::from_u128(1), queue };
         let message = canary.message(&topology, place);
         assert_eq!((message.exchange.as_str(), message.routing_key.as_str()), ("kyhan.rung.5s", "canary.1"));
-        assert_eq!(Canary::decode(&message.body, &topology), Ok(canary.clone()));
-        let stray = Canary { queue: "kyhan.rung.6s".into(), ..canary };
-        assert!(Canary::decode(&serde_json::to_vec(&stray).unwrap(), &topology).is_err());
-        assert!(Canary::decode(b"hello", &topology).is_err());
+        assert_eq!(Canary::decode(&message.body), Ok(canary));
+        assert!(Canary::decode(b"hello").is_err());
+        assert!(Canary::decode(&[b' '; BODY_MAX + 1]).is_err());
     }
 }

@@ -111,11 +111,19 @@ pub fn unanswered() -> DbErr {
     conn_error(silence())
 }
 
+/// What a query answers, or [`unanswered`] after so long: sqlx would wait for ever.
+///
+/// # Errors
+/// The database's.
+pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+    tokio::time::timeout(span, query).await.unwrap_or_else(|_| Err(unanswered()))
+}
+
 /// Whether the server answers and would write.
 ///
 /// # Errors
 /// The database's; a standby or a server set to read only is one.
-pub async fn probe(db: &DatabaseConnection, timeout: Duration) -> Result<(), DbErr> {
+pub async fn probe(db: &DatabaseConnection, span: Duration) -> Result<(), DbErr> {
     let ask = async {
         let asked = statement("SELECT current_setting('transaction_read_only') = 'on' AS read_only", []);
         let row = db.query_one_raw(asked).await?;
@@ -124,7 +132,7 @@ pub async fn probe(db: &DatabaseConnection, timeout: Duration) -> Result<(), DbE
             _ => Err(DbErr::Conn(RuntimeErr::Internal("PostgreSQL is read-only".to_owned()))),
         }
     };
-    tokio::time::timeout(timeout, ask).await.unwrap_or_else(|_| Err(unanswered()))
+    within(span, ask).await
 }
 
 /// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
@@ -256,11 +264,12 @@ fn by_sqlstate(code: &str) -> Trouble {
         "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
-        // admin_shutdown, of this one connection perhaps; 08 connection
-        "57P01" => Trouble::Cut,
-        code if code.starts_with("08") => Trouble::Cut,
-        // 53 out of disk, memory or connections, 57P shutdown or start, 58 system error
-        code if code.starts_with("53") || code.starts_with("57P") || code.starts_with("58") => Trouble::Away,
+        // admin_shutdown, of this one connection perhaps; idle-in-transaction and transaction timeouts, which end it
+        "57P01" | "25P03" | "25P04" => Trouble::Cut,
+        // 08 connection; 58 system error: a disk that cannot be read, or one damaged row that says so
+        code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
+        // 53 out of disk, memory or connections, 57P shutdown or start
+        code if code.starts_with("53") || code.starts_with("57P") => Trouble::Away,
         _ => Trouble::Failure,
     }
 }
@@ -273,6 +282,9 @@ mod tests {
     fn an_outage_a_conflict_and_a_failure_are_told_apart() {
         assert_eq!(by_sqlstate("57P01"), Trouble::Cut);
         assert_eq!(by_sqlstate("57P03"), Trouble::Away);
+        for cut in ["08006", "25P03", "58030", "58P01"] {
+            assert_eq!(by_sqlstate(cut), Trouble::Cut, "{cut}");
+        }
         assert_eq!(by_sqlstate("53100"), Trouble::Away);
         assert_eq!(by_sqlstate("25006"), Trouble::Away);
         assert_eq!(by_sqlstate("40P01"), Trouble::Conflict);

@@ -156,6 +156,12 @@ impl Statements {
         }
     }
 
+    /// How many statements [`Statements::apply`] runs.
+    #[must_use]
+    pub fn count(&self) -> u32 {
+        u32::try_from(self.locks.len()).unwrap_or(u32::MAX).saturating_add(2)
+    }
+
     /// Rechecks and applies `asked`, pairs of a subject and its wake-up's id, each subject once. One outcome per subject.
     ///
     /// # Errors

@@ -24,6 +24,8 @@ const REST_MAX_MS: u64 = 3_650 * 86_400_000;
 pub const SUBJECTS_MAX: usize = 1_000;
 /// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and room for the rest.
 pub const BODY_MAX: usize = 64 * 1024;
+/// The same of a later format, which may need more.
+const LATER_BODY_MAX: usize = 1024 * 1024;
 /// The content type of a wake-up.
 pub const CONTENT_TYPE: &str = "application/json";
 /// The AMQP `type` property of a wake-up.
@@ -153,11 +155,14 @@ impl Wakeup {
             v: u32,
         }
 
-        if body.len() > BODY_MAX {
+        if body.len() > LATER_BODY_MAX {
             return Err(Malformed::TooLong(body.len()));
         }
         let not_a_wakeup = |error: serde_json::Error| Malformed::NotAWakeup(error.to_string());
         let Versioned { v } = serde_json::from_slice(body).map_err(not_a_wakeup)?;
+        if v <= VERSION && body.len() > BODY_MAX {
+            return Err(Malformed::TooLong(body.len()));
+        }
         match v {
             0 => return Err(Malformed::NoVersion),
             1..=VERSION => {}

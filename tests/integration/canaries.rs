@@ -88,3 +88,20 @@ async fn a_missing_queue_and_a_lane_that_nobody_serves_are_named() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_is_no_canary_keeps_none_from_being_noted() {
+    on_stage(&watched(60_000), async |stage| {
+        let bodies = ["hello", "{\"id\":\"00000000-0000-4000-8000-000000000001\",\"queue\":\"elsewhere\",\"published_at\":\"-9999-01-01T00:00:00Z\"}"];
+        let stray = stage.wakeup("confirm-receipt", &[uuid::Uuid::new_v4()]);
+        let strays =
+            bodies.map(|body| shared::broker::Outgoing { routing_key: "canary.0".into(), body: body.into(), ..stray.clone() });
+        stage.publish(strays.to_vec()).await;
+        let worker = stage.worker();
+        let rungs = stage.topology().rungs().count();
+        stage.until(&format!("SELECT count(DISTINCT queue) = {rungs} FROM canaries WHERE arrived_at IS NOT NULL")).await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM canaries WHERE queue = 'elsewhere'").await, 0);
+        worker.stop().await;
+    })
+    .await;
+}

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection};
-use shared::topology::Role;
+use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
+use shared::topology::{LANE_DELIVERY_LIMIT, Role};
 use tests::sandbox::{always, eventually};
 
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
@@ -26,29 +26,29 @@ fn throw_out(name: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_held_for_too_long_returns_to_its_lane_once_and_is_applied_when_the_database_is_back() {
+async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand_to_hand() {
     on_stage(QUICK, async |stage| {
         let orders = stage.many_delivering(50).await;
         let (name, admin) = (name(stage).await, admin().await);
-        let settings = stage.sandbox.settings_with(&[("KYHAN_WORKER_HOLD_MS", "300"), ("KYHAN_WORKER_CONSUMERS", "1")]);
-        let worker = worker_with(settings.expect("settings"));
+        // More consumers than RabbitMQ delivers a message times: were it held by one after the other, it would be given up.
+        let consumers = (LANE_DELIVERY_LIMIT + 5).to_string();
+        let many = [
+            ("KYHAN_WORKER_HOLD_MS", "100"),
+            ("KYHAN_WORKER_CONSUMERS", consumers.as_str()),
+            ("KYHAN_DATABASE_MAX_CONNECTIONS", "4"),
+        ];
+        let worker = worker_with(stage.sandbox.settings_with(&many).expect("settings"));
         stage.until_consumed().await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
         run(&admin, &throw_out(&name)).await;
         stage.publish(orders.iter().map(|order| stage.wakeup("confirm-receipt", &[*order])).collect()).await;
-        // Back in the lane, with nobody consuming: not delivered over and over until RabbitMQ gives them up.
         let lane = stage.topology().lane("confirm-receipt", 0);
         let broker = stage.sandbox.broker().await.expect("a broker");
         let rests = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.messages == 50 && seen.consumers == 0));
-        eventually("all of it is back", SOON, rests).await;
-        always("it rests there", Duration::from_millis(800), rests).await;
+        eventually("all of it is back, and nobody takes it", SOON, rests).await;
+        always("it rests there", Duration::from_secs(2), rests).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
-        let received = "SELECT count(*) FROM orders WHERE status = 'received'";
-        eventually("all are applied", SOON, async || {
-            let row = stage.sandbox.db.query_one_raw(shared::database::statement(received, [])).await;
-            Ok(matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0).is_ok_and(|count| count == 50)))
-        })
-        .await;
+        received(stage, 50).await;
         stage.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!(totals.retried, 0, "{totals:?}");
@@ -56,6 +56,41 @@ async fn what_is_held_for_too_long_returns_to_its_lane_once_and_is_applied_when_
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 50);
         broker.close().await;
         admin.close().await.expect("closed");
+    })
+    .await;
+}
+
+/// Waits until so many orders are received, however often the question itself fails.
+async fn received(stage: &Stage, count: i64) {
+    let sql = "SELECT count(*) FROM orders WHERE status = 'received'";
+    eventually("they are received", SOON, async || {
+        let row = stage.sandbox.db.query_one_raw(shared::database::statement(sql, [])).await;
+        Ok(matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0).is_ok_and(|found| found == count)))
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_that_takes_long_and_waits_for_no_server_is_not_taken_from_its_consumer() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+        blocker.execute_raw(shared::database::statement("SELECT 1 FROM orders FOR UPDATE", [])).await.expect("locks");
+        let slow =
+            [("KYHAN_WORKER_HOLD_MS", "100"), ("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "20000"), ("KYHAN_WORKER_CONSUMERS", "1")];
+        let worker = worker_with(stage.sandbox.settings_with(&slow).expect("settings"));
+        stage.until_consumed().await;
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+        let lane = stage.topology().lane("confirm-receipt", 0);
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        let held = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.messages == 0 && seen.consumers == 1));
+        eventually("it is in hand", SOON, held).await;
+        always("it stays there", Duration::from_secs(1), held).await;
+        blocker.rollback().await.expect("unlocked");
+        received(stage, 1).await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.stale), (1, 0), "{totals:?}");
+        broker.close().await;
     })
     .await;
 }
@@ -74,12 +109,7 @@ async fn a_database_that_is_read_only_is_away_and_no_attempt_is_spent() {
         let unspent = async || Ok(stage.depth("dead").await + stage.depth("rung.").await == 0);
         always("no attempt is spent", Duration::from_millis(800), unspent).await;
         run(&admin, &format!("ALTER DATABASE {name} RESET default_transaction_read_only")).await;
-        let received = "SELECT count(*) FROM orders WHERE status = 'received'";
-        eventually("it is applied", SOON, async || {
-            let row = stage.sandbox.db.query_one_raw(shared::database::statement(received, [])).await;
-            Ok(matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0).is_ok_and(|count| count == 1)))
-        })
-        .await;
+        received(stage, 1).await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried), (1, 0), "{totals:?}");
         admin.close().await.expect("closed");
@@ -87,32 +117,42 @@ async fn a_database_that_is_read_only_is_away_and_no_attempt_is_spent() {
     .await;
 }
 
+/// A row whose effect runs this SQL in its own session.
+async fn booby_trap(stage: &Stage, order: uuid::Uuid, sql: &str) {
+    let function = format!(
+        "CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+             IF OLD.id = '{order}' THEN {sql} END IF;
+             RETURN NEW;
+         END $$"
+    );
+    stage.run(&function, []).await;
+    stage.run("CREATE TRIGGER trap BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION trap()", []).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_breaks_its_connection_is_no_outage_and_ends_alone() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(8).await;
-        // As one whose page is damaged would: the server process that touches it is gone, the server is not.
-        let function = format!(
-            "CREATE FUNCTION break() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
-                 IF OLD.id = '{}' THEN PERFORM pg_terminate_backend(pg_backend_pid()); END IF;
-                 RETURN NEW;
-             END $$",
-            orders[3]
-        );
-        stage.run(&function, []).await;
-        stage.run("CREATE TRIGGER break BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION break()", []).await;
-        let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        let done = async || Ok(stage.ask::<bool>("SELECT count(*) = 7 FROM orders WHERE status = 'received'").await);
-        eventually("its neighbours are applied", Duration::from_secs(120), done).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let dead = async || Ok(stage.sandbox.depth(&broker, "dead").await? == 1);
-        eventually("it is a dead letter", Duration::from_secs(120), dead).await;
-        broker.close().await;
-        worker.stop().await;
-        assert_eq!(stage.dead_letters().await[0].subject, Some(orders[3]));
-    })
-    .await;
+    // As one whose page is damaged would: the server process that touches it is gone, the server is not. Or all of them are, as
+    // when one crashes.
+    for sql in [
+        "PERFORM pg_terminate_backend(pg_backend_pid());",
+        "PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'kyhan worker';",
+    ] {
+        on_stage(QUICK, async |stage| {
+            let orders = stage.many_delivering(4).await;
+            booby_trap(stage, orders[2], sql).await;
+            let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
+            stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+            let done = async || Ok(stage.ask::<bool>("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await);
+            eventually("its neighbours are applied", Duration::from_secs(120), done).await;
+            let broker = stage.sandbox.broker().await.expect("a broker");
+            let dead = async || Ok(stage.sandbox.depth(&broker, "dead").await? == 1);
+            eventually("it is a dead letter", Duration::from_secs(120), dead).await;
+            broker.close().await;
+            worker.stop().await;
+            assert_eq!(stage.dead_letters().await[0].subject, Some(orders[2]));
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -79,3 +79,25 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_later_format_that_somebody_published_by_hand_finds_its_way_back_too() {
+    on_stage(QUICK, async |stage| {
+        let beside = stage.delivering().await;
+        let lane = stage.topology().lane("confirm-receipt", 0);
+        // The default exchange, whose routing keys are queues' names, as RabbitMQ's own pages use it.
+        let by_hand = Outgoing {
+            exchange: String::new(),
+            routing_key: lane.clone(),
+            body: body(99, beside).into(),
+            ..stage.wakeup("confirm-receipt", &[beside])
+        };
+        stage.publish(vec![by_hand, stage.wakeup("confirm-receipt", &[beside])]).await;
+        let worker = stage.worker();
+        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.depth("dead").await == 0)).await;
+        let totals = worker.stop().await;
+        assert!(totals.parked >= 2 && totals.stale == 0, "parked again and again, and no batch came twice: {totals:?}");
+    })
+    .await;
+}

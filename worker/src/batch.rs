@@ -13,7 +13,10 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::intake::{self, Taken};
+use crate::{
+    intake::{self, Taken},
+    outage::Outage,
+};
 
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
@@ -52,6 +55,8 @@ pub enum End {
     /// Large enough, or waited long enough.
     Full,
     Shutdown,
+    /// The database is away: what was taken is not even tried.
+    Outage,
     /// The connection, the channel or the consumer is gone.
     Lost(BrokerError),
 }
@@ -61,11 +66,13 @@ pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
     limits: Limits,
+    outage: &Outage,
     shutdown: &CancellationToken,
 ) -> (Batch, End) {
     let mut batch = Batch::default();
     let mut subjects = 0;
     let mut until = None;
+    let mut away = std::pin::pin!(outage.began());
     loop {
         let next = async {
             match until {
@@ -76,6 +83,7 @@ pub async fn fill(
         let delivery = tokio::select! {
             biased;
             () = shutdown.cancelled() => return (batch, End::Shutdown),
+            () = &mut away => return (Batch::default(), End::Outage),
             next = next => match next {
                 None => return (batch, End::Full),
                 Some(Some(Ok(delivery))) => delivery,

@@ -6,30 +6,49 @@ use std::time::Duration;
 use opentelemetry::{KeyValue, global, metrics::Gauge};
 use sea_orm::DbErr;
 use shared::{
-    broker::{Broker, BrokerError, Outgoing},
-    canary::{self, Canary, RungAge},
+    broker::{Broker, BrokerError},
+    canary::{self, Canary, Place, RungAge},
+    database::{Trouble, trouble, within},
 };
 
-use crate::{apply::Outage, batch::Batch, lane::Context, settle::Settle, sweep::SweepError};
+use crate::{batch::Batch, lane::Context, outage::Patience, settle::Settle};
+
+/// How long PostgreSQL may take to note some canaries.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Notes the canaries of a batch and acks them; `false` when the database stayed away until told to leave.
-pub(crate) async fn process(batch: &Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
+pub(crate) async fn process(
+    batch: &Batch,
+    settle: &Settle<'_>,
+    context: &Context,
+    patience: &Patience<'_>,
+) -> Result<bool, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(true) };
     let mut canaries = Vec::with_capacity(batch.len());
     for message in batch.messages() {
-        match Canary::decode(&message.body, &context.topology) {
+        match Canary::decode(&message.body) {
             Ok(canary) => canaries.push(canary),
             // Nothing is lost with it: what it would have said of its rung, the next one says.
             Err(why) => tracing::warn!(why, bytes = message.body.len(), "a message in the canaries' lane that is none"),
         }
     }
-    let mut outage = Outage::default();
-    while let Err(error) = canary::arrived(&context.db, &canaries).await {
-        if outage.wait(&error, &context.abandon).await.is_none() {
-            return Ok(false);
+    let mut passed_over = 0;
+    while let Err(error) = within(ANSWER_WITHIN, canary::arrived(&context.db, &canaries)).await {
+        match trouble(&error) {
+            // A connection that lay idle through an outage is dead, and shows it only now.
+            Trouble::Cut if passed_over < context.settings.database.max_connections => passed_over += 1,
+            Trouble::Cut | Trouble::Away => {
+                if patience.for_postgres(&error).await.is_none() {
+                    return Ok(false);
+                }
+            }
+            Trouble::Conflict | Trouble::Failure => {
+                tracing::error!(%error, "canaries that have come cannot be noted, and will be missed");
+                break;
+            }
         }
     }
-    outage.over();
+    patience.postgres_is_back();
     settle.ack_up_to(last).await.map(|()| true)
 }
 
@@ -49,17 +68,16 @@ impl Keeper {
         }
     }
 
-    pub(crate) async fn round(&self, context: &Context, broker: &Broker) -> Result<(), SweepError> {
+    pub(crate) async fn round(&self, context: &Context, broker: &Broker) -> Result<(), DbErr> {
         let every = Duration::from_millis(context.settings.sweep.every_ms);
-        let wanted = canary::wanted(&context.db, &context.topology, every).await?;
-        let publisher = broker.publisher().await?;
-        let messages: Vec<Outgoing> = wanted.iter().map(|(canary, place)| canary.message(&context.topology, *place)).collect();
-        publisher.publish_all(&messages).await?;
-        publisher.close().await;
-        let sent: Vec<Canary> = wanted.into_iter().map(|(canary, _)| canary).collect();
-        canary::sent(&context.db, &sent).await?;
-        self.tell(context).await?;
-        Ok(())
+        for (canary, place) in canary::send(&context.db, &context.topology, every).await? {
+            // Each by itself: a rung that takes none must not keep the others from being watched.
+            if let Err(error) = publish(context, broker, &canary, place).await {
+                tracing::warn!(queue = canary.queue, %error, "a rung takes no canary");
+                canary::withdraw(&context.db, &canary).await?;
+            }
+        }
+        self.tell(context).await
     }
 
     /// A rung that does not move holds its wake-ups back; the sweep still wakes what is overdue.
@@ -79,4 +97,12 @@ impl Keeper {
         }
         Ok(())
     }
+}
+
+/// Over a channel of its own: RabbitMQ closes one over which something goes to an exchange that is not there.
+async fn publish(context: &Context, broker: &Broker, canary: &Canary, place: Place) -> Result<(), BrokerError> {
+    let publisher = broker.publisher().await?;
+    let published = publisher.publish_all(&[canary.message(&context.topology, place)]).await;
+    publisher.close().await;
+    published
 }

@@ -25,6 +25,7 @@ use crate::{
     apply,
     batch::{self, Batch, End, Limits},
     canary,
+    outage::{Outage, Patience},
     settle::Settle,
     tally::Tally,
 };
@@ -40,6 +41,7 @@ pub(crate) struct Context {
     /// Of every kind.
     pub statements: HashMap<&'static str, Statements>,
     pub tally: Arc<Tally>,
+    pub outage: Outage,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.
@@ -50,8 +52,17 @@ pub(crate) struct Context {
 pub(crate) struct Lane {
     pub of: Of,
     pub queue: String,
+    /// By which its messages come; `None` where they are of many lanes.
+    pub routing_key: Option<String>,
     /// How it is. From the start, so that the process is not ready before all of its lanes are.
     pub part: Part,
+}
+
+/// Why a consumer has left its lane.
+enum Left {
+    ToldTo,
+    /// PostgreSQL is away.
+    Outage,
 }
 
 /// What a queue holds.
@@ -91,9 +102,18 @@ impl Lane {
             let served = served.await;
             outlet.close().await;
             broker.close().await;
-            let Err(error) = served else { return };
-            tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
-            self.part.down(error.to_string());
+            match served {
+                Ok(Left::ToldTo) => return,
+                // What was in hand is back in the lane, and nobody takes it while it could not be applied.
+                Ok(Left::Outage) => {
+                    self.part.down("PostgreSQL is away; nothing is taken");
+                    context.shutdown.run_until_cancelled(context.outage.ended()).await;
+                }
+                Err(error) => {
+                    tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
+                    self.part.down(error.to_string());
+                }
+            }
             if settled > 0 {
                 pauses = None;
             }
@@ -104,12 +124,13 @@ impl Lane {
     }
 
     /// Serves over one pair of connections; `settled` counts its batches.
-    async fn serve(&self, broker: &Broker, outlet: &Broker, context: &Context, settled: &mut u64) -> Result<(), BrokerError> {
+    async fn serve(&self, broker: &Broker, outlet: &Broker, context: &Context, settled: &mut u64) -> Result<Left, BrokerError> {
         let worker = &context.settings.worker;
         let settle = Settle {
             channel: broker.channel().await?,
             publisher: outlet.publisher().await?,
             topology: &context.topology,
+            routing_key: self.routing_key.clone(),
             worker,
             pack_max: context.settings.naming.pack_max,
         };
@@ -119,35 +140,38 @@ impl Lane {
         };
         let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
         self.part.up();
-        loop {
-            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.shutdown).await;
+        let left = loop {
+            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.outage, &context.shutdown).await;
             if !batch.is_empty() {
                 if !self.hold(batch, &settle, context).await? {
-                    break;
+                    break Left::ToldTo;
                 }
                 *settled += 1;
             }
             match end {
                 End::Full => {}
-                End::Shutdown => break,
+                End::Shutdown => break Left::ToldTo,
+                End::Outage => break Left::Outage,
                 End::Lost(error) => return Err(error),
             }
-        }
-        // Closing the channel returns what was prefetched and not taken.
+        };
+        // Closing the channel returns what was prefetched and not settled.
         close_channel(&settle.channel).await;
         settle.publisher.close().await;
-        Ok(())
+        Ok(left)
     }
 
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
-    /// patience with this consumer; the wait goes on without it, as nothing else could be done with what came next.
+    /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
     async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
-        let mut processing = std::pin::pin!(self.process(batch, settle, context));
+        let patience = Patience::new(&context.outage, &context.abandon);
+        let mut processing = std::pin::pin!(self.process(batch, settle, context, &patience));
         let hold_ms = context.settings.worker.hold_ms;
-        if let Ok(done) = tokio::time::timeout(Duration::from_millis(hold_ms), &mut processing).await {
-            return done;
+        tokio::select! {
+            done = &mut processing => return done,
+            () = patience.longer_than(Duration::from_millis(hold_ms)) => {}
         }
-        tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane, which waits on");
+        tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane");
         self.part.down("waits for a server; nothing is in hand");
         close_channel(&settle.channel).await;
         // What was taken returns by now. It ends with the ack, which this channel can give no more.
@@ -155,15 +179,21 @@ impl Lane {
     }
 
     /// One batch through apply and settle; `false` when it was abandoned unsettled.
-    async fn process(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
+    async fn process(
+        &self,
+        batch: Batch,
+        settle: &Settle<'_>,
+        context: &Context,
+        patience: &Patience<'_>,
+    ) -> Result<bool, BrokerError> {
         if self.of == Of::Canaries {
-            return canary::process(&batch, settle, context).await;
+            return canary::process(&batch, settle, context, patience).await;
         }
         if self.of == Of::Quarantine
             && let Some((message, wakeup)) = batch.packed()
         {
             tracing::warn!(kind = wakeup.kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
-            return settle.take_apart(message, wakeup).await.map(|()| true);
+            return settle.take_apart(message, wakeup, patience).await.map(|()| true);
         }
         let kind = self.of.kind().or_else(|| batch.wakeups().next().map(|wakeup| wakeup.kind));
         let span = tracing::info_span!("batch", otel.kind = "consumer", kind, messages = batch.len());
@@ -174,13 +204,13 @@ impl Lane {
             let outcomes = match kind.and_then(|kind| context.statements.get(kind)) {
                 Some(statements) => {
                     let database = &context.settings.database;
-                    apply::apply(&context.db, database, statements, batch.asked(), &context.abandon).await
+                    apply::apply(&context.db, database, statements, batch.asked(), patience).await
                 }
                 None => Some(HashMap::new()),
             };
             let Some(outcomes) = outcomes else { return Ok(false) };
             let settled = batch.answer(outcomes);
-            settle.settle(&settled).await?;
+            settle.settle(&settled, patience).await?;
             context.tally.count(kind.unwrap_or("unknown"), &settled);
             Ok(true)
         }

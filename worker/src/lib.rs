@@ -8,6 +8,7 @@ pub mod batch;
 mod canary;
 pub mod intake;
 mod lane;
+mod outage;
 pub mod settle;
 mod sweep;
 mod tally;
@@ -66,6 +67,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
         db,
         statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
         tally: Arc::clone(&tally),
+        outage: outage::Outage::default(),
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });
@@ -93,19 +95,20 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
 
 /// Every consumer of this process.
 fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
-    let lane = |of, queue: String, number| {
+    let lane = |of, queue: String, routing_key, number| {
         let part = health.part(format!("{queue} #{number}"));
         part.down(UNREACHED);
-        Lane { of, queue, part }
+        Lane { of, queue, routing_key, part }
     };
     let mut lanes = Vec::new();
-    for task in tasks::ALL {
-        for queue in topology.lanes(task.kind()) {
-            lanes.extend((0..consumers).map(|number| lane(Of::Kind(task.kind()), queue.clone(), number)));
+    for shard in 0..topology.shards() {
+        for kind in tasks::kinds() {
+            let (queue, key) = (topology.lane(kind, shard), Topology::routing_key(kind, shard));
+            lanes.extend((0..consumers).map(|number| lane(Of::Kind(kind), queue.clone(), Some(key.clone()), number)));
         }
+        lanes.push(lane(Of::Canaries, topology.lane(CANARY, shard), None, 0));
     }
-    lanes.extend(topology.lanes(CANARY).map(|queue| lane(Of::Canaries, queue, 0)));
-    lanes.push(lane(Of::Quarantine, topology.quarantine(), 0));
+    lanes.push(lane(Of::Quarantine, topology.quarantine(), None, 0));
     lanes
 }
 

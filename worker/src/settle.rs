@@ -17,7 +17,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::{batch::Answered, intake::Taken};
+use crate::{batch::Answered, intake::Taken, outage::Patience};
 
 /// What a lane settles with.
 pub struct Settle<'a> {
@@ -26,6 +26,8 @@ pub struct Settle<'a> {
     /// Over another connection: see [`shared::broker`].
     pub publisher: Publisher,
     pub topology: &'a Topology,
+    /// The lane's own; `None` in quarantine, where messages of all lanes lie.
+    pub routing_key: Option<String>,
     pub worker: &'a settings::Worker,
     pub pack_max: usize,
 }
@@ -45,12 +47,14 @@ impl Settle<'_> {
     ///
     /// # Errors
     /// [`BrokerError`]: the batch is unacked then and comes again; what it did is found stale.
-    pub async fn settle(&self, batch: &[Answered]) -> Result<(), BrokerError> {
+    pub async fn settle(&self, batch: &[Answered], patience: &Patience<'_>) -> Result<(), BrokerError> {
         let Some(last) = batch.last() else { return Ok(()) };
         let mut follow_ups = FollowUps::new(self.worker);
         for Answered { message, outcomes } in batch {
             match &message.content {
-                Err(Malformed::Future(version)) => follow_ups.park(message, *version, self.topology),
+                Err(why) if self.is_for_a_newer_worker(why) => {
+                    follow_ups.park(message, why, self.way_back(message), self.topology)
+                }
                 Err(malformed) => follow_ups.refuse(message, &malformed.to_string()),
                 Ok(wakeup) => {
                     for (subject, outcome) in outcomes {
@@ -64,8 +68,27 @@ impl Settle<'_> {
         let mut messages = follow_ups.parked;
         messages.extend(follow_ups.letters.into_iter().map(|letter| letter.message(self.topology)));
         messages.extend(wakeups.iter().map(|packed| Outgoing::of(packed, self.topology)));
-        self.publish(&messages).await?;
+        self.publish(&messages, patience).await?;
         self.ack_up_to(last.message.delivery_tag).await
+    }
+
+    /// A lane holds one kind; into quarantine comes what a newer worker's lanes gave up, too.
+    const fn is_for_a_newer_worker(&self, why: &Malformed) -> bool {
+        match why {
+            Malformed::Future(_) => true,
+            Malformed::Kind(_) => self.routing_key.is_none(),
+            _ => false,
+        }
+    }
+
+    /// The routing key that leads a message from any rung back to where it belongs. Its own may be anything: whoever publishes by
+    /// hand names a queue.
+    fn way_back(&self, message: &Taken) -> Option<String> {
+        self.routing_key.clone().or_else(|| {
+            let (kind, shard) = message.routing_key.split_once('.')?;
+            let shard: u16 = shard.parse().ok().filter(|shard| *shard < self.topology.shards())?;
+            (!kind.is_empty()).then(|| Topology::routing_key(kind, shard))
+        })
     }
 
     /// Takes a packed wake-up apart: each of its subjects goes into quarantine alone, so that only the one that stops workers
@@ -73,7 +96,7 @@ impl Settle<'_> {
     ///
     /// # Errors
     /// As [`Settle::settle`].
-    pub async fn take_apart(&self, message: &Taken, wakeup: &Wakeup) -> Result<(), BrokerError> {
+    pub async fn take_apart(&self, message: &Taken, wakeup: &Wakeup, patience: &Patience<'_>) -> Result<(), BrokerError> {
         let alone = wakeup.subjects.iter().map(|subject| {
             let alone = Wakeup { subjects: vec![*subject], trace: wakeup.trace.clone(), ..*wakeup };
             Outgoing {
@@ -83,21 +106,15 @@ impl Settle<'_> {
                 body: alone.body(),
             }
         });
-        self.publish(&alone.collect::<Vec<_>>()).await?;
+        self.publish(&alone.collect::<Vec<_>>(), patience).await?;
         self.ack_up_to(message.delivery_tag).await
     }
 
-    /// Publishes, waiting out alarms of the broker: what is in hand would only come again and wait again.
-    async fn publish(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        loop {
-            match self.publisher.publish_all(messages).await {
-                Err(error @ BrokerError::Blocked) => {
-                    tracing::warn!(%error, "the lane waits until it may publish again");
-                    self.publisher.unblocked().await;
-                    tracing::info!("RabbitMQ lets publish again");
-                }
-                done => return done,
-            }
+    /// Publishes. An alarm of the broker is waited out with everything in hand, which would only come again and wait again.
+    async fn publish(&self, messages: &[Outgoing], patience: &Patience<'_>) -> Result<(), BrokerError> {
+        match self.publisher.publish_all(messages).await {
+            Err(BrokerError::Blocked) => patience.for_rabbitmq(&self.publisher).await,
+            done => done,
         }
     }
 
@@ -168,34 +185,26 @@ impl<'a> FollowUps<'a> {
     }
 
     /// A message of a later format waits, as it is, for a worker that knows it: producers and workers are upgraded in any order.
-    fn park(&mut self, message: &Taken, version: u32, topology: &Topology) {
+    fn park(&mut self, message: &Taken, why: &Malformed, way_back: Option<String>, topology: &Topology) {
         let mut headers = without_deaths(message.headers());
-        if !fit_to_publish(&headers) {
-            self.refuse(message, &format!("{}; its headers are too long to be sent again", Malformed::Future(version)));
-            return;
-        }
         let times = match headers.inner().get(PARKED) {
-            Some(AMQPValue::LongLongInt(times)) => *times,
+            Some(AMQPValue::LongLongInt(times)) => (*times).max(0),
             _ => 0,
         };
-        if times >= PARKED_MAX {
-            self.refuse(message, &format!("{}; no worker has known it for {times} rounds", Malformed::Future(version)));
+        let Some(routing_key) = way_back.filter(|_| times < PARKED_MAX && fit_to_publish(&headers)) else {
+            self.refuse(message, &format!("{why}; it was parked {times} times and cannot be parked again"));
             return;
-        }
-        tracing::warn!(routing_key = message.routing_key, version, times, "a wake-up of a later format waits for a newer worker");
-        headers.insert(PARKED.into(), AMQPValue::LongLongInt(times.saturating_add(1)));
+        };
+        tracing::warn!(routing_key, %why, times, "a message waits for a newer worker");
+        headers.insert(PARKED.into(), AMQPValue::LongLongInt(times + 1));
         // Not all that it came with: an expiration would end the pause at once, another's user id would be refused.
         let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
         let came_with = &message.properties;
         properties = came_with.content_type().iter().fold(properties, |own, text| own.with_content_type(text.clone()));
         properties = came_with.kind().iter().fold(properties, |own, text| own.with_type(text.clone()));
         properties = came_with.message_id().iter().fold(properties, |own, text| own.with_message_id(text.clone()));
-        self.parked.push(Outgoing {
-            exchange: topology.exchange_of(topology.ladder().next(PARK_PAUSE)),
-            routing_key: message.routing_key.clone(),
-            properties,
-            body: message.body.clone(),
-        });
+        let exchange = topology.exchange_of(topology.ladder().next(PARK_PAUSE));
+        self.parked.push(Outgoing { exchange, routing_key, properties, body: message.body.clone() });
     }
 
     fn refuse(&mut self, message: &Taken, why: &str) {

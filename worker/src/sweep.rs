@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
-    database::{statement, trouble},
+    database::{statement, trouble, unanswered},
     due,
     pack::{Waiting, pack},
     task::Task,
@@ -26,6 +26,9 @@ use crate::{canary::Keeper, lane::Context};
 
 /// The advisory lock of the sweep's leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the sweep.
 const LEADER: i64 = 0x6b_7968_616e_0001;
+
+/// Longest round; then nobody is there to answer.
+const ROUND_MAX: Duration = Duration::from_secs(600);
 
 /// Why a round was cut short; the next one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -55,9 +58,10 @@ pub(crate) async fn run(context: Arc<Context>) {
     // The first round comes after a whole period: what is due at the start is what the lanes begin with.
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
-        let Some(done) = context.shutdown.run_until_cancelled(round(&context, &mut leadership, &woken, &canaries)).await else {
-            break;
-        };
+        // A server that is cut off would never answer.
+        let round = tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &woken, &canaries));
+        let Some(done) = context.shutdown.run_until_cancelled(round).await else { break };
+        let done = done.unwrap_or_else(|_| Err(SweepError::Database(unanswered())));
         if let Err(error) = done {
             // Whoever cannot sweep must not lead: the connection closes, and the lock with it.
             leadership = None;
@@ -98,7 +102,7 @@ async fn round(
             Err(error) => done = Err(error),
         }
     }
-    done = done.and(canaries.round(context, &broker).await);
+    done = done.and(canaries.round(context, &broker).await.map_err(Into::into));
     broker.close().await;
     context.db.execute_unprepared(FORGET).await?;
     done

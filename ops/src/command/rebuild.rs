@@ -3,7 +3,7 @@
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use ops::rebuild;
-use shared::{broker::Broker, cli::say, settings::Settings, task::Task, tasks};
+use shared::{broker::Broker, canary, cli::say, settings::Settings, task::Task, tasks};
 use tokio_util::sync::CancellationToken;
 
 use super::with_schema;
@@ -50,6 +50,8 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationT
     }
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
+    // Those of a broker that was lost would be missed for as long as its longest rung.
+    canary::withdraw_all(&db, &settings.topology()).await?;
     for task in chosen {
         if restart {
             rebuild::forget(&db, settings, task).await?;

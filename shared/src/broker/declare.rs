@@ -115,7 +115,7 @@ impl Broker {
 }
 
 const NOT_FOUND: u16 = 404;
-const PRECONDITION_FAILED: u16 = 406;
+pub(super) const PRECONDITION_FAILED: u16 = 406;
 
 async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<Option<Difference>, BrokerError> {
     let kind = match exchange.exchange_type {

@@ -7,7 +7,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::{Broker, BrokerError, close_channel};
+use super::{Broker, BrokerError, close_channel, declare::PRECONDITION_FAILED};
 use crate::topology::Topology;
 
 impl Broker {
@@ -40,7 +40,11 @@ impl Broker {
                  run `rabbitmqctl enable_feature_flag stream_queue`"
                     .to_owned(),
             )),
-            ErrorKind::ProtocolError(_) => Ok(()),
+            ErrorKind::ProtocolError(said) if said.get_id() == PRECONDITION_FAILED => Ok(()),
+            ErrorKind::ProtocolError(_) => {
+                tracing::warn!(%error, "it is not known whether RabbitMQ dead-letters at least once");
+                Ok(())
+            }
             _ => Err(error.into()),
         }
     }
