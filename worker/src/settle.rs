@@ -53,7 +53,7 @@ impl Settle<'_> {
         for Answered { message, outcomes } in batch {
             match &message.content {
                 Err(why) if self.is_for_a_newer_worker(why) => {
-                    follow_ups.park(message, why, self.way_back(message), self.topology)
+                    follow_ups.park(message, why, self.way_back(message), self.topology);
                 }
                 Err(malformed) => follow_ups.refuse(message, &malformed.to_string()),
                 Ok(wakeup) => {
