@@ -3,10 +3,11 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test fault check services-up services-down clean
+.PHONY: help demo test fuzz fault check services-up services-down clean
 
 ORDERS ?= 3000
 CARGO ?= cargo
+SECONDS ?= 60
 
 help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
@@ -23,6 +24,20 @@ test: ## Run every test on real servers
 fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -p tests --test fault -- --long --report docs/fault-report.md $(if $(SEED),--seed $(SEED))
+
+# Not part of CI: under the fuzzer's flags all dependencies are built once more, which takes minutes. `make test` holds the same
+# claims against the committed seeds and 100,000 mutations a target, in seconds.
+fuzz: ## Search for bytes that break a decoder (SECONDS=60 a target)
+	@if ! $(CARGO) fuzz --version >/dev/null 2>&1 || ! $(CARGO) +nightly --version >/dev/null 2>&1; then \
+	     echo "NOT RUN  fuzz: needs cargo-fuzz (cargo install cargo-fuzz) and a nightly compiler (rustup toolchain install nightly)"; \
+	 else \
+	     cd fuzz; \
+	     for target in $(notdir $(basename $(wildcard fuzz/fuzz_targets/*.rs))); do \
+	         mkdir -p corpus/$$target; \
+	         $(CARGO) +nightly fuzz run $$target corpus/$$target seeds/$$target -- \
+	             -max_total_time=$(SECONDS) -max_len=70000 -print_final_stats=1; \
+	     done; \
+	 fi
 
 check: ## Format, lints, documentation, scripts, the rules for dependencies
 	$(CARGO) fmt --all --check
