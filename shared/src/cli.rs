@@ -1,6 +1,6 @@
 //! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; an admin port where it stays.
 
-use std::{io::Write, path::PathBuf, process::ExitCode};
+use std::{io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
@@ -44,11 +44,32 @@ pub struct Started {
     pub shutdown: CancellationToken,
 }
 
+/// The variable by which Rust's threads get their stacks, and how much they get: pages that are not used take no memory.
+const STACK: (&str, &str) = ("RUST_MIN_STACK", "268435456");
+
+/// Becomes the same process with room on its stacks. lapin reads a message's headers by recursion, on a thread of its own, before
+/// any code of ours sees them: tables nested two thousand deep, 10 KB of headers, overflow the usual 2 MiB, and whoever may
+/// publish could stop every worker, and ops after them. A frame holds 128 KiB; this is enough for all of it.
+fn with_room_for_headers() {
+    if std::env::var_os(STACK.0).is_some() {
+        return;
+    }
+    let Ok(own) = std::env::current_exe() else { return };
+    let mut arguments = std::env::args_os();
+    let mut again = std::process::Command::new(own);
+    if let Some(name) = arguments.next() {
+        again.arg0(name);
+    }
+    // It comes back only where that is not possible; then the usual stack has to do.
+    let _ = again.args(arguments).env(STACK.0, STACK.1).exec();
+}
+
 /// Starts a binary: settings, telemetry, shutdown.
 ///
 /// # Errors
 /// [`StartError`], which says what to do.
 pub fn start(service: &'static str, common: &Common) -> Result<Started, StartError> {
+    with_room_for_headers();
     let settings = Settings::load(common.config.clone())?;
     let telemetry = Telemetry::start(service, &settings.telemetry.log)?;
     Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })

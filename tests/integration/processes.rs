@@ -179,3 +179,24 @@ async fn the_trace_travels_in_the_message() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_thread_has_room_for_headers_as_deep_as_a_frame_allows() {
+    on_stage(QUICK, async |stage| {
+        let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+        let pid = worker.id().expect("a pid");
+        stage.until_consumed().await;
+        // The thread that reads from RabbitMQ, and the memory that was set apart for its stack.
+        let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"));
+        if let Ok(maps) = maps {
+            let size = |line: &str| {
+                let (from, to) = line.split(' ').next()?.split_once('-')?;
+                Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
+            };
+            let stacks = maps.lines().filter_map(size).filter(|size| *size == 256 * 1024 * 1024).count();
+            assert!(stacks >= 2, "{stacks} stacks of 256 MiB");
+        }
+        worker.kill().await.expect("killed");
+    })
+    .await;
+}
