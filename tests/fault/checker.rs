@@ -163,11 +163,6 @@ pub async fn missing(db: &DatabaseConnection) -> Result<i64> {
     ask(db, &sql).await
 }
 
-/// How many effects there are.
-pub async fn applied(db: &DatabaseConnection) -> Result<i64> {
-    ask(db, &format!("SELECT coalesce(sum(times), 0)::bigint FROM ({FOUND}) AS found")).await
-}
-
 /// The longest time between one effect and the next.
 pub async fn longest_gap_ms(db: &DatabaseConnection) -> Result<i64> {
     let sql = "SELECT coalesce(extract(epoch FROM max(gap)) * 1000, 0)::bigint FROM (
