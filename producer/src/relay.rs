@@ -12,6 +12,7 @@ use shared::{
     broker::{Broker, BrokerError, Publisher, backoff},
     database::{self, DatabaseError, Role, trouble, unanswered},
     health::{Health, Part, UNREACHED},
+    outage::Outage,
     settings::Settings,
     telemetry::trace_context,
     topology::Topology,
@@ -108,7 +109,8 @@ impl Relay<'_> {
         let mut pauses = backoff();
         let amqp = &self.settings.amqp;
         self.rabbitmq.down(UNREACHED);
-        let mut connected = Broker::connect_first(amqp, "kyhan relay", shutdown).await?;
+        let outage = Outage::of("RabbitMQ");
+        let mut connected = Broker::connect_first(amqp, "kyhan relay", &outage, shutdown).await?;
         while let Some(broker) = connected {
             let before = self.report;
             match self.over(&broker, db, shutdown, &mut reporting).await {
@@ -128,7 +130,7 @@ impl Relay<'_> {
                     shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }
             }
-            connected = Broker::connect_until(amqp, "kyhan relay", shutdown).await;
+            connected = Broker::connect_until(amqp, "kyhan relay", &outage, shutdown).await;
         }
         Ok(())
     }

@@ -15,7 +15,7 @@ use lapin::{
 };
 use tokio_util::sync::CancellationToken;
 
-use crate::{pack::Packed, settings::Amqp, topology::Topology};
+use crate::{outage::Outage, pack::Packed, settings::Amqp, topology::Topology};
 
 mod declare;
 mod guard;
@@ -138,41 +138,41 @@ impl Broker {
     }
 
     /// Connects, trying again with backoff and jitter for as long as it takes; `None` when told to shut down.
-    /// An outage is logged once when it begins and once when it ends.
-    pub async fn connect_until(settings: &Amqp, name: &str, shutdown: &CancellationToken) -> Option<Self> {
-        Self::try_until(settings, name, shutdown, |_| false).await.unwrap_or_default()
+    pub async fn connect_until(settings: &Amqp, name: &str, outage: &Outage, shutdown: &CancellationToken) -> Option<Self> {
+        Self::try_until(settings, name, outage, shutdown, |_| false).await.unwrap_or_default()
     }
 
     /// The same for a process's first connection: a broker that is there and refuses will go on refusing.
     ///
     /// # Errors
     /// A wrong password, or a virtual host that does not exist or is not allowed.
-    pub async fn connect_first(settings: &Amqp, name: &str, shutdown: &CancellationToken) -> Result<Option<Self>, BrokerError> {
-        Self::try_until(settings, name, shutdown, BrokerError::is_refusal).await
+    pub async fn connect_first(
+        settings: &Amqp,
+        name: &str,
+        outage: &Outage,
+        shutdown: &CancellationToken,
+    ) -> Result<Option<Self>, BrokerError> {
+        Self::try_until(settings, name, outage, shutdown, BrokerError::is_refusal).await
     }
 
     async fn try_until(
         settings: &Amqp,
         name: &str,
+        outage: &Outage,
         shutdown: &CancellationToken,
         hopeless: impl Fn(&BrokerError) -> bool,
     ) -> Result<Option<Self>, BrokerError> {
         let mut pauses = backoff();
-        let mut away = false;
         loop {
             let Some(connected) = shutdown.run_until_cancelled(Self::connect(settings, name)).await else { return Ok(None) };
             match connected {
                 Ok(broker) => {
-                    if away {
-                        tracing::info!("RabbitMQ is back");
-                    }
+                    outage.ends();
                     return Ok(Some(broker));
                 }
                 Err(error) if hopeless(&error) => return Err(error),
                 Err(error) => {
-                    if !std::mem::replace(&mut away, true) {
-                        tracing::warn!(%error, "RabbitMQ is away; trying again until it is back");
-                    }
+                    outage.begins(&error);
                     let pause = pauses.next().unwrap_or(BACKOFF_MAX);
                     shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                 }

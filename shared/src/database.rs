@@ -17,6 +17,7 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     broker::backoff,
     migration::Migrator,
+    outage::Outage,
     settings::Database,
     topology::{Role as QueueRole, Topology},
 };
@@ -47,6 +48,13 @@ pub enum DatabaseError {
     Connect { at: String, error: DbErr },
     #[error("the database at {at} lacks Kỳ Hạn's schema or is behind ({pending} migrations to go): run `ops migrate up`")]
     Schema { at: String, pending: usize },
+}
+
+impl DatabaseError {
+    /// Whether the server is away, as far as one can tell.
+    fn is_outage(&self) -> bool {
+        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage())
+    }
 }
 
 /// Connects once.
@@ -146,7 +154,7 @@ pub async fn connect_until(
     shutdown: &CancellationToken,
 ) -> Result<Option<DatabaseConnection>, DatabaseError> {
     let mut pauses = backoff();
-    let mut away = false;
+    let outage = Outage::of("PostgreSQL");
     loop {
         let Some(connected) = shutdown.run_until_cancelled(connect(settings, role)).await else { return Ok(None) };
         let connected = match connected {
@@ -154,16 +162,17 @@ pub async fn connect_until(
             Err(error) => Err(error),
         };
         match connected {
-            Err(DatabaseError::Connect { at, error }) if trouble(&error).is_outage() => {
-                if !std::mem::replace(&mut away, true) {
-                    tracing::warn!(at, %error, "PostgreSQL is away; trying again until it is back");
-                }
+            Err(error @ DatabaseError::Connect { .. }) if error.is_outage() => {
+                outage.begins(&error);
                 let pause = pauses.next().unwrap_or_default();
                 if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
                     return Ok(None);
                 }
             }
-            answer => return answer.map(Some),
+            answer => {
+                outage.ends();
+                return answer.map(Some);
+            }
         }
     }
 }

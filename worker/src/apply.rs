@@ -13,7 +13,7 @@ use shared::{
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
-use crate::outage::Patience;
+use crate::patience::Patience;
 
 /// How often a conflict with other transactions is tried again at once before the batch is split.
 const CONFLICT_TRIES: u32 = 3;

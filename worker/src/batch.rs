@@ -8,15 +8,12 @@ use std::{
 
 use futures::StreamExt;
 use lapin::Consumer;
-use shared::{broker::BrokerError, settings, task::Outcome, wakeup::Wakeup};
+use shared::{broker::BrokerError, outage::Outage, settings, task::Outcome, wakeup::Wakeup};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::{
-    intake::{self, Taken},
-    outage::Outage,
-};
+use crate::intake::{self, Taken};
 
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
@@ -66,13 +63,13 @@ pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
     limits: Limits,
-    outage: &Outage,
+    postgres: &Outage,
     shutdown: &CancellationToken,
 ) -> (Batch, End) {
     let mut batch = Batch::default();
     let mut subjects = 0;
     let mut until = None;
-    let mut away = std::pin::pin!(outage.began());
+    let mut away = std::pin::pin!(postgres.began());
     loop {
         let next = async {
             match until {

@@ -11,7 +11,7 @@ use shared::{
     database::{Trouble, trouble, within},
 };
 
-use crate::{batch::Batch, lane::Context, outage::Patience, settle::Settle};
+use crate::{batch::Batch, lane::Context, patience::Patience, settle::Settle};
 
 /// How long PostgreSQL may take to note some canaries.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);

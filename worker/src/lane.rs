@@ -13,6 +13,7 @@ use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, backoff, close_channel},
     health::Part,
+    outage::Outage,
     settings::Settings,
     task::Statements,
     telemetry,
@@ -25,7 +26,7 @@ use crate::{
     apply,
     batch::{self, Batch, End, Limits},
     canary,
-    outage::{Outage, Patience},
+    patience::Patience,
     settle::Settle,
     tally::Tally,
 };
@@ -41,7 +42,8 @@ pub(crate) struct Context {
     /// Of every kind.
     pub statements: HashMap<&'static str, Statements>,
     pub tally: Arc<Tally>,
-    pub outage: Outage,
+    pub postgres: Outage,
+    pub rabbitmq: Outage,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.
@@ -107,7 +109,7 @@ impl Lane {
                 // What was in hand is back in the lane, and nobody takes it while it could not be applied.
                 Ok(Left::Outage) => {
                     self.part.down("PostgreSQL is away; nothing is taken");
-                    context.shutdown.run_until_cancelled(context.outage.ended()).await;
+                    context.shutdown.run_until_cancelled(context.postgres.ended()).await;
                 }
                 Err(error) => {
                     tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
@@ -141,7 +143,7 @@ impl Lane {
         let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
         self.part.up();
         let left = loop {
-            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.outage, &context.shutdown).await;
+            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.postgres, &context.shutdown).await;
             if !batch.is_empty() {
                 if !self.hold(batch, &settle, context).await? {
                     break Left::ToldTo;
@@ -164,7 +166,7 @@ impl Lane {
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
     /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
     async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
-        let patience = Patience::new(&context.outage, &context.abandon);
+        let patience = Patience::new(&context.postgres, &context.abandon);
         let mut processing = std::pin::pin!(self.process(batch, settle, context, &patience));
         let hold_ms = context.settings.worker.hold_ms;
         tokio::select! {
@@ -221,9 +223,9 @@ impl Lane {
 
 /// A connection to consume over and one to publish over; `None` when told to shut down.
 async fn connect(context: &Context) -> Option<(Broker, Broker)> {
-    let (amqp, shutdown) = (&context.settings.amqp, &context.shutdown);
-    let broker = Broker::connect_until(amqp, "kyhan worker", shutdown).await?;
-    let Some(outlet) = Broker::connect_until(amqp, "kyhan worker, publishing", shutdown).await else {
+    let (amqp, outage, shutdown) = (&context.settings.amqp, &context.rabbitmq, &context.shutdown);
+    let broker = Broker::connect_until(amqp, "kyhan worker", outage, shutdown).await?;
+    let Some(outlet) = Broker::connect_until(amqp, "kyhan worker, publishing", outage, shutdown).await else {
         broker.close().await;
         return None;
     };

@@ -8,7 +8,7 @@ pub mod batch;
 mod canary;
 pub mod intake;
 mod lane;
-mod outage;
+mod patience;
 pub mod settle;
 mod sweep;
 mod tally;
@@ -19,6 +19,7 @@ use shared::{
     broker::{Broker, BrokerError},
     database::{self, DatabaseError, Role},
     health::{Health, Part, UNREACHED},
+    outage::Outage,
     settings::Settings,
     task::Statements,
     tasks,
@@ -55,7 +56,8 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     let Some(db) = database::connect_until(&settings.database, Role::Worker, &shutdown).await? else { return Ok(tally.totals()) };
     postgresql.up();
     rabbitmq.down(UNREACHED);
-    if !declare(settings, &shutdown).await? {
+    let away = Outage::of("RabbitMQ");
+    if !declare(settings, &away, &shutdown).await? {
         return Ok(tally.totals());
     }
     if let Err(error) = database::remember_rungs(&db, &topology).await {
@@ -67,7 +69,8 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
         db,
         statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
         tally: Arc::clone(&tally),
-        outage: outage::Outage::default(),
+        postgres: Outage::of("PostgreSQL"),
+        rabbitmq: away,
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });
@@ -126,8 +129,8 @@ async fn watch(context: Arc<Context>, postgresql: Part) {
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
-async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
-    let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", shutdown).await?;
+async fn declare(settings: &Settings, outage: &Outage, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
+    let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", outage, shutdown).await?;
     while let Some(broker) = connected {
         let declared = broker.guard(&settings.topology()).await;
         broker.close().await;
@@ -137,7 +140,7 @@ async fn declare(settings: &Settings, shutdown: &CancellationToken) -> Result<bo
             Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
         }
         shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
-        connected = Broker::connect_until(&settings.amqp, "kyhan worker", shutdown).await;
+        connected = Broker::connect_until(&settings.amqp, "kyhan worker", outage, shutdown).await;
     }
     Ok(false)
 }

@@ -17,7 +17,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::{batch::Answered, intake::Taken, outage::Patience};
+use crate::{batch::Answered, intake::Taken, patience::Patience};
 
 /// What a lane settles with.
 pub struct Settle<'a> {
