@@ -114,7 +114,7 @@ pub struct Wakeups {
     pub in_outbox: u64,
     /// Messages in all rungs, in the lanes and in quarantine.
     pub messages: u64,
-    /// Canaries that should be among them. After a rung was lost they are not, until they would have fallen due.
+    /// Canaries that should be among them. After a rung was lost they are not, until a rebuild forgets them.
     pub canaries: u64,
     /// So many subjects have no wake-up, if all those canaries are there.
     pub perhaps_missing: u64,

@@ -104,7 +104,7 @@ async fn one(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr> {
     row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get_by_index(0)
 }
 
-/// Canaries that were confirmed, are not due, and so wait in their rung, unless they were lost with it.
+/// Canaries that are known, are not due, and so wait in their rung, unless they are only now on their way or were lost with it.
 async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result<BTreeMap<String, u64>, DbErr> {
     let sql = "SELECT queue, count(*) AS waiting FROM canaries
                 WHERE arrived_at IS NULL AND due_at > now() AND starts_with(queue, $1) GROUP BY queue";
