@@ -35,9 +35,10 @@ const FRAME_ROOM: usize = 1024;
 
 /// Memory for what is understood: so many times the message's size and a little. A vector that grows has the next one beside it.
 const UNDERSTOOD: (usize, usize) = (2, 1024);
-/// For what is refused: serde_json quotes a text where it expected a number, escaped, which makes it up to six times as long, and
-/// that grows and is copied too. [`BODY_MAX`] bounds it.
-const REFUSED: (usize, usize) = (32, 4096);
+/// For what is refused: an error says what is wrong, and quotes no more of the message than a name's beginning, escaped.
+const REFUSED: (usize, usize) = (2, 4096);
+/// A canary is short, and is written by us: what stands in its place may be quoted, escaped, and the quote grows and is copied.
+const REFUSED_CANARY: (usize, usize) = (2, 48 * 1024);
 /// For a letter: what it keeps, and what it was is looked at more than once.
 const LETTER: (usize, usize) = (4, 8192);
 
@@ -63,7 +64,7 @@ pub fn wakeup_decode(input: &[u8]) {
     let (decoded, used) = measured(|| Wakeup::decode(body, headers.as_ref()));
     within(if decoded.is_ok() { UNDERSTOOD } else { REFUSED }, size, used);
     let (canary, used) = measured(|| Canary::decode(body));
-    within(if canary.is_ok() { UNDERSTOOD } else { REFUSED }, size, used);
+    within(if canary.is_ok() { UNDERSTOOD } else { REFUSED_CANARY }, size, used);
     let Ok(wakeup) = decoded else { return };
     assert!(body.len() <= BODY_MAX && (1..=SUBJECTS_MAX).contains(&wakeup.subjects.len()));
     let (body, properties) = (wakeup.body(), wakeup.properties());
@@ -79,15 +80,14 @@ pub fn event_parse(input: &[u8]) {
     let words: Vec<&str> = text.splitn(3, ' ').collect();
     let [name, subject, moment] = words[..] else {
         let (parsed, used) = measured(|| text.parse::<EventType>().map_err(|unknown| unknown.to_string()));
-        // The beginning of the name is shown, escaped.
-        within(if parsed.is_ok() { UNDERSTOOD } else { (2, 4096) }, text.len(), used);
+        within(if parsed.is_ok() { UNDERSTOOD } else { REFUSED }, text.len(), used);
         return;
     };
     let (parsed, used) = measured(|| {
         let event_type = name.parse::<EventType>().map_err(|unknown| unknown.to_string()).ok()?;
         Some(Event { id: Uuid::nil(), event_type, subject: subject.parse().ok()?, occurred_at: moment.parse().ok()? })
     });
-    within(if parsed.is_some() { UNDERSTOOD } else { (2, 4096) }, text.len(), used);
+    within(if parsed.is_some() { UNDERSTOOD } else { REFUSED }, text.len(), used);
     let Some(event) = parsed else { return };
     let (policy, topology) = fleet();
     let now: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000, 0).unwrap_or_default();
@@ -117,9 +117,7 @@ pub fn dead_letter_read(input: &[u8]) {
     for unrouted in [false, true] {
         let given = body.to_vec();
         let (letter, used) = measured(|| DeadLetter::read(unrouted, key, &properties, given));
-        // What the broker buried is looked into, and may be refused.
-        let times = if letter.kind.is_some() { LETTER.0 } else { REFUSED.0 };
-        within((times, LETTER.1), size, used);
+        within(LETTER, size, used);
         assert_eq!(letter.body, body);
         can_be_sent(letter);
     }

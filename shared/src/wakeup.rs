@@ -9,7 +9,10 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
-use serde::{Deserialize, Serialize};
+use serde::{
+    Deserialize, Deserializer, Serialize,
+    de::{Error, SeqAccess, Visitor},
+};
 use uuid::Uuid;
 
 use crate::tasks;
@@ -103,11 +106,60 @@ struct Incoming<'a> {
     #[serde(borrow)]
     kind: std::borrow::Cow<'a, str>,
     due_at: DateTime<Utc>,
+    #[serde(deserialize_with = "number")]
     attempt: u32,
     /// Since version 2.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "number")]
     rest_ms: u64,
+    #[serde(deserialize_with = "subjects")]
     subjects: Vec<Uuid>,
+}
+
+/// Reads a number, of whatever stands there: asked for a number, serde_json would complain by itself. A text in its place is not quoted, as serde would: escaped it can be 24 times as long as the message, and what a
+/// stranger wrote belongs into no log.
+fn number<'de, N: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<N, D::Error> {
+    struct Number;
+    impl Visitor<'_> for Number {
+        type Value = u64;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a number")
+        }
+
+        fn visit_u64<E: Error>(self, number: u64) -> Result<u64, E> {
+            Ok(number)
+        }
+
+        fn visit_str<E: Error>(self, _: &str) -> Result<u64, E> {
+            Err(E::custom("a text where a number should be"))
+        }
+    }
+    N::try_from(from.deserialize_any(Number)?).map_err(|_| D::Error::custom("a number that is too large"))
+}
+
+/// Reads ids. Texts in their place are not quoted either.
+fn subjects<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Uuid>, D::Error> {
+    struct Subjects;
+    impl<'de> Visitor<'de> for Subjects {
+        type Value = Vec<Uuid>;
+
+        fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            f.write_str("a list of ids")
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut ids: A) -> Result<Vec<Uuid>, A::Error> {
+            let mut subjects = Vec::new();
+            while let Some(id) = ids.next_element()? {
+                subjects.push(id);
+            }
+            Ok(subjects)
+        }
+
+        fn visit_str<E: Error>(self, _: &str) -> Result<Vec<Uuid>, E> {
+            Err(E::custom("a text where a list of ids should be"))
+        }
+    }
+    from.deserialize_any(Subjects)
 }
 
 impl Wakeup {
@@ -152,11 +204,15 @@ impl Wakeup {
     pub fn decode(body: &[u8], headers: Option<&FieldTable>) -> Result<Self, Malformed> {
         #[derive(Deserialize)]
         struct Versioned {
+            #[serde(deserialize_with = "number")]
             v: u32,
         }
 
         if body.len() > LATER_BODY_MAX {
             return Err(Malformed::TooLong(body.len()));
+        }
+        if body.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Malformed::NotAWakeup("it is no JSON object".to_owned()));
         }
         let not_a_wakeup = |error: serde_json::Error| Malformed::NotAWakeup(error.to_string());
         let Versioned { v } = serde_json::from_slice(body).map_err(not_a_wakeup)?;
@@ -290,6 +346,14 @@ mod tests {
         assert!(matches!(refused("[[[[[["), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("000000000002", "zz")), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("2026-11", "2026-99")), Malformed::NotAWakeup(_)));
+        // What a stranger wrote is not repeated.
+        for (from, to) in
+            [("\"v\":1", "\"v\":\"private\""), ("\"attempt\":0", "\"attempt\":\"private\""), ("[\"", "\"private\",\"x\":[\"")]
+        {
+            let said = refused(&with(from, to)).to_string();
+            assert!(said.contains("a text where") && !said.contains("private"), "{said}");
+        }
+        assert!(!refused("\"private\"").to_string().contains("private"));
         assert_eq!(refused(r#"{"v":3,"whatever":{}}"#), Malformed::Future(3));
         assert_eq!(refused(r#"{"v":0}"#), Malformed::NoVersion);
         assert!(matches!(refused(r#"{"v":-1}"#), Malformed::NotAWakeup(_)));
