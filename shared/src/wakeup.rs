@@ -115,8 +115,8 @@ struct Incoming<'a> {
     subjects: Vec<Uuid>,
 }
 
-/// Reads a number, of whatever stands there: asked for a number, serde_json would complain by itself. A text in its place is not quoted, as serde would: escaped it can be 24 times as long as the message, and what a
-/// stranger wrote belongs into no log.
+/// Reads a number, of whatever stands there: asked for a number, serde_json would complain by itself. A text in its place is not
+/// quoted, as serde would: escaped it can be 24 times as long as the message, and what a stranger wrote belongs into no log.
 fn number<'de, N: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<N, D::Error> {
     struct Number;
     impl Visitor<'_> for Number {
