@@ -145,6 +145,27 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
+    on_stage(&QUICK.replace("attempts_max = 3", "attempts_max = 1"), async |stage| {
+        let orders = stage.many_delivering(256).await;
+        poison(stage, tasks::find("confirm-receipt").expect("a task"), &orders[100..101]).await;
+        // A sequence does not roll back: it counts every try.
+        stage.run("CREATE SEQUENCE tries", []).await;
+        let count = "CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('tries'); RETURN NULL; END $$";
+        stage.run(count, []).await;
+        stage.run("CREATE TRIGGER try BEFORE UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION try()", []).await;
+        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 255 FROM orders WHERE status = 'received'").await;
+        stage.until_dead(1).await;
+        worker.stop().await;
+        // The whole, then both halves of whatever fails: 1 + 2 × 8.
+        assert_eq!(stage.ask::<i64>("SELECT last_value FROM tries").await, 17);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_commit_and_ack_gives_one_effect() {
     on_stage(QUICK, async |stage| {
         for task in tasks::ALL {
