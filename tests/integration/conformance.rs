@@ -151,7 +151,8 @@ async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
         poison(stage, tasks::find("confirm-receipt").expect("a task"), &orders[100..101]).await;
         // A sequence does not roll back: it counts every try.
         stage.run("CREATE SEQUENCE tries", []).await;
-        let count = "CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('tries'); RETURN NULL; END $$";
+        let count =
+            "CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nextval('tries'); RETURN NULL; END $$";
         stage.run(count, []).await;
         stage.run("CREATE TRIGGER try BEFORE UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION try()", []).await;
         stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
