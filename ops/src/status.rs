@@ -125,11 +125,20 @@ fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     for lane in status.lanes.iter().filter(|lane| lane.messages > Some(0) && lane.consumers == Some(0)) {
         troubles.push(format!("{} has due messages and nobody consumes it; is a worker running?", lane.queue));
     }
-    // Canaries that nobody takes from their lane have left their rungs.
-    let noted = status.lanes.iter().all(|lane| !lane.queue.contains(".due.canary.") || lane.messages == Some(0));
     let grace = std::time::Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
-    for rung in status.rungs.iter().filter(|rung| noted && rung.overdue_s > grace) {
-        troubles.push(format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s));
+    let overdue = || status.rungs.iter().filter(|rung| rung.overdue_s > grace);
+    // Canaries that nobody has taken from their lane have left their rungs.
+    let kept = status.lanes.iter().find(|lane| lane.queue.contains(".due.canary.") && lane.messages > Some(0));
+    match kept {
+        Some(lane) if overdue().next().is_some() => {
+            troubles.push(format!("{} holds canaries that no worker has noted; whether the rungs move is not known", lane.queue));
+        }
+        Some(_) => {}
+        None => {
+            troubles.extend(
+                overdue().map(|rung| format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s)),
+            );
+        }
     }
     troubles
 }

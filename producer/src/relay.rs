@@ -28,8 +28,10 @@ use crate::{
 /// The channel that the outbox's trigger notifies.
 const CHANNEL: &str = "kyhan_outbox";
 
-/// Longest batch; then nobody is there to answer.
+/// Longest batch, besides its confirms; then nobody is there to answer.
 const BATCH_MAX: Duration = Duration::from_secs(300);
+/// How long it may take to begin to listen.
+const LISTEN_WITHIN: Duration = Duration::from_secs(15);
 /// How long a batch may take when the relay is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -158,8 +160,9 @@ impl Relay<'_> {
                 shutdown.cancelled().await;
                 tokio::time::sleep(GRACE).await;
             };
+            let confirm_timeout = Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
             let batch = tokio::select! {
-                batch = tokio::time::timeout(BATCH_MAX, self.batch(db, &publisher)) => batch.unwrap_or_else(|_| Err(unanswered().into())),
+                batch = tokio::time::timeout(BATCH_MAX + confirm_timeout, self.batch(db, &publisher)) => batch.unwrap_or_else(|_| Err(unanswered().into())),
                 () = patience => break,
             };
             let pause = match batch {
@@ -247,7 +250,8 @@ impl Relay<'_> {
     /// How long to wait at most when the outbox is empty; makes sure that its notifications are heard.
     async fn wait_for_events(&self, db: &DatabaseConnection, listener: &mut Option<PgListener>) -> Duration {
         if listener.is_none() {
-            match listen(db).await {
+            let listening = tokio::time::timeout(LISTEN_WITHIN, listen(db)).await;
+            match listening.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(listening) => {
                     *listener = Some(listening);
                     // What came before the listening was not announced: look once more.

@@ -48,7 +48,7 @@ pub enum BrokerError {
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
     Nacked { exchange: String },
-    #[error("RabbitMQ confirmed nothing for {0:?}")]
+    #[error("RabbitMQ confirmed or answered nothing for {0:?}")]
     Unconfirmed(Duration),
     #[error("the connection to RabbitMQ is gone")]
     Lost,
@@ -185,7 +185,13 @@ impl Broker {
     /// # Errors
     /// When the connection is gone.
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
-        Ok(self.connection.create_channel().await?)
+        self.answered(self.connection.create_channel()).await
+    }
+
+    /// What the broker answers. Over a connection that it blocks it reads nothing, and answers nothing.
+    async fn answered<T>(&self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+        let answer = tokio::time::timeout(self.confirm_timeout, asked).await;
+        Ok(answer.map_err(|_| silent(self.connection.status(), self.confirm_timeout))??)
     }
 
     /// A channel in confirm mode.
@@ -194,7 +200,7 @@ impl Broker {
     /// When the connection is gone.
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
         let channel = self.channel().await?;
-        channel.confirm_select(ConfirmSelectOptions::default()).await?;
+        self.answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
         Ok(Publisher { channel, status: self.connection.status().clone(), confirm_timeout: self.confirm_timeout })
     }
 
@@ -242,7 +248,8 @@ impl Publisher {
                 .await?
                 .await
         };
-        let confirmation = tokio::time::timeout(self.confirm_timeout, sent).await.map_err(|_| self.silent())??;
+        let confirmation =
+            tokio::time::timeout(self.confirm_timeout, sent).await.map_err(|_| silent(&self.status, self.confirm_timeout))??;
         match confirmation {
             Confirmation::Ack(None) => Ok(()),
             Confirmation::Ack(Some(returned)) => {
@@ -251,11 +258,6 @@ impl Publisher {
             }
             Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::Nacked { exchange: exchange.clone() }),
         }
-    }
-
-    /// Why no confirm came.
-    fn silent(&self) -> BrokerError {
-        if self.status.blocked() { BrokerError::Blocked } else { BrokerError::Unconfirmed(self.confirm_timeout) }
     }
 
     /// Whether the connection still stands, for whoever has nothing to publish.
@@ -286,6 +288,11 @@ pub async fn close_channel(channel: &Channel) {
     if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
         tracing::debug!("RabbitMQ did not answer the closing of a channel in time");
     }
+}
+
+/// Why nothing came for so long.
+fn silent(status: &ConnectionStatus, span: Duration) -> BrokerError {
+    if status.blocked() { BrokerError::Blocked } else { BrokerError::Unconfirmed(span) }
 }
 
 fn silence() -> lapin::Error {

@@ -2,6 +2,7 @@
 
 use std::{io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
+use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
@@ -45,23 +46,28 @@ pub struct Started {
 }
 
 /// The variable by which Rust's threads get their stacks, and how much they get: pages that are not used take no memory.
-const STACK: (&str, &str) = ("RUST_MIN_STACK", "268435456");
+const STACK: (&str, &str) = ("RUST_MIN_STACK", "67108864");
 
-/// Becomes the same process with room on its stacks. lapin reads a message's headers by recursion, on a thread of its own, before
-/// any code of ours sees them: tables nested two thousand deep, 10 KB of headers, overflow the usual 2 MiB, and whoever may
-/// publish could stop every worker, and ops after them. A frame holds 128 KiB; this is enough for all of it.
-fn with_room_for_headers() {
+/// Becomes the same process with room on its stacks; why not, where it cannot. lapin reads a message's headers by recursion, on a
+/// thread of its own, before any code of ours sees them: tables nested two thousand deep, 10 KB of headers, overflow the usual
+/// 2 MiB, and whoever may publish could stop every worker, and ops after them. A frame holds 128 KiB of headers.
+fn with_room_for_headers() -> Option<std::io::Error> {
     if std::env::var_os(STACK.0).is_some() {
-        return;
+        return None;
     }
-    let Ok(own) = std::env::current_exe() else { return };
+    let own = match std::env::current_exe() {
+        Ok(own) => own,
+        Err(error) => return Some(error),
+    };
     let mut arguments = std::env::args_os();
     let mut again = std::process::Command::new(own);
     if let Some(name) = arguments.next() {
         again.arg0(name);
     }
-    // It comes back only where that is not possible; then the usual stack has to do.
-    let _ = again.args(arguments).env(STACK.0, STACK.1).exec();
+    let error = again.args(arguments).env(STACK.0, STACK.1).exec();
+    // The try has made a closed pipe deadly again, as it is for a new program; watched, it is an error as before.
+    let _ = signal(SignalKind::pipe());
+    Some(error)
 }
 
 /// Starts a binary: settings, telemetry, shutdown.
@@ -69,9 +75,12 @@ fn with_room_for_headers() {
 /// # Errors
 /// [`StartError`], which says what to do.
 pub fn start(service: &'static str, common: &Common) -> Result<Started, StartError> {
-    with_room_for_headers();
+    let cramped = with_room_for_headers();
     let settings = Settings::load(common.config.clone())?;
     let telemetry = Telemetry::start(service, &settings.telemetry.log)?;
+    if let Some(error) = cramped {
+        tracing::warn!(%error, "no room on the stacks for headers nested thousands deep; set {}={} by hand", STACK.0, STACK.1);
+    }
     Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })
 }
 

@@ -119,6 +119,9 @@ pub fn unanswered() -> DbErr {
     conn_error(silence())
 }
 
+/// How long a question that takes no time may take.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
 /// What a query answers, or [`unanswered`] after so long: sqlx would wait for ever.
 ///
 /// # Errors
@@ -158,7 +161,10 @@ pub async fn connect_until(
     loop {
         let Some(connected) = shutdown.run_until_cancelled(connect(settings, role)).await else { return Ok(None) };
         let connected = match connected {
-            Ok(db) => require_schema(settings, &db).await.map(|()| db),
+            Ok(db) => match tokio::time::timeout(ANSWER_WITHIN, require_schema(settings, &db)).await {
+                Ok(answer) => answer.map(|()| db),
+                Err(_) => Err(DatabaseError::Connect { at: settings.url.to_string(), error: unanswered() }),
+            },
             Err(error) => Err(error),
         };
         match connected {
@@ -224,7 +230,7 @@ pub async fn remember_rungs(db: &impl ConnectionTrait, topology: &Topology) -> R
     let (queues, exchanges): (Vec<String>, Vec<String>) =
         topology.queues().into_iter().filter(|q| q.role == QueueRole::Rung).map(|q| (q.name, q.exchange)).unzip();
     let sql = "INSERT INTO rungs (queue, exchange) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING";
-    db.execute_raw(statement(sql, [queues.into(), exchanges.into()])).await.map(|_| ())
+    within(ANSWER_WITHIN, db.execute_raw(statement(sql, [queues.into(), exchanges.into()]))).await.map(|_| ())
 }
 
 /// What a database error asks for.
@@ -273,8 +279,8 @@ fn by_sqlstate(code: &str) -> Trouble {
         "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
-        // admin_shutdown, of this one connection perhaps; idle-in-transaction and transaction timeouts, which end it
-        "57P01" | "25P03" | "25P04" => Trouble::Cut,
+        // admin_shutdown, of this one connection perhaps; timeouts of sessions and transactions, which end it
+        "57P01" | "57P05" | "25P03" | "25P04" => Trouble::Cut,
         // 08 connection; 58 system error: a disk that cannot be read, or one damaged row that says so
         code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
         // 53 out of disk, memory or connections, 57P shutdown or start

@@ -193,8 +193,8 @@ async fn every_thread_has_room_for_headers_as_deep_as_a_frame_allows() {
                 let (from, to) = line.split(' ').next()?.split_once('-')?;
                 Some(u64::from_str_radix(to, 16).ok()? - u64::from_str_radix(from, 16).ok()?)
             };
-            let stacks = maps.lines().filter_map(size).filter(|size| *size == 256 * 1024 * 1024).count();
-            assert!(stacks >= 2, "{stacks} stacks of 256 MiB");
+            let stacks = maps.lines().filter_map(size).filter(|size| *size == 64 * 1024 * 1024).count();
+            assert!(stacks >= 2, "{stacks} stacks of 64 MiB");
         }
         worker.kill().await.expect("killed");
     })

@@ -6,7 +6,7 @@ use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
-    database::{Trouble, trouble, unanswered, within},
+    database::{Trouble, trouble, unanswered},
     settings,
     task::{Outcome, Statements},
 };
@@ -68,6 +68,7 @@ pub async fn apply(
                 parts.push(part);
             }
             Trouble::Cut if part.cuts < CUTS_MAX => {
+                patience.postgres_is_back();
                 tracing::warn!(%error, cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
                 sleep(CUT_PAUSE.saturating_mul(1 << part.cuts).min(CUT_PAUSE_MAX)).await;
                 parts.push(Part { cuts: part.cuts + 1, ..part });
@@ -120,10 +121,11 @@ async fn transaction(
 /// Begins a transaction. Connections that lay idle through an outage are dead and show it only now: they are passed over.
 async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result<DatabaseTransaction, DbErr> {
     let answer_within = Duration::from_millis(settings.acquire_timeout_ms) + ANSWER_MARGIN;
-    let mut passed_over = 0;
+    let mut idle = db.get_postgres_connection_pool().num_idle();
     loop {
-        match within(answer_within, db.begin()).await {
-            Err(error) if trouble(&error) == Trouble::Cut && passed_over < settings.max_connections => passed_over += 1,
+        let Ok(begun) = timeout(answer_within, db.begin()).await else { return Err(unanswered()) };
+        match begun {
+            Err(error) if trouble(&error) == Trouble::Cut && idle > 0 => idle -= 1,
             begun => return begun,
         }
     }

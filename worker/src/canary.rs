@@ -32,19 +32,19 @@ pub(crate) async fn process(
             Err(why) => tracing::warn!(why, bytes = message.body.len(), "a message in the canaries' lane that is none"),
         }
     }
-    let mut passed_over = 0;
+    let mut tries = 0;
     while let Err(error) = within(ANSWER_WITHIN, canary::arrived(&context.db, &canaries)).await {
         match trouble(&error) {
             // A connection that lay idle through an outage is dead, and shows it only now.
-            Trouble::Cut if passed_over < context.settings.database.max_connections => passed_over += 1,
+            Trouble::Cut | Trouble::Conflict if tries < context.settings.database.max_connections => tries += 1,
+            Trouble::Conflict | Trouble::Failure => {
+                tracing::error!(%error, "canaries that have come cannot be noted, and will be missed");
+                return settle.ack_up_to(last).await.map(|()| true);
+            }
             Trouble::Cut | Trouble::Away => {
                 if patience.for_postgres(&error).await.is_none() {
                     return Ok(false);
                 }
-            }
-            Trouble::Conflict | Trouble::Failure => {
-                tracing::error!(%error, "canaries that have come cannot be noted, and will be missed");
-                break;
             }
         }
     }
@@ -70,10 +70,14 @@ impl Keeper {
 
     pub(crate) async fn round(&self, context: &Context, broker: &Broker) -> Result<(), DbErr> {
         let every = Duration::from_millis(context.settings.sweep.every_ms);
+        let mut blocked = false;
         for (canary, place) in canary::send(&context.db, &context.topology, every).await? {
-            // Each by itself: a rung that takes none must not keep the others from being watched.
-            if let Err(error) = publish(context, broker, &canary, place).await {
+            // Each by itself: a rung that takes none must not keep the others from being watched. A broker that is blocked takes
+            // none of them.
+            let published = if blocked { Err(BrokerError::Blocked) } else { publish(context, broker, &canary, place).await };
+            if let Err(error) = published {
                 tracing::warn!(queue = canary.queue, %error, "a rung takes no canary");
+                blocked |= matches!(error, BrokerError::Blocked);
                 canary::withdraw(&context.db, &canary).await?;
             }
         }

@@ -118,10 +118,10 @@ async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Pos
         return Ok(true);
     }
     let mut connection = context.db.get_postgres_connection_pool().acquire().await?;
+    // Never back into the pool: whoever got it there would hold the lock.
+    connection.close_on_drop();
     let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LEADER).fetch_one(&mut *connection).await?;
     if locked {
-        // Never back into the pool: whoever got it there would hold the lock.
-        connection.close_on_drop();
         *leadership = Some(connection);
     }
     Ok(locked)

@@ -68,14 +68,13 @@ impl Broker {
         // A channel of its own: asking for a queue that is not there closes the channel.
         let channel = self.channel().await?;
         let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let answer = channel.queue_declare(queue.into(), passive, FieldTable::default()).await;
-        match answer {
+        match self.answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
             Ok(found) => {
                 close_channel(&channel).await;
                 Ok(Some(Observed { messages: found.message_count(), consumers: found.consumer_count() }))
             }
-            Err(error) if is_soft(&error, NOT_FOUND) => Ok(None),
-            Err(error) => Err(error.into()),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
         }
     }
 
