@@ -25,7 +25,7 @@ use tests::{
     sandbox::{Sandbox, eventually},
 };
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
 /// A policy of milliseconds: what takes weeks in life takes no time here.
@@ -82,14 +82,15 @@ pub async fn on_stage(file: &str, play: impl AsyncFnOnce(&Stage)) {
 
 /// A worker or relay in this process.
 pub struct Running<T> {
-    shutdown: CancellationToken,
+    /// Told to shut down with this, also by a test that fails: a fleet that goes on declares again what is removed after it.
+    shutdown: DropGuard,
     handle: JoinHandle<T>,
 }
 
 impl<T> Running<T> {
     /// Tells it to shut down and waits for what it says.
     pub async fn stop(self) -> T {
-        self.shutdown.cancel();
+        drop(self.shutdown);
         self.handle.await.expect("no panic")
     }
 }
@@ -99,7 +100,7 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
-    Running { shutdown, handle }
+    Running { shutdown: shutdown.drop_guard(), handle }
 }
 
 impl Stage {
@@ -122,7 +123,7 @@ impl Stage {
             tokio::spawn(
                 async move { producer::relay::run(&settings, &Health::new(), token).await.expect("a relay that relays") },
             );
-        Running { shutdown, handle }
+        Running { shutdown: shutdown.drop_guard(), handle }
     }
 
     /// Runs a statement; how many rows it touched.
