@@ -155,16 +155,7 @@ impl Relay<'_> {
             if !remembered {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
-            // Told to stop, it finishes what it has in hand, if somebody answers.
-            let patience = async {
-                shutdown.cancelled().await;
-                tokio::time::sleep(GRACE).await;
-            };
-            let confirm_timeout = Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
-            let batch = tokio::select! {
-                batch = tokio::time::timeout(BATCH_MAX + confirm_timeout, self.batch(db, &publisher)) => batch.unwrap_or_else(|_| Err(unanswered().into())),
-                () = patience => break,
-            };
+            let Some(batch) = self.batch_in_time(db, &publisher, shutdown).await else { break };
             let pause = match batch {
                 Ok(0) => {
                     publisher.check()?;
@@ -209,6 +200,26 @@ impl Relay<'_> {
         }
         publisher.close().await;
         Ok(())
+    }
+
+    /// A batch, if somebody answers: told to stop, it finishes what it has in hand within the grace; `None` when that was over.
+    async fn batch_in_time(
+        &mut self,
+        db: &DatabaseConnection,
+        publisher: &Publisher,
+        shutdown: &CancellationToken,
+    ) -> Option<Result<usize, BatchError>> {
+        let longest = BATCH_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
+        let out_of_patience = async {
+            shutdown.cancelled().await;
+            tokio::time::sleep(GRACE).await;
+        };
+        tokio::select! {
+            batch = tokio::time::timeout(longest, self.batch(db, publisher)) => {
+                Some(batch.unwrap_or_else(|_| Err(unanswered().into())))
+            }
+            () = out_of_patience => None,
+        }
     }
 
     /// One transaction: take, publish, await the confirms, commit. How many events it took.

@@ -64,19 +64,7 @@ impl DatabaseError {
 pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
-    let (lock, statement) = (settings.lock_timeout_ms, if role == Role::Ops { 0 } else { settings.statement_timeout_ms });
-    let tuned = move |options: PgConnectOptions| {
-        let options = options.application_name(role.application_name()).options([
-            // An operator's question may take its time.
-            ("statement_timeout", format!("{statement}ms")),
-            ("lock_timeout", format!("{lock}ms")),
-            // The recheck is a statement of its own after the locks: it must see what they waited for.
-            ("default_transaction_isolation", "read committed".to_owned()),
-            // "Already exists, skipping" is no news.
-            ("client_min_messages", "warning".to_owned()),
-        ]);
-        if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
-    };
+    let tuned = tuned(settings, role);
     // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
     let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
     let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
@@ -95,6 +83,64 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
             pool.after_release(move |connection, _| Box::pin(async move { still_good(connection, acquire_timeout).await }))
         });
     SeaDatabase::connect(options).await.map_err(refused)
+}
+
+/// What every session of ours is set to.
+fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+    let (lock, statement) = (settings.lock_timeout_ms, if role == Role::Ops { 0 } else { settings.statement_timeout_ms });
+    move |options| {
+        let options = options.application_name(role.application_name()).options([
+            // An operator's question may take its time.
+            ("statement_timeout", format!("{statement}ms")),
+            ("lock_timeout", format!("{lock}ms")),
+            // The recheck is a statement of its own after the locks: it must see what they waited for.
+            ("default_transaction_isolation", "read committed".to_owned()),
+            // "Already exists, skipping" is no news.
+            ("client_min_messages", "warning".to_owned()),
+        ]);
+        if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
+    }
+}
+
+/// A connection besides the pool, over which a process without work learns how the server is. A pool would not do: it may be in
+/// use, or hold connections that died long ago.
+pub struct Watch {
+    options: PgConnectOptions,
+    within: Duration,
+    connection: Option<PgConnection>,
+}
+
+impl Watch {
+    /// Connects when it is first asked.
+    ///
+    /// # Errors
+    /// A URL that is none.
+    pub fn new(settings: &Database, role: Role) -> Result<Self, DatabaseError> {
+        let options = settings.url.expose().parse().map_err(conn_error);
+        let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
+        let within = Duration::from_millis(settings.acquire_timeout_ms);
+        Ok(Self { options: tuned(settings, role)(options), within, connection: None })
+    }
+
+    /// Whether the server answers and would write.
+    ///
+    /// # Errors
+    /// The database's; a standby or a server set to read only is one.
+    pub async fn ask(&mut self) -> Result<(), DbErr> {
+        if let Some(mut kept) = self.connection.take()
+            && matches!(still_good(&mut kept, self.within).await, Ok(true))
+        {
+            self.connection = Some(kept);
+            return Ok(());
+        }
+        let connected = tokio::time::timeout(self.within, self.options.connect()).await.unwrap_or_else(|_| Err(silence()));
+        let mut fresh = connected.map_err(conn_error)?;
+        if !still_good(&mut fresh, self.within).await.map_err(conn_error)? {
+            return Err(DbErr::Conn(RuntimeErr::Internal("PostgreSQL is read-only".to_owned())));
+        }
+        self.connection = Some(fresh);
+        Ok(())
+    }
 }
 
 /// Whether a connection that comes back into the pool may be used again. sqlx waits for ever for one that comes back with an
@@ -128,22 +174,6 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 /// The database's.
 pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
     tokio::time::timeout(span, query).await.unwrap_or_else(|_| Err(unanswered()))
-}
-
-/// Whether the server answers and would write.
-///
-/// # Errors
-/// The database's; a standby or a server set to read only is one.
-pub async fn probe(db: &DatabaseConnection, span: Duration) -> Result<(), DbErr> {
-    let ask = async {
-        let asked = statement("SELECT current_setting('transaction_read_only') = 'on' AS read_only", []);
-        let row = db.query_one_raw(asked).await?;
-        match row.map(|row| row.try_get("", "read_only")).transpose()? {
-            Some(false) => Ok(()),
-            _ => Err(DbErr::Conn(RuntimeErr::Internal("PostgreSQL is read-only".to_owned()))),
-        }
-    };
-    within(span, ask).await
 }
 
 /// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to

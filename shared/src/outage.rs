@@ -18,11 +18,13 @@ impl Outage {
         Self { server, away: watch::Sender::new(false) }
     }
 
-    /// Somebody could not reach it.
-    pub fn begins(&self, error: &dyn fmt::Display) {
-        if !self.away.send_replace(true) {
+    /// Somebody could not reach it; whether nobody had said so yet.
+    pub fn begins(&self, error: &dyn fmt::Display) -> bool {
+        let first = !self.away.send_replace(true);
+        if first {
             tracing::warn!(%error, "{} is away; trying again until it is back", self.server);
         }
+        first
     }
 
     /// Somebody reached it.

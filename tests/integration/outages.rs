@@ -60,6 +60,30 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_without_work_notices_an_outage_and_takes_nothing_until_it_is_over() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let (name, admin) = (name(stage).await, admin().await);
+        let worker = stage.worker();
+        stage.until_consumed().await;
+        run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
+        run(&admin, &throw_out(&name)).await;
+        let broker = stage.sandbox.broker().await.expect("a broker");
+        for lane in [stage.topology().lane("confirm-receipt", 0), stage.topology().quarantine()] {
+            let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
+            eventually("nobody takes from it", SOON, left).await;
+        }
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+        run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
+        received(stage, 1).await;
+        worker.stop().await;
+        broker.close().await;
+        admin.close().await.expect("closed");
+    })
+    .await;
+}
+
 /// Waits until so many orders are received, however often the question itself fails.
 async fn received(stage: &Stage, count: i64) {
     let sql = "SELECT count(*) FROM orders WHERE status = 'received'";

@@ -87,7 +87,8 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     // From now on each consumer says how RabbitMQ is.
     drop(rabbitmq);
     running.spawn(sweep::run(Arc::clone(&context)));
-    running.spawn(watch(Arc::clone(&context), postgresql));
+    let database = database::Watch::new(&settings.database, Role::Worker)?;
+    running.spawn(watch(Arc::clone(&context), database, postgresql));
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
     let finished = finish(running, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     reporting.abort();
@@ -115,17 +116,28 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
     lanes
 }
 
-/// Asks the database how it is: lanes without work would not notice.
-async fn watch(context: Arc<Context>, postgresql: Part) {
+/// Asks the database how it is, as lanes without work would not notice, and would take the first wake-up in hand only to hold it.
+/// What shows only in writing, a full disk, they notice by themselves.
+async fn watch(context: Arc<Context>, mut database: database::Watch, part: Part) {
+    let mut told = false;
     while context.shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
-        match database::probe(&context.db, WATCH_EVERY).await {
-            Ok(()) => postgresql.up(),
-            Err(error) => postgresql.down(error.to_string()),
+        match database.ask().await {
+            Ok(()) => {
+                part.up();
+                // What a batch in hand began, it ends.
+                if std::mem::take(&mut told) {
+                    context.postgres.ends();
+                }
+            }
+            Err(error) => {
+                part.down(error.to_string());
+                told |= context.postgres.begins(&error);
+            }
         }
     }
 }
 
-/// How often the database is asked how it is, and how long it may take to answer.
+/// How often the database is asked how it is.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
