@@ -39,21 +39,24 @@ pub fn restarted(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     })
 }
 
-pub fn stopped(stage: &Stage, mut rng: StdRng) -> Play<'_> {
-    Box::pin(async move {
-        stage.start()?;
-        let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
-        stage
-            .populate_during(async {
-                tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_500))).await;
-                stage.setting.pair.stop(Server::Postgres).await?;
-                tokio::time::sleep(span).await;
-                stage.setting.pair.up().await
-            })
-            .await?;
-        stage.note(format!("away for {} s", span.as_secs()));
-        Ok(())
-    })
+pub fn stopped(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(stopped_for_a_while(stage, rng, Server::Postgres))
+}
+
+/// A server is stopped while the population is made, and started again after a while.
+pub async fn stopped_for_a_while(stage: &Stage, mut rng: StdRng, server: Server) -> Result<()> {
+    stage.start()?;
+    let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
+    stage
+        .populate_during(async {
+            tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_500))).await;
+            stage.setting.pair.stop(server).await?;
+            tokio::time::sleep(span).await;
+            stage.setting.pair.up().await
+        })
+        .await?;
+    stage.note(format!("away for {} s", span.as_secs()));
+    Ok(())
 }
 
 pub fn cut_mid_statement(stage: &Stage, mut rng: StdRng) -> Play<'_> {

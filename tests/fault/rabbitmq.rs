@@ -9,6 +9,7 @@ use tests::fleet;
 use crate::{
     checker::Spans,
     pair::Server,
+    postgres::stopped_for_a_while,
     scenario::Play,
     stage::{Stage, Terms},
 };
@@ -37,21 +38,8 @@ async fn again(stage: &Stage, mut rng: StdRng, times: u32, down: impl AsyncFn(&c
     Ok(())
 }
 
-pub fn stopped(stage: &Stage, mut rng: StdRng) -> Play<'_> {
-    Box::pin(async move {
-        stage.start()?;
-        let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
-        stage
-            .populate_during(async {
-                tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_500))).await;
-                stage.setting.pair.stop(Server::RabbitMq).await?;
-                tokio::time::sleep(span).await;
-                stage.setting.pair.up().await
-            })
-            .await?;
-        stage.note(format!("away for {} s", span.as_secs()));
-        Ok(())
-    })
+pub fn stopped(stage: &Stage, rng: StdRng) -> Play<'_> {
+    Box::pin(stopped_for_a_while(stage, rng, Server::RabbitMq))
 }
 
 pub fn wiped_and_rebuilt(stage: &Stage, mut rng: StdRng) -> Play<'_> {
