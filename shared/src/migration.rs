@@ -26,6 +26,7 @@ impl MigratorTrait for Migrator {
             sql!("m0004_sweep"),
             sql!("m0005_rebuild"),
             sql!("m0006_canaries"),
+            sql!("m0007_heap_only"),
         ]
     }
 }
