@@ -19,14 +19,25 @@ pub fn query(task: &dyn Task, policy: &Policy) -> String {
 /// helps. The caller compares `due_at` all the same.
 #[must_use]
 pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
-    // Of several moments the latest decides, and of calendar months the length depends on it: no bound follows from either.
-    let bound = match task.counts_from() {
-        [only] => policy.span(task, *only).and_then(crate::span::Span::exact).map(|exact| {
-            format!("candidate.\"{only}\" < {before} - interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())
-        }),
-        _ => None,
-    };
+    let bound = only_moment(task, policy).map(|(moment, span)| format!("{moment} < {before} - {span}"));
     select(task, policy, bound.as_deref().unwrap_or("true"))
+}
+
+/// The same, of rows due after the SQL moment `after` and not later than `until`, and of no others; `None` for a task that no
+/// index helps with, as [`query_before`] passes over it.
+#[must_use]
+pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str) -> Option<String> {
+    let (moment, span) = only_moment(task, policy)?;
+    // Of moments outside the years that count, none falls between two moments of today.
+    Some(select(task, policy, &format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}")))
+}
+
+/// The column of the one moment that decides, and the interval after it: what an index on the moment can be asked about.
+fn only_moment(task: &dyn Task, policy: &Policy) -> Option<(String, String)> {
+    // Of several moments the latest decides, and of calendar months the length depends on it: no bound follows from either.
+    let [only] = task.counts_from() else { return None };
+    let exact = policy.span(task, *only)?.exact()?;
+    Some((format!("candidate.\"{only}\""), format!("interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())))
 }
 
 fn select(task: &dyn Task, policy: &Policy, bound: &str) -> String {
@@ -46,4 +57,26 @@ fn select(task: &dyn Task, policy: &Policy, bound: &str) -> String {
         moments => format!("greatest({})", moments.join(", ")),
     };
     format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate WHERE {bound})", task.candidates())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event::EventType, policy::Line, tasks};
+
+    fn between(kind: &str, on: EventType, after: &str) -> Option<String> {
+        let task = tasks::find(kind).unwrap();
+        let policy = Policy::new(vec![Line { on, task: task.kind(), after: after.parse().unwrap() }]).unwrap();
+        query_between(task, &policy, "a", "b")
+    }
+
+    #[test]
+    fn only_one_exact_moment_bounds_what_is_due_between_two_others() {
+        let bounded = between("purge-cart-item", EventType::CartItemAdded, "1500ms").unwrap();
+        let bound = r#"WHERE candidate."cart.item_added" > a - interval '1.500 seconds' AND candidate."cart.item_added" <= b - interval '1.500 seconds'"#;
+        assert!(bounded.contains(bound), "{bounded}");
+        assert_eq!(between("purge-cart-item", EventType::CartItemAdded, "6 months"), None, "months differ in length");
+        assert_eq!(between("collect-arrears", EventType::OrderShipped, "1d"), None, "the latest of several moments decides");
+        assert_eq!(query_between(tasks::find("purge-cart-item").unwrap(), &Policy::default(), "a", "b"), None, "never due");
+    }
 }

@@ -29,6 +29,7 @@ pub struct Settings {
     pub relay: Relay,
     pub worker: Worker,
     pub sweep: Sweep,
+    pub forecast: Forecast,
     pub admin: Admin,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
@@ -97,6 +98,15 @@ pub struct Sweep {
     pub batch_max: u32,
     /// Messages in a kind's lanes.
     pub lane_depth_max: u32,
+}
+
+/// `forecast.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Forecast {
+    /// How often it is made, if at all.
+    pub every: Option<Duration>,
+    /// Subjects of one kind and stretch of time that are counted.
+    pub count_max: u32,
 }
 
 /// `admin.*`
@@ -186,6 +196,7 @@ impl Settings {
             batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
             lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
         };
+        let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };
         let admin = Admin { listen: listen(r) };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
@@ -207,6 +218,7 @@ impl Settings {
                 relay,
                 worker,
                 sweep,
+                forecast,
                 admin,
                 telemetry,
                 held,
@@ -287,6 +299,20 @@ fn wallet_floor(r: &mut Reader) -> Option<i64> {
     floor
 }
 
+fn forecast_every(r: &mut Reader) -> Option<Duration> {
+    const RANGE_MS: std::ops::RangeInclusive<u64> = 10..=24 * 60 * 60_000;
+    let text = r.text("forecast.every_ms");
+    if text == "none" {
+        return None;
+    }
+    let every_ms = text.replace('_', "").parse().ok().filter(|every_ms| RANGE_MS.contains(every_ms));
+    if every_ms.is_none() {
+        let (low, high) = (RANGE_MS.start(), RANGE_MS.end());
+        r.mistake("forecast.every_ms", format!("{text:?} is neither \"none\" nor a whole number from {low} to {high}"));
+    }
+    every_ms.map(Duration::from_millis)
+}
+
 fn listen(r: &mut Reader) -> Option<SocketAddr> {
     let text = r.text("admin.listen");
     if text == "none" {
@@ -365,11 +391,13 @@ mod tests {
             ("KYHAN_TOPOLOGY_LADDER", "2s, 1m"),
             ("KYHAN_ARREARS_WALLET_FLOOR", "-5_000"),
             ("KYHAN_ADMIN_LISTEN", "[::]:9400"),
+            ("KYHAN_FORECAST_EVERY_MS", "none"),
         ];
         let settings = read("[worker]\nbatch_max = 3\nlinger_ms = 9", &env).unwrap();
         assert_eq!((settings.worker.batch_max, settings.worker.linger_ms), (17, 9));
         assert_eq!(settings.naming.ladder, [2, 60].map(Duration::from_secs));
         assert_eq!(settings.arrears.wallet_floor, Some(-5_000));
+        assert_eq!(settings.forecast.every, None);
         assert_eq!(settings.admin.listen, Some("[::]:9400".parse().unwrap()));
     }
 
@@ -389,6 +417,8 @@ mod tests {
             url = "postgres://x"
             [arrears]
             wallet_floor = "deep"
+            [forecast]
+            every_ms = 0
             [admin]
             listen = "localhost"
             [[policy]]
@@ -415,6 +445,7 @@ mod tests {
             "database.url: not set; set KYHAN_DATABASE_URL to postgres://",
             "amqp.url: its scheme is \"http\"; write it like amqp://",
             "arrears.wallet_floor: \"deep\" is neither",
+            "forecast.every_ms: \"0\" is neither \"none\" nor a whole number from 10 to 86400000",
             "admin.listen: \"localhost\" is neither \"none\" nor an address and port; write it like 0.0.0.0:9400",
             "policy[0].on: unknown event type \"order.shiped\"",
             "policy[1].on: collect-arrears cannot count from cart.item_added",

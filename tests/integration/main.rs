@@ -15,6 +15,7 @@ mod bad_input;
 mod canaries;
 mod conformance;
 mod dead_letters;
+mod forecast;
 mod journey;
 mod outages;
 mod outbox;

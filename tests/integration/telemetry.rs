@@ -19,10 +19,10 @@ use tokio::net::TcpListener;
 use crate::stage::{QUICK, on_stage};
 
 /// What a collector was sent: the gRPC method's path and the message.
-type Received = Arc<Mutex<Vec<(String, Bytes)>>>;
+pub type Received = Arc<Mutex<Vec<(String, Bytes)>>>;
 
 /// Listens on a free port; what comes in is acknowledged and kept.
-async fn collector() -> (String, Received) {
+pub async fn collector() -> (String, Received) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
     let received = Received::default();
@@ -61,7 +61,7 @@ async fn take(request: http::Request<h2::RecvStream>, mut respond: h2::server::S
     }
 }
 
-fn messages<T: Message + Default>(received: &Received, service: &str) -> Vec<T> {
+pub fn messages<T: Message + Default>(received: &Received, service: &str) -> Vec<T> {
     let received = received.lock().expect("no panic");
     received
         .iter()

@@ -6,6 +6,7 @@
 pub mod apply;
 pub mod batch;
 mod canary;
+mod forecast;
 pub mod intake;
 mod lane;
 mod patience;
@@ -25,7 +26,10 @@ use shared::{
     tasks,
     topology::{CANARY, Topology},
 };
-use tokio::task::{JoinError, JoinSet};
+use tokio::{
+    sync::watch,
+    task::{JoinError, JoinSet},
+};
 use tokio_util::sync::CancellationToken;
 
 pub use tally::Totals;
@@ -86,7 +90,9 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     }
     // From now on each consumer says how RabbitMQ is.
     drop(rabbitmq);
-    running.spawn(sweep::run(Arc::clone(&context)));
+    let (leads, led) = watch::channel(false);
+    running.spawn(sweep::run(Arc::clone(&context), leads));
+    running.spawn(forecast::run(Arc::clone(&context), led));
     let database = database::Watch::new(&settings.database, Role::Worker)?;
     running.spawn(watch(Arc::clone(&context), database, postgresql));
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));

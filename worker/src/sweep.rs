@@ -20,6 +20,7 @@ use shared::{
     tasks,
     wakeup::TraceContext,
 };
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use crate::{canary::Keeper, lane::Context};
@@ -45,8 +46,8 @@ impl From<sqlx::Error> for SweepError {
     }
 }
 
-/// Sweeps round after round until told to shut down.
-pub(crate) async fn run(context: Arc<Context>) {
+/// Sweeps round after round until told to shut down. Whether it leads, it says to `leads`.
+pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
     let woken = global::meter("kyhan")
         .u64_counter("kyhan.sweep.woken")
         .with_unit("{subject}")
@@ -67,6 +68,7 @@ pub(crate) async fn run(context: Arc<Context>) {
             leadership = None;
             tell("the sweep was cut short; another worker may lead now", &error);
         }
+        leads.send_replace(leadership.is_some());
     }
 }
 

@@ -1,0 +1,180 @@
+//! The forecast: its numbers are those of the rows, per kind, and whoever no longer leads tells none.
+
+use std::{collections::BTreeMap, process::Stdio, time::Duration};
+
+use opentelemetry_proto::tonic::{
+    collector::metrics::v1::ExportMetricsServiceRequest,
+    common::v1::{KeyValue, any_value::Value::StringValue},
+    metrics::v1::{metric::Data, number_data_point::Value::AsInt},
+};
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use shared::{database::statement, task::EXAMPLE_CUSTOMER};
+use tests::{
+    fleet,
+    sandbox::{always, eventually},
+};
+use tokio::process::Child;
+
+use crate::{
+    stage::{SOON, Stage, on_stage},
+    telemetry::{Received, collector, messages},
+};
+
+/// The default policy, with a leader soon. Nothing is swept: what is overdue here stays so.
+const FILE: &str = r"
+    [sweep]
+    every_ms = 100
+    grace_ms = 86400000
+    [forecast]
+    every_ms = 100
+";
+
+/// Of a sweep, and of a forecast, every 100 ms.
+const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
+
+/// By kind and `within`.
+type Forecast = BTreeMap<(String, String), i64>;
+
+/// Due in so many seconds: how many orders being delivered, how many products in carts. None passes an edge while a test runs.
+const ROWS: [(i64, i64, i64); 8] = [
+    (-3_630, 40, 41), // overdue for longer than an hour
+    (-1_800, 1, 2),
+    (55, 3, 5),
+    (230, 7, 11),
+    (800, 13, 17),
+    (3_000, 19, 23),
+    (3_900, 50, 51), // later than an hour from now
+    (86_400, 60, 61),
+];
+
+async fn fill(stage: &Stage) {
+    for (in_seconds, orders, items) in ROWS {
+        // An order that was received meanwhile, and an item of which an order was made, are due no more.
+        for (status, count) in [("delivering", orders), ("received", 9)] {
+            let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                       SELECT gen_random_uuid(), gen_random_uuid()::text, $1, $2, now() - interval '14 days' + $3 * interval '1 s'
+                         FROM generate_series(1, $4::bigint)";
+            stage.run(sql, [EXAMPLE_CUSTOMER.into(), status.into(), in_seconds.into(), count.into()]).await;
+        }
+        for (order, count) in [("NULL", items), ("(SELECT id FROM orders LIMIT 1)", 8)] {
+            let sql = format!(
+                "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
+                 SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - interval '30 days' + $2 * interval '1 s', {order}
+                   FROM generate_series(1, $3::bigint)"
+            );
+            stage.run(&sql, [EXAMPLE_CUSTOMER.into(), in_seconds.into(), count.into()]).await;
+        }
+    }
+    // Short of money, and collected within minutes: of several moments, so not forecast.
+    let short = "UPDATE orders SET goods_due = 1000, fees_changed_at = now() - interval '23 hours 58 minutes'";
+    stage.run(short, []).await;
+}
+
+fn forecast(kinds: &[(&str, [i64; 5])]) -> Forecast {
+    let points = kinds.iter().flat_map(|(kind, due)| {
+        ["-1h", "1m", "5m", "15m", "1h"].iter().zip(due).map(|(within, due)| (((*kind).to_owned(), (*within).to_owned()), *due))
+    });
+    points.collect()
+}
+
+/// What the newest export says.
+fn newest(received: &Received) -> Option<Forecast> {
+    let text = |attributes: &[KeyValue], key: &str| {
+        let value = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
+        if let StringValue(text) = value { Some(text) } else { None }
+    };
+    let newest = messages::<ExportMetricsServiceRequest>(received, "MetricsService").pop()?;
+    let metrics = newest.resource_metrics.into_iter().flat_map(|of| of.scope_metrics).flat_map(|of| of.metrics);
+    let mut points = Forecast::new();
+    for metric in metrics.filter(|metric| metric.name == "kyhan.forecast.due") {
+        assert_eq!(metric.unit, "{subject}");
+        let Some(Data::Gauge(gauge)) = metric.data else { panic!("no gauge") };
+        for point in gauge.data_points {
+            let Some(AsInt(due)) = point.value else { panic!("no whole number") };
+            let of = (text(&point.attributes, "kind").expect("a kind"), text(&point.attributes, "within").expect("a stretch"));
+            assert_eq!(points.insert(of, due), None, "told once");
+        }
+    }
+    Some(points)
+}
+
+async fn until_told(received: &Received, what: &str, told: &Forecast) {
+    eventually(what, SOON, async || Ok(newest(received).as_ref() == Some(told))).await;
+}
+
+fn worker(stage: &Stage, endpoint: &str, more: &[(&str, &str)]) -> Child {
+    let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+    command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_METRIC_EXPORT_INTERVAL", "100");
+    command.envs(more.iter().copied()).stderr(Stdio::null()).spawn().expect("started")
+}
+
+/// Long before its grace is over.
+async fn stop(mut worker: Child) {
+    fleet::terminate(&worker).await.expect("told");
+    let ended = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves at once");
+    assert!(ended.expect("a status").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_due_is_told_exactly_by_kind_and_by_how_soon() {
+    on_stage(FILE, async |stage| {
+        fill(stage).await;
+        let (endpoint, received) = collector().await;
+        let worker = worker(stage, &endpoint, &[]);
+        let told = forecast(&[("confirm-receipt", [1, 3, 10, 23, 42]), ("purge-cart-item", [2, 5, 16, 33, 56])]);
+        until_told(&received, "every row is counted in its stretch and those after it", &told).await;
+        stop(worker).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_more_than_so_many_are_counted_in_one_stretch() {
+    on_stage(FILE, async |stage| {
+        fill(stage).await;
+        let (endpoint, received) = collector().await;
+        let worker = worker(stage, &endpoint, &[("KYHAN_FORECAST_COUNT_MAX", "10")]);
+        let told = forecast(&[("confirm-receipt", [1, 3, 10, 20, 30]), ("purge-cart-item", [2, 5, 15, 25, 35])]);
+        until_told(&received, "ten a stretch", &told).await;
+        stop(worker).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers() {
+    on_stage(FILE, async |stage| {
+        let (endpoint, received) = collector().await;
+        let worker = worker(stage, &endpoint, &[]);
+        let (orders, items) = (("confirm-receipt", [0; 5]), ("purge-cart-item", [0; 5]));
+        until_told(&received, "both kinds are told of", &forecast(&[orders, items])).await;
+
+        let locked = stage.sandbox.db.begin().await.expect("a transaction");
+        locked.execute_unprepared("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+        until_told(&received, "a kind that cannot be counted is not told of", &forecast(&[items])).await;
+        locked.rollback().await.expect("unlocked");
+        until_told(&received, "it is told of again", &forecast(&[orders, items])).await;
+
+        // Whoever waits for the lock has it at once when its holder is gone.
+        let of_leader = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let leader = format!("SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE {of_leader} AND granted");
+        let key: i64 = stage.ask(&leader).await;
+        let usurper = stage.sandbox.db.begin().await.expect("a transaction");
+        usurper.execute_unprepared("SET LOCAL lock_timeout = 0").await.expect("patience");
+        let waiting = usurper.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [key.into()]));
+        let deposing = async {
+            stage.until(&format!("SELECT count(*) = 1 FROM pg_locks WHERE {of_leader} AND NOT granted")).await;
+            let end = format!("SELECT bool_and(pg_terminate_backend(pid)) FROM pg_locks WHERE {of_leader} AND granted");
+            assert!(stage.ask::<bool>(&end).await);
+        };
+        let (waited, ()) = tokio::join!(waiting, deposing);
+        waited.expect("the lock");
+        let nothing = Forecast::new();
+        until_told(&received, "a worker that does not lead tells nothing", &nothing).await;
+        always("nothing is told", SEVERAL_ROUNDS, async || Ok(newest(&received).as_ref() == Some(&nothing))).await;
+        usurper.rollback().await.expect("unlocked");
+        until_told(&received, "it tells again when it leads again", &forecast(&[orders, items])).await;
+        stop(worker).await;
+    })
+    .await;
+}
