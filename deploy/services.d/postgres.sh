@@ -145,6 +145,11 @@ max_connections = 300
 fsync = on
 full_page_writes = on
 synchronous_commit = on
+# The default of 128 MB makes sessions write each other's pages out; the default of 1 GB of log forces a checkpoint in the middle
+# of a burst, and each page that changes after one is logged whole.
+shared_buffers = 512MB
+max_wal_size = 4GB
+checkpoint_timeout = 15min
 CONF
 }
 

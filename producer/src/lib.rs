@@ -14,30 +14,28 @@
 //! # }
 //! ```
 
+mod flush;
 mod outbox;
 pub mod relay;
 pub mod schedule;
 
 use shared::{
-    broker::{Broker, BrokerError, Publisher},
+    broker::{Broker, BrokerError},
     event::Event,
-    policy::Policy,
     settings::Settings,
     telemetry::trace_context,
-    topology::Topology,
 };
 
-use schedule::Plan;
+use flush::{Flushing, Terms};
 
 /// A Rust caller's own way to schedule, without the outbox: what it returns for is confirmed by the broker. Call it after
 /// your transaction has committed; if your process dies in between, the wake-up is lost until a sweep finds the overdue row.
 /// An outbox row in your transaction has no such gap.
+///
+/// One for a whole process: callers that come together share wake-ups, and each waits only for its own to be confirmed.
 pub struct Producer {
     broker: Broker,
-    publisher: Publisher,
-    policy: Policy,
-    topology: Topology,
-    pack_max: usize,
+    flushing: Flushing,
 }
 
 impl Producer {
@@ -50,24 +48,24 @@ impl Producer {
         let topology = settings.topology();
         broker.declare(&topology).await?;
         let publisher = broker.publisher().await?;
-        Ok(Self { broker, publisher, policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max })
+        let terms = Terms { policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max };
+        Ok(Self { broker, flushing: Flushing::start(terms, publisher) })
     }
 
-    /// Schedules everything that follows from `events`, packed and pipelined, and returns what it was once all of it is
-    /// confirmed. An event from which something would fall due beyond the calendar's end is named in [`Plan::beyond`].
+    /// Schedules everything that follows from `events`, packed and pipelined, and returns once all of it is confirmed: with those
+    /// of the events from which something would fall due beyond the calendar's end, and of which nothing is scheduled.
     ///
     /// # Errors
     /// [`BrokerError`]; schedule the same events again then, over a new connection where this one is gone: twice does no harm.
-    pub async fn schedule(&self, events: &[Event]) -> Result<Plan, BrokerError> {
-        let trace = trace_context(&tracing::Span::current());
-        let plan = schedule::plan(events, schedule::now(), &self.policy, &self.topology, self.pack_max, &trace);
-        self.publisher.publish_all(&plan.messages(&self.topology)).await?;
-        Ok(plan)
+    pub async fn schedule(&self, events: &[Event]) -> Result<Vec<Event>, BrokerError> {
+        self.flushing.schedule(events, &trace_context(&tracing::Span::current())).await
     }
 
     /// Closes the connection.
     pub async fn close(self) {
-        self.publisher.close().await;
+        if let Some(publisher) = self.flushing.end().await {
+            publisher.close().await;
+        }
         self.broker.close().await;
     }
 }

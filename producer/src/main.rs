@@ -78,16 +78,18 @@ async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Opt
     };
     let producer = Producer::connect(settings).await?;
     let event = Event { id: Uuid::new_v4(), event_type, subject, occurred_at };
-    let plan = producer.schedule(&[event]).await.context("nothing is scheduled")?;
+    let beyond = producer.schedule(&[event]).await.context("nothing is scheduled")?;
     producer.close().await;
-    if !plan.beyond.is_empty() {
+    if !beyond.is_empty() {
         bail!("what follows from it would fall due beyond the calendar's end; nothing is scheduled");
     }
-    if plan.wakeups.is_empty() {
+    let mut follows =
+        settings.policy.lines_on(event_type).filter_map(|line| Some((line.task, line.after.after(occurred_at)?))).peekable();
+    if follows.peek().is_none() {
         say(&format!("nothing follows from {event_type}: the policy has no line on it"));
     }
-    for packed in plan.wakeups {
-        say(&format!("{} of {subject} is due {}", packed.wakeup.kind, packed.wakeup.due_at.to_rfc3339()));
+    for (kind, due_at) in follows {
+        say(&format!("{kind} of {subject} is due {}", due_at.to_rfc3339()));
     }
     Ok(())
 }

@@ -31,52 +31,73 @@ pub(crate) struct Refused {
 pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32) -> Result<Option<Taken>, DbErr> {
     let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into()])).await?;
     let Some(first) = rows.first() else { return Ok(None) };
-    let mut taken = Taken { events: Vec::with_capacity(rows.len()), refused: Vec::new(), now: first.try_get("", "now")? };
+    let mut taken = Taken { events: Vec::new(), refused: Vec::new(), now: first.try_get("", "now")? };
     for row in &rows {
-        match understand(row)? {
-            Ok(event) => taken.events.push(event),
-            Err(refused) => taken.refused.push(refused),
+        let name: String = row.try_get("", "event_type")?;
+        let reason: Option<String> = row.try_get("", "reason")?;
+        match (name.parse::<EventType>(), reason) {
+            (Ok(event_type), None) => taken.events.extend(understood(row, event_type)?),
+            (Ok(_), Some(reason)) => taken.refused.push(refused(row, name, reason)?),
+            (Err(unknown), _) => taken.refused.push(refused(row, name, unknown.to_string())?),
         }
     }
     Ok(Some(taken))
 }
 
-/// The subject's row is looked up beside the taking, so that an event about nothing is found here and not a month later.
+/// One row for all sensible events of a type, and one for each event that makes no sense, with the reason. The subject's row is
+/// looked up beside the taking, so that an event about nothing is found here and not a month later.
 fn take_sql() -> String {
-    let known = EventType::ALL.map(|event| {
+    let nothing = EventType::ALL.map(|event| {
         let table = event.table();
-        format!("WHEN '{event}' THEN EXISTS (SELECT FROM {table} WHERE {table}.id = taken.subject_id)")
+        format!(
+            "WHEN '{event}' THEN CASE WHEN NOT EXISTS (SELECT FROM {table} WHERE {table}.id = taken.subject_id)
+                                      THEN 'no row of {table} has this id' END"
+        )
     });
+    let known = EventType::ALL.map(|event| format!("'{event}'"));
     format!(
         "WITH taken AS (
             DELETE FROM outbox WHERE id = ANY (ARRAY(
                 SELECT id FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING *
+         ), judged AS MATERIALIZED (
+            SELECT taken.*,
+                   CASE WHEN event_type NOT IN ({known}) THEN 'unknown'
+                        WHEN occurred_at NOT BETWEEN '1970-01-01' AND '9999-12-31'
+                        THEN 'it says to have happened before 1970 or after 9999'
+                        ELSE CASE event_type {nothing} END END AS reason
+              FROM taken
          )
-         SELECT event_id, event_type, subject_id, data::text AS data, occurred_at::text AS occurred_at_text,
-                CASE WHEN occurred_at BETWEEN '1970-01-01' AND '9999-12-31' THEN occurred_at END AS occurred_at,
-                CASE event_type {known} END AS known, clock_timestamp() AS now
-           FROM taken",
-        known = known.join(" ")
+         SELECT event_type, array_agg(event_id ORDER BY id) AS event_ids, array_agg(subject_id ORDER BY id) AS subjects,
+                array_agg(occurred_at ORDER BY id) AS moments,
+                NULL AS occurred_at, NULL AS data, NULL AS reason, clock_timestamp() AS now
+           FROM judged WHERE reason IS NULL GROUP BY event_type
+         UNION ALL
+         SELECT event_type, ARRAY[event_id], ARRAY[subject_id], NULL, occurred_at::text, data::text, reason, clock_timestamp()
+           FROM judged WHERE reason IS NOT NULL",
+        known = known.join(", "),
+        nothing = nothing.join(" "),
     )
 }
 
-fn understand(row: &QueryResult) -> Result<Result<Event, Refused>, DbErr> {
-    let event_id: Uuid = row.try_get("", "event_id")?;
-    let name: String = row.try_get("", "event_type")?;
-    let subject: Uuid = row.try_get("", "subject_id")?;
-    let occurred_at: Option<DateTime<Utc>> = row.try_get("", "occurred_at")?;
-    let known: Option<bool> = row.try_get("", "known")?;
-    let reason = match (name.parse::<EventType>(), occurred_at, known) {
-        (Ok(event_type), Some(occurred_at), Some(true)) => {
-            return Ok(Ok(Event { id: event_id, event_type, subject, occurred_at }));
-        }
-        (Err(unknown), _, _) => unknown.to_string(),
-        (Ok(_), None, _) => "it says to have happened before 1970 or after 9999".to_owned(),
-        (Ok(event_type), Some(_), _) => format!("no row of {} has this id", event_type.table()),
-    };
-    let occurred_at = row.try_get("", "occurred_at_text")?;
-    Ok(Err(Refused { event_id, event_type: name, subject, occurred_at, data: row.try_get("", "data")?, reason }))
+fn understood(row: &QueryResult, event_type: EventType) -> Result<impl Iterator<Item = Event> + use<>, DbErr> {
+    let ids: Vec<Uuid> = row.try_get("", "event_ids")?;
+    let subjects: Vec<Uuid> = row.try_get("", "subjects")?;
+    let moments: Vec<DateTime<Utc>> = row.try_get("", "moments")?;
+    let event = move |((id, subject), occurred_at)| Event { id, event_type, subject, occurred_at };
+    Ok(ids.into_iter().zip(subjects).zip(moments).map(event))
+}
+
+fn refused(row: &QueryResult, event_type: String, reason: String) -> Result<Refused, DbErr> {
+    let only = |ids: Vec<Uuid>| ids.first().copied().unwrap_or_default();
+    Ok(Refused {
+        event_id: only(row.try_get("", "event_ids")?),
+        event_type,
+        subject: only(row.try_get("", "subjects")?),
+        occurred_at: row.try_get("", "occurred_at")?,
+        data: row.try_get("", "data")?,
+        reason,
+    })
 }
 
 impl Refused {

@@ -1,7 +1,11 @@
-//! The relay: drains the outbox. One transaction takes events, has their wake-ups confirmed by the broker, and commits.
-//! Killed at any point it loses nothing; what was published and not committed is published again, which the recheck makes harmless.
+//! The relay: drains the outbox. One transaction takes events, has their wake-ups confirmed by the broker, and commits; while one
+//! awaits its confirms, another takes. Killed at any point it loses nothing; what was published and not committed is published
+//! again, which the recheck makes harmless.
 
-use std::time::Duration;
+use std::{
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{
@@ -28,11 +32,13 @@ use crate::{
 /// The channel that the outbox's trigger notifies.
 const CHANNEL: &str = "kyhan_outbox";
 
-/// Longest batch, besides its confirms; then nobody is there to answer.
-const BATCH_MAX: Duration = Duration::from_secs(300);
+/// Longest round, besides its confirms; then nobody is there to answer.
+const ROUND_MAX: Duration = Duration::from_secs(300);
+/// Batches of a round, one after the other, on each side; then the relay looks up.
+const BATCHES_MAX: usize = 16;
 /// How long it may take to begin to listen.
 const LISTEN_WITHIN: Duration = Duration::from_secs(15);
-/// How long a batch may take when the relay is told to stop.
+/// How long a round may take when the relay is told to stop.
 const GRACE: Duration = Duration::from_secs(20);
 
 /// Why the relay ended by itself.
@@ -69,26 +75,28 @@ pub struct Report {
 /// # Errors
 /// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
-    let mut relay = Relay {
+    let relay = Relay {
         settings,
         topology: settings.topology(),
         postgresql: health.part("postgresql"),
         rabbitmq: health.part("rabbitmq"),
-        report: Report::default(),
+        report: Mutex::default(),
         counter: global::meter("kyhan")
             .u64_counter("kyhan.relay.events")
             .with_description("Events taken from the outbox")
             .build(),
     };
     relay.postgresql.down(UNREACHED);
-    let Some(db) = database::connect_until(&settings.database, Role::Producer, &shutdown).await? else { return Ok(relay.report) };
+    let Some(db) = database::connect_until(&settings.database, Role::Producer, &shutdown).await? else {
+        return Ok(relay.report());
+    };
     relay.postgresql.up();
     let reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
     let done = relay.drain(&db, &shutdown, reporting).await;
     relay.say();
     // Closing waits for connections in use; those of a server that is away never come back.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
-    done.map(|()| relay.report)
+    done.map(|()| relay.report())
 }
 
 struct Relay<'a> {
@@ -96,14 +104,14 @@ struct Relay<'a> {
     topology: Topology,
     postgresql: Part,
     rabbitmq: Part,
-    report: Report,
+    report: Mutex<Report>,
     counter: Counter<u64>,
 }
 
 impl Relay<'_> {
     /// One connection to the broker after the other.
     async fn drain(
-        &mut self,
+        &self,
         db: &DatabaseConnection,
         shutdown: &CancellationToken,
         mut reporting: tokio::time::Interval,
@@ -114,7 +122,7 @@ impl Relay<'_> {
         let outage = Outage::of("RabbitMQ");
         let mut connected = Broker::connect_first(amqp, "kyhan relay", &outage, shutdown).await?;
         while let Some(broker) = connected {
-            let before = self.report;
+            let before = self.report();
             match self.over(&broker, db, shutdown, &mut reporting).await {
                 Ok(()) => {
                     broker.close().await;
@@ -125,7 +133,7 @@ impl Relay<'_> {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     self.rabbitmq.down(error.to_string());
                     broker.close().await;
-                    if self.report != before {
+                    if self.report() != before {
                         pauses = backoff();
                     }
                     let pause = pauses.next().unwrap_or_default();
@@ -139,7 +147,7 @@ impl Relay<'_> {
 
     /// Batch after batch over one connection to the broker.
     async fn over(
-        &mut self,
+        &self,
         broker: &Broker,
         db: &DatabaseConnection,
         shutdown: &CancellationToken,
@@ -155,8 +163,8 @@ impl Relay<'_> {
             if !remembered {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
-            let Some(batch) = self.batch_in_time(db, &publisher, shutdown).await else { break };
-            let pause = match batch {
+            let Some(round) = self.round_in_time(db, &publisher, shutdown).await else { break };
+            let pause = match round {
                 Ok(0) => {
                     publisher.check()?;
                     self.wait_for_events(db, &mut listener).await
@@ -202,28 +210,56 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// A batch, if somebody answers: told to stop, it finishes what it has in hand within the grace; `None` when that was over.
-    async fn batch_in_time(
-        &mut self,
+    /// A round, if somebody answers: told to stop, it finishes the batches in hand within the grace; `None` when that was over.
+    async fn round_in_time(
+        &self,
         db: &DatabaseConnection,
         publisher: &Publisher,
         shutdown: &CancellationToken,
     ) -> Option<Result<usize, BatchError>> {
-        let longest = BATCH_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
+        let longest = ROUND_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
         let out_of_patience = async {
             shutdown.cancelled().await;
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            batch = tokio::time::timeout(longest, self.batch(db, publisher)) => {
-                Some(batch.unwrap_or_else(|_| Err(unanswered().into())))
+            round = tokio::time::timeout(longest, self.round(db, publisher, shutdown)) => {
+                Some(round.unwrap_or_else(|_| Err(unanswered().into())))
             }
             () = out_of_patience => None,
         }
     }
 
+    /// A batch; where it was a full one, more of them, two at a time, as one publishes while the other takes. How many events.
+    async fn round(
+        &self,
+        db: &DatabaseConnection,
+        publisher: &Publisher,
+        shutdown: &CancellationToken,
+    ) -> Result<usize, BatchError> {
+        let full = self.settings.relay.batch_max as usize;
+        let first = self.batch(db, publisher).await?;
+        if first < full {
+            return Ok(first);
+        }
+        let side = async || {
+            let mut events = 0;
+            for _ in 0..BATCHES_MAX {
+                let batch = if shutdown.is_cancelled() { 0 } else { self.batch(db, publisher).await? };
+                events += batch;
+                if batch < full {
+                    break;
+                }
+            }
+            Ok::<_, BatchError>(events)
+        };
+        // One that fails takes the other with it: its events stay in the outbox, and those of them that were published come twice.
+        let (one, other) = futures::try_join!(side(), side())?;
+        Ok(first + one + other)
+    }
+
     /// One transaction: take, publish, await the confirms, commit. How many events it took.
-    async fn batch(&mut self, db: &DatabaseConnection, publisher: &Publisher) -> Result<usize, BatchError> {
+    async fn batch(&self, db: &DatabaseConnection, publisher: &Publisher) -> Result<usize, BatchError> {
         let tx = db.begin().await?;
         let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max).await? else {
             tx.rollback().await?;
@@ -234,7 +270,7 @@ impl Relay<'_> {
         self.relay(tx, taken, publisher).instrument(span).await
     }
 
-    async fn relay(&mut self, tx: DatabaseTransaction, taken: Taken, publisher: &Publisher) -> Result<usize, BatchError> {
+    async fn relay(&self, tx: DatabaseTransaction, taken: Taken, publisher: &Publisher) -> Result<usize, BatchError> {
         let (policy, pack_max) = (&self.settings.policy, self.settings.naming.pack_max);
         let span = tracing::Span::current();
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
@@ -249,13 +285,18 @@ impl Relay<'_> {
         Ok(events + set_aside)
     }
 
-    fn count(&mut self, events: usize, wakeups: usize, set_aside: usize) {
+    fn count(&self, events: usize, wakeups: usize, set_aside: usize) {
         let [events, wakeups, set_aside] = [events, wakeups, set_aside].map(|count| count as u64);
         self.counter.add(events, &[KeyValue::new("outcome", "scheduled")]);
         self.counter.add(set_aside, &[KeyValue::new("outcome", "set_aside")]);
-        self.report.events += events + set_aside;
-        self.report.wakeups += wakeups;
-        self.report.set_aside += set_aside;
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.events += events + set_aside;
+        report.wakeups += wakeups;
+        report.set_aside += set_aside;
+    }
+
+    fn report(&self) -> Report {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait at most when the outbox is empty; makes sure that its notifications are heard.
@@ -275,7 +316,7 @@ impl Relay<'_> {
     }
 
     fn say(&self) {
-        let Report { events, wakeups, set_aside } = self.report;
+        let Report { events, wakeups, set_aside } = self.report();
         if events > 0 {
             tracing::info!(events, wakeups, set_aside, "relayed so far");
         }

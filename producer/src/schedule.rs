@@ -41,19 +41,14 @@ pub fn plan(
     let mut waiting = Vec::with_capacity(events.len() * 2);
     let mut beyond = Vec::new();
     for event in events {
-        let mut due = Vec::with_capacity(2);
+        let before = waiting.len();
         for line in policy.lines_on(event.event_type) {
-            due.push(line.after.after(event.occurred_at).map(|due_at| Waiting {
-                kind: line.task,
-                subject: event.subject,
-                due_at,
-                wait: due_at - now,
-                attempt: 0,
-            }));
-        }
-        match due.into_iter().collect::<Option<Vec<_>>>() {
-            Some(due) => waiting.extend(due),
-            None => beyond.push(*event),
+            let Some(due_at) = line.after.after(event.occurred_at) else {
+                waiting.truncate(before);
+                beyond.push(*event);
+                break;
+            };
+            waiting.push(Waiting { kind: line.task, subject: event.subject, due_at, wait: due_at - now, attempt: 0 });
         }
     }
     Plan { wakeups: pack::pack(waiting, topology.ladder(), topology.shards(), pack_max, trace), beyond }

@@ -26,6 +26,9 @@ pub use declare::Observed;
 const IN_FLIGHT_MAX: usize = 1_024;
 /// A connection silent for longer is dead; RabbitMQ advises 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>
 const HEARTBEAT_S: u16 = 10;
+/// RabbitMQ's own default, in bytes. lapin makes its buffers, 64 frames a connection, as large as it is told at first, and fills
+/// those that grow later with zeros: 8 MiB of memory for each idle connection.
+const FRAME_MAX: u32 = 131_072;
 /// Between two looks at whether the broker still blocks its publishers.
 const BLOCKED_POLL: Duration = Duration::from_millis(200);
 /// AMQP reply code 200: closed on purpose.
@@ -131,6 +134,7 @@ impl Broker {
         let refused = |error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) };
         let mut uri: AMQPUri = settings.url.expose().parse().map_err(|why: String| refused(std::io::Error::other(why).into()))?;
         uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+        uri.query.frame_max.get_or_insert(FRAME_MAX);
         let connecting = Connection::connect_uri(uri, properties);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(silence()));
         let connection = connected.map_err(refused)?;

@@ -1,7 +1,7 @@
 //! Packing: subjects that wait side by side travel as one wake-up. Pure; nothing is lost, nothing is named twice in a wake-up,
 //! and packing adds no lateness, as only subjects that take the same rung at the same moment are packed.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use uuid::Uuid;
@@ -48,29 +48,41 @@ pub fn pack(
     pack_max: usize,
     trace: &TraceContext,
 ) -> Vec<Packed> {
-    let mut placed: Vec<(Place, Waiting)> = waiting
-        .into_iter()
-        .map(|one| {
-            let wait = one.wait.to_std().unwrap_or(Duration::ZERO);
-            let hop = ladder.next(wait);
-            let rest = if one.attempt == 0 { TimeDelta::zero() } else { ladder.rest(wait, hop) };
-            ((one.kind, shard_of(one.subject, shards), one.attempt, hop, rest), one)
-        })
-        .collect();
-    placed.sort_unstable_by_key(|(place, one)| (*place, one.due_at, one.subject));
+    let mut places: BTreeMap<Place, usize> = BTreeMap::new();
+    let mut placed: Vec<(Place, Vec<(DateTime<Utc>, Uuid)>)> = Vec::new();
+    let mut last = 0;
+    for one in waiting {
+        let wait = one.wait.to_std().unwrap_or(Duration::ZERO);
+        let hop = ladder.next(wait);
+        let rest = if one.attempt == 0 { TimeDelta::zero() } else { ladder.rest(wait, hop) };
+        let place = (one.kind, shard_of(one.subject, shards), one.attempt, hop, rest);
+        // Neighbours mostly go to the same place.
+        if placed.get(last).is_none_or(|(known, _)| *known != place) {
+            last = *places.entry(place).or_insert_with(|| {
+                placed.push((place, Vec::new()));
+                placed.len() - 1
+            });
+        }
+        placed[last].1.push((one.due_at, one.subject));
+    }
 
-    let mut packed: Vec<Packed> = Vec::new();
-    let mut open: Option<(_, Pack)> = None;
-    for (place, one) in placed {
-        match &mut open {
-            Some((at, pack)) if *at == place && pack.has_room(&one, pack_max) => pack.add(&one),
-            _ => {
-                packed.extend(open.take().map(|(at, pack)| pack.close(at, trace)));
-                open = Some((place, Pack::new(&one, place.3)));
+    let mut packed = Vec::new();
+    for (place, at) in places {
+        let mut side_by_side = std::mem::take(&mut placed[at].1);
+        // Together with what follows, the same subjects give the same wake-ups in whatever order they came.
+        side_by_side.sort_unstable();
+        let mut open: Option<Pack> = None;
+        for (due_at, subject) in side_by_side {
+            match &mut open {
+                Some(pack) if pack.has_room(due_at, pack_max) => pack.add(due_at, subject),
+                _ => {
+                    let next = Pack::new(due_at, subject, place.3);
+                    packed.extend(open.replace(next).map(|full| full.close(place, trace)));
+                }
             }
         }
+        packed.extend(open.map(|pack| pack.close(place, trace)));
     }
-    packed.extend(open.map(|(at, pack)| pack.close(at, trace)));
     packed
 }
 
@@ -95,22 +107,22 @@ struct Pack {
 }
 
 impl Pack {
-    fn new(one: &Waiting, hop: Hop) -> Self {
+    fn new(due_at: DateTime<Utc>, subject: Uuid, hop: Hop) -> Self {
         let within = match hop {
             Hop::Rung(rung) => TimeDelta::from_std(rung.tolerance()).unwrap_or(TimeDelta::zero()),
             // All of it is overdue and goes at once, whenever it was due.
             Hop::Lane => TimeDelta::MAX,
         };
-        Self { first_due: one.due_at, last_due: one.due_at, within, subjects: vec![one.subject] }
+        Self { first_due: due_at, last_due: due_at, within, subjects: vec![subject] }
     }
 
-    fn has_room(&self, one: &Waiting, pack_max: usize) -> bool {
-        self.subjects.len() < pack_max.max(1) && one.due_at.signed_duration_since(self.first_due) <= self.within
+    fn has_room(&self, due_at: DateTime<Utc>, pack_max: usize) -> bool {
+        self.subjects.len() < pack_max.max(1) && due_at.signed_duration_since(self.first_due) <= self.within
     }
 
-    fn add(&mut self, one: &Waiting) {
-        self.last_due = one.due_at;
-        self.subjects.push(one.subject);
+    fn add(&mut self, due_at: DateTime<Utc>, subject: Uuid) {
+        self.last_due = due_at;
+        self.subjects.push(subject);
     }
 
     fn close(mut self, (kind, shard, attempt, hop, rest): Place, trace: &TraceContext) -> Packed {

@@ -1,8 +1,13 @@
 //! What a task is: who its candidates are, from which moments it counts, and the statement that rechecks and writes at once.
 //! A task answers for every subject asked, in one transaction; only `settle` acts on the answers.
 
+use std::sync::Arc;
+
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Statement};
+use sea_orm::{
+    ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, RuntimeErr, Statement,
+    sqlx::{self, Row as _},
+};
 use uuid::Uuid;
 
 use crate::{database::statement, due, event::EventType, policy::Policy};
@@ -27,9 +32,9 @@ pub trait Task: Send + Sync {
         Vec::new()
     }
 
-    /// The statement (`$1`: ids, `$2`: their wake-ups' ids) that rechecks with [`Terms::due`], writes the effect and its
-    /// record, and returns for each id `id`, `applied`, `due_at` (null: no candidate), `checked_at` (the `now()` by which it was
-    /// judged) and `now` (the clock when it was done).
+    /// Common table expressions that write the effect and its record, to follow `asked` (`id`, `wakeup_id`: everything that is asked
+    /// about) and `due` (`id`, `wakeup_id`, `due_at`: the candidates among it, rechecked). The last one is `outcome`, one row for
+    /// each of `asked`: `id`, `applied`, and `due_at` (null: no candidate).
     fn effect(&self, terms: &Terms<'_>) -> String;
 
     /// What `ops audit` counts to compare this kind's effects with their records, both ways.
@@ -58,12 +63,6 @@ pub struct Terms<'a> {
 }
 
 impl Terms<'_> {
-    /// The subquery `(id, due_at)` of a task: the one definition of *due*.
-    #[must_use]
-    pub fn due(&self, task: &dyn Task) -> String {
-        due::query(task, self.policy)
-    }
-
     /// SQL literal: whether an effect that causes `event` has to raise it.
     #[must_use]
     pub fn wants(&self, event: EventType) -> &'static str {
@@ -150,9 +149,21 @@ impl Statements {
         Self {
             // In id order, so that two batches over the same rows wait for each other instead of deadlocking.
             // The effect is a statement of its own after it: its snapshot sees what the locks waited for.
-            lock: format!("SELECT id FROM {} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", task.table()),
+            lock: locked(&format!("SELECT id FROM {} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", task.table())),
             locks: task.locks(),
-            effect: task.effect(terms),
+            // The answer is one row of arrays: a row for each subject would cost both sides several times as much.
+            effect: format!(
+                "WITH asked AS (
+                    SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (id, wakeup_id)
+                ), due AS MATERIALIZED (
+                    SELECT asked.id, asked.wakeup_id, due.due_at FROM asked JOIN {due} AS due ON due.id = asked.id
+                ), {effect}
+                SELECT array_agg(id) AS ids, array_agg(applied) AS applied, array_agg(due_at) AS due_at,
+                       now() AS checked_at, clock_timestamp() AS now
+                  FROM outcome",
+                due = due::query(task, terms.policy),
+                effect = task.effect(terms),
+            ),
         }
     }
 
@@ -173,21 +184,37 @@ impl Statements {
             tx.execute_raw(statement(lock, [ids.clone().into()])).await?;
         }
         let effect: Statement = statement(&self.effect, [ids.into(), wakeups.into()]);
-        tx.query_all_raw(effect).await?.iter().map(outcome).collect()
+        let answer = tx.query_one_raw(effect).await?;
+        outcomes(&answer.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?)
     }
 }
 
-fn outcome(row: &QueryResult) -> Result<(Uuid, Outcome), DbErr> {
-    let id: Uuid = row.try_get("", "id")?;
-    let applied: bool = row.try_get("", "applied")?;
-    let due_at: Option<DateTime<Utc>> = row.try_get("", "due_at")?;
-    let checked_at: DateTime<Utc> = row.try_get("", "checked_at")?;
-    let now: DateTime<Utc> = row.try_get("", "now")?;
-    let outcome = match due_at {
+/// A statement that takes locks and returns nothing worth sending.
+#[must_use]
+pub(crate) fn locked(select: &str) -> String {
+    format!("SELECT count(*) FROM ({select}) AS locked")
+}
+
+/// What the effect answered: three arrays of one length, in any order.
+fn outcomes(answer: &QueryResult) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
+    let row = answer.try_as_pg_row().ok_or_else(|| DbErr::Type("not a row of PostgreSQL".into()))?;
+    let (ids, applied, due_at): (Vec<Uuid>, Vec<bool>, Vec<Option<DateTime<Utc>>>) =
+        (row.try_get("ids").map_err(unread)?, row.try_get("applied").map_err(unread)?, row.try_get("due_at").map_err(unread)?);
+    let checked_at: DateTime<Utc> = answer.try_get("", "checked_at")?;
+    let now: DateTime<Utc> = answer.try_get("", "now")?;
+    let outcome = |applied, due_at: Option<DateTime<Utc>>| match due_at {
         _ if applied => Outcome::Applied { late: due_at.map_or(TimeDelta::zero(), |due_at| now - due_at) },
         // By the moment of the recheck, not by the clock of now: what fell due in between was not due when it was judged.
         Some(until) if until > checked_at => Outcome::Postpone { until, wait: until - now },
         Some(_) | None => Outcome::Stale,
     };
-    Ok((id, outcome))
+    Ok(ids
+        .into_iter()
+        .zip(applied.into_iter().zip(due_at))
+        .map(|(id, (applied, due_at))| (id, outcome(applied, due_at)))
+        .collect())
+}
+
+fn unread(error: sqlx::Error) -> DbErr {
+    DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)))
 }

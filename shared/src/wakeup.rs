@@ -29,6 +29,10 @@ pub const SUBJECTS_MAX: usize = 1_000;
 pub const BODY_MAX: usize = 64 * 1024;
 /// The same of a later format, which may need more.
 const LATER_BODY_MAX: usize = 1024 * 1024;
+/// A subject in a body, with its quotes and comma.
+const SUBJECT_LEN: usize = 39;
+/// Room for everything else in a body.
+const BODY_ROOM: usize = 256;
 /// The content type of a wake-up.
 pub const CONTENT_TYPE: &str = "application/json";
 /// The AMQP `type` property of a wake-up.
@@ -177,7 +181,11 @@ impl Wakeup {
             rest_ms,
             subjects: &self.subjects,
         };
-        serde_json::to_vec(&wire).unwrap_or_default()
+        let mut body = Vec::with_capacity(BODY_ROOM + self.subjects.len() * SUBJECT_LEN);
+        if serde_json::to_writer(&mut body, &wire).is_err() {
+            body.clear();
+        }
+        body
     }
 
     /// The AMQP properties of its message: persistent, identified, traced.

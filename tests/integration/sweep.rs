@@ -60,6 +60,33 @@ async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_round_looks_back_only_so_far_and_a_whole_one_now_and_then() {
+    const LONG_OVERDUE: &str = "UPDATE orders SET delivering_since = now() - interval '1 hour' WHERE id = $1";
+    let received = "SELECT count(*) FROM orders WHERE status = 'received'";
+    for (whole_every_ms, found) in [("3600000", false), ("1500", true)] {
+        let file = swept(&format!("grace_ms = 100\n    lookback_ms = 60000\n    whole_every_ms = {whole_every_ms}"));
+        on_stage(&file, async |stage| {
+            // The first round looks at everything.
+            let first = stage.delivering().await;
+            stage.run(LONG_OVERDUE, [first.into()]).await;
+            let worker = stage.worker();
+            stage.until(&format!("SELECT ({received}) = 1")).await;
+            // What was put so far back in the meantime, only a whole round sees; what fell due lately, every round.
+            let (long, lately) = (stage.delivering().await, stage.delivering().await);
+            stage.run(LONG_OVERDUE, [long.into()]).await;
+            stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{lately}'")).await;
+            if found {
+                stage.until(&format!("SELECT ({received}) = 3")).await;
+            } else {
+                always("the others are left", SEVERAL_ROUNDS, async || Ok(stage.ask::<i64>(received).await == 2)).await;
+            }
+            worker.stop().await;
+        })
+        .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_is_merely_behind_is_not_flooded() {
     let file = swept("grace_ms = 50\n    lane_depth_max = 0");
     on_stage(&file, async |stage| {

@@ -1,10 +1,7 @@
 //! Batch: wake-ups of one kind that are rechecked by one statement. Small when idle, large under load, bounded always.
 //! A subject is asked about once, however many messages name it.
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use futures::StreamExt;
 use lapin::Consumer;
@@ -22,6 +19,7 @@ pub struct Limits {
     subjects: usize,
     /// Most messages, as a flood of malformed ones has no subjects to count.
     messages: usize,
+    /// How long a batch waits to grow while there is traffic.
     linger: Duration,
 }
 
@@ -37,6 +35,14 @@ impl From<&settings::Worker> for Limits {
             messages: usize::from(worker.prefetch),
             linger: Duration::from_millis(worker.linger_ms),
         }
+    }
+}
+
+impl Limits {
+    /// The limits of the batch after `before`: one that follows a lone message does not wait for company, as none may come.
+    #[must_use]
+    pub fn after(self, before: &Batch) -> Self {
+        if before.len() > 1 { self } else { Self { linger: Duration::ZERO, ..self } }
     }
 }
 
@@ -58,7 +64,7 @@ pub enum End {
     Lost(BrokerError),
 }
 
-/// Fills a batch: waits for a first message, then for as many as come within the linger.
+/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger.
 pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
@@ -142,13 +148,15 @@ impl Batch {
     /// Every subject to be rechecked now once, in id order, with the id of the first wake-up that names it.
     #[must_use]
     pub fn asked(&self) -> Vec<(Uuid, Uuid)> {
-        let mut asked = BTreeMap::new();
-        for wakeup in self.messages.iter().filter_map(Taken::asks) {
-            for subject in &wakeup.subjects {
-                asked.entry(*subject).or_insert(wakeup.id);
-            }
-        }
-        asked.into_iter().collect()
+        let named = |wakeup: &Wakeup| {
+            let id = wakeup.id;
+            wakeup.subjects.iter().map(move |subject| (*subject, id)).collect::<Vec<_>>()
+        };
+        let mut asked: Vec<(Uuid, Uuid)> = self.messages.iter().filter_map(Taken::asks).flat_map(named).collect();
+        // Stable, so that of several wake-ups the first one stays.
+        asked.sort_by_key(|(subject, _)| *subject);
+        asked.dedup_by_key(|(subject, _)| *subject);
+        asked
     }
 
     /// Gives each message its outcomes. The first message that names a subject gets what became of it; the later ones are

@@ -142,8 +142,10 @@ impl Lane {
         };
         let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
         self.part.up();
+        let mut now = limits;
         let left = loop {
-            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), limits, &context.postgres, &context.shutdown).await;
+            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, &context.postgres, &context.shutdown).await;
+            now = limits.after(&batch);
             if !batch.is_empty() {
                 if !self.hold(batch, &settle, context).await? {
                     break Left::ToldTo;

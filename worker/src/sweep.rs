@@ -1,9 +1,14 @@
 //! The sweep: rows that are overdue and still unapplied are woken, so that a wake-up that was lost is made again. It reads the
 //! same definition of *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and warned of.
 //!
-//! One leader at a time, by an advisory lock of PostgreSQL; every worker process stands ready to be it.
+//! One leader at a time, by an advisory lock of PostgreSQL; every worker process stands ready to be it. A round looks back only so
+//! far, as an index on a moment holds everything that ever happened; the leader's first, and one a day, looks at everything.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use opentelemetry::{KeyValue, global, metrics::Counter};
@@ -54,18 +59,20 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
         .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
         .build();
     let canaries = Keeper::new();
+    let mut views = Views::default();
     let every = Duration::from_millis(context.settings.sweep.every_ms);
     let mut leadership = None;
     // The first round comes after a whole period: what is due at the start is what the lanes begin with.
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
         // A server that is cut off would never answer.
-        let round = tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &woken, &canaries));
+        let round = tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &mut views, &woken, &canaries));
         let Some(done) = context.shutdown.run_until_cancelled(round).await else { break };
         let done = done.unwrap_or_else(|_| Err(SweepError::Database(unanswered())));
         if let Err(error) = done {
             // Whoever cannot sweep must not lead: the connection closes, and the lock with it.
             leadership = None;
+            views = Views::default();
             tell("the sweep was cut short; another worker may lead now", &error);
         }
         leads.send_replace(leadership.is_some());
@@ -84,6 +91,7 @@ fn tell(what: &'static str, error: &SweepError) {
 async fn round(
     context: &Context,
     leadership: &mut Option<PoolConnection<Postgres>>,
+    views: &mut Views,
     woken: &Counter<u64>,
     canaries: &Keeper,
 ) -> Result<(), SweepError> {
@@ -93,7 +101,7 @@ async fn round(
     let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
     let mut done = Ok(());
     for task in tasks::ALL {
-        match sweep(context, &broker, *task).await {
+        match sweep(context, &broker, *task, views).await {
             Ok(0) => {}
             Ok(count) => {
                 tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
@@ -129,8 +137,33 @@ async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Pos
     Ok(locked)
 }
 
+/// When the leader last looked at a kind's rows, and when at all of them.
+#[derive(Default)]
+struct Views(HashMap<&'static str, View>);
+
+#[derive(Clone, Copy)]
+struct View {
+    any: Instant,
+    whole: Instant,
+}
+
+impl Views {
+    /// Whether the rows of this kind that fell due within `lookback` are all that need to be looked at: rounds of before have
+    /// looked at the others. A row that was changed so that it was overdue at once, and whose event was lost, waits for a look at
+    /// everything.
+    fn suffices(&self, kind: &str, lookback: Duration, whole_every: Duration) -> bool {
+        // The rounds overlap by a half, as what commits late was invisible to the one that should have seen it.
+        self.0.get(kind).is_some_and(|view| view.any.elapsed() < lookback / 2 && view.whole.elapsed() < whole_every)
+    }
+
+    fn looked(&mut self, kind: &'static str, at: Instant, whole: bool) {
+        let before = self.0.get(kind).filter(|_| !whole).map_or(at, |view| view.whole);
+        self.0.insert(kind, View { any: at, whole: before });
+    }
+}
+
 /// Wakes one kind's overdue rows, oldest first. How many.
-async fn sweep(context: &Context, broker: &Broker, task: &dyn Task) -> Result<u64, SweepError> {
+async fn sweep(context: &Context, broker: &Broker, task: &dyn Task, views: &mut Views) -> Result<u64, SweepError> {
     let sweep = &context.settings.sweep;
     let mut behind = 0;
     for lane in context.topology.lanes(task.kind()) {
@@ -140,7 +173,13 @@ async fn sweep(context: &Context, broker: &Broker, task: &dyn Task) -> Result<u6
         // The lane is merely behind: its rows are on their way.
         return Ok(0);
     }
-    let overdue = overdue(context, task).await?;
+    let (lookback, whole_every) = (Duration::from_millis(sweep.lookback_ms), Duration::from_millis(sweep.whole_every_ms));
+    let (began, recent) = (Instant::now(), views.suffices(task.kind(), lookback, whole_every));
+    let overdue = overdue(context, task, recent).await?;
+    // A full round leaves the rest to the next.
+    if overdue.len() < sweep.batch_max as usize {
+        views.looked(task.kind(), began, !recent);
+    }
     if overdue.is_empty() {
         return Ok(0);
     }
@@ -163,9 +202,13 @@ async fn sweep(context: &Context, broker: &Broker, task: &dyn Task) -> Result<u6
 }
 
 /// Overdue by more than the grace, and not woken by the sweep for this deadline lately: each time it waits twice as long, up to
-/// a day, as a row that keeps failing has its attempts and its dead letter.
-async fn overdue(context: &Context, task: &dyn Task) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
+/// a day, as a row that keeps failing has its attempts and its dead letter. Where only what is `recent` is to be looked at, a row
+/// overdue for longer than the lookback is passed over.
+async fn overdue(context: &Context, task: &dyn Task, recent: bool) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
     let sweep = &context.settings.sweep;
+    let (policy, horizon) = (&context.settings.policy, "(now() - $2 * interval '1 ms')");
+    let after = format!("({horizon} - interval '{}.{:03} seconds')", sweep.lookback_ms / 1000, sweep.lookback_ms % 1000);
+    let bounded = if recent { due::query_between(task, policy, &after, horizon) } else { None };
     let sql = format!(
         "SELECT overdue.id, overdue.due_at
            FROM {due} AS overdue LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
@@ -173,7 +216,7 @@ async fn overdue(context: &Context, task: &dyn Task) -> Result<Vec<(Uuid, DateTi
             AND (swept.times IS NULL
                  OR swept.at < now() - least($2 * power(2, least(swept.times, 30)), 86400000) * interval '1 ms')
           ORDER BY overdue.due_at, overdue.id LIMIT $3",
-        due = due::query_before(task, &context.settings.policy, "(now() - $2 * interval '1 ms')"),
+        due = bounded.unwrap_or_else(|| due::query_before(task, policy, horizon)),
     );
     let grace_ms = i64::try_from(sweep.grace_ms).unwrap_or(i64::MAX);
     let values = [task.kind().into(), grace_ms.into(), i64::from(sweep.batch_max).into()];

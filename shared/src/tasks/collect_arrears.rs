@@ -4,7 +4,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms},
+    task::{Check, Examples, Task, Terms, locked},
 };
 
 pub struct CollectArrears;
@@ -74,15 +74,16 @@ impl Task for CollectArrears {
                  ON CONFLICT DO NOTHING"
             ),
             // In id order, as the ledger's own trigger locks them.
-            "SELECT accounts.id FROM accounts
-              WHERE accounts.id IN (
-                        SELECT id FROM accounts WHERE order_id = ANY($1)
-                        UNION ALL
-                        SELECT wallet.id FROM orders JOIN accounts AS wallet
-                                  ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
-                         WHERE orders.id = ANY($1))
-              ORDER BY accounts.id FOR NO KEY UPDATE"
-                .to_owned(),
+            locked(
+                "SELECT accounts.id FROM accounts
+                  WHERE accounts.id IN (
+                            SELECT id FROM accounts WHERE order_id = ANY($1)
+                            UNION ALL
+                            SELECT wallet.id FROM orders JOIN accounts AS wallet
+                                      ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
+                             WHERE orders.id = ANY($1))
+                  ORDER BY accounts.id FOR NO KEY UPDATE",
+            ),
         ]
     }
 
@@ -99,11 +100,7 @@ impl Task for CollectArrears {
             .span(self, EventType::OrderFeesChanged)
             .map_or("NULL::timestamptz".to_owned(), |span| span.sql_after("now()"));
         format!(
-            "WITH asked AS (
-                SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (id, wakeup_id)
-            ), due AS MATERIALIZED (
-                SELECT asked.id, asked.wakeup_id, due.due_at FROM asked JOIN {due} AS due ON due.id = asked.id
-            ), ripe AS MATERIALIZED (
+            "ripe AS MATERIALIZED (
                 SELECT due.*, orders.customer_id, orders.status, orders.goods_due, orders.shipping_due, orders.service_due,
                        orders.delivering_since
                   FROM due JOIN orders ON orders.id = due.id WHERE due.due_at <= now()
@@ -175,13 +172,11 @@ impl Task for CollectArrears {
                            'restored_to', restored.status, 'wakeup_id', result.wakeup_id)
                   FROM result LEFT JOIN restored ON restored.id = result.id
                  WHERE result.collected > 0 OR restored.id IS NOT NULL
-            )
-            SELECT asked.id,
-                   result.id IS NOT NULL AND result.outstanding = 0 AS applied,
-                   CASE WHEN result.outstanding > 0 THEN {again} ELSE due.due_at END AS due_at,
-                   now() AS checked_at, clock_timestamp() AS now
-              FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN result ON result.id = asked.id",
-            due = terms.due(self),
+            ), outcome AS (
+                SELECT asked.id, result.id IS NOT NULL AND result.outstanding = 0 AS applied,
+                       CASE WHEN result.outstanding > 0 THEN {again} ELSE due.due_at END AS due_at
+                  FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN result ON result.id = asked.id
+            )",
             wants_shipped = terms.wants(EventType::OrderShipped),
             wants_received = terms.wants(EventType::OrderReceived),
         )

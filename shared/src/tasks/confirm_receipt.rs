@@ -27,11 +27,7 @@ impl Task for ConfirmReceipt {
 
     fn effect(&self, terms: &Terms<'_>) -> String {
         format!(
-            "WITH asked AS (
-                SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (id, wakeup_id)
-            ), due AS (
-                SELECT asked.id, asked.wakeup_id, due.due_at FROM asked JOIN {due} AS due ON due.id = asked.id
-            ), received AS (
+            "received AS (
                 UPDATE orders SET status = 'received', received_at = now(), updated_at = now()
                   FROM due WHERE orders.id = due.id AND orders.status = 'delivering' AND due.due_at <= now()
                 RETURNING orders.id, due.wakeup_id
@@ -40,10 +36,10 @@ impl Task for ConfirmReceipt {
                 SELECT id, 'delivering', 'received', 'confirm-receipt', wakeup_id FROM received
             ), raised AS (
                 INSERT INTO outbox (event_type, subject_id) SELECT 'order.received', id FROM received WHERE {wanted}
-            )
-            SELECT asked.id, received.id IS NOT NULL AS applied, due.due_at, now() AS checked_at, clock_timestamp() AS now
-              FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN received ON received.id = asked.id",
-            due = terms.due(self),
+            ), outcome AS (
+                SELECT asked.id, received.id IS NOT NULL AS applied, due.due_at
+                  FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN received ON received.id = asked.id
+            )",
             wanted = terms.wants(EventType::OrderReceived),
         )
     }

@@ -25,26 +25,21 @@ impl Task for PurgeCartItem {
         r#"SELECT id, added_at AS "cart.item_added" FROM cart_items WHERE order_id IS NULL"#
     }
 
-    fn effect(&self, terms: &Terms<'_>) -> String {
-        format!(
-            "WITH asked AS (
-                SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (id, wakeup_id)
-            ), due AS (
-                SELECT asked.id, asked.wakeup_id, due.due_at FROM asked JOIN {due} AS due ON due.id = asked.id
-            ), purged AS (
-                DELETE FROM cart_items USING due
-                 WHERE cart_items.id = due.id AND cart_items.order_id IS NULL AND due.due_at <= now()
-                RETURNING cart_items.id, cart_items.customer_id, cart_items.quantity, cart_items.added_at, due.wakeup_id
-            ), recorded AS (
-                INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
-                SELECT 'system', 'cart_item.purged', 'cart_item', id, jsonb_build_object(
-                           'customer_id', customer_id, 'quantity', quantity, 'added_at', added_at, 'wakeup_id', wakeup_id)
-                  FROM purged
-            )
-            SELECT asked.id, purged.id IS NOT NULL AS applied, due.due_at, now() AS checked_at, clock_timestamp() AS now
-              FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id",
-            due = terms.due(self),
-        )
+    fn effect(&self, _: &Terms<'_>) -> String {
+        "purged AS (
+            DELETE FROM cart_items USING due
+             WHERE cart_items.id = due.id AND cart_items.order_id IS NULL AND due.due_at <= now()
+            RETURNING cart_items.id, cart_items.customer_id, cart_items.quantity, cart_items.added_at, due.wakeup_id
+        ), recorded AS (
+            INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+            SELECT 'system', 'cart_item.purged', 'cart_item', id, jsonb_build_object(
+                       'customer_id', customer_id, 'quantity', quantity, 'added_at', added_at, 'wakeup_id', wakeup_id)
+              FROM purged
+        ), outcome AS (
+            SELECT asked.id, purged.id IS NOT NULL AS applied, due.due_at
+              FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id
+        )"
+        .to_owned()
     }
 
     fn checks(&self) -> &'static [Check] {
