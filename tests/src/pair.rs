@@ -99,6 +99,18 @@ impl Pair {
     /// # Errors
     /// When it fails, with what it complained of.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<()> {
+        self.asked(arguments).await.map(|_| ())
+    }
+
+    /// RabbitMQ's version.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn rabbitmq_version(&self) -> Result<String> {
+        Ok(self.asked(&["version"]).await?.trim().to_owned())
+    }
+
+    async fn asked(&self, arguments: &[&str]) -> Result<String> {
         let program = binaries().context("RabbitMQ's own scripts are not found")?.join("rabbitmqctl");
         let mut command = Command::new(program);
         command
@@ -113,7 +125,7 @@ impl Pair {
             .kill_on_drop(true);
         let done = command.output().await?;
         anyhow::ensure!(done.status.success(), "rabbitmqctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr));
-        Ok(())
+        Ok(String::from_utf8(done.stdout)?)
     }
 
     /// Removes everything that RabbitMQ, which does not run, has on disk.
