@@ -8,11 +8,11 @@ use plotters::{
 
 use crate::figure::{Figure, Reach, shown};
 
-/// In pixels.
-const WIDTH: i32 = 960;
+/// In pixels; plotters draws letters at four fifths of the size asked for.
+const WIDTH: i32 = 1020;
 const ROW: i32 = 34;
 const HEAD: i32 = 56;
-const LEFT: i32 = 270;
+const LEFT: i32 = 310;
 /// So long is a bar that has reached its ceiling.
 const CEILING: i32 = 460;
 /// Longest bar, as a share of the ceiling.
@@ -42,23 +42,23 @@ pub fn draw(figures: &[Figure]) -> Result<String> {
             let path = PathElement::new(vec![(x, from), (x, to)], color.stroke_width(width));
             area.draw(&path).map_err(|error| failed(&error))
         };
-        text("share of the ceiling reached; the mark is what has to be".to_owned(), (LEFT, 18), 14, HPos::Left)?;
+        text("share of the ceiling reached; the mark is what has to be".to_owned(), (LEFT, 16), 17, HPos::Left)?;
         for quarter in 0..=4 {
             let x = LEFT + CEILING * quarter / 4;
             line(x, HEAD - 6, height - 12, FAINT, 1)?;
-            text(format!("{}%", quarter * 25), (x, HEAD - 16), 12, HPos::Center)?;
+            text(format!("{}%", quarter * 25), (x, HEAD - 16), 15, HPos::Center)?;
         }
         for (at, (figure, ratio, reach)) in bars.into_iter().enumerate() {
             let top = HEAD + ROW * i32::try_from(at)?;
             let middle = top + ROW / 2;
             let color = if figure.met() == Some(true) { REACHED } else { MISSED };
             let end = LEFT + pixels(ratio);
-            text(figure.name.clone(), (LEFT - 10, middle), 14, HPos::Right)?;
+            text(figure.name.clone(), (LEFT - 10, middle), 18, HPos::Right)?;
             let bar = Rectangle::new([(LEFT, top + 7), (end, top + ROW - 7)], color.filled());
             area.draw(&bar).map_err(|error| failed(&error))?;
             line(LEFT + pixels(reach), top + 3, top + ROW - 3, INK, 3)?;
             let said = format!("{ratio:.2} · {} {}", shown(figure.value()), figure.unit);
-            text(said, (end.max(LEFT + pixels(reach)) + 8, middle), 13, HPos::Left)?;
+            text(said, (end.max(LEFT + pixels(reach)) + 8, middle), 16, HPos::Left)?;
         }
         area.present().map_err(|error| failed(&error))?;
     }

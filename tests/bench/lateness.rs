@@ -24,6 +24,7 @@ use crate::{
     bare::Bare,
     clock::Clock,
     figure::{Figure, Reach, Round, number, quantile},
+    population::emptied,
     process::Running,
     stage::{Stage, rows, settle, until},
     wakeups,
@@ -128,7 +129,7 @@ async fn fleet(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> {
 
 /// An order of each event, as of one customer.
 async fn make(sandbox: &Sandbox, events: &[(Instant, Event)]) -> Result<()> {
-    sandbox.db.execute_unprepared("TRUNCATE customers CASCADE").await?;
+    let tx = emptied(sandbox).await?;
     let (ids, since): (Vec<Uuid>, Vec<_>) = events.iter().map(|(_, event)| (event.subject, event.occurred_at)).unzip();
     let sql = "WITH customer AS (
                    INSERT INTO customers (id, full_name, phone, email, address)
@@ -136,8 +137,8 @@ async fn make(sandbox: &Sandbox, events: &[(Instant, Event)]) -> Result<()> {
                INSERT INTO orders (id, code, customer_id, status, delivering_since, goods_due)
                SELECT made.id, 'BG-' || made.id, customer.id, 'delivering', since, 900000
                  FROM customer, unnest($1::uuid[], $2::timestamptz[]) AS made (id, since)";
-    sandbox.db.execute_raw(statement(sql, [ids.into(), since.into()])).await?;
-    Ok(())
+    tx.execute_raw(statement(sql, [ids.into(), since.into()])).await?;
+    Ok(tx.commit().await?)
 }
 
 async fn broker_alone(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> {

@@ -50,8 +50,14 @@ pub async fn describe(stage: &Stage) -> Result<Machine> {
 
 impl Machine {
     pub fn markdown(&self) -> String {
-        let rows: String = self.0.iter().map(|(name, what)| format!("| {name} | {what} |\n")).collect();
-        format!("| measured on | |\n| --- | --- |\n{rows}")
+        let rows = self.0.iter().map(|(name, what)| format!("| {name} | {what} |"));
+        ["| measured on | |", "| --- | --- |"]
+            .map(str::to_owned)
+            .into_iter()
+            .chain(rows)
+            .chain([String::new()])
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 }
 

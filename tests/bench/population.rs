@@ -5,7 +5,7 @@
 //! each other, as after two weeks of business.
 
 use anyhow::{Context, Result, ensure};
-use sea_orm::{ConnectionTrait, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
 use shared::database::statement;
 use tests::sandbox::Sandbox;
 use uuid::Uuid;
@@ -187,14 +187,19 @@ pub const COLLECT_ARREARS: Load = Load {
     ],
 };
 
+/// A transaction that has emptied every table, and in which no trigger and no foreign key looks at each row. Insert-only tables
+/// let themselves be emptied there: this is the bench's own database, and the ledger is checked whole afterwards.
+pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
+    let tx = sandbox.db.begin().await?;
+    tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
+    tx.execute_unprepared("TRUNCATE customers, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE").await?;
+    Ok(tx)
+}
+
 impl Load {
     /// Empties every table and makes `count` subjects, the due and the stale ones. Their ids, in random order.
     pub async fn make(&self, sandbox: &Sandbox, count: usize) -> Result<Vec<Uuid>> {
-        let tx = sandbox.db.begin().await?;
-        // Insert-only tables let themselves be emptied, and no trigger looks at each row: this is the bench's own database, and
-        // the ledger is checked whole afterwards.
-        tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
-        tx.execute_unprepared("TRUNCATE customers, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE").await?;
+        let tx = emptied(sandbox).await?;
         for sql in self.make {
             tx.execute_unprepared(&sql.replace("{count}", &count.to_string())).await.with_context(|| (*sql).to_owned())?;
         }

@@ -61,7 +61,7 @@ impl Report {
     fn markdown(&self) -> String {
         let mut lines = vec![format!("| {} |", HEADER.join(" | ")), "| --- | ---: | ---: | ---: | ---: | --- | --- |".to_owned()];
         lines.extend(self.figures.iter().map(|figure| format!("| {} |", row(figure).join(" | "))));
-        lines.extend(["".to_owned(), self.told(), "".to_owned(), self.machine.markdown()]);
+        lines.extend([String::new(), self.told(), String::new(), self.machine.markdown()]);
         lines.join("\n")
     }
 

@@ -39,7 +39,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let sandbox = stage.sandbox("schedule", CONFIRM_RECEIPT.policy, &[]).await?;
     let (broker, bare) = (sandbox.broker().await?, Bare::connect(&sandbox.settings).await?);
     let producer = Arc::new(Producer::connect(&sandbox.settings).await?);
-    let (bulk, singly) = (stage.of(1_000_000, 200_000), stage.of(1_500, 150));
+    let (bulk, singly) = (stage.of(2_000_000, 300_000), stage.of(1_500, 200));
     let [mut bulks, mut bare_bulks, mut singles, mut bare_singles] = [const { Vec::new() }; 4];
     for round in stage.rounds(usize::MAX) {
         if stage.wants(BULK) {

@@ -31,6 +31,7 @@ pub struct Shape {
 }
 
 /// The best of 1, 2 and 4 connections, with a worker's batches and with four times as large ones, each over a slice of one population.
+/// A slice too short for two batches a connection shows nothing of several.
 pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
     let batch = sandbox.settings.worker.batch_max;
     let shapes: Vec<Shape> =
@@ -39,6 +40,9 @@ pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: us
     settle(sandbox).await?;
     let mut best: Option<(f64, Shape)> = None;
     for (shape, slice) in shapes.iter().zip(ids.chunks(count.div_ceil(shapes.len()))) {
+        if best.is_some() && slice.len() < 2 * shape.connections * shape.batch {
+            continue;
+        }
         let rate = run(sandbox, load, slice, *shape).await?;
         if best.is_none_or(|(fastest, _)| rate > fastest) {
             best = Some((rate, *shape));

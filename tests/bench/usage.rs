@@ -29,7 +29,7 @@ impl Cpu {
             workers: workers.iter().map(|pid| below(*pid)).sum::<Result<f64>>()?,
             broker: below(pair.pid(Server::RabbitMq)?)?,
             database: below(pair.pid(Server::Postgres)?)?,
-            own: seconds(Process::myself()?.stat()?),
+            own: seconds(&Process::myself()?.stat()?),
         })
     }
 
@@ -80,7 +80,7 @@ fn with_waited_for(stat: &Stat) -> f64 {
     ticks(stat.utime + stat.stime + waited_for)
 }
 
-fn seconds(stat: Stat) -> f64 {
+fn seconds(stat: &Stat) -> f64 {
     // What this process waited for are the fleet's processes, which are counted by themselves.
     ticks(stat.utime + stat.stime)
 }
