@@ -18,6 +18,8 @@ use shared::{
 };
 use tokio::time::Instant;
 
+use crate::figure::number;
+
 /// Publishes that wait for their confirms at once, as many as the fleet's.
 const IN_FLIGHT: usize = 1_024;
 /// What a bare consumer holds at once.
@@ -45,7 +47,7 @@ impl Bare {
         let began = Instant::now();
         // Polled together: one publish after the other would wait for the socket each time.
         stream::iter(messages).map(|message| self.publish_one(message)).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
-        Ok(crate::figure::number(messages.len()) / began.elapsed().as_secs_f64())
+        Ok(number(messages.len()) / began.elapsed().as_secs_f64())
     }
 
     #[expect(clippy::disallowed_methods, reason = "the bare loop that the fleet's publishing is measured against")]

@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::{
     bare::Bare,
-    figure::{Figure, number},
+    figure::{Figure, Round, number},
     population::CONFIRM_RECEIPT,
     stage::{PATIENCE, Stage},
     wakeups,
@@ -27,7 +27,7 @@ const PORTION: usize = 500;
 /// Between two looks at the lanes.
 const LOOK: Duration = Duration::from_millis(20);
 /// The lead, beyond the time that publishing takes.
-const SPARE: Duration = Duration::from_secs(2);
+const SPARE: Duration = Duration::from_secs(1);
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let count = stage.of(100_000, 10_000);
@@ -41,7 +41,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
             lead = published_in * 2 + SPARE;
             sandbox.remove().await?;
             stage.say(&figure.name, round, value, None, figure.unit);
-            figure.rounds.push(crate::figure::Round { value, ceiling: None });
+            figure.rounds.push(Round { value, ceiling: None });
         }
     }
     figures.retain(|figure| !figure.rounds.is_empty());

@@ -113,7 +113,7 @@ impl Drain<'_> {
 }
 
 /// How long after an empty lane the last batch is settled by far.
-const SETTLED: Duration = Duration::from_millis(500);
+const SETTLED: Duration = Duration::from_millis(300);
 
 impl Wal {
     async fn so_far(sandbox: &Sandbox) -> Result<Self> {

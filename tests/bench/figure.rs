@@ -29,7 +29,7 @@ pub enum Reach {
     NoLess,
     /// No more than this part of what is named, which stands as its ceiling.
     AtMostOf(f64, &'static str),
-    /// No more than its ceiling and this much.
+    /// No more than its ceiling and so many milliseconds.
     Beyond(f64),
     /// No more than this.
     AtMost(f64),
@@ -118,7 +118,7 @@ impl fmt::Display for Reach {
             Self::OfCeiling(share) => write!(f, "≥ {share} × ceiling"),
             Self::NoLess => write!(f, "≥ 1 × one process's (met from {NO_DIFFERENCE}, as both spread)"),
             Self::AtMostOf(share, of) => write!(f, "≤ {share} × {of}"),
-            Self::Beyond(more) => write!(f, "≤ ceiling + {more}"),
+            Self::Beyond(more) => write!(f, "≤ ceiling + {more} ms"),
             Self::AtMost(most) => write!(f, "≤ {}", shown(*most)),
             Self::Bulk { share, rate, machine, bare } => write!(
                 f,

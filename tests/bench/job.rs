@@ -25,7 +25,7 @@ const POLICY: &str = r#"
     [[policy]]
     on = "order.shipped"
     task = "confirm-receipt"
-    after = "5s"
+    after = "2s"
     [sweep]
     every_ms = 3600000
 "#;

@@ -42,7 +42,7 @@ const POLICY: &str = r#"
 const KIND: &str = "confirm-receipt";
 const SPAN: Duration = Duration::from_secs(5);
 /// From the making of the schedule to its first moment: the orders are made and the worker starts meanwhile.
-const LEAD: Duration = Duration::from_secs(3);
+const LEAD: Duration = Duration::from_secs(2);
 /// How far beyond the broker's own p99 the fleet's may lie, ms.
 const MARGIN: f64 = 10.0;
 /// More would tell nothing else.
@@ -60,7 +60,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let sandbox = stage.sandbox("lateness", POLICY, &[]).await?;
     let mut figures = Vec::new();
     for (name, rate) in NAMES.iter().zip(RATES).filter(|(name, _)| stage.wants(name)) {
-        let count = rate * stage.of(15, 5);
+        let count = rate * stage.of(15, 2);
         let mut lates = Vec::new();
         for round in stage.rounds(ROUNDS) {
             let fleet = fleet(&sandbox, rate, count).await?;

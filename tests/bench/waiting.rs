@@ -1,5 +1,8 @@
 //! With a million messages waiting in the rungs: scheduling and draining, beside the same before they were there and after they
-//! were gone. Each round's ceiling is the mean of its two neighbours in time.
+//! were gone. Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker has come to rest:
+//! what it does with a million messages just after it took or lost them is no part of their waiting.
+
+use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use chrono::TimeDelta;
@@ -11,10 +14,11 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     drain::Drain,
-    figure::{Figure, Reach, shown},
+    figure::{Figure, Reach, median, number, shown},
     population::CONFIRM_RECEIPT,
     schedule,
-    stage::{Stage, until_depth},
+    stage::{Stage, until, until_depth},
+    usage::Cpu,
     wakeups,
 };
 
@@ -31,6 +35,9 @@ const DAYS: [i64; 4] = [1, 7, 14, 30];
 /// Most of them in memory here at a time.
 const PORTION: usize = 25_000;
 
+/// How long a look at the broker's use takes.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// What one phase came to, figure by figure and round by round.
 type Phase = [Vec<f64>; 3];
 
@@ -39,19 +46,22 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let broker = sandbox.broker().await?;
     let count = stage.of(1_000_000, 100_000);
 
+    rest(stage).await?;
     let before = phase(stage, &sandbox, &broker, "none waiting yet").await?;
     empty(&sandbox, &broker).await?;
     let rate = fill(&sandbox, count).await?;
     until_depth(&sandbox, &broker, "rung.", count).await?;
+    rest(stage).await?;
     stage.say("made to wait", 1, rate, None, "messages/s");
-    let with = phase(stage, &sandbox, &broker, &format!("{} waiting", shown(crate::figure::number(count)))).await?;
+    let with = phase(stage, &sandbox, &broker, &format!("{} waiting", shown(number(count)))).await?;
     ensure!(sandbox.depth(&broker, "rung.").await? >= u32::try_from(count)?, "what waited is gone");
     empty(&sandbox, &broker).await?;
+    rest(stage).await?;
     let after = phase(stage, &sandbox, &broker, "none waiting any more").await?;
     broker.close().await;
     sandbox.remove().await?;
 
-    let with_how_many = format!("with {}", shown(crate::figure::number(count)));
+    let with_how_many = format!("with {}", shown(number(count)));
     let figures = NAMES.iter().enumerate().filter(|(_, name)| stage.wants(name)).map(|(at, name)| {
         let ceilings: Vec<f64> = before[at].iter().zip(&after[at]).map(|(before, after)| before.midpoint(*after)).collect();
         Figure::beside(format!("{with_how_many} {name}"), "subjects/s", &with[at], &ceilings, Reach::OfCeiling(0.9))
@@ -102,7 +112,17 @@ async fn fill(sandbox: &Sandbox, count: usize) -> Result<f64> {
         }
     }
     bare.close().await?;
-    Ok(crate::figure::median(rates))
+    Ok(median(rates))
+}
+
+/// Waits until the broker uses less than a tenth of a core.
+async fn rest(stage: &Stage) -> Result<()> {
+    until("the broker has come to rest", Duration::ZERO, async || {
+        let before = Cpu::now(&stage.pair, &[])?;
+        tokio::time::sleep(LOOK).await;
+        Ok(Cpu::now(&stage.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
+    })
+    .await
 }
 
 async fn empty(sandbox: &Sandbox, broker: &Broker) -> Result<()> {
