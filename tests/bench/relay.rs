@@ -37,7 +37,7 @@ const LOOK: Duration = Duration::from_millis(2);
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let sandbox = stage.sandbox("relay", CONFIRM_RECEIPT.policy, &[]).await?;
     let bare = Bare::connect(&sandbox.settings).await?;
-    let count = stage.of(500_000, 30_000);
+    let count = stage.of(300_000, 30_000);
     let subjects = CONFIRM_RECEIPT.make(&sandbox, count).await?;
     let (mut values, mut ceilings) = (Vec::new(), Vec::new());
     for round in stage.rounds(usize::MAX) {

@@ -7,9 +7,12 @@ use std::sync::{
 };
 
 use anyhow::{Context, Result};
-use sea_orm::sqlx::{self, AssertSqlSafe, Connection, PgConnection};
+use sea_orm::{
+    DbErr, RuntimeErr,
+    sqlx::{self, AssertSqlSafe, Connection, PgConnection},
+};
 use shared::{
-    database::{self, Role},
+    database::{self, Role, Trouble, trouble},
     task::Statements,
     tasks,
 };
@@ -22,6 +25,9 @@ use crate::{
     population::Load,
     stage::{Stage, settle},
 };
+
+/// Conflicts of one batch, after which something else is wrong.
+const CONFLICTS_MAX: u32 = 50;
 
 /// How the statements are run.
 #[derive(Clone, Copy, Debug)]
@@ -77,7 +83,7 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
             batch(&mut connection, &texts, &[]).await?;
             ready.wait().await;
             while let Some(ids) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
-                batch(&mut connection, &texts, ids).await?;
+                again(&mut connection, &texts, ids).await?;
             }
             anyhow::Ok(())
         });
@@ -92,8 +98,21 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
     Ok(number(ids.len()) / took.as_secs_f64())
 }
 
+/// One batch. A conflict with the other connections, over a customer's wallet, is tried again, as a worker does.
+async fn again(connection: &mut PgConnection, texts: &[Arc<str>], ids: &[Uuid]) -> Result<(), DbErr> {
+    let mut tries = 0;
+    while let Err(error) = batch(connection, texts, ids).await {
+        let error = DbErr::Query(RuntimeErr::SqlxError(Arc::new(error)));
+        tries += 1;
+        if trouble(&error) != Trouble::Conflict || tries == CONFLICTS_MAX {
+            return Err(error);
+        }
+    }
+    Ok(())
+}
+
 /// One transaction of a worker. A single statement is its own transaction.
-async fn batch(connection: &mut PgConnection, texts: &[Arc<str>], ids: &[Uuid]) -> Result<()> {
+async fn batch(connection: &mut PgConnection, texts: &[Arc<str>], ids: &[Uuid]) -> Result<(), sqlx::Error> {
     let Some((answers, before)) = texts.split_last() else { return Ok(()) };
     let wakeups: Vec<Uuid> = ids.iter().map(|_| Uuid::new_v4()).collect();
     let answers = || sqlx::query(AssertSqlSafe(Arc::clone(answers))).bind(ids).bind(&wakeups);
