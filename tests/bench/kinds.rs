@@ -17,7 +17,7 @@ pub const NAMES: &[&str] = &[PURGE, ARREARS];
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let kinds = [(PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)), (ARREARS, &COLLECT_ARREARS, stage.of(50_000, 5_000))];
+    let kinds = [(PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)), (ARREARS, &COLLECT_ARREARS, stage.of(20_000, 5_000))];
     for (name, load, count) in kinds.into_iter().filter(|(name, ..)| stage.wants(name)) {
         figures.push(kind(stage, name, load, count).await?);
     }
