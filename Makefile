@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz fault check services-up services-down clean
+.PHONY: help demo test fuzz fault bench check services-up services-down clean
 
 ORDERS ?= 3000
 CARGO ?= cargo
@@ -24,6 +24,11 @@ test: ## Run every test on real servers
 fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -p tests --test fault -- --long --report docs/fault-report.md $(if $(SEED),--seed $(SEED))
+
+# Starts servers of its own too. ONLY=relay measures that alone; a missed reach fails a full run, a wrong count any.
+bench: ## Measure everything beside its ceiling (QUICK=1 takes under two minutes)
+	$(CARGO) build --release --workspace --bins
+	target/release/bench $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)")
 
 # Not part of CI: under the fuzzer's flags all dependencies are built once more, which takes minutes. `make test` holds the same
 # claims against the committed seeds and 100,000 mutations a target, in seconds.

@@ -167,6 +167,12 @@ impl Statements {
         }
     }
 
+    /// Their SQL in the order in which [`Statements::apply`] runs them: `$1` the ids; the last one, which answers, has the ids of
+    /// their wake-ups as `$2`.
+    pub fn texts(&self) -> impl Iterator<Item = &str> {
+        [&self.lock].into_iter().chain(&self.locks).chain([&self.effect]).map(String::as_str)
+    }
+
     /// How many statements [`Statements::apply`] runs.
     #[must_use]
     pub fn count(&self) -> u32 {

@@ -10,12 +10,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use tests::sandbox::Servers;
+use tests::{
+    pair::{self, binaries},
+    sandbox::Servers,
+};
 use tokio::time::Instant;
 
 use crate::{
     disk::run,
-    pair,
     proxy::{Conduct, Proxy},
 };
 
@@ -55,13 +57,6 @@ enum Net {
 /// Why there can be none, if so.
 pub fn lacks() -> Option<String> {
     (binaries().is_none() || epmd().is_none()).then(|| "RabbitMQ's own scripts and Erlang's epmd are not found here".to_owned())
-}
-
-/// Where the real scripts are: those in PATH switch to a user who may not read our folders.
-/// Where RabbitMQ's own scripts lie, not a packager's wrappers of them.
-pub fn binaries() -> Option<PathBuf> {
-    let known = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin"];
-    known.iter().map(PathBuf::from).find(|folder| folder.join("rabbitmq-server").is_file())
 }
 
 fn epmd() -> Option<PathBuf> {

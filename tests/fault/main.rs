@@ -13,7 +13,6 @@ mod fleet;
 mod messages;
 mod network;
 mod nodes;
-mod pair;
 mod patience;
 mod place;
 mod population;
@@ -32,10 +31,12 @@ use std::{path::PathBuf, process::ExitCode, sync::Arc};
 use anyhow::{Context, Result};
 use clap::Parser;
 use futures::StreamExt;
-use tests::sandbox::Servers;
+use tests::{
+    pair::{self, Pair},
+    sandbox::Servers,
+};
 use tokio_util::sync::CancellationToken;
 
-use pair::Pair;
 use report::Line;
 use scenario::{Disturbs, Scenario};
 use stage::Setting;

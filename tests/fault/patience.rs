@@ -4,10 +4,9 @@
 use std::time::Duration;
 
 use rand::{RngExt, rngs::StdRng};
+use tests::pair::{self, Server};
 
 use crate::{
-    cluster,
-    pair::Server,
     scenario::Play,
     stage::{Stage, Terms},
     worker::newest,
@@ -83,5 +82,5 @@ pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
 }
 
 pub fn lacks() -> Option<String> {
-    cluster::binaries().is_none().then(|| "RabbitMQ's own scripts are not found here".to_owned())
+    pair::binaries().is_none().then(|| "RabbitMQ's own scripts are not found here".to_owned())
 }

@@ -6,9 +6,9 @@ use anyhow::{Context, Result};
 use rand::{RngExt, SeedableRng, rngs::StdRng};
 use sea_orm::{ConnectionTrait, Database, TransactionTrait};
 use shared::database::statement;
+use tests::pair::Server;
 
 use crate::{
-    pair::Server,
     place::Place,
     scenario::Play,
     stage::{Stage, Terms},

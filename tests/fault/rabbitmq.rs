@@ -4,11 +4,13 @@ use std::time::Duration;
 
 use anyhow::Result;
 use rand::{RngExt, rngs::StdRng};
-use tests::fleet;
+use tests::{
+    fleet,
+    pair::{Pair, Server},
+};
 
 use crate::{
     checker::Spans,
-    pair::Server,
     postgres::stopped_for_a_while,
     scenario::Play,
     stage::{Stage, Terms},
@@ -22,7 +24,7 @@ pub fn killed(stage: &Stage, rng: StdRng) -> Play<'_> {
     Box::pin(async move { again(stage, rng, stage.setting.form(1, 4), async |pair| pair.kill(Server::RabbitMq).await).await })
 }
 
-async fn again(stage: &Stage, mut rng: StdRng, times: u32, down: impl AsyncFn(&crate::pair::Pair) -> Result<()>) -> Result<()> {
+async fn again(stage: &Stage, mut rng: StdRng, times: u32, down: impl AsyncFn(&Pair) -> Result<()>) -> Result<()> {
     stage.start()?;
     stage
         .populate_during(async {

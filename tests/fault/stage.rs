@@ -15,7 +15,7 @@ use shared::{
     settings::Settings,
     wakeup::TraceContext,
 };
-use tests::sandbox::Sandbox;
+use tests::{pair::Pair, sandbox::Sandbox};
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -23,7 +23,6 @@ use crate::{
     book,
     checker::{self, Counts, Spans},
     fleet::Fleet,
-    pair::Pair,
     place::{Place, Standing},
     population::{Pace, populate},
 };

@@ -1,5 +1,5 @@
-//! A PostgreSQL and a RabbitMQ of the suite's own, started by `deploy/services` on free ports: they may be killed, stopped and
-//! wiped. Whatever happens here reaches no server that was there before, and nothing stays behind.
+//! A PostgreSQL and a RabbitMQ of one's own, started by `deploy/services` on free ports: they may be killed, stopped, wiped and
+//! watched. Whatever happens here reaches no server that was there before, and nothing stays behind.
 
 use std::{
     env,
@@ -9,12 +9,14 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use tests::sandbox::Servers;
 use tokio::{process::Command, time::Instant};
+
+use crate::sandbox::Servers;
 
 /// How long a server may take to leave after it was asked to.
 const LEAVE: Duration = Duration::from_secs(60);
 
+/// Both servers; dropped, they are stopped and removed.
 pub struct Pair {
     home: PathBuf,
     postgres: PathBuf,
@@ -33,7 +35,10 @@ pub enum Server {
 }
 
 impl Pair {
-    /// Starts both; `folder` is the suite's own.
+    /// Starts both; `folder` is the caller's own.
+    ///
+    /// # Errors
+    /// When one cannot be had.
     pub async fn start(folder: &Path) -> Result<Self> {
         remove_remains(folder);
         let home = folder.join(format!("services-{}", std::process::id()));
@@ -61,16 +66,25 @@ impl Pair {
     }
 
     /// Asks a server to stop (for PostgreSQL a fast shutdown) and waits until it is gone.
+    ///
+    /// # Errors
+    /// When it does not leave.
     pub async fn stop(&self, server: Server) -> Result<()> {
         self.signal(server, if server == Server::Postgres { "INT" } else { "TERM" }).await
     }
 
     /// `kill -9`. PostgreSQL's children notice by themselves.
+    ///
+    /// # Errors
+    /// When it does not run.
     pub async fn kill(&self, server: Server) -> Result<()> {
         self.signal(server, "KILL").await
     }
 
     /// Starts what does not run, with the data it had, and waits until it answers.
+    ///
+    /// # Errors
+    /// When it does not, or came back on another port.
     pub async fn up(&self) -> Result<()> {
         services(&self.home, "up").await?;
         let state = std::fs::read_to_string(self.home.join("services.state"))?;
@@ -80,9 +94,24 @@ impl Pair {
         Ok(())
     }
 
-    /// Runs `rabbitmqctl` against the suite's own node.
+    /// Runs `rabbitmqctl` against this node.
+    ///
+    /// # Errors
+    /// When it fails, with what it complained of.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<()> {
-        let program = crate::cluster::binaries().context("RabbitMQ's own scripts are not found")?.join("rabbitmqctl");
+        self.asked(arguments).await.map(|_| ())
+    }
+
+    /// RabbitMQ's version.
+    ///
+    /// # Errors
+    /// When it does not say.
+    pub async fn rabbitmq_version(&self) -> Result<String> {
+        Ok(self.asked(&["version"]).await?.trim().to_owned())
+    }
+
+    async fn asked(&self, arguments: &[&str]) -> Result<String> {
+        let program = binaries().context("RabbitMQ's own scripts are not found")?.join("rabbitmqctl");
         let mut command = Command::new(program);
         command
             .env_clear()
@@ -96,15 +125,28 @@ impl Pair {
             .kill_on_drop(true);
         let done = command.output().await?;
         anyhow::ensure!(done.status.success(), "rabbitmqctl {}: {}", arguments.join(" "), String::from_utf8_lossy(&done.stderr));
-        Ok(())
+        Ok(String::from_utf8(done.stdout)?)
     }
 
     /// Removes everything that RabbitMQ, which does not run, has on disk.
+    ///
+    /// # Errors
+    /// The file system's.
     pub fn wipe_rabbitmq(&self) -> Result<()> {
         let data = self.rabbitmq.join("mnesia");
         std::fs::remove_dir_all(&data)?;
         std::fs::create_dir(&data)?;
         Ok(())
+    }
+
+    /// The process: PostgreSQL's postmaster, RabbitMQ's `beam.smp`.
+    ///
+    /// # Errors
+    /// When it was not started.
+    pub fn pid(&self, server: Server) -> Result<u32> {
+        let file = self.pid_file(server);
+        let text = std::fs::read_to_string(&file).with_context(|| format!("{server:?} has no pid file {}", file.display()))?;
+        text.lines().next().unwrap_or_default().trim().parse().context("a pid file without a pid")
     }
 
     fn pid_file(&self, server: Server) -> PathBuf {
@@ -115,9 +157,7 @@ impl Pair {
     }
 
     async fn signal(&self, server: Server, signal: &str) -> Result<()> {
-        let file = self.pid_file(server);
-        let text = std::fs::read_to_string(&file).with_context(|| format!("{server:?} has no pid file {}", file.display()))?;
-        let pid: u32 = text.lines().next().unwrap_or_default().trim().parse().context("a pid file without a pid")?;
+        let pid = self.pid(server)?;
         send(pid, signal).await?;
         let deadline = Instant::now() + LEAVE;
         while is_alive(pid) {
@@ -135,6 +175,9 @@ impl Drop for Pair {
 }
 
 /// Sends a signal to a process of ours.
+///
+/// # Errors
+/// When it is gone.
 pub async fn send(pid: u32, signal: &str) -> Result<()> {
     let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status().await?;
     anyhow::ensure!(sent.success(), "no SIG{signal} for process {pid}: it is gone");
@@ -142,12 +185,21 @@ pub async fn send(pid: u32, signal: &str) -> Result<()> {
 }
 
 /// Whether a process lives; a zombie that nobody has waited for does not.
+#[must_use]
 pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
 }
 
+/// Where RabbitMQ's own scripts lie. A packager's wrappers, which are in PATH, switch to a user who may not read our folders.
+#[must_use]
+pub fn binaries() -> Option<PathBuf> {
+    let known = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin"];
+    known.iter().map(PathBuf::from).find(|folder| folder.join("rabbitmq-server").is_file())
+}
+
 /// The checkout.
+#[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
 }
@@ -181,12 +233,12 @@ fn down(home: &Path) {
     if let Ok(done) = done
         && !done.status.success()
     {
-        eprintln!("fault: {}", String::from_utf8_lossy(&done.stderr));
+        eprintln!("deploy/services down: {}", String::from_utf8_lossy(&done.stderr));
     }
     let _ = std::fs::remove_dir(home);
 }
 
-/// Servers of a suite that was killed with -9 itself.
+/// Servers of a run that was killed with -9 itself.
 fn remove_remains(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

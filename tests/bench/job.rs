@@ -1,0 +1,62 @@
+//! A whole job: an event is scheduled in bulk through the library, its wake-up waits in a rung, expires, and a worker applies it.
+//! CPU time of everybody who has a part in it: the producer, which is this process, the broker, the database, the worker. What the
+//! servers use while they wait is in it too.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use producer::{Producer, schedule::event};
+use shared::event::EventType;
+
+use crate::{
+    figure::{Figure, Reach, number},
+    population::{CONFIRM_RECEIPT, due_of},
+    process::Running,
+    stage::{Stage, settle, until, until_depth},
+    usage::Cpu,
+};
+
+const JOB: &str = "CPU per job, scheduled to done";
+
+pub const NAMES: &[&str] = &[JOB];
+
+/// The orders are two weeks old, so each is due when its wake-up comes.
+const POLICY: &str = r#"
+    [[policy]]
+    on = "order.shipped"
+    task = "confirm-receipt"
+    after = "2s"
+    [sweep]
+    every_ms = 3600000
+"#;
+
+pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+    let sandbox = stage.sandbox("job", POLICY, &[]).await?;
+    let (load, count) = (&CONFIRM_RECEIPT, stage.of(200_000, 50_000));
+    let mut values = Vec::new();
+    for round in stage.rounds(3) {
+        let ids = load.make(&sandbox, count).await?;
+        settle(&sandbox).await?;
+        let broker = sandbox.broker().await?;
+        let producer = Producer::connect(&sandbox.settings).await?;
+        let worker = Running::worker(&sandbox)?;
+        let events: Vec<_> = ids.iter().map(|id| event(EventType::OrderShipped, *id)).collect();
+        let before = Cpu::now(&stage.pair, &[])?;
+        producer.schedule(&events).await?;
+        until("every job is done", Duration::from_millis(100), async || {
+            Ok(load.begun(&sandbox).await? >= due_of(count) && load.applied(&sandbox).await? >= due_of(count))
+        })
+        .await?;
+        let used = Cpu::now(&stage.pair, &[worker.pid])?.since(before);
+        producer.close().await;
+        until_depth(&sandbox, &broker, "", 0).await?;
+        broker.close().await;
+        worker.stop().await?;
+        load.check(&sandbox, count).await?;
+        let value = used.sum() * 1e6 / number(count);
+        stage.say(JOB, round, value, None, "µs");
+        values.push(value);
+    }
+    sandbox.remove().await?;
+    Ok(vec![Figure::plain(JOB, "µs", values).judged(Reach::AtMost(35.0))])
+}

@@ -1,0 +1,44 @@
+//! The other kinds drained, packed, each beside its own SQL alone: cart items purged, and arrears collected with the whole ledger.
+
+use anyhow::Result;
+
+use crate::{
+    drain::Drain,
+    figure::{Figure, Reach},
+    population::{COLLECT_ARREARS, Load, PURGE_CART_ITEM},
+    stage::{Stage, settle},
+    statements,
+};
+
+const PURGE: &str = "drain purge-cart-item";
+const ARREARS: &str = "drain collect-arrears";
+
+pub const NAMES: &[&str] = &[PURGE, ARREARS];
+
+pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+    let mut figures = Vec::new();
+    let kinds = [(PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)), (ARREARS, &COLLECT_ARREARS, stage.of(20_000, 5_000))];
+    for (name, load, count) in kinds.into_iter().filter(|(name, ..)| stage.wants(name)) {
+        figures.push(kind(stage, name, load, count).await?);
+    }
+    Ok(figures)
+}
+
+async fn kind(stage: &Stage, name: &'static str, load: &Load, count: usize) -> Result<Figure> {
+    let sandbox = stage.sandbox("kinds", load.policy, &[]).await?;
+    let shape = statements::best_shape(stage, &sandbox, load, count).await?;
+    let drain = Drain { load, count, each: sandbox.settings.naming.pack_max, workers: 1 };
+    let (mut values, mut ceilings) = (Vec::new(), Vec::new());
+    for round in stage.rounds(usize::MAX) {
+        let value = drain.run(stage, &sandbox).await?.rate;
+        let ids = load.make(&sandbox, count).await?;
+        settle(&sandbox).await?;
+        let ceiling = statements::run(&sandbox, load, &ids, shape).await?;
+        load.check(&sandbox, count).await?;
+        stage.say(name, round, value, Some(ceiling), "subjects/s");
+        values.push(value);
+        ceilings.push(ceiling);
+    }
+    sandbox.remove().await?;
+    Ok(Figure::beside(name, "subjects/s", &values, &ceilings, Reach::OfCeiling(0.75)))
+}

@@ -1,0 +1,119 @@
+//! The benchmark: every figure beside its ceiling, both measured in the same rounds on servers of its own, which nothing else uses
+//! and which are gone afterwards. Nothing is told that was not measured, and a wrong count ends the run.
+
+mod bare;
+mod burst;
+mod chart;
+mod clock;
+mod drain;
+mod figure;
+mod job;
+mod kinds;
+mod lateness;
+mod machine;
+mod population;
+mod process;
+mod receipts;
+mod relay;
+mod report;
+mod schedule;
+mod stage;
+mod start;
+mod statements;
+mod usage;
+mod waiting;
+mod wakeups;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use futures::future::LocalBoxFuture;
+
+use figure::Figure;
+use report::Report;
+use stage::{FOLDER, Stage};
+
+/// Measures the fleet beside its ceilings, on servers of its own
+#[derive(Parser)]
+struct Arguments {
+    /// A smoke test of the bench in under two minutes: small counts, reaches are told and not required
+    #[arg(long)]
+    quick: bool,
+    /// Only figures whose names contain this; may be given several times
+    #[arg(long, value_name = "NAME")]
+    only: Vec<String>,
+    /// How often each figure and its ceiling are measured, in turns [default: 5, quick 1]
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: Option<u16>,
+    /// Where the reports go
+    #[arg(long, value_name = "DIR", default_value = FOLDER)]
+    out: PathBuf,
+}
+
+/// Figures that are measured together.
+struct Group {
+    names: &'static [&'static str],
+    measure: for<'a> fn(&'a Stage) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
+}
+
+const GROUPS: &[Group] = &[
+    Group { names: schedule::NAMES, measure: |stage| Box::pin(schedule::measure(stage)) },
+    Group { names: relay::NAMES, measure: |stage| Box::pin(relay::measure(stage)) },
+    Group { names: receipts::NAMES, measure: |stage| Box::pin(receipts::measure(stage)) },
+    Group { names: kinds::NAMES, measure: |stage| Box::pin(kinds::measure(stage)) },
+    Group { names: lateness::NAMES, measure: |stage| Box::pin(lateness::measure(stage)) },
+    Group { names: waiting::NAMES, measure: |stage| Box::pin(waiting::measure(stage)) },
+    Group { names: start::NAMES, measure: |stage| Box::pin(start::measure(stage)) },
+    Group { names: job::NAMES, measure: |stage| Box::pin(job::measure(stage)) },
+    Group { names: burst::NAMES, measure: |stage| Box::pin(burst::measure(stage)) },
+];
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match bench(&arguments).await {
+        Ok(missed) if missed.is_empty() => ExitCode::SUCCESS,
+        Ok(missed) => {
+            eprintln!("bench: not reached: {}", missed.join("; "));
+            if arguments.quick { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+        }
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Measures, and clears the stage whatever happens: dropped, it takes processes and servers with it. The figures that miss their
+/// reach.
+async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
+    let interrupted = shared::lifecycle::shutdown_on_signals()?;
+    tokio::select! {
+        () = interrupted.cancelled() => bail!("interrupted; everything is taken down"),
+        measured = measure(arguments) => measured,
+    }
+}
+
+async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
+    let Arguments { quick, only, rounds, out } = arguments;
+    let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(only.as_str()));
+    let groups: Vec<&Group> = GROUPS.iter().filter(|group| group.names.iter().any(|name| wanted(name))).collect();
+    if groups.is_empty() {
+        let names: Vec<&str> = GROUPS.iter().flat_map(|group| group.names).copied().collect();
+        bail!("no figure of that name; there are: {}", names.join("; "));
+    }
+    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
+    let rounds = rounds.map_or(if *quick { 1 } else { 5 }, usize::from);
+    eprintln!("bench: starting servers of its own");
+    let stage = Stage::set(*quick, rounds, only.clone()).await?;
+    let machine = machine::describe(&stage).await?;
+    let mut figures = Vec::new();
+    for group in groups {
+        figures.extend((group.measure)(&stage).await.with_context(|| group.names.join("; "))?);
+    }
+    let report = Report { figures, machine, took: stage.elapsed(), quick: *quick };
+    report.print();
+    report.write(out)?;
+    Ok(report.missed())
+}

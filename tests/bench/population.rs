@@ -1,0 +1,237 @@
+//! What is drained: orders, cart items and a ledger made by set-based SQL, one subject in ten of each kind in a state in which its
+//! task must leave it alone, and what has to be true of every row afterwards.
+//!
+//! Ids are random and read in random order, so an order's place in the queue, in the heap and in the index have nothing to do with
+//! each other, as after two weeks of business.
+
+use anyhow::{Context, Result, ensure};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
+use shared::database::statement;
+use tests::sandbox::Sandbox;
+use uuid::Uuid;
+
+use crate::stage::ask;
+
+/// Subjects of one kind, and how its task's effects are counted.
+pub struct Load {
+    pub kind: &'static str,
+    /// This kind's lines of the published policy alone, so that no other kind's wake-ups or sweeps mix in.
+    pub policy: &'static str,
+    make: &'static [&'static str],
+    /// The table of which each effect writes one row, and which rows of it.
+    pub record: &'static str,
+    pub record_is: &'static str,
+    /// The subjects' table.
+    table: &'static str,
+    /// Statements that count what is wrong: 0 each. `{due}` stands for how many effects there have to be.
+    wrong: &'static [(&'static str, &'static str)],
+}
+
+/// One subject in so many is not to be touched.
+pub const STALE_EVERY: usize = 10;
+
+/// How many effects there have to be among so many subjects.
+pub const fn due_of(count: usize) -> usize {
+    count - count / STALE_EVERY
+}
+
+const CUSTOMERS: &str = "
+    INSERT INTO customers (id, full_name, phone, email, address)
+    SELECT gen_random_uuid(),
+           (ARRAY['Nguyễn','Trần','Lê','Phạm','Hoàng','Phan','Vũ','Đặng'])[1 + n % 8] || ' ' ||
+           (ARRAY['Thị','Văn','Hữu','Ngọc','Minh','Thanh'])[1 + n % 6] || ' ' || (ARRAY['An','Bình','Hà','Lan','Nam','Tú'])[1 + n % 5],
+           '09' || lpad(floor(random() * 100000000)::text, 8, '0'), 'khach' || n || '@example.vn', n || ' Lý Thường Kiệt, Hà Nội'
+      FROM generate_series(1, 5000) n";
+
+/// Due since a day at most; every tenth was received by its customer yesterday.
+const SHIPPED_ORDERS: &str = "
+    INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, parcel_recorded_at,
+                        goods_due, shipping_due, service_due, created_at, updated_at)
+    SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 16)), customers.ids[1 + floor(random() * cardinality(customers.ids))::int],
+           CASE WHEN n % 10 = 0 THEN 'received' ELSE 'delivering' END, since,
+           CASE WHEN n % 10 = 0 THEN now() - interval '1 day' END, since - interval '2 days',
+           500000 + n % 2000 * 1000, 30000 + n % 90 * 1000, 25000, since - interval '20 days', since
+      FROM (SELECT gen_random_uuid() AS id, n, now() - interval '14 days' - random() * interval '1 day' AS since
+              FROM generate_series(1, {count}) n) AS new,
+           (SELECT array_agg(id) AS ids FROM customers) AS customers";
+
+pub const CONFIRM_RECEIPT: Load = Load {
+    kind: "confirm-receipt",
+    policy: r#"
+        [[policy]]
+        on = "order.shipped"
+        task = "confirm-receipt"
+        after = "14d"
+    "#,
+    make: &[CUSTOMERS, SHIPPED_ORDERS],
+    record: "order_status_history",
+    record_is: "reason = 'confirm-receipt' AND to_status = 'received'",
+    table: "orders",
+    wrong: &[
+        ("orders that were due and not received", "SELECT count(*) FROM orders WHERE status <> 'received'"),
+        ("receipts too many or too few", "SELECT count(*) - {due} FROM order_status_history"),
+        (
+            "received orders without exactly one row of history of that moment",
+            "SELECT count(*) - {due} FROM orders
+              WHERE (SELECT count(*) FROM order_status_history AS history
+                      WHERE history.order_id = orders.id AND history.at = orders.received_at) = 1",
+        ),
+        (
+            "orders of their customers' receipt that were touched",
+            "SELECT count(*) FROM orders WHERE received_at < delivering_since + interval '13 days' AND updated_at <> delivering_since",
+        ),
+    ],
+};
+
+pub const PURGE_CART_ITEM: Load = Load {
+    kind: "purge-cart-item",
+    policy: r#"
+        [[policy]]
+        on = "cart.item_added"
+        task = "purge-cart-item"
+        after = "30d"
+    "#,
+    make: &[
+        CUSTOMERS,
+        // Those that orders were made of: of each order five of the items.
+        "INSERT INTO orders (id, code, customer_id, status, goods_due)
+         SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 16)), customer, 'deposited', 900000
+           FROM (SELECT gen_random_uuid() AS id, id AS customer FROM customers) AS new",
+        "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
+         SELECT gen_random_uuid(), customers.ids[1 + n % 5000], 'sp-' || n,
+                (ARRAY['Áo khoác nữ','Tai nghe','Giày thể thao','Ốp lưng','Nồi chiên'])[1 + n % 5], 1 + n % 3,
+                now() - interval '30 days' - random() * interval '1 day', CASE WHEN n % 10 = 0 THEN orders.ids[1 + n % 5000] END
+           FROM generate_series(1, {count}) n, (SELECT array_agg(id) AS ids FROM customers) AS customers,
+                (SELECT array_agg(id) AS ids FROM orders) AS orders",
+    ],
+    record: "activity",
+    record_is: "action = 'cart_item.purged'",
+    table: "cart_items",
+    wrong: &[
+        ("items that were due and are still there", "SELECT count(*) FROM cart_items WHERE order_id IS NULL"),
+        ("items lost of which orders were made", "SELECT {stale} - count(*) FROM cart_items"),
+        ("purges too many or too few", "SELECT count(*) - {due} FROM activity"),
+        ("items purged twice", "SELECT count(*) - count(DISTINCT subject_id) FROM activity"),
+    ],
+};
+
+pub const COLLECT_ARREARS: Load = Load {
+    kind: "collect-arrears",
+    policy: r#"
+        [[policy]]
+        on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+        task = "collect-arrears"
+        after = "24h"
+    "#,
+    make: &[
+        CUSTOMERS,
+        "INSERT INTO orders (id, code, customer_id, status, delivering_since, parcel_recorded_at, goods_due, shipping_due, service_due,
+                             created_at, updated_at)
+         SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 16)), customers.ids[1 + floor(random() * 5000)::int], 'delivering',
+                since, since - interval '2 days', 500000 + n % 2000 * 1000, 30000 + n % 90 * 1000, 25000, since - interval '20 days', since
+           FROM (SELECT gen_random_uuid() AS id, n, now() - interval '1 day' - random() * interval '1 day' AS since
+                   FROM generate_series(1, {count}) n) AS new,
+                (SELECT array_agg(id) AS ids FROM customers) AS customers",
+        "INSERT INTO accounts (kind) VALUES ('outside')",
+        "INSERT INTO accounts (kind, customer_id) SELECT 'wallet', id FROM customers",
+        // Every tenth order is paid in full; of the others all three components are short.
+        "INSERT INTO accounts (kind, order_id, balance)
+         SELECT kind, id, CASE WHEN place % 10 = 0 THEN due ELSE due * 6 / 10 END
+           FROM (SELECT *, row_number() OVER () AS place FROM orders) AS orders
+                CROSS JOIN LATERAL (VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)",
+        "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key, at)
+         SELECT outside.id, wallet.id, 300000000, 'nạp ví', 'top-up:' || wallet.id, now() - interval '40 days'
+           FROM accounts AS outside, accounts AS wallet WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'",
+        "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
+         SELECT wallet.id, paid.id, paid.balance, 'thanh toán', orders.id, 'payment:' || paid.id, orders.delivering_since
+           FROM accounts AS paid JOIN orders ON orders.id = paid.order_id
+                JOIN accounts AS wallet ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'",
+        // What the ledger's trigger would have kept, one statement instead of one a transfer.
+        "UPDATE accounts SET balance = sum FROM (
+             SELECT account, sum(delta)::bigint AS sum FROM (
+                 SELECT credit_account AS account, amount AS delta FROM transfers
+                 UNION ALL SELECT debit_account, -amount FROM transfers) AS moved GROUP BY account) AS moved
+          WHERE moved.account = accounts.id AND accounts.kind IN ('wallet', 'outside')",
+    ],
+    record: "activity",
+    record_is: "action = 'order.arrears_collected'",
+    table: "orders",
+    wrong: &[
+        (
+            "components that are not paid exactly",
+            "SELECT count(*) FROM orders
+                    CROSS JOIN LATERAL (VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
+                    LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
+              WHERE balance IS DISTINCT FROM due",
+        ),
+        ("charges too many or too few", "SELECT count(*) - 3 * {due} FROM transfers WHERE reason = 'arrears'"),
+        (
+            "charges of another amount than was missing",
+            "SELECT count(*) FROM transfers AS charge JOIN transfers AS paid ON paid.idempotency_key = 'payment:' || charge.credit_account
+                    JOIN accounts ON accounts.id = charge.credit_account
+              WHERE charge.reason = 'arrears' AND charge.amount <> accounts.balance - paid.amount",
+        ),
+        ("the ledger's sum", "SELECT coalesce(sum(balance), 0)::bigint FROM accounts"),
+        (
+            "accounts that differ from their transfers",
+            "SELECT count(*) FROM accounts LEFT JOIN (
+                 SELECT account, sum(delta) AS sum FROM (
+                     SELECT credit_account AS account, amount AS delta FROM transfers
+                     UNION ALL SELECT debit_account, -amount FROM transfers) AS moved
+                  GROUP BY account) AS moved ON moved.account = accounts.id
+              WHERE balance <> coalesce(sum, 0)",
+        ),
+        ("collections too many or too few", "SELECT count(*) - {due} FROM activity"),
+        ("orders collected for twice", "SELECT count(*) - count(DISTINCT subject_id) FROM activity"),
+        ("orders left outstanding", "SELECT count(*) FROM arrears_outstanding"),
+    ],
+};
+
+/// A transaction that has emptied every table, and in which no trigger and no foreign key looks at each row. Insert-only tables
+/// let themselves be emptied there: this is the bench's own database, and the ledger is checked whole afterwards.
+pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
+    let tx = sandbox.db.begin().await?;
+    tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
+    tx.execute_unprepared("TRUNCATE customers, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE").await?;
+    Ok(tx)
+}
+
+impl Load {
+    /// Empties every table and makes `count` subjects, the due and the stale ones. Their ids, in random order.
+    pub async fn make(&self, sandbox: &Sandbox, count: usize) -> Result<Vec<Uuid>> {
+        let tx = emptied(sandbox).await?;
+        for sql in self.make {
+            tx.execute_unprepared(&sql.replace("{count}", &count.to_string())).await.with_context(|| (*sql).to_owned())?;
+        }
+        tx.commit().await?;
+        self.ids(sandbox).await
+    }
+
+    async fn ids(&self, sandbox: &Sandbox) -> Result<Vec<Uuid>> {
+        let sql = format!("SELECT id FROM {} ORDER BY random()", self.table);
+        let rows = sandbox.db.query_all_raw(statement(&sql, [])).await?;
+        rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
+    }
+
+    /// That of `count` subjects every due one has its effect once, and no other was touched.
+    pub async fn check(&self, sandbox: &Sandbox, count: usize) -> Result<()> {
+        let (due, stale) = (due_of(count).to_string(), (count - due_of(count)).to_string());
+        for (what, sql) in self.wrong {
+            let wrong: i64 = ask(sandbox, &sql.replace("{due}", &due).replace("{stale}", &stale)).await?;
+            ensure!(wrong == 0, "{}: {what}: {wrong}", self.kind);
+        }
+        Ok(())
+    }
+
+    /// How many effects there are at least, for little: what has drawn a number may not have committed yet.
+    pub async fn begun(&self, sandbox: &Sandbox) -> Result<usize> {
+        let sql = format!("SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('{}', 'id')), 0)", self.record);
+        Ok(usize::try_from(ask::<i64>(sandbox, &sql).await?)?)
+    }
+
+    /// How many effects are committed.
+    pub async fn applied(&self, sandbox: &Sandbox) -> Result<usize> {
+        let sql = format!("SELECT count(*) FROM {} WHERE {}", self.record, self.record_is);
+        Ok(usize::try_from(ask::<i64>(sandbox, &sql).await?)?)
+    }
+}

@@ -1,0 +1,44 @@
+//! Processes of the fleet, the built binaries with their default settings. Dropped, they are killed; nothing stays behind.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tests::{fleet, sandbox::Sandbox};
+use tokio::process::Child;
+
+use crate::stage::FOLDER;
+
+/// Longest time in which one that is told to stop has to be gone.
+const STOP: Duration = Duration::from_secs(60);
+
+pub struct Running {
+    name: &'static str,
+    child: Child,
+    pub pid: u32,
+}
+
+impl Running {
+    pub fn worker(sandbox: &Sandbox) -> Result<Self> {
+        Self::start("worker", sandbox, &[])
+    }
+
+    pub fn relay(sandbox: &Sandbox) -> Result<Self> {
+        Self::start("producer", sandbox, &["relay"])
+    }
+
+    fn start(name: &'static str, sandbox: &Sandbox, arguments: &[&str]) -> Result<Self> {
+        let log = tests::pair::root().join(FOLDER).join(format!("{name}.log"));
+        let child = fleet::start(fleet::command(name, &sandbox.env, arguments)?, &log)?;
+        let pid = child.id().context("it ended at once")?;
+        Ok(Self { name, child, pid })
+    }
+
+    /// Asks it to stop and waits until it is gone.
+    pub async fn stop(mut self) -> Result<()> {
+        fleet::terminate(&self.child).await.with_context(|| format!("{} died; its log is in {FOLDER}", self.name))?;
+        let status =
+            tokio::time::timeout(STOP, self.child.wait()).await.with_context(|| format!("{} does not stop", self.name))??;
+        anyhow::ensure!(status.success(), "{} stopped with {status}; its log is in {FOLDER}", self.name);
+        Ok(())
+    }
+}

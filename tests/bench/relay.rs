@@ -1,0 +1,136 @@
+//! The relay: from a filled outbox to confirmed wake-ups and rows gone, by the built process. Its ceiling takes the same rows away
+//! in the same batches and publishes nothing.
+//!
+//! The clock starts when the first row has gone, as its batch also waited for the process to start: that batch does not count. To
+//! look for one row by its key costs the database next to nothing.
+
+use std::{collections::HashSet, time::Duration};
+
+use anyhow::{Context, Result, ensure};
+use sea_orm::{
+    ConnectionTrait, TransactionTrait,
+    sqlx::{self, Connection},
+};
+use shared::{
+    database::{self, Role},
+    wakeup::Wakeup,
+};
+use tests::sandbox::Sandbox;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    bare::Bare,
+    figure::{Figure, Reach, number},
+    population::CONFIRM_RECEIPT,
+    process::Running,
+    stage::{Stage, ask, settle, until},
+};
+
+const RELAY: &str = "relay";
+
+pub const NAMES: &[&str] = &[RELAY];
+
+/// Between two looks for a row.
+const LOOK: Duration = Duration::from_millis(2);
+
+pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+    let sandbox = stage.sandbox("relay", CONFIRM_RECEIPT.policy, &[]).await?;
+    let bare = Bare::connect(&sandbox.settings).await?;
+    let count = stage.of(300_000, 30_000);
+    let subjects = CONFIRM_RECEIPT.make(&sandbox, count).await?;
+    let (mut values, mut ceilings) = (Vec::new(), Vec::new());
+    for round in stage.rounds(usize::MAX) {
+        fill(&sandbox).await?;
+        let value = relayed(&sandbox, count).await?;
+        take_all(&sandbox, &bare, &subjects).await?;
+        fill(&sandbox).await?;
+        let ceiling = deleted(&sandbox, count).await?;
+        stage.say(RELAY, round, value, Some(ceiling), "rows/s");
+        values.push(value);
+        ceilings.push(ceiling);
+    }
+    bare.close().await?;
+    sandbox.remove().await?;
+    Ok(vec![Figure::beside(RELAY, "rows/s", &values, &ceilings, Reach::OfCeiling(0.6))])
+}
+
+/// Every order ships, in no order that its row would have. Ids begin with 1.
+async fn fill(sandbox: &Sandbox) -> Result<()> {
+    let tx = sandbox.db.begin().await?;
+    tx.execute_unprepared("TRUNCATE outbox RESTART IDENTITY").await?;
+    let sql = "INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', id FROM orders ORDER BY random()";
+    tx.execute_unprepared(sql).await?;
+    tx.commit().await?;
+    settle(sandbox).await
+}
+
+async fn relayed(sandbox: &Sandbox, count: usize) -> Result<f64> {
+    let batch = usize::try_from(sandbox.settings.relay.batch_max)?;
+    ensure!(count > batch, "one batch takes it all");
+    let relay = Running::relay(sandbox)?;
+    let gone = async |row: usize| {
+        let there = format!("SELECT EXISTS (SELECT FROM outbox WHERE id = {row})");
+        until("the relay takes rows", LOOK, async || Ok(!ask::<bool>(sandbox, &there).await?)).await?;
+        anyhow::Ok(Instant::now())
+    };
+    // Oldest first: the first row goes with the first batch, the last one with the last.
+    let began = gone(1).await?;
+    let ended = gone(count).await?;
+    relay.stop().await?;
+    let left: i64 = ask(sandbox, "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM set_aside)").await?;
+    ensure!(left == 0, "{left} rows were not relayed");
+    Ok(number(count - batch) / (ended - began).as_secs_f64())
+}
+
+/// Takes the wake-ups out of their rung again: every subject is named once.
+async fn take_all(sandbox: &Sandbox, bare: &Bare, subjects: &[Uuid]) -> Result<()> {
+    let topology = sandbox.settings.topology();
+    let broker = sandbox.broker().await?;
+    let (mut named, mut twice) = (HashSet::new(), 0);
+    for (_, rung) in topology.rungs() {
+        let waiting = broker.observe(&rung).await?.map_or(0, |seen| seen.messages);
+        let see = |delivery: lapin::message::Delivery| {
+            let wakeup = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref())?;
+            twice += wakeup.subjects.iter().filter(|subject| !named.insert(**subject)).count();
+            Ok(())
+        };
+        bare.take(&rung, usize::try_from(waiting)?, see).await?;
+    }
+    broker.close().await;
+    let missing = subjects.iter().filter(|subject| !named.contains(subject)).count();
+    ensure!(
+        missing == 0 && twice == 0 && named.len() == subjects.len(),
+        "of the wake-ups {missing} are missing, {twice} came twice"
+    );
+    Ok(())
+}
+
+/// The relay's way to take rows, without what it does with them. The first batch does not count here either.
+async fn deleted(sandbox: &Sandbox, count: usize) -> Result<f64> {
+    const TAKE: &str =
+        "DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
+                        RETURNING event_id, event_type, subject_id, data::text, occurred_at";
+    let db = database::connect(&sandbox.settings.database, Role::Producer).await?;
+    let mut connection = db.get_postgres_connection_pool().acquire().await?;
+    let (mut began, mut taken) = (None, 0);
+    loop {
+        let mut tx = connection.begin().await?;
+        let rows = sqlx::query(TAKE).bind(i64::from(sandbox.settings.relay.batch_max)).fetch_all(&mut *tx).await?.len();
+        tx.commit().await?;
+        match began {
+            _ if rows == 0 => break,
+            None => began = Some(Instant::now()),
+            Some(_) => taken += rows,
+        }
+        if taken + usize::try_from(sandbox.settings.relay.batch_max)? >= count {
+            break;
+        }
+    }
+    let took = began.context("no rows")?.elapsed();
+    drop(connection);
+    db.close().await?;
+    let left: i64 = ask(sandbox, "SELECT count(*) FROM outbox").await?;
+    ensure!(left == 0, "{left} rows were not taken");
+    Ok(number(taken) / took.as_secs_f64())
+}

@@ -1,0 +1,79 @@
+//! A worker's start: from the spawn of its process to the commit of its first effect, whose wake-up lies in the lane already; and
+//! what one holds in memory that has nothing to do.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use chrono::{DateTime, Utc};
+use tests::sandbox::Sandbox;
+use tokio::time::Instant;
+
+use crate::{
+    clock::{Clock, millis},
+    figure::{Figure, Reach, median},
+    population::CONFIRM_RECEIPT,
+    process::Running,
+    stage::{Stage, ask, settle, until},
+    usage::Memory,
+    wakeups,
+};
+
+const START: &str = "start";
+const IDLE: &str = "worker memory, idle";
+
+pub const NAMES: &[&str] = &[START, IDLE];
+
+/// How long an idle worker has lived when it is looked at.
+const IDLE_AFTER: Duration = Duration::from_secs(5);
+/// Starts of which a round is the median; in a quick run one does.
+const STARTS: usize = 3;
+
+pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+    let sandbox = stage.sandbox("start", CONFIRM_RECEIPT.policy, &[]).await?;
+    let (mut starts, mut idle) = (Vec::new(), Vec::new());
+    if stage.wants(START) {
+        for round in stage.rounds(usize::MAX) {
+            let mut of_round = Vec::new();
+            for _ in 0..stage.of(STARTS, 1) {
+                of_round.push(start(&sandbox).await?);
+            }
+            let value = median(of_round);
+            stage.say(START, round, value, None, "ms");
+            starts.push(value);
+        }
+    }
+    if stage.wants(IDLE) {
+        for round in stage.rounds(3) {
+            let worker = Running::worker(&sandbox)?;
+            tokio::time::sleep(IDLE_AFTER).await;
+            let memory = Memory::of(worker.pid)?.now;
+            worker.stop().await?;
+            stage.say(IDLE, round, memory, None, "MiB");
+            idle.push(memory);
+        }
+    }
+    sandbox.remove().await?;
+    let figures = [
+        Figure::plain(START, "ms", starts).judged(Reach::AtMost(1_000.0)),
+        Figure::plain(IDLE, "MiB", idle).judged(Reach::AtMost(64.0)),
+    ];
+    Ok(figures.into_iter().filter(|figure| !figure.rounds.is_empty()).collect())
+}
+
+async fn start(sandbox: &Sandbox) -> Result<f64> {
+    let load = &CONFIRM_RECEIPT;
+    let ids = load.make(sandbox, 1).await?;
+    let broker = sandbox.broker().await?;
+    wakeups::put(sandbox, &broker, load.kind, &ids, 1).await?;
+    broker.close().await;
+    settle(sandbox).await?;
+    let clock = Clock::set(&sandbox.db).await?;
+    let spawned = Instant::now();
+    let worker = Running::worker(sandbox)?;
+    until("the order is received", Duration::from_millis(20), async || Ok(load.applied(sandbox).await? == 1)).await?;
+    let committed: Option<DateTime<Utc>> =
+        ask(sandbox, "SELECT pg_xact_commit_timestamp(xmin) FROM order_status_history").await?;
+    worker.stop().await?;
+    load.check(sandbox, 1).await?;
+    Ok(millis(committed.context("no commit timestamp")? - clock.at(spawned)))
+}

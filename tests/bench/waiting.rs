@@ -1,0 +1,135 @@
+//! With a million messages waiting in the rungs: scheduling and draining, beside the same before they were there and after they
+//! were gone. Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker has come to rest:
+//! what it does with a million messages just after it took or lost them is no part of their waiting.
+
+use std::time::Duration;
+
+use anyhow::{Result, ensure};
+use chrono::TimeDelta;
+use producer::Producer;
+use shared::{broker::Broker, database};
+use tests::sandbox::Sandbox;
+use uuid::Uuid;
+
+use crate::{
+    bare::Bare,
+    drain::Drain,
+    figure::{Figure, Reach, median, number, shown},
+    population::CONFIRM_RECEIPT,
+    schedule,
+    stage::{Stage, until, until_depth},
+    usage::Cpu,
+    wakeups,
+};
+
+const SCHEDULE: &str = "waiting: schedule";
+const PACKED: &str = "waiting: drain, packed";
+const UNPACKED: &str = "waiting: drain, unpacked";
+
+pub const NAMES: &[&str] = &[SCHEDULE, PACKED, UNPACKED];
+
+/// Rounds of each of the three phases.
+const ROUNDS: usize = 2;
+/// Where they wait, in days: rungs of the ladder and of the policy.
+const DAYS: [i64; 4] = [1, 7, 14, 30];
+/// Most of them in memory here at a time.
+const PORTION: usize = 25_000;
+
+/// How long a look at the broker's use takes.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// What one phase came to, figure by figure and round by round.
+type Phase = [Vec<f64>; 3];
+
+pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+    let sandbox = stage.sandbox("waiting", CONFIRM_RECEIPT.policy, &[]).await?;
+    let broker = sandbox.broker().await?;
+    let count = stage.of(1_000_000, 100_000);
+
+    rest(stage).await?;
+    let before = phase(stage, &sandbox, &broker, "none waiting yet").await?;
+    empty(&sandbox, &broker).await?;
+    let rate = fill(&sandbox, count).await?;
+    until_depth(&sandbox, &broker, "rung.", count).await?;
+    rest(stage).await?;
+    stage.say("made to wait", 1, rate, None, "messages/s");
+    let with = phase(stage, &sandbox, &broker, &format!("{} waiting", shown(number(count)))).await?;
+    ensure!(sandbox.depth(&broker, "rung.").await? >= u32::try_from(count)?, "what waited is gone");
+    empty(&sandbox, &broker).await?;
+    rest(stage).await?;
+    let after = phase(stage, &sandbox, &broker, "none waiting any more").await?;
+    broker.close().await;
+    sandbox.remove().await?;
+
+    let with_how_many = format!("with {}", shown(number(count)));
+    let figures = NAMES.iter().enumerate().filter(|(_, name)| stage.wants(name)).map(|(at, name)| {
+        let ceilings: Vec<f64> = before[at].iter().zip(&after[at]).map(|(before, after)| before.midpoint(*after)).collect();
+        Figure::beside(format!("{with_how_many} {name}"), "subjects/s", &with[at], &ceilings, Reach::OfCeiling(0.9))
+    });
+    Ok(figures.collect())
+}
+
+async fn phase(stage: &Stage, sandbox: &Sandbox, broker: &Broker, now: &str) -> Result<Phase> {
+    let producer = Producer::connect(&sandbox.settings).await?;
+    let load = &CONFIRM_RECEIPT;
+    let drain = |count, each| Drain { load, count, each, workers: 1 };
+    let [mut scheduled, mut packed, mut unpacked] = Phase::default();
+    for round in stage.rounds(ROUNDS) {
+        if stage.wants(SCHEDULE) {
+            scheduled.push(schedule::in_bulk(sandbox, broker, &producer, stage.of(1_000_000, 200_000)).await?);
+        }
+        if stage.wants(PACKED) {
+            let drain = drain(stage.of(100_000, 10_000), sandbox.settings.naming.pack_max);
+            packed.push(drain.run(stage, sandbox).await?.rate);
+        }
+        if stage.wants(UNPACKED) {
+            unpacked.push(drain(stage.of(100_000, 10_000), 1).run(stage, sandbox).await?.rate);
+        }
+        for (name, values) in [(SCHEDULE, &scheduled), (PACKED, &packed), (UNPACKED, &unpacked)] {
+            if let Some(value) = values.last() {
+                stage.say(&format!("{name}, {now}"), round, *value, None, "subjects/s");
+            }
+        }
+    }
+    producer.close().await;
+    Ok([scheduled, packed, unpacked])
+}
+
+/// Makes so many messages of one subject wait, and returns how many a second were confirmed.
+async fn fill(sandbox: &Sandbox, count: usize) -> Result<f64> {
+    let bare = Bare::connect(&sandbox.settings).await?;
+    let (mut rates, mut left) = (Vec::new(), count);
+    while left > 0 {
+        for days in DAYS {
+            let portion = PORTION.min(left);
+            left -= portion;
+            let subjects: Vec<Uuid> = (0..portion).map(|_| Uuid::new_v4()).collect();
+            let now = database::now(&sandbox.db).await?;
+            let messages = wakeups::of(sandbox, CONFIRM_RECEIPT.kind, &subjects, 1, now, TimeDelta::days(days));
+            if !messages.is_empty() {
+                rates.push(bare.publish(&messages).await?);
+            }
+        }
+    }
+    bare.close().await?;
+    Ok(median(rates))
+}
+
+/// Waits until the broker uses less than a tenth of a core.
+async fn rest(stage: &Stage) -> Result<()> {
+    until("the broker has come to rest", Duration::ZERO, async || {
+        let before = Cpu::now(&stage.pair, &[])?;
+        tokio::time::sleep(LOOK).await;
+        Ok(Cpu::now(&stage.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
+    })
+    .await
+}
+
+async fn empty(sandbox: &Sandbox, broker: &Broker) -> Result<()> {
+    let bare = Bare::connect(&sandbox.settings).await?;
+    for (_, queue) in sandbox.settings.topology().rungs() {
+        bare.purge(&queue).await?;
+    }
+    bare.close().await?;
+    until_depth(sandbox, broker, "rung.", 0).await
+}
