@@ -20,7 +20,7 @@ use tracing::Instrument;
 use crate::schedule::{self, Plan};
 
 /// Most events that a flush begins with; one caller's beyond that are several flushes. A multiple of what a wake-up names.
-const EVENTS_MAX: usize = 8_192;
+const EVENTS_MAX: usize = 32_768;
 /// Flushes under way at once. More of them would be smaller ones: callers that come meanwhile gather for the next.
 const FLUSHES_MAX: usize = 4;
 /// Callers' requests that wait for a flush; whoever comes then waits to ask.

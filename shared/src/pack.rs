@@ -4,6 +4,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
+use sha1::{Digest, Sha1};
 use uuid::Uuid;
 
 use crate::{
@@ -86,38 +87,41 @@ pub fn pack(
     packed
 }
 
-/// The stable id of a wake-up: made again from the same subjects, it is the same.
+/// The stable id of a wake-up: made again from the same subjects, it is the same. A UUID of version 5; hashed here, as the crate's
+/// own hashing takes a fifth of the time of scheduling.
 fn stable_id(kind: &str, due_at: DateTime<Utc>, attempt: u32, subjects: &[Uuid]) -> Uuid {
-    let mut name = Vec::with_capacity(kind.len() + 12 + subjects.len() * 16);
-    name.extend_from_slice(kind.as_bytes());
-    name.extend_from_slice(&due_at.timestamp_micros().to_be_bytes());
-    name.extend_from_slice(&attempt.to_be_bytes());
+    let mut name = Sha1::new_with_prefix(NAMESPACE.as_bytes());
+    name.update(kind.as_bytes());
+    name.update(due_at.timestamp_micros().to_be_bytes());
+    name.update(attempt.to_be_bytes());
     for subject in subjects {
-        name.extend_from_slice(subject.as_bytes());
+        name.update(subject.as_bytes());
     }
-    Uuid::new_v5(&NAMESPACE, &name)
+    let mut beginning = [0; 16];
+    beginning.copy_from_slice(&name.finalize()[..16]);
+    uuid::Builder::from_sha1_bytes(beginning).into_uuid()
 }
 
 /// A wake-up being filled, earliest due first.
 struct Pack {
-    first_due: DateTime<Utc>,
     last_due: DateTime<Utc>,
-    within: TimeDelta,
+    /// What falls due later does not lie together with the first; `None` where everything goes at once.
+    latest: Option<DateTime<Utc>>,
     subjects: Vec<Uuid>,
 }
 
 impl Pack {
     fn new(due_at: DateTime<Utc>, subject: Uuid, hop: Hop) -> Self {
-        let within = match hop {
-            Hop::Rung(rung) => TimeDelta::from_std(rung.tolerance()).unwrap_or(TimeDelta::zero()),
+        let latest = match hop {
+            Hop::Rung(rung) => TimeDelta::from_std(rung.tolerance()).ok().and_then(|within| due_at.checked_add_signed(within)),
             // All of it is overdue and goes at once, whenever it was due.
-            Hop::Lane => TimeDelta::MAX,
+            Hop::Lane => None,
         };
-        Self { first_due: due_at, last_due: due_at, within, subjects: vec![subject] }
+        Self { last_due: due_at, latest, subjects: vec![subject] }
     }
 
     fn has_room(&self, due_at: DateTime<Utc>, pack_max: usize) -> bool {
-        self.subjects.len() < pack_max.max(1) && due_at.signed_duration_since(self.first_due) <= self.within
+        self.subjects.len() < pack_max.max(1) && self.latest.is_none_or(|latest| due_at <= latest)
     }
 
     fn add(&mut self, due_at: DateTime<Utc>, subject: Uuid) {

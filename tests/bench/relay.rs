@@ -4,20 +4,16 @@
 //! The clock starts when the first row has gone, as its batch also waited for the process to start: that batch does not count. To
 //! look for one row by its key costs the database next to nothing.
 
-use std::{collections::HashSet, time::Duration};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use sea_orm::{
     ConnectionTrait, TransactionTrait,
     sqlx::{self, Connection},
 };
-use shared::{
-    database::{self, Role},
-    wakeup::Wakeup,
-};
+use shared::database::{self, Role};
 use tests::sandbox::Sandbox;
 use tokio::time::Instant;
-use uuid::Uuid;
 
 use crate::{
     bare::Bare,
@@ -25,6 +21,7 @@ use crate::{
     population::CONFIRM_RECEIPT,
     process::Running,
     stage::{Stage, ask, settle, until},
+    wakeups,
 };
 
 const RELAY: &str = "relay";
@@ -43,7 +40,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     for round in stage.rounds(usize::MAX) {
         fill(&sandbox).await?;
         let value = relayed(&sandbox, count).await?;
-        take_all(&sandbox, &bare, &subjects).await?;
+        wakeups::take_all(&sandbox, &bare, &subjects).await?;
         fill(&sandbox).await?;
         let ceiling = deleted(&sandbox, count).await?;
         stage.say(RELAY, round, value, Some(ceiling), "rows/s");
@@ -81,29 +78,6 @@ async fn relayed(sandbox: &Sandbox, count: usize) -> Result<f64> {
     let left: i64 = ask(sandbox, "SELECT (SELECT count(*) FROM outbox) + (SELECT count(*) FROM set_aside)").await?;
     ensure!(left == 0, "{left} rows were not relayed");
     Ok(number(count - batch) / (ended - began).as_secs_f64())
-}
-
-/// Takes the wake-ups out of their rung again: every subject is named once.
-async fn take_all(sandbox: &Sandbox, bare: &Bare, subjects: &[Uuid]) -> Result<()> {
-    let topology = sandbox.settings.topology();
-    let broker = sandbox.broker().await?;
-    let (mut named, mut twice) = (HashSet::new(), 0);
-    for (_, rung) in topology.rungs() {
-        let waiting = broker.observe(&rung).await?.map_or(0, |seen| seen.messages);
-        let see = |delivery: lapin::message::Delivery| {
-            let wakeup = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref())?;
-            twice += wakeup.subjects.iter().filter(|subject| !named.insert(**subject)).count();
-            Ok(())
-        };
-        bare.take(&rung, usize::try_from(waiting)?, see).await?;
-    }
-    broker.close().await;
-    let missing = subjects.iter().filter(|subject| !named.contains(subject)).count();
-    ensure!(
-        missing == 0 && twice == 0 && named.len() == subjects.len(),
-        "of the wake-ups {missing} are missing, {twice} came twice"
-    );
-    Ok(())
 }
 
 /// The relay's way to take rows, without what it does with them. The first batch does not count here either.

@@ -25,6 +25,7 @@ use crate::{
     figure::{Figure, Reach, median, number},
     population::CONFIRM_RECEIPT,
     stage::{Stage, until_depth},
+    wakeups,
 };
 
 const BULK: &str = "schedule, bulk";
@@ -58,7 +59,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
         empty(&sandbox, &broker, &bare).await?;
         bare_singles.push(ceiling);
         if stage.wants(SINGLY) {
-            let value = one_by_one(&sandbox, &broker, &producer, singly).await?;
+            let value = one_by_one(&sandbox, &bare, &producer, singly).await?;
             empty(&sandbox, &broker, &bare).await?;
             stage.say(SINGLY, round, value, Some(ceiling), "subjects/s");
             singles.push(value);
@@ -82,16 +83,18 @@ pub async fn in_bulk(sandbox: &Sandbox, broker: &Broker, producer: &Producer, co
     let before = sandbox.depth(broker, "rung.").await?;
     let events = events(count);
     let began = Instant::now();
-    let plan = producer.schedule(&events).await?;
+    let beyond = producer.schedule(&events).await?;
     let took = began.elapsed();
-    let named: usize = plan.wakeups.iter().map(|packed| packed.wakeup.subjects.len()).sum();
-    ensure!(named == count, "of {count} subjects {named} were scheduled");
-    until_depth(sandbox, broker, "rung.", usize::try_from(before)? + plan.wakeups.len()).await?;
+    ensure!(beyond.is_empty(), "{} events lie beyond the calendar's end", beyond.len());
+    // One caller's events are packed full.
+    let messages = count.div_ceil(sandbox.settings.naming.pack_max);
+    until_depth(sandbox, broker, "rung.", usize::try_from(before)? + messages).await?;
     Ok(number(count) / took.as_secs_f64())
 }
 
-/// Each caller schedules one event after the other over the producer that all share.
-async fn one_by_one(sandbox: &Sandbox, broker: &Broker, producer: &Arc<Producer>, each: usize) -> Result<f64> {
+/// Each caller schedules one event after the other over the producer that all share. Callers that come together share a wake-up, so
+/// afterwards the subjects in the rung are counted.
+async fn one_by_one(sandbox: &Sandbox, bare: &Bare, producer: &Arc<Producer>, each: usize) -> Result<f64> {
     let events = events(CALLERS * each);
     let mut calling = JoinSet::new();
     let began = Instant::now();
@@ -108,7 +111,8 @@ async fn one_by_one(sandbox: &Sandbox, broker: &Broker, producer: &Arc<Producer>
         called??;
     }
     let took = began.elapsed();
-    until_depth(sandbox, broker, "rung.", events.len()).await?;
+    let subjects: Vec<Uuid> = events.iter().map(|event| event.subject).collect();
+    wakeups::take_all(sandbox, bare, &subjects).await?;
     Ok(number(events.len()) / took.as_secs_f64())
 }
 

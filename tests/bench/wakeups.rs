@@ -1,15 +1,19 @@
 //! The wake-ups that a measurement begins with, made as the fleet makes them.
 
-use anyhow::Result;
+use std::collections::HashSet;
+
+use anyhow::{Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
     broker::{Broker, Outgoing},
     database,
     pack::{Waiting, pack},
-    wakeup::TraceContext,
+    wakeup::{TraceContext, Wakeup},
 };
 use tests::sandbox::Sandbox;
 use uuid::Uuid;
+
+use crate::bare::Bare;
 
 /// Messages that name `each` subjects, in this order, and wait for so long; nothing waits for what is due.
 pub fn of(
@@ -38,4 +42,27 @@ pub async fn put(sandbox: &Sandbox, broker: &Broker, kind: &'static str, subject
     publisher.publish_all(&messages).await?;
     publisher.close().await;
     Ok(messages.len())
+}
+
+/// Takes the wake-ups out of their rung again: every subject is named once.
+pub async fn take_all(sandbox: &Sandbox, bare: &Bare, subjects: &[Uuid]) -> Result<()> {
+    let topology = sandbox.settings.topology();
+    let broker = sandbox.broker().await?;
+    let (mut named, mut twice) = (HashSet::new(), 0);
+    for (_, rung) in topology.rungs() {
+        let waiting = broker.observe(&rung).await?.map_or(0, |seen| seen.messages);
+        let see = |delivery: lapin::message::Delivery| {
+            let wakeup = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref())?;
+            twice += wakeup.subjects.iter().filter(|subject| !named.insert(**subject)).count();
+            Ok(())
+        };
+        bare.take(&rung, usize::try_from(waiting)?, see).await?;
+    }
+    broker.close().await;
+    let missing = subjects.iter().filter(|subject| !named.contains(subject)).count();
+    ensure!(
+        missing == 0 && twice == 0 && named.len() == subjects.len(),
+        "of the wake-ups {missing} are missing, {twice} came twice"
+    );
+    Ok(())
 }

@@ -73,15 +73,16 @@ impl Task for CollectArrears {
                   ORDER BY orders.customer_id
                  ON CONFLICT DO NOTHING"
             ),
-            // In id order, as the ledger's own trigger locks them.
+            // In id order, as the ledger's own trigger locks them. An array is found once; a join would be run again for each wallet that
+            // another batch has changed in the meantime.
             locked(
                 "SELECT accounts.id FROM accounts
-                  WHERE accounts.id IN (
+                  WHERE accounts.id = ANY (ARRAY(
                             SELECT id FROM accounts WHERE order_id = ANY($1)
                             UNION ALL
                             SELECT wallet.id FROM orders JOIN accounts AS wallet
                                       ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
-                             WHERE orders.id = ANY($1))
+                             WHERE orders.id = ANY($1)))
                   ORDER BY accounts.id FOR NO KEY UPDATE",
             ),
         ]
