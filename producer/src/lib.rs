@@ -32,9 +32,9 @@ use flush::{Flushing, Terms};
 /// your transaction has committed; if your process dies in between, the wake-up is lost until a sweep finds the overdue row.
 /// An outbox row in your transaction has no such gap.
 ///
-/// One for a whole process: callers that come together share wake-ups, and each waits only for its own to be confirmed.
+/// One for a whole process: callers that come together share wake-ups and wait for each other's confirms, and what is refused of
+/// one is not refused of the others.
 pub struct Producer {
-    broker: Broker,
     flushing: Flushing,
 }
 
@@ -47,9 +47,8 @@ impl Producer {
         let broker = Broker::connect(&settings.amqp, "kyhan producer").await?;
         let topology = settings.topology();
         broker.declare(&topology).await?;
-        let publisher = broker.publisher().await?;
         let terms = Terms { policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max };
-        Ok(Self { broker, flushing: Flushing::start(terms, publisher) })
+        Ok(Self { flushing: Flushing::start(terms, broker) })
     }
 
     /// Schedules everything that follows from `events`, packed and pipelined, and returns once all of it is confirmed: with those
@@ -63,9 +62,8 @@ impl Producer {
 
     /// Closes the connection.
     pub async fn close(self) {
-        if let Some(publisher) = self.flushing.end().await {
-            publisher.close().await;
+        if let Some(broker) = self.flushing.end().await {
+            broker.close().await;
         }
-        self.broker.close().await;
     }
 }

@@ -1,5 +1,7 @@
 //! The outbox: rows are taken by deleting them in a transaction that commits only once their wake-ups are confirmed.
-//! What makes no sense is set aside, whole and with a reason, in the same transaction.
+//! What makes no sense is set aside, whole and with a reason, in the same transaction, and never leaves the database.
+
+use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
@@ -12,123 +14,106 @@ use uuid::Uuid;
 /// What a transaction has taken.
 pub(crate) struct Taken {
     pub events: Vec<Event>,
-    pub refused: Vec<Refused>,
+    /// Rows that made no sense.
+    pub set_aside: usize,
+    /// The last row's id.
+    pub last: i64,
     /// The database's clock.
     pub now: DateTime<Utc>,
 }
 
-/// A row that makes no sense, as it was, and why.
-pub(crate) struct Refused {
-    event_id: Uuid,
-    event_type: String,
-    subject: Uuid,
-    occurred_at: String,
-    data: Option<String>,
-    reason: String,
-}
-
-/// Takes up to `batch_max` rows, oldest first, that no other relay has in hand. `None` when there are none.
-pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32) -> Result<Option<Taken>, DbErr> {
-    let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into()])).await?;
+/// Takes up to `batch_max` rows, oldest first, that no other relay has in hand, of those with an id beyond `after`: to pass over rows
+/// that others hold, or have just taken, costs as much as to take them. `None` when there are none.
+pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -> Result<Option<Taken>, DbErr> {
+    let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into(), after.into()])).await?;
     let Some(first) = rows.first() else { return Ok(None) };
-    let mut taken = Taken { events: Vec::new(), refused: Vec::new(), now: first.try_get("", "now")? };
+    let mut taken = Taken { events: Vec::new(), set_aside: 0, last: first.try_get("", "last")?, now: first.try_get("", "now")? };
     for row in &rows {
-        let name: String = row.try_get("", "event_type")?;
-        let reason: Option<String> = row.try_get("", "reason")?;
-        match (name.parse::<EventType>(), reason) {
-            (Ok(event_type), None) => taken.events.extend(understood(row, event_type)?),
-            (Ok(_), Some(reason)) => taken.refused.push(refused(row, name, reason)?),
-            (Err(unknown), _) => taken.refused.push(refused(row, name, unknown.to_string())?),
+        let event_ids: Vec<Uuid> = row.try_get("", "event_ids")?;
+        if let Some(reason) = row.try_get::<Option<String>>("", "reason")? {
+            for event_id in &event_ids {
+                tell(*event_id, &reason);
+            }
+            taken.set_aside += event_ids.len();
+        } else {
+            taken.events.extend(events(row, event_ids)?);
         }
     }
     Ok(Some(taken))
 }
 
-/// One row for all sensible events of a type, and one for each event that makes no sense, with the reason. The subject's row is
-/// looked up beside the taking, so that an event about nothing is found here and not a month later.
+/// One row for all sensible events of a type, and one for each reason to set events aside. The subjects' rows are looked up beside
+/// the taking, so that an event about nothing is found here and not a month later.
 fn take_sql() -> String {
-    let nothing = EventType::ALL.map(|event| {
-        let table = event.table();
-        format!(
-            "WHEN '{event}' THEN CASE WHEN NOT EXISTS (SELECT FROM {table} WHERE {table}.id = taken.subject_id)
-                                      THEN 'no row of {table} has this id' END"
-        )
-    });
-    let known = EventType::ALL.map(|event| format!("'{event}'"));
+    let quoted = |names: &[&str]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
+    let known = EventType::ALL.map(EventType::name);
+    let tables: BTreeSet<&str> = EventType::ALL.into_iter().map(EventType::table).collect();
+    let (mut there, mut nothing) = (String::new(), String::new());
+    for table in tables {
+        let of_table = EventType::ALL.into_iter().filter(|event| event.table() == table);
+        let events = quoted(&of_table.map(EventType::name).collect::<Vec<_>>());
+        // All at once and in the order of their ids: to ask for each by itself takes longer than to take it.
+        there += &format!(
+            "in_{table} AS MATERIALIZED (
+                SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT subject_id FROM taken WHERE event_type IN ({events})))
+             ), "
+        );
+        nothing += &format!(
+            "WHEN event_type IN ({events}) AND subject_id NOT IN (SELECT id FROM in_{table}) THEN 'no row of {table} has this id' "
+        );
+    }
     format!(
         "WITH taken AS (
-            DELETE FROM outbox WHERE id = ANY (ARRAY(
-                SELECT id FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
+            -- By place, as they are locked by then: to find them by id again takes twice as long.
+            DELETE FROM outbox WHERE ctid = ANY (ARRAY(
+                SELECT ctid FROM outbox WHERE id > $2 ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING *
-         ), judged AS MATERIALIZED (
+         ), {there} judged AS MATERIALIZED (
             SELECT taken.*,
-                   CASE WHEN event_type NOT IN ({known}) THEN 'unknown'
+                   CASE WHEN event_type NOT IN ({known})
+                        THEN 'unknown event type \"' || left(event_type, 80) || '\"; known are {list}'
                         WHEN occurred_at NOT BETWEEN '1970-01-01' AND '9999-12-31'
                         THEN 'it says to have happened before 1970 or after 9999'
-                        ELSE CASE event_type {nothing} END END AS reason
+                        {nothing} END AS reason
               FROM taken
+         ), aside AS (
+            INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, data, reason)
+            SELECT event_id, event_type, subject_id, occurred_at, data, reason FROM judged WHERE reason IS NOT NULL ORDER BY id
+            RETURNING event_id, reason
          )
-         SELECT event_type, array_agg(event_id ORDER BY id) AS event_ids, array_agg(subject_id ORDER BY id) AS subjects,
-                array_agg(occurred_at ORDER BY id) AS moments,
-                NULL AS occurred_at, NULL AS data, NULL AS reason, clock_timestamp() AS now
+         SELECT event_type, array_agg(event_id) AS event_ids, array_agg(subject_id) AS subjects, array_agg(occurred_at) AS moments,
+                NULL AS reason, (SELECT max(id) FROM taken) AS last, clock_timestamp() AS now
            FROM judged WHERE reason IS NULL GROUP BY event_type
          UNION ALL
-         SELECT event_type, ARRAY[event_id], ARRAY[subject_id], NULL, occurred_at::text, data::text, reason, clock_timestamp()
-           FROM judged WHERE reason IS NOT NULL",
-        known = known.join(", "),
-        nothing = nothing.join(" "),
+         SELECT NULL, array_agg(event_id), NULL, NULL, reason, (SELECT max(id) FROM taken), clock_timestamp()
+           FROM aside GROUP BY reason",
+        list = known.join(", "),
+        known = quoted(&known),
     )
 }
 
-fn understood(row: &QueryResult, event_type: EventType) -> Result<impl Iterator<Item = Event> + use<>, DbErr> {
-    let ids: Vec<Uuid> = row.try_get("", "event_ids")?;
+fn events(row: &QueryResult, ids: Vec<Uuid>) -> Result<impl Iterator<Item = Event> + use<>, DbErr> {
+    let name: String = row.try_get("", "event_type")?;
+    let event_type: EventType = name.parse().map_err(|unknown| DbErr::Type(format!("{unknown}")))?;
     let subjects: Vec<Uuid> = row.try_get("", "subjects")?;
     let moments: Vec<DateTime<Utc>> = row.try_get("", "moments")?;
     let event = move |((id, subject), occurred_at)| Event { id, event_type, subject, occurred_at };
     Ok(ids.into_iter().zip(subjects).zip(moments).map(event))
 }
 
-fn refused(row: &QueryResult, event_type: String, reason: String) -> Result<Refused, DbErr> {
-    let only = |ids: Vec<Uuid>| ids.first().copied().unwrap_or_default();
-    Ok(Refused {
-        event_id: only(row.try_get("", "event_ids")?),
-        event_type,
-        subject: only(row.try_get("", "subjects")?),
-        occurred_at: row.try_get("", "occurred_at")?,
-        data: row.try_get("", "data")?,
-        reason,
-    })
-}
-
-impl Refused {
-    /// An event that was understood, but from which nothing sensible follows.
-    pub(crate) fn beyond_the_calendar(event: &Event) -> Self {
-        Self {
-            event_id: event.id,
-            event_type: event.event_type.name().to_owned(),
-            subject: event.subject,
-            occurred_at: event.occurred_at.to_rfc3339(),
-            data: None,
-            reason: "what follows from it would fall due beyond the calendar's end".to_owned(),
-        }
-    }
-}
-
-/// Sets rows aside.
-pub(crate) async fn set_aside(tx: &DatabaseTransaction, refused: Vec<Refused>) -> Result<(), DbErr> {
-    let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, data, reason)
-               SELECT $1, $2, $3, $4::timestamptz, $5::jsonb, $6";
-    for one in refused {
-        tracing::warn!(event_id = %one.event_id, reason = one.reason, "an event is set aside");
-        let values = [
-            one.event_id.into(),
-            one.event_type.into(),
-            one.subject.into(),
-            one.occurred_at.into(),
-            one.data.into(),
-            one.reason.into(),
-        ];
+/// Sets events aside from which something would fall due beyond the calendar's end.
+pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Result<(), DbErr> {
+    const REASON: &str = "what follows from it would fall due beyond the calendar's end";
+    let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason) VALUES ($1, $2, $3, $4, $5)";
+    for event in beyond {
+        tell(event.id, REASON);
+        let values =
+            [event.id.into(), event.event_type.name().into(), event.subject.into(), event.occurred_at.into(), REASON.into()];
         tx.execute_raw(statement(sql, values)).await?;
     }
     Ok(())
+}
+
+fn tell(event_id: Uuid, reason: &str) {
+    tracing::warn!(%event_id, reason, "an event is set aside");
 }

@@ -3,7 +3,10 @@
 //! again, which the recheck makes harmless.
 
 use std::{
-    sync::{Mutex, PoisonError},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicI64, Ordering},
+    },
     time::Duration,
 };
 
@@ -25,17 +28,19 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    outbox::{self, Refused, Taken},
+    outbox::{self, Taken},
     schedule,
 };
 
 /// The channel that the outbox's trigger notifies.
 const CHANNEL: &str = "kyhan_outbox";
 
-/// Longest round, besides its confirms; then nobody is there to answer.
-const ROUND_MAX: Duration = Duration::from_secs(300);
+/// Longest batch, besides its confirms; then nobody is there to answer.
+const BATCH_MAX: Duration = Duration::from_secs(300);
 /// Batches of a round, one after the other, on each side; then the relay looks up.
 const BATCHES_MAX: usize = 16;
+/// Connections to PostgreSQL that two batches at a time need.
+const CONNECTIONS_OF_TWO: u32 = 3;
 /// How long it may take to begin to listen.
 const LISTEN_WITHIN: Duration = Duration::from_secs(15);
 /// How long a round may take when the relay is told to stop.
@@ -154,7 +159,7 @@ impl Relay<'_> {
         reporting: &mut tokio::time::Interval,
     ) -> Result<(), BrokerError> {
         broker.declare(&self.topology).await?;
-        let publisher = broker.publisher().await?;
+        let publishers = [broker.publisher().await?, broker.publisher().await?];
         self.rabbitmq.up();
         let mut listener = None;
         let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
@@ -163,22 +168,22 @@ impl Relay<'_> {
             if !remembered {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
-            let Some(round) = self.round_in_time(db, &publisher, shutdown).await else { break };
+            let Some(round) = self.round_in_time(db, &publishers, shutdown).await else { break };
             let pause = match round {
                 Ok(0) => {
-                    publisher.check()?;
+                    publishers[0].check()?;
                     self.wait_for_events(db, &mut listener).await
                 }
                 Ok(_) => Duration::ZERO,
                 Err(BatchError::Broker(error @ BrokerError::Blocked)) => {
                     tracing::warn!(%error, "events wait in the outbox until the relay may publish again");
                     self.rabbitmq.down(error.to_string());
-                    shutdown.run_until_cancelled(publisher.unblocked()).await;
+                    shutdown.run_until_cancelled(publishers[0].unblocked()).await;
                     // What was sent into the alarm may still be on its way over this connection.
                     return Err(error);
                 }
                 Err(BatchError::Broker(error)) => {
-                    publisher.close().await;
+                    close(publishers).await;
                     return Err(error);
                 }
                 Err(BatchError::Database(error)) => {
@@ -206,7 +211,7 @@ impl Relay<'_> {
                 () = wait(&mut listener, pause) => {}
             }
         }
-        publisher.close().await;
+        close(publishers).await;
         Ok(())
     }
 
@@ -214,18 +219,15 @@ impl Relay<'_> {
     async fn round_in_time(
         &self,
         db: &DatabaseConnection,
-        publisher: &Publisher,
+        publishers: &[Publisher; 2],
         shutdown: &CancellationToken,
     ) -> Option<Result<usize, BatchError>> {
-        let longest = ROUND_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
         let out_of_patience = async {
             shutdown.cancelled().await;
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            round = tokio::time::timeout(longest, self.round(db, publisher, shutdown)) => {
-                Some(round.unwrap_or_else(|_| Err(unanswered().into())))
-            }
+            round = self.round(db, publishers, shutdown) => Some(round),
             () = out_of_patience => None,
         }
     }
@@ -234,18 +236,20 @@ impl Relay<'_> {
     async fn round(
         &self,
         db: &DatabaseConnection,
-        publisher: &Publisher,
+        [one, other]: &[Publisher; 2],
         shutdown: &CancellationToken,
     ) -> Result<usize, BatchError> {
         let full = self.settings.relay.batch_max as usize;
-        let first = self.batch(db, publisher).await?;
+        // What commits late behind it, the next round takes.
+        let taken_up_to = AtomicI64::new(i64::MIN);
+        let first = self.batch_in_time(db, one, &taken_up_to).await?;
         if first < full {
             return Ok(first);
         }
-        let side = async || {
+        let side = async |publisher: &Publisher| {
             let mut events = 0;
             for _ in 0..BATCHES_MAX {
-                let batch = if shutdown.is_cancelled() { 0 } else { self.batch(db, publisher).await? };
+                let batch = if shutdown.is_cancelled() { 0 } else { self.batch_in_time(db, publisher, &taken_up_to).await? };
                 events += batch;
                 if batch < full {
                     break;
@@ -253,18 +257,34 @@ impl Relay<'_> {
             }
             Ok::<_, BatchError>(events)
         };
-        // One that fails takes the other with it: its events stay in the outbox, and those of them that were published come twice.
-        let (one, other) = futures::try_join!(side(), side())?;
-        Ok(first + one + other)
+        // The listener has a connection, too.
+        if self.settings.database.max_connections < CONNECTIONS_OF_TWO {
+            return Ok(first + side(one).await?);
+        }
+        // Each to its end, as one that is cut off in the middle may have been committed.
+        let (one, other) = futures::join!(side(one), side(other));
+        Ok(first + one? + other?)
+    }
+
+    async fn batch_in_time(
+        &self,
+        db: &DatabaseConnection,
+        publisher: &Publisher,
+        taken_up_to: &AtomicI64,
+    ) -> Result<usize, BatchError> {
+        let longest = BATCH_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
+        tokio::time::timeout(longest, self.batch(db, publisher, taken_up_to)).await.unwrap_or_else(|_| Err(unanswered().into()))
     }
 
     /// One transaction: take, publish, await the confirms, commit. How many events it took.
-    async fn batch(&self, db: &DatabaseConnection, publisher: &Publisher) -> Result<usize, BatchError> {
+    async fn batch(&self, db: &DatabaseConnection, publisher: &Publisher, taken_up_to: &AtomicI64) -> Result<usize, BatchError> {
         let tx = db.begin().await?;
-        let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max).await? else {
+        let after = taken_up_to.load(Ordering::Relaxed);
+        let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max, after).await? else {
             tx.rollback().await?;
             return Ok(0);
         };
+        taken_up_to.fetch_max(taken.last, Ordering::Relaxed);
         let span =
             tracing::info_span!("relay", otel.kind = "producer", events = taken.events.len(), wakeups = tracing::field::Empty);
         self.relay(tx, taken, publisher).instrument(span).await
@@ -276,10 +296,8 @@ impl Relay<'_> {
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
         span.record("wakeups", plan.wakeups.len());
         publisher.publish_all(&plan.messages(&self.topology)).await?;
-        let mut refused = taken.refused;
-        refused.extend(plan.beyond.iter().map(Refused::beyond_the_calendar));
-        let (events, set_aside) = (taken.events.len() - plan.beyond.len(), refused.len());
-        outbox::set_aside(&tx, refused).await?;
+        outbox::set_aside(&tx, &plan.beyond).await?;
+        let (events, set_aside) = (taken.events.len() - plan.beyond.len(), taken.set_aside + plan.beyond.len());
         tx.commit().await?;
         self.count(events, plan.wakeups.len(), set_aside);
         Ok(events + set_aside)
@@ -320,6 +338,12 @@ impl Relay<'_> {
         if events > 0 {
             tracing::info!(events, wakeups, set_aside, "relayed so far");
         }
+    }
+}
+
+async fn close(publishers: [Publisher; 2]) {
+    for publisher in publishers {
+        publisher.close().await;
     }
 }
 

@@ -13,6 +13,7 @@ use lapin::{
     options::{BasicPublishOptions, ConfirmSelectOptions},
     uri::AMQPUri,
 };
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{outage::Outage, pack::Packed, settings::Amqp, topology::Topology};
@@ -55,6 +56,8 @@ pub enum BrokerError {
     Unconfirmed(Duration),
     #[error("the connection to RabbitMQ is gone")]
     Lost,
+    #[error("this channel has failed before, and an answer of RabbitMQ could be taken for another's")]
+    Unsound,
     #[error("RabbitMQ cancelled the consumer: its queue was deleted, or its node left")]
     Cancelled,
     #[error("RabbitMQ is short of memory or disk and blocks its publishers")]
@@ -205,7 +208,8 @@ impl Broker {
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
         let channel = self.channel().await?;
         self.answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
-        Ok(Publisher { channel, status: self.connection.status().clone(), confirm_timeout: self.confirm_timeout })
+        let status = self.connection.status().clone();
+        Ok(Publisher { channel, status, confirm_timeout: self.confirm_timeout, sound: Mutex::new(true) })
     }
 
     /// Closes the connection. Channels are closed first, each by its owner: dropping the last one and then closing can hang.
@@ -218,19 +222,38 @@ impl Broker {
 }
 
 /// A channel in confirm mode, the only way out for messages.
+///
+/// RabbitMQ returns a message without saying which one it is, and lapin hands it to whichever confirm comes next. So a channel
+/// publishes for one at a time, and for nobody any more once an answer may still be on its way to somebody who is gone.
 pub struct Publisher {
     channel: Channel,
     status: ConnectionStatus,
     confirm_timeout: Duration,
+    /// Every publish so far was answered.
+    sound: Mutex<bool>,
 }
 
 impl Publisher {
     /// Publishes all of `messages`, pipelined, and waits until each is confirmed.
     ///
     /// # Errors
-    /// The first failure. Some of the messages may have been sent then; sending all of them again does no harm, as the
-    /// recheck decides.
+    /// The first failure. Some of the messages may have been sent then; sending all of them again, over another channel, does no
+    /// harm, as the recheck decides. [`BrokerError::Unsound`] on a channel that has failed before.
     pub async fn publish_all(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
+        if messages.is_empty() {
+            return Ok(());
+        }
+        let mut sound = self.sound.lock().await;
+        // Cut off in the middle, it stays so.
+        if !std::mem::take(&mut *sound) {
+            return Err(BrokerError::Unsound);
+        }
+        self.pipelined(messages).await?;
+        *sound = true;
+        Ok(())
+    }
+
+    async fn pipelined(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
         let mut waiting = FuturesUnordered::new();
         for message in messages {
             if waiting.len() >= IN_FLIGHT_MAX {

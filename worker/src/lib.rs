@@ -80,8 +80,8 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     });
     let mut running = JoinSet::new();
     let lanes = lanes(&context.topology, settings.worker.consumers, health);
-    // The sweep's leader keeps one more.
-    if (settings.database.max_connections as usize) <= lanes.len() {
+    // The sweep's leader keeps one, and asks over another; the forecast over a third.
+    if (settings.database.max_connections as usize) < lanes.len() + 3 {
         let (consumers, max_connections) = (lanes.len(), settings.database.max_connections);
         tracing::warn!(consumers, max_connections, "consumers may wait for each other's connections");
     }
