@@ -192,7 +192,10 @@ pub const COLLECT_ARREARS: Load = Load {
 pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
     let tx = sandbox.db.begin().await?;
     tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
-    tx.execute_unprepared("TRUNCATE customers, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE").await?;
+    tx.execute_unprepared(
+        "TRUNCATE customers, order_status_history, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE",
+    )
+    .await?;
     Ok(tx)
 }
 

@@ -1,9 +1,17 @@
-//! A lane's consumer: takes messages over a connection of its own and leads them through the rooms, batch after batch, in the
-//! order in which they came. What it publishes goes over a second connection, so that a broker that blocks publishers does not
-//! keep it from acking.
+//! A lane's consumers: each takes messages over a channel of its own and leads them through the rooms, batch after batch, in the
+//! order in which they came; while one waits for a commit, the others apply. They share a connection, and a second one for what
+//! they publish, so that a broker that blocks publishers does not keep them from acking.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
+use futures::future::try_join_all;
 use lapin::{
     Channel, Consumer,
     options::{BasicConsumeOptions, BasicQosOptions},
@@ -50,14 +58,14 @@ pub(crate) struct Context {
     pub abandon: CancellationToken,
 }
 
-/// One consumer of one queue.
+/// One queue and its consumers.
 pub(crate) struct Lane {
     pub of: Of,
     pub queue: String,
     /// By which its messages come; `None` where they are of many lanes.
     pub routing_key: Option<String>,
-    /// How it is. From the start, so that the process is not ready before all of its lanes are.
-    pub part: Part,
+    /// How each of its consumers is. From the start, so that the process is not ready before all of them are.
+    pub parts: Vec<Part>,
 }
 
 /// Why a consumer has left its lane.
@@ -93,40 +101,59 @@ impl Lane {
     pub(crate) async fn run(self, context: Arc<Context>) {
         let mut pauses = None;
         while let Some((broker, outlet)) = connect(&context).await {
-            let mut settled = 0;
+            let settled = AtomicU64::new(0);
+            let again = pauses.is_some();
             let served = async {
-                if pauses.is_some() {
+                if again {
                     // The worker has declared everything once; a broker that was lost may have come back empty.
                     broker.declare(&context.topology).await?;
                 }
-                self.serve(&broker, &outlet, &context, &mut settled).await
+                // Whoever loses its channel ends them all: the broker has something against this connection, or is gone.
+                try_join_all(self.parts.iter().map(|part| self.attend(part, &broker, &outlet, &context, &settled))).await
             };
             let served = served.await;
             outlet.close().await;
             broker.close().await;
-            match served {
-                Ok(Left::ToldTo) => return,
-                // What was in hand is back in the lane, and nobody takes it while it could not be applied.
-                Ok(Left::Outage) => {
-                    self.part.down("PostgreSQL is away; nothing is taken");
-                    context.shutdown.run_until_cancelled(context.postgres.ended()).await;
-                }
-                Err(error) => {
-                    tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
-                    self.part.down(error.to_string());
-                }
+            let Err(error) = served else { return };
+            tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
+            for part in &self.parts {
+                part.down(error.to_string());
             }
-            if settled > 0 {
-                pauses = None;
-            }
-            // Growing, as each time what was prefetched returns and has been delivered once more.
-            let pause = pauses.get_or_insert_with(|| Box::new(backoff())).next().unwrap_or_default();
-            context.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+            pause(&mut pauses, settled.into_inner(), &context).await;
         }
     }
 
-    /// Serves over one pair of connections; `settled` counts its batches.
-    async fn serve(&self, broker: &Broker, outlet: &Broker, context: &Context, settled: &mut u64) -> Result<Left, BrokerError> {
+    /// One consumer, until told to shut down. In an outage of PostgreSQL it leaves, and what it had prefetched is back in the lane,
+    /// where nobody takes it while it could not be applied.
+    async fn attend(
+        &self,
+        part: &Part,
+        broker: &Broker,
+        outlet: &Broker,
+        context: &Context,
+        settled: &AtomicU64,
+    ) -> Result<(), BrokerError> {
+        let mut pauses = None;
+        loop {
+            let before = settled.load(Ordering::Relaxed);
+            match self.serve(part, broker, outlet, context, settled).await? {
+                Left::ToldTo => return Ok(()),
+                Left::Outage => part.down("PostgreSQL is away; nothing is taken"),
+            }
+            context.shutdown.run_until_cancelled(context.postgres.ended()).await;
+            pause(&mut pauses, settled.load(Ordering::Relaxed) - before, context).await;
+        }
+    }
+
+    /// Serves over one channel; `settled` counts the batches.
+    async fn serve(
+        &self,
+        part: &Part,
+        broker: &Broker,
+        outlet: &Broker,
+        context: &Context,
+        settled: &AtomicU64,
+    ) -> Result<Left, BrokerError> {
         let worker = &context.settings.worker;
         let settle = Settle {
             channel: broker.channel().await?,
@@ -141,16 +168,16 @@ impl Lane {
             Of::Quarantine => (1, Limits::ALONE),
         };
         let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
-        self.part.up();
+        part.up();
         let mut now = limits;
         let left = loop {
             let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, &context.postgres, &context.shutdown).await;
             now = limits.after(&batch);
             if !batch.is_empty() {
-                if !self.hold(batch, &settle, context).await? {
+                if !self.hold(batch, part, &settle, context).await? {
                     break Left::ToldTo;
                 }
-                *settled += 1;
+                settled.fetch_add(1, Ordering::Relaxed);
             }
             match end {
                 End::Full => {}
@@ -167,7 +194,7 @@ impl Lane {
 
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
     /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
-    async fn hold(&self, batch: Batch, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
+    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
         let mut processing = std::pin::pin!(self.process(batch, settle, context, &patience));
         let hold_ms = context.settings.worker.hold_ms;
@@ -176,7 +203,7 @@ impl Lane {
             () = patience.longer_than(Duration::from_millis(hold_ms)) => {}
         }
         tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane");
-        self.part.down("waits for a server; nothing is in hand");
+        part.down("waits for a server; nothing is in hand");
         close_channel(&settle.channel).await;
         // What was taken returns by now. It ends with the ack, which this channel can give no more.
         processing.await
@@ -222,6 +249,18 @@ impl Lane {
         .await
     }
 }
+
+/// Waits before the next try: longer each time that nothing was settled in between, as each time what was prefetched returns and has
+/// been delivered once more.
+async fn pause(pauses: &mut Option<Pauses>, settled: u64, context: &Context) {
+    if settled > 0 {
+        *pauses = None;
+    }
+    let pause = pauses.get_or_insert_with(|| Box::new(backoff())).next().unwrap_or_default();
+    context.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+}
+
+type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
 
 /// A connection to consume over and one to publish over; `None` when told to shut down.
 async fn connect(context: &Context) -> Option<(Broker, Broker)> {

@@ -80,10 +80,10 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     });
     let mut running = JoinSet::new();
     let lanes = lanes(&context.topology, settings.worker.consumers, health);
-    // The sweep's leader keeps one, and asks over another; the forecast over a third.
-    if (settings.database.max_connections as usize) < lanes.len() + 3 {
-        let (consumers, max_connections) = (lanes.len(), settings.database.max_connections);
-        tracing::warn!(consumers, max_connections, "consumers may wait for each other's connections");
+    // Those of one kind, quarantine, the canaries, the sweep's two and the forecast. Kinds that are busy at once wait for each other.
+    let (consumers, max_connections) = (settings.worker.consumers, settings.database.max_connections);
+    if max_connections < u32::from(consumers) + 5 {
+        tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
     }
     for lane in lanes {
         running.spawn(lane.run(Arc::clone(&context)));
@@ -103,22 +103,24 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     finished.map(|()| tally.totals())
 }
 
-/// Every consumer of this process.
+/// Every lane that this process serves.
 fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
-    let lane = |of, queue: String, routing_key, number| {
-        let part = health.part(format!("{queue} #{number}"));
-        part.down(UNREACHED);
-        Lane { of, queue, routing_key, part }
+    let lane = |of, queue: String, routing_key, consumers| {
+        let part = |number| {
+            let part = health.part(format!("{queue} #{number}"));
+            part.down(UNREACHED);
+            part
+        };
+        Lane { of, parts: (0..consumers).map(part).collect(), queue, routing_key }
     };
     let mut lanes = Vec::new();
     for shard in 0..topology.shards() {
         for kind in tasks::kinds() {
-            let (queue, key) = (topology.lane(kind, shard), Topology::routing_key(kind, shard));
-            lanes.extend((0..consumers).map(|number| lane(Of::Kind(kind), queue.clone(), Some(key.clone()), number)));
+            lanes.push(lane(Of::Kind(kind), topology.lane(kind, shard), Some(Topology::routing_key(kind, shard)), consumers));
         }
-        lanes.push(lane(Of::Canaries, topology.lane(CANARY, shard), None, 0));
+        lanes.push(lane(Of::Canaries, topology.lane(CANARY, shard), None, 1));
     }
-    lanes.push(lane(Of::Quarantine, topology.quarantine(), None, 0));
+    lanes.push(lane(Of::Quarantine, topology.quarantine(), None, 1));
     lanes
 }
 
