@@ -220,7 +220,7 @@ async fn dive(
     Ok(())
 }
 
-/// [`overdue`], given up by PostgreSQL after [`DEEP_MAX`].
+/// [`overdue()`], given up by PostgreSQL after [`DEEP_MAX`].
 async fn impatiently(
     context: &Context,
     task: &dyn Task,
