@@ -98,7 +98,9 @@ pub struct Sweep {
     pub batch_max: u32,
     /// Messages in a kind's lanes.
     pub lane_depth_max: u32,
+    /// By how much each look at the recent past overlaps the one before.
     pub lookback_ms: u64,
+    /// Between two looks at the rest of the past.
     pub whole_every_ms: u64,
 }
 
@@ -197,7 +199,7 @@ impl Settings {
             grace_ms: millis(r, "sweep.grace_ms", 10..=24 * 60 * MINUTE_MS),
             batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
             lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
-            lookback_ms: millis(r, "sweep.lookback_ms", 10..=30 * 24 * 60 * MINUTE_MS),
+            lookback_ms: millis(r, "sweep.lookback_ms", MINUTE_MS..=30 * 24 * 60 * MINUTE_MS),
             whole_every_ms: millis(r, "sweep.whole_every_ms", 10..=30 * 24 * 60 * MINUTE_MS),
         };
         let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };

@@ -146,6 +146,22 @@ async fn a_receipt_that_history_does_not_tell_and_one_that_it_tells_twice_are_of
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn history_of_an_order_that_does_not_exist_is_off() {
+    on_stage(&patient(), async |stage| {
+        applied(stage).await;
+        // Who says to be the fleet is not asked.
+        let tx = stage.sandbox.db.begin().await.expect("a transaction");
+        tx.execute_unprepared("SET LOCAL kyhan.effect = on").await.expect("set");
+        let orphan = "INSERT INTO order_status_history (order_id, from_status, to_status, reason)
+                      VALUES (gen_random_uuid(), 'delivering', 'received', 'khách')";
+        tx.execute_unprepared(orphan).await.expect("inserted");
+        tx.commit().await.expect("a commit");
+        only_off(stage, &["records history rows of orders that do not exist 1"]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_staff_and_customers_may_do_is_not_off() {
     on_stage(&patient(), async |stage| {
         // One of an order system that keeps no history, and one of a customer whose confirmation is recorded.

@@ -16,6 +16,7 @@ mod canaries;
 mod conformance;
 mod dead_letters;
 mod forecast;
+mod history;
 mod journey;
 mod outages;
 mod outbox;

@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{database::statement, tasks};
+use shared::{database::statement, task::EXAMPLE_CUSTOMER, tasks};
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::stage::{QUICK, SOON, Stage, on_stage};
 
 /// Of a sweep every 100 ms.
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
@@ -59,31 +59,119 @@ async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
     .await;
 }
 
+/// A sweep whose rounds look back a minute, and whose look at the rest of the past comes every so many ms.
+fn short_sighted(whole_every_ms: u32) -> String {
+    swept(&format!("grace_ms = 100\n    lookback_ms = 60000\n    whole_every_ms = {whole_every_ms}"))
+}
+
+/// An order that began to be delivered so long ago.
+async fn delivering_since(stage: &Stage, ago: &str) -> Uuid {
+    let id = Uuid::new_v4();
+    let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+               VALUES ($1, 'BG-' || $1::text, $2, 'delivering', now() - $3::text::interval)";
+    stage.run(sql, [id.into(), EXAMPLE_CUSTOMER.into(), ago.into()]).await;
+    id
+}
+
+async fn until_received(stage: &Stage, order: Uuid) {
+    stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_round_looks_back_only_so_far_and_a_whole_one_now_and_then() {
-    const LONG_OVERDUE: &str = "UPDATE orders SET delivering_since = now() - interval '1 hour' WHERE id = $1";
-    let received = "SELECT count(*) FROM orders WHERE status = 'received'";
-    for (whole_every_ms, found) in [("3600000", false), ("1500", true)] {
-        let file = swept(&format!("grace_ms = 100\n    lookback_ms = 60000\n    whole_every_ms = {whole_every_ms}"));
-        on_stage(&file, async |stage| {
-            // The first round looks at everything.
-            let first = stage.delivering().await;
-            stage.run(LONG_OVERDUE, [first.into()]).await;
+async fn a_round_looks_back_only_so_far_and_at_the_rest_of_the_past_now_and_then() {
+    for (whole_every_ms, found) in [(3_600_000, false), (1500, true)] {
+        on_stage(&short_sighted(whole_every_ms), async |stage| {
+            // A new leader looks at everything, however long ago: also at what no calendar holds.
+            let first = [delivering_since(stage, "1 hour").await, delivering_since(stage, "70 years").await];
+            stage.run("UPDATE orders SET delivering_since = '-infinity' WHERE id = $1", [first[1].into()]).await;
             let worker = stage.worker();
-            stage.until(&format!("SELECT ({received}) = 1")).await;
-            // What was put so far back in the meantime, only a whole round sees; what fell due lately, every round.
-            let (long, lately) = (stage.delivering().await, stage.delivering().await);
-            stage.run(LONG_OVERDUE, [long.into()]).await;
-            stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{lately}'")).await;
+            for order in first {
+                until_received(stage, order).await;
+            }
+            // What is that long overdue in the meantime shows only at the next time; what fell due lately, in every round.
+            let long = delivering_since(stage, "1 hour").await;
+            until_received(stage, delivering_since(stage, "2 seconds").await).await;
             if found {
-                stage.until(&format!("SELECT ({received}) = 3")).await;
+                until_received(stage, long).await;
             } else {
-                always("the others are left", SEVERAL_ROUNDS, async || Ok(stage.ask::<i64>(received).await == 2)).await;
+                let left = format!("SELECT status = 'delivering' FROM orders WHERE id = '{long}'");
+                always("it is left", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(&left).await)).await;
             }
             worker.stop().await;
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_when_it_can() {
+    let file = format!("{}\n    [database]\n    statement_timeout_ms = 1000", short_sighted(3_600_000));
+    on_stage(&file, async |stage| {
+        // Reading what lies a month back takes longer than PostgreSQL may take for a statement.
+        stage.run("ALTER TABLE orders RENAME TO all_orders", []).await;
+        stage
+            .run(
+                "CREATE FUNCTION obstacle(moment timestamptz) RETURNS boolean LANGUAGE plpgsql COST 10000 AS $$
+                 BEGIN
+                     IF moment < now() - interval '30 days' THEN PERFORM pg_sleep(60); END IF;
+                     RETURN true;
+                 END $$",
+                [],
+            )
+            .await;
+        stage.run("CREATE VIEW orders AS SELECT * FROM all_orders WHERE obstacle(delivering_since)", []).await;
+        let sql = "INSERT INTO all_orders (id, code, customer_id, status, delivering_since)
+                   VALUES ($1, 'BG-0', $2, 'delivering', now() - interval '60 days')";
+        let beyond = Uuid::new_v4();
+        stage.run(sql, [beyond.into(), EXAMPLE_CUSTOMER.into()]).await;
+        let before = delivering_since(stage, "10 days").await;
+        let worker = stage.worker();
+        until_received_of_all(stage, before).await;
+        let stuck = "SELECT count(*) > 0 FROM pg_stat_activity
+                      WHERE datname = current_database() AND wait_event = 'PgSleep' AND query !~ 'arrears'";
+        // It fails, round after round.
+        for _ in 0..3 {
+            stage.until(stuck).await;
+            let lately = delivering_since(stage, "2 seconds").await;
+            until_received_of_all(stage, lately).await;
+        }
+        assert_eq!(stage.ask::<String>(&format!("SELECT status FROM all_orders WHERE id = '{beyond}'")).await, "delivering");
+        let passable = "CREATE OR REPLACE FUNCTION obstacle(moment timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT true'";
+        stage.run(passable, []).await;
+        until_received_of_all(stage, beyond).await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+/// Past the obstacle.
+async fn until_received_of_all(stage: &Stage, order: Uuid) {
+    stage.until(&format!("SELECT status = 'received' FROM all_orders WHERE id = '{order}'")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_was_woken_before_is_woken_again_however_long_it_is_overdue() {
+    on_stage(&short_sighted(3_600_000), async |stage| {
+        let first = delivering_since(stage, "1 hour").await;
+        let worker = stage.worker();
+        until_received(stage, first).await;
+        // By now the rest of the past has been looked at. One of two rows there was woken five times, last a while ago.
+        let (woken, unseen) = (Uuid::new_v4(), delivering_since(stage, "1 hour").await);
+        let sql = "WITH made AS (
+                       INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                       VALUES ($1, 'BG-0', $2, 'delivering', now() - interval '1 hour')
+                       RETURNING id, delivering_since)
+                   INSERT INTO swept (kind, subject_id, due_at, at, times)
+                   SELECT 'confirm-receipt', id, delivering_since + interval '400 ms', now() - interval '1 second', 5 FROM made";
+        stage.run(sql, [woken.into(), EXAMPLE_CUSTOMER.into()]).await;
+        until_received(stage, woken).await;
+        // 100 ms doubled five times.
+        let again = "SELECT times = 6 AND at >= due_at + interval '1 hour' - interval '400 ms' + interval '2200 ms' FROM swept";
+        stage.until(&format!("{again} WHERE subject_id = '{woken}'")).await;
+        assert_eq!(stage.ask::<String>(&format!("SELECT status FROM orders WHERE id = '{unseen}'")).await, "delivering");
+        worker.stop().await;
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,8 @@
 //! The sweep: rows that are overdue and still unapplied are woken, so that a wake-up that was lost is made again. It reads the
 //! same definition of *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and warned of.
 //!
-//! One leader at a time, by an advisory lock of PostgreSQL; every worker process stands ready to be it. A round looks back only so
-//! far, as an index on a moment holds everything that ever happened; the leader's first, and one a day, looks at everything.
+//! One leader at a time, by an advisory lock of PostgreSQL; every worker process stands ready to be it. As an index on a moment holds
+//! everything that ever happened, a round looks at the recent past first, and at the rest bit by bit for as long as it may.
 
 use std::{
     collections::HashMap,
@@ -13,13 +13,12 @@ use std::{
 use chrono::{DateTime, TimeDelta, Utc};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{
-    ConnectionTrait, DbErr, RuntimeErr,
+    ConnectionTrait, DbErr, RuntimeErr, TransactionTrait,
     sqlx::{self, Postgres, pool::PoolConnection},
 };
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
     database::{statement, trouble, unanswered},
-    due,
     pack::{Waiting, pack},
     task::Task,
     tasks,
@@ -30,11 +29,23 @@ use uuid::Uuid;
 
 use crate::{canary::Keeper, lane::Context};
 
+mod overdue;
+mod view;
+
+use overdue::{Which, has_index, horizon, overdue};
+use view::View;
+
 /// The advisory lock of the sweep's leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the sweep.
 const LEADER: i64 = 0x6b_7968_616e_0001;
 
 /// Longest round; then nobody is there to answer.
 const ROUND_MAX: Duration = Duration::from_secs(600);
+
+/// How long a round goes on with a kind's deep look, and how long PostgreSQL may take for one of its queries.
+const DEEP_MAX: Duration = Duration::from_secs(10);
+
+/// What the leader has looked at, kind by kind.
+type Views = HashMap<&'static str, View>;
 
 /// Why a round was cut short; the next one goes on.
 #[derive(Debug, thiserror::Error)]
@@ -73,18 +84,18 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
             // Whoever cannot sweep must not lead: the connection closes, and the lock with it.
             leadership = None;
             views = Views::default();
-            tell("the sweep was cut short; another worker may lead now", &error);
+            tell("the sweep was cut short; another worker may lead now", None, &error);
         }
         leads.send_replace(leadership.is_some());
     }
 }
 
 /// An outage is told of by the lanes already.
-fn tell(what: &'static str, error: &SweepError) {
+fn tell(what: &'static str, kind: Option<&'static str>, error: &SweepError) {
     match error {
-        SweepError::Database(error) if trouble(error).is_outage() => tracing::debug!(%error, what),
-        SweepError::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(%error, what),
-        error => tracing::warn!(%error, what),
+        SweepError::Database(error) if trouble(error).is_outage() => tracing::debug!(kind, %error, what),
+        SweepError::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(kind, %error, what),
+        error => tracing::warn!(kind, %error, what),
     }
 }
 
@@ -101,14 +112,16 @@ async fn round(
     let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
     let mut done = Ok(());
     for task in tasks::ALL {
-        match sweep(context, &broker, *task, views).await {
-            Ok(0) => {}
-            Ok(count) => {
-                tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
-                woken.add(count, &[KeyValue::new("kind", task.kind())]);
-            }
+        let mut count = 0;
+        let swept = sweep(context, &broker, *task, views.entry(task.kind()).or_default(), &mut count).await;
+        if count > 0 {
+            tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
+            woken.add(count as u64, &[KeyValue::new("kind", task.kind())]);
+        }
+        match swept {
+            Ok(()) => {}
             // The other kinds are swept all the same.
-            Err(error @ SweepError::Database(_)) => tell(task.kind(), &error),
+            Err(error @ SweepError::Database(_)) => tell("a kind's sweep was cut short", Some(task.kind()), &error),
             Err(error) => done = Err(error),
         }
     }
@@ -137,33 +150,14 @@ async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Pos
     Ok(locked)
 }
 
-/// When the leader last looked at a kind's rows, and when at all of them.
-#[derive(Default)]
-struct Views(HashMap<&'static str, View>);
-
-#[derive(Clone, Copy)]
-struct View {
-    any: Instant,
-    whole: Instant,
-}
-
-impl Views {
-    /// Whether the rows of this kind that fell due within `lookback` are all that need to be looked at: rounds of before have
-    /// looked at the others. A row that was changed so that it was overdue at once, and whose event was lost, waits for a look at
-    /// everything.
-    fn suffices(&self, kind: &str, lookback: Duration, whole_every: Duration) -> bool {
-        // The rounds overlap by a half, as what commits late was invisible to the one that should have seen it.
-        self.0.get(kind).is_some_and(|view| view.any.elapsed() < lookback / 2 && view.whole.elapsed() < whole_every)
-    }
-
-    fn looked(&mut self, kind: &'static str, at: Instant, whole: bool) {
-        let before = self.0.get(kind).filter(|_| !whole).map_or(at, |view| view.whole);
-        self.0.insert(kind, View { any: at, whole: before });
-    }
-}
-
-/// Wakes one kind's overdue rows, oldest first. How many.
-async fn sweep(context: &Context, broker: &Broker, task: &dyn Task, views: &mut Views) -> Result<u64, SweepError> {
+/// Wakes one kind's overdue rows, and counts them in `woken`.
+async fn sweep(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Task,
+    view: &mut View,
+    woken: &mut usize,
+) -> Result<(), SweepError> {
     let sweep = &context.settings.sweep;
     let mut behind = 0;
     for lane in context.topology.lanes(task.kind()) {
@@ -171,17 +165,91 @@ async fn sweep(context: &Context, broker: &Broker, task: &dyn Task, views: &mut 
     }
     if behind > sweep.lane_depth_max {
         // The lane is merely behind: its rows are on their way.
-        return Ok(0);
+        return Ok(());
     }
-    let (lookback, whole_every) = (Duration::from_millis(sweep.lookback_ms), Duration::from_millis(sweep.whole_every_ms));
-    let (began, recent) = (Instant::now(), views.suffices(task.kind(), lookback, whole_every));
-    let overdue = overdue(context, task, recent).await?;
+    let (horizon, batch_max) = (horizon(context).await?, sweep.batch_max as usize);
+    if !has_index(context, task) {
+        let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await?;
+        return wake(context, broker, task, &found, woken).await;
+    }
+    let (after, pauses_after) = view.begins(horizon, millis(sweep.lookback_ms));
+    let recent = overdue(&context.db, context, task, horizon, Which::Recent { after, pauses_after }, batch_max).await;
+    // Of a past that was too long to ask about, a new view asks bit by bit.
+    let recent = recent.inspect_err(|_| *view = View::default())?;
+    wake(context, broker, task, &recent, woken).await?;
     // A full round leaves the rest to the next.
-    if overdue.len() < sweep.batch_max as usize {
-        views.looked(task.kind(), began, !recent);
+    if *woken < batch_max {
+        view.saw(horizon);
+        view.descend(after, horizon, millis(sweep.whole_every_ms));
+        dive(context, broker, task, view, horizon, woken).await?;
     }
+    Ok(())
+}
+
+/// Goes on with the deep look, for so long. That it fails is told and no more: the recent past is looked at all the same.
+async fn dive(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Task,
+    view: &mut View,
+    horizon: DateTime<Utc>,
+    woken: &mut usize,
+) -> Result<(), SweepError> {
+    let (began, batch_max) = (Instant::now(), context.settings.sweep.batch_max as usize);
+    while let Some(step) = view.step() {
+        let (asked, room) = (Instant::now(), batch_max - *woken);
+        let found = match impatiently(context, task, horizon, Which::Deep(step), room).await {
+            Ok(found) => found,
+            Err(error) => {
+                view.stumbled();
+                tell("a look at rows overdue for long was cut short; the next round goes on", Some(task.kind()), &error.into());
+                break;
+            }
+        };
+        let took = asked.elapsed();
+        wake(context, broker, task, &found, woken).await?;
+        // There may be more of them in this stretch.
+        if found.len() == room {
+            break;
+        }
+        view.stepped(step, took, horizon);
+        if began.elapsed() > DEEP_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// [`overdue()`], given up by PostgreSQL after [`DEEP_MAX`].
+async fn impatiently(
+    context: &Context,
+    task: &dyn Task,
+    horizon: DateTime<Utc>,
+    which: Which,
+    limit: usize,
+) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
+    let timeout_ms = DEEP_MAX.as_millis().min(context.settings.database.statement_timeout_ms.into());
+    let tx = context.db.begin().await?;
+    tx.execute_unprepared(&format!("SET LOCAL statement_timeout = {timeout_ms}")).await?;
+    let found = overdue(&tx, context, task, horizon, which, limit).await?;
+    tx.rollback().await?;
+    Ok(found)
+}
+
+fn millis(ms: u64) -> TimeDelta {
+    TimeDelta::milliseconds(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// Publishes wake-ups of these rows straight into their lane.
+async fn wake(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Task,
+    overdue: &[(Uuid, DateTime<Utc>)],
+    woken: &mut usize,
+) -> Result<(), SweepError> {
     if overdue.is_empty() {
-        return Ok(0);
+        return Ok(());
     }
     let waiting = overdue.iter().map(|(subject, due_at)| Waiting {
         kind: task.kind(),
@@ -196,32 +264,9 @@ async fn sweep(context: &Context, broker: &Broker, task: &dyn Task, views: &mut 
     let messages: Vec<Outgoing> = packed.iter().map(|packed| Outgoing::of(packed, topology)).collect();
     publisher.publish_all(&messages).await?;
     publisher.close().await;
+    *woken += overdue.len();
     // After the confirms: a process that dies in between has woken them once too often, which is harmless.
-    remember(context, task, &overdue).await?;
-    Ok(overdue.len() as u64)
-}
-
-/// Overdue by more than the grace, and not woken by the sweep for this deadline lately: each time it waits twice as long, up to
-/// a day, as a row that keeps failing has its attempts and its dead letter. Where only what is `recent` is to be looked at, a row
-/// overdue for longer than the lookback is passed over.
-async fn overdue(context: &Context, task: &dyn Task, recent: bool) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
-    let sweep = &context.settings.sweep;
-    let (policy, horizon) = (&context.settings.policy, "(now() - $2 * interval '1 ms')");
-    let after = format!("({horizon} - interval '{}.{:03} seconds')", sweep.lookback_ms / 1000, sweep.lookback_ms % 1000);
-    let bounded = if recent { due::query_between(task, policy, &after, horizon) } else { None };
-    let sql = format!(
-        "SELECT overdue.id, overdue.due_at
-           FROM {due} AS overdue LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
-          WHERE overdue.due_at < now() - $2 * interval '1 ms'
-            AND (swept.times IS NULL
-                 OR swept.at < now() - least($2 * power(2, least(swept.times, 30)), 86400000) * interval '1 ms')
-          ORDER BY overdue.due_at, overdue.id LIMIT $3",
-        due = bounded.unwrap_or_else(|| due::query_before(task, policy, horizon)),
-    );
-    let grace_ms = i64::try_from(sweep.grace_ms).unwrap_or(i64::MAX);
-    let values = [task.kind().into(), grace_ms.into(), i64::from(sweep.batch_max).into()];
-    let rows = context.db.query_all_raw(statement(&sql, values)).await?;
-    rows.iter().map(|row| Ok((row.try_get("", "id")?, row.try_get("", "due_at")?))).collect()
+    Ok(remember(context, task, overdue).await?)
 }
 
 async fn remember(context: &Context, task: &dyn Task, woken: &[(Uuid, DateTime<Utc>)]) -> Result<(), DbErr> {

@@ -57,6 +57,12 @@ impl Task for ConfirmReceipt {
                                             AND history.at >= coalesce(orders.delivering_since, '-infinity'))",
             },
             Check {
+                // No foreign key keeps them out, and what asks in its stead lets the fleet's sessions pass (kyhan.effect).
+                name: "history rows of orders that do not exist",
+                sql: "SELECT count(*) FROM order_status_history AS history
+                       WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = history.order_id)",
+            },
+            Check {
                 // Staff may set an order delivering again. So two of our rows count only if one transaction wrote both, or if
                 // the order's history tells when it began to be delivered and does not tell it again in between.
                 name: "receipts recorded twice for one delivery",
