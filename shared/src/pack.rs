@@ -38,9 +38,11 @@ pub struct Packed {
 
 /// What must be equal for two subjects to travel together: kind, shard, attempt, next hop, and what is left of a pause then.
 type Place = (&'static str, u16, u32, Hop, TimeDelta);
+/// A subject and when it falls due.
+type Due = (DateTime<Utc>, Uuid);
 
-/// Packs what lies together: same kind, shard, attempt, next hop and rest of a pause, due within the rung's tolerance of each other, at most
-/// `pack_max` subjects a wake-up.
+/// Packs what lies together: same kind, shard, attempt, next hop and rest of a pause, due within the rung's tolerance of each other,
+/// at most `pack_max` subjects a wake-up.
 #[must_use]
 pub fn pack(
     waiting: impl IntoIterator<Item = Waiting>,
@@ -50,7 +52,7 @@ pub fn pack(
     trace: &TraceContext,
 ) -> Vec<Packed> {
     let mut places: BTreeMap<Place, usize> = BTreeMap::new();
-    let mut placed: Vec<(Place, Vec<(DateTime<Utc>, Uuid)>)> = Vec::new();
+    let mut placed: Vec<(Place, Vec<Due>)> = Vec::new();
     let mut last = 0;
     for one in waiting {
         let wait = one.wait.to_std().unwrap_or(Duration::ZERO);

@@ -103,7 +103,8 @@ async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
         assert_eq!(producer.schedule(&events).await.expect("confirmed"), []);
         producer.close().await;
         let broker = stage.sandbox.broker().await.expect("a connection");
-        let messages = async || Ok(stage.sandbox.depth(&broker, "rung").await? + stage.sandbox.depth(&broker, "due").await?);
+        let messages =
+            async || anyhow::Ok(stage.sandbox.depth(&broker, "rung").await? + stage.sandbox.depth(&broker, "due").await?);
         // Two for each order, but 128 in one.
         eventually("a handful of messages", SOON, async || Ok((1..=32).contains(&messages().await?))).await;
         broker.close().await;
