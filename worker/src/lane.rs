@@ -14,7 +14,7 @@ use std::{
 use futures::future::try_join_all;
 use lapin::{
     Channel, Consumer,
-    options::{BasicConsumeOptions, BasicQosOptions},
+    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::FieldTable,
 };
 use sea_orm::DatabaseConnection;
@@ -35,6 +35,7 @@ use crate::{
     batch::{self, Batch, End, Limits},
     canary,
     patience::Patience,
+    prefetch::Prefetch,
     settle::Settle,
     tally::Tally,
 };
@@ -163,17 +164,24 @@ impl Lane {
             worker,
             pack_max: context.settings.naming.pack_max,
         };
-        let (prefetch, limits) = match self.of {
-            Of::Kind(_) | Of::Canaries => (worker.prefetch, Limits::from(worker)),
-            Of::Quarantine => (1, Limits::ALONE),
+        let (mut prefetch, limits) = match self.of {
+            Of::Kind(_) => (Prefetch::of(worker), Limits::from(worker)),
+            Of::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
+            Of::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
         };
-        let mut consumer = consume(&settle.channel, &self.queue, prefetch).await?;
+        let mut consumer = consume(&settle.channel, &self.queue, &prefetch).await?;
         part.up();
         let mut now = limits;
+        let mut again = false;
         let left = loop {
             let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, &context.postgres, &context.shutdown).await;
             now = limits.after(&batch);
             if !batch.is_empty() {
+                if prefetch.follows(&batch) && !again {
+                    // What was delivered until then still comes, so nothing goes back and counts as delivered once more.
+                    settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+                    again = true;
+                }
                 if !self.hold(batch, part, &settle, context).await? {
                     break Left::ToldTo;
                 }
@@ -181,6 +189,10 @@ impl Lane {
             }
             match end {
                 End::Full => {}
+                End::Lost(BrokerError::Cancelled) if again => {
+                    consumer = consume(&settle.channel, &self.queue, &prefetch).await?;
+                    again = false;
+                }
                 End::Shutdown => break Left::ToldTo,
                 End::Outage => break Left::Outage,
                 End::Lost(error) => return Err(error),
@@ -273,8 +285,8 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
     Some((broker, outlet))
 }
 
-async fn consume(channel: &Channel, queue: &str, prefetch: u16) -> Result<Consumer, BrokerError> {
+async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch) -> Result<Consumer, BrokerError> {
     // Per consumer, not global: quorum queues know no global prefetch, and RabbitMQ 4 refuses it.
-    channel.basic_qos(prefetch, BasicQosOptions { global: false }).await?;
+    channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
     Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await?)
 }

@@ -10,6 +10,7 @@ mod forecast;
 pub mod intake;
 mod lane;
 mod patience;
+mod prefetch;
 pub mod settle;
 mod sweep;
 mod tally;
