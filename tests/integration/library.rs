@@ -10,11 +10,14 @@ use uuid::Uuid;
 
 use crate::stage::{QUICK, Stage, on_stage};
 
-/// The quick policy with a rung of its own for cart items.
+/// The quick policy with receipts and purges in rungs of their own, and so long that nobody is late for them.
 fn two_rungs() -> String {
-    let cart_items = "task = \"purge-cart-item\"\n    after = \"300ms\"";
-    assert!(QUICK.contains(cart_items));
-    QUICK.replace(cart_items, "task = \"purge-cart-item\"\n    after = \"800ms\"")
+    let line = |task: &str, after: &str| format!("task = \"{task}\"\n    after = \"{after}\"");
+    let slower = [("confirm-receipt", "400ms", "1h"), ("purge-cart-item", "300ms", "2h")];
+    slower.into_iter().fold(QUICK.to_owned(), |file, (task, quick, slow)| {
+        assert!(file.contains(&line(task, quick)), "{file}");
+        file.replace(&line(task, quick), &line(task, slow))
+    })
 }
 
 /// The rung of the policy's line on an event.

@@ -15,7 +15,7 @@ use futures::future::try_join_all;
 use lapin::{
     Channel, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use sea_orm::DatabaseConnection;
 use shared::{
@@ -110,7 +110,7 @@ impl Lane {
                     broker.declare(&context.topology).await?;
                 }
                 // Whoever loses its channel ends them all: the broker has something against this connection, or is gone.
-                try_join_all(self.parts.iter().map(|part| self.attend(part, &broker, &outlet, &context, &settled))).await
+                try_join_all((0..self.parts.len()).map(|number| self.attend(number, &broker, &outlet, &context, &settled))).await
             };
             let served = served.await;
             outlet.close().await;
@@ -128,16 +128,16 @@ impl Lane {
     /// where nobody takes it while it could not be applied.
     async fn attend(
         &self,
-        part: &Part,
+        number: usize,
         broker: &Broker,
         outlet: &Broker,
         context: &Context,
         settled: &AtomicU64,
     ) -> Result<(), BrokerError> {
-        let mut pauses = None;
+        let (mut pauses, part) = (None, &self.parts[number]);
         loop {
             let before = settled.load(Ordering::Relaxed);
-            match self.serve(part, broker, outlet, context, settled).await? {
+            match self.serve(number, broker, outlet, context, settled).await? {
                 Left::ToldTo => return Ok(()),
                 Left::Outage => part.down("PostgreSQL is away; nothing is taken"),
             }
@@ -149,13 +149,13 @@ impl Lane {
     /// Serves over one channel; `settled` counts the batches.
     async fn serve(
         &self,
-        part: &Part,
+        number: usize,
         broker: &Broker,
         outlet: &Broker,
         context: &Context,
         settled: &AtomicU64,
     ) -> Result<Left, BrokerError> {
-        let worker = &context.settings.worker;
+        let (worker, part) = (&context.settings.worker, &self.parts[number]);
         let settle = Settle {
             channel: broker.channel().await?,
             publisher: outlet.publisher().await?,
@@ -169,7 +169,7 @@ impl Lane {
             Of::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
             Of::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
         };
-        let mut consumer = consume(&settle.channel, &self.queue, &prefetch).await?;
+        let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
         let mut now = limits;
         let mut again = false;
@@ -190,7 +190,7 @@ impl Lane {
             match end {
                 End::Full => {}
                 End::Lost(BrokerError::Cancelled) if again => {
-                    consumer = consume(&settle.channel, &self.queue, &prefetch).await?;
+                    consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                     again = false;
                 }
                 End::Shutdown => break Left::ToldTo,
@@ -285,8 +285,12 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
     Some((broker, outlet))
 }
 
-async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch) -> Result<Consumer, BrokerError> {
+async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {
     // Per consumer, not global: quorum queues know no global prefetch, and RabbitMQ 4 refuses it.
     channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
-    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default()).await?)
+    // The first consumer of each worker gets what comes while it can take it, so that a little traffic is a few batches and not many
+    // transactions of one. <https://www.rabbitmq.com/docs/consumer-priority>
+    let mut arguments = FieldTable::default();
+    arguments.insert("x-priority".into(), AMQPValue::LongInt(i32::try_from(number).map_or(i32::MIN, |number| -number)));
+    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?)
 }
