@@ -48,19 +48,19 @@ fn take_sql() -> String {
     let quoted = |names: &[&str]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let known = EventType::ALL.map(EventType::name);
     let tables: BTreeSet<&str> = EventType::ALL.into_iter().map(EventType::table).collect();
-    let (mut there, mut nothing) = (String::new(), String::new());
+    let (mut there, mut nothing) = (Vec::new(), Vec::new());
     for table in tables {
         let of_table = EventType::ALL.into_iter().filter(|event| event.table() == table);
         let events = quoted(&of_table.map(EventType::name).collect::<Vec<_>>());
         // All at once and in the order of their ids: to ask for each by itself takes longer than to take it.
-        there += &format!(
+        there.push(format!(
             "in_{table} AS MATERIALIZED (
                 SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT subject_id FROM taken WHERE event_type IN ({events})))
-             ), "
-        );
-        nothing += &format!(
-            "WHEN event_type IN ({events}) AND subject_id NOT IN (SELECT id FROM in_{table}) THEN 'no row of {table} has this id' "
-        );
+             )"
+        ));
+        nothing.push(format!(
+            "WHEN event_type IN ({events}) AND subject_id NOT IN (SELECT id FROM in_{table}) THEN 'no row of {table} has this id'"
+        ));
     }
     format!(
         "WITH taken AS (
@@ -68,7 +68,7 @@ fn take_sql() -> String {
             DELETE FROM outbox WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM outbox WHERE id > $2 ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING *
-         ), {there} judged AS MATERIALIZED (
+         ), {there}, judged AS MATERIALIZED (
             SELECT taken.*,
                    CASE WHEN event_type NOT IN ({known})
                         THEN 'unknown event type \"' || left(event_type, 80) || '\"; known are {list}'
@@ -87,6 +87,8 @@ fn take_sql() -> String {
          UNION ALL
          SELECT NULL, array_agg(event_id), NULL, NULL, reason, (SELECT max(id) FROM taken), clock_timestamp()
            FROM aside GROUP BY reason",
+        there = there.join(", "),
+        nothing = nothing.join(" "),
         list = known.join(", "),
         known = quoted(&known),
     )
