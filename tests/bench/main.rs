@@ -20,6 +20,7 @@ mod schedule;
 mod stage;
 mod start;
 mod statements;
+mod taking;
 mod usage;
 mod waiting;
 mod wakeups;

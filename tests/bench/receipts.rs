@@ -8,7 +8,7 @@ use crate::{
     figure::{Figure, Reach, number},
     population::{CONFIRM_RECEIPT, due_of},
     stage::{Stage, settle},
-    statements,
+    statements, taking,
 };
 
 const PACKED: &str = "drain confirm-receipt, packed";
@@ -20,7 +20,7 @@ const CPU_PACKED: &str = "CPU per effect, packed";
 const CPU_UNPACKED: &str = "CPU per effect, unpacked";
 const WAL: &str = "WAL per effect";
 
-pub const NAMES: &[&str] = &[PACKED, UNPACKED, TWO, FOUR, MEMORY, CPU_PACKED, CPU_UNPACKED, WAL];
+pub const NAMES: &[&str] = &[PACKED, UNPACKED, TWO, FOUR, MEMORY, CPU_PACKED, CPU_UNPACKED, taking::NAME, WAL];
 
 /// One of the ways to drain, round by round.
 struct Way {
@@ -60,7 +60,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let load = &CONFIRM_RECEIPT;
     let count = stage.of(150_000, 20_000);
     let shape = if wants(&[PACKED, UNPACKED]) { Some(statements::best_shape(stage, &sandbox, load, count).await?) } else { None };
-    let mut ceilings = Vec::new();
+    let (mut ceilings, mut taken) = (Vec::new(), Vec::new());
     for round in stage.rounds(usize::MAX) {
         for way in packed.iter_mut().chain(&mut unpacked).chain(&mut several) {
             let drain = Drain { load, count, each: way.each, workers: way.workers };
@@ -75,6 +75,11 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
             load.check(&sandbox, count).await?;
             stage.say("its SQL alone", round, ceiling, None, "subjects/s");
             ceilings.push(ceiling);
+        }
+        if wants(&[taking::NAME]) {
+            let round_taken = taking::round(stage, &sandbox, load.kind, count).await?;
+            stage.say(taking::NAME, round, round_taken.rate, None, "messages/s");
+            taken.push(round_taken);
         }
     }
     sandbox.remove().await?;
@@ -100,6 +105,9 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
             figures.push(Figure::beside(UNPACKED, "subjects/s", &unpacked.rates(), &ceilings, Reach::OfCeiling(0.6)));
         }
         figures.extend(cpu(CPU_UNPACKED, unpacked, count, None));
+    }
+    if !taken.is_empty() {
+        figures.extend(taking::figures(&taken));
     }
     figures.retain(|figure| NAMES.iter().any(|name| figure.name.starts_with(name) && stage.wants(name)));
     Ok(figures)

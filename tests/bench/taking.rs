@@ -1,0 +1,53 @@
+//! The broker's part of an unpacked drain: the same wake-ups, taken and acked by a bare consumer, and nothing applied. What this
+//! costs and what the SQL alone costs no worker can do without.
+
+use anyhow::{Context, Result};
+use tests::sandbox::Sandbox;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{
+    bare::Bare,
+    figure::{Figure, number},
+    stage::{Stage, settle, until_depth},
+    usage::Cpu,
+    wakeups,
+};
+
+pub const NAME: &str = "bare consumer, unpacked";
+
+/// What one round came to.
+pub struct Taken {
+    /// Messages a second.
+    pub rate: f64,
+    /// CPU seconds a message.
+    broker: f64,
+    client: f64,
+}
+
+/// Puts `count` messages of one subject each into a kind's lane and takes them out again.
+pub async fn round(stage: &Stage, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<Taken> {
+    let ids: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
+    let (broker, lane) = (sandbox.broker().await?, sandbox.settings.topology().lanes(kind).next().context("no lane")?);
+    wakeups::put(sandbox, &broker, kind, &ids, 1).await?;
+    until_depth(sandbox, &broker, &format!("due.{kind}."), count).await?;
+    settle(sandbox).await?;
+    let bare = Bare::connect(&sandbox.settings).await?;
+    let (before, began) = (Cpu::now(&stage.pair, &[])?, Instant::now());
+    bare.take(&lane, count, |_| Ok(())).await?;
+    let (took, cpu) = (began.elapsed(), Cpu::now(&stage.pair, &[])?.since(before));
+    bare.close().await?;
+    broker.close().await;
+    let each = |seconds: f64| seconds / number(count);
+    let taken = Taken { rate: number(count) / took.as_secs_f64(), broker: each(cpu.broker), client: each(cpu.own) };
+    Ok(taken)
+}
+
+pub fn figures(taken: &[Taken]) -> [Figure; 3] {
+    let of = |what: fn(&Taken) -> f64| taken.iter().map(what).collect::<Vec<_>>();
+    [
+        Figure::plain(NAME, "messages/s", of(|taken| taken.rate)),
+        Figure::plain(format!("{NAME}: broker"), "µs", of(|taken| taken.broker * 1e6)),
+        Figure::plain(format!("{NAME}: client"), "µs", of(|taken| taken.client * 1e6)),
+    ]
+}
