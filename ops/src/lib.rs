@@ -3,11 +3,13 @@
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
 
+pub mod actor;
 pub mod audit;
 pub mod dead;
 pub mod rebuild;
 pub mod rungs;
 pub mod set_aside;
+pub mod shown;
 pub mod status;
 
 /// What stopped an operator's command between the two servers.

@@ -22,6 +22,9 @@ use command::{audit, dead, rebuild, schema, set_aside, status, topology};
 struct Arguments {
     #[command(flatten)]
     common: Common,
+    /// Who you are, for the record [default: the operating system's user]
+    #[arg(long = "as", global = true, value_name = "NAME")]
+    whom: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }

@@ -27,6 +27,7 @@ impl MigratorTrait for Migrator {
             sql!("m0005_rebuild"),
             sql!("m0006_canaries"),
             sql!("m0007_heap_only"),
+            sql!("m0008_dead_letters"),
         ]
     }
 }

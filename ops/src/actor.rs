@@ -1,0 +1,71 @@
+//! Who acts: every command of an operator that changes something leaves a row in `activity` with who, why and what.
+
+use sea_orm::{ConnectionTrait, DbErr};
+use serde_json::{Value, json};
+use shared::database::statement;
+use uuid::Uuid;
+
+/// The namespace of the ids under which things without a uuid of their own stand in `activity` (UUID version 5).
+const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6163_7469_7600);
+
+/// An operator: the operating system's user, or the name given with `--as`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Actor {
+    name: String,
+}
+
+impl Actor {
+    /// Whoever runs this process, unless a name is given.
+    ///
+    /// # Errors
+    /// When there is no name by which to remember who it was.
+    pub fn new(given: Option<&str>) -> Result<Self, Nobody> {
+        let name = given.map_or_else(|| whoami::username().unwrap_or_default(), ToOwned::to_owned);
+        let name = name.trim();
+        if name.is_empty() || name.chars().any(char::is_control) { Err(Nobody) } else { Ok(Self { name: name.to_owned() }) }
+    }
+
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Records an action, in the transaction that does it. `changed` says what changed; ids and counts, never personal data.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record(
+        &self,
+        tx: &impl ConnectionTrait,
+        action: &str,
+        (subject_kind, subject): (&str, Uuid),
+        why: Option<&str>,
+        changed: Value,
+    ) -> Result<(), DbErr> {
+        let detail = json!({ "by": self.name, "why": why, "changed": changed });
+        let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail) VALUES ('staff', $1, $2, $3, $4)";
+        tx.execute_raw(statement(sql, [action.into(), subject_kind.into(), subject.into(), detail.into()])).await.map(|_| ())
+    }
+}
+
+/// The id of a thing that has only a name, like a kind or a policy.
+#[must_use]
+pub fn id_of(name: &str) -> Uuid {
+    Uuid::new_v5(&NAMESPACE, name.as_bytes())
+}
+
+/// See [`Actor::new`].
+#[derive(Debug, thiserror::Error)]
+#[error("nobody knows who you are; say it with --as NAME")]
+pub struct Nobody;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn whoever_acts_has_a_name() {
+        assert_eq!(Actor::new(Some(" lan ")).unwrap().name(), "lan");
+        assert!(Actor::new(Some("  ")).is_err() && Actor::new(Some("a\nb")).is_err());
+    }
+}

@@ -1,0 +1,28 @@
+//! How moments are shown to operators: in the time of Asia/Ho_Chi_Minh, to the second.
+
+use chrono::{DateTime, FixedOffset, Utc};
+
+/// Vietnam's time since 1975, without summer time.
+const HO_CHI_MINH: FixedOffset = FixedOffset::east_opt(7 * 3_600).unwrap();
+
+/// `2026-11-24 15:04:05 +07`.
+#[must_use]
+pub fn moment(at: DateTime<Utc>) -> String {
+    at.with_timezone(&HO_CHI_MINH).format("%Y-%m-%d %H:%M:%S +07").to_string()
+}
+
+/// [`moment`], or a dash.
+#[must_use]
+pub fn moment_or_dash(at: Option<DateTime<Utc>>) -> String {
+    at.map_or_else(|| "-".to_owned(), moment)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_those_of_ho_chi_minh_city() {
+        assert_eq!(moment("2026-11-23T17:30:00.9Z".parse().unwrap()), "2026-11-24 00:30:00 +07");
+    }
+}
