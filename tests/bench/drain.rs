@@ -14,7 +14,7 @@ use crate::{
     figure::number,
     population::{Load, due_of},
     process::Running,
-    stage::{Stage, ask, rows, settle, until, until_depth},
+    stage::{Stage, ask, rest, rows, settle, until, until_depth},
     usage::{Cpu, Memory},
     wakeups,
 };
@@ -62,6 +62,7 @@ impl Drain<'_> {
         let messages = wakeups::put(sandbox, &broker, load.kind, &ids, each).await?;
         until_depth(sandbox, &broker, &lane, messages).await?;
         settle(sandbox).await?;
+        rest(stage).await?;
 
         let wal = Wal::so_far(sandbox).await?;
         let before = Cpu::now(&stage.pair, &[])?;

@@ -12,7 +12,7 @@ use tests::{
 };
 use tokio::time::Instant;
 
-use crate::figure::shown;
+use crate::{figure::shown, usage::Cpu};
 
 /// Where reports and the processes' logs go.
 pub const FOLDER: &str = "target/bench";
@@ -82,6 +82,17 @@ pub async fn settle(sandbox: &Sandbox) -> Result<()> {
     sandbox.db.execute_unprepared("VACUUM (ANALYZE)").await?;
     sandbox.db.execute_unprepared("CHECKPOINT").await?;
     Ok(())
+}
+
+/// Waits until the broker uses less than a tenth of a core: what was published goes on being written for a while.
+pub async fn rest(stage: &Stage) -> Result<()> {
+    const LOOK: Duration = Duration::from_millis(500);
+    until("the broker has come to rest", Duration::ZERO, async || {
+        let before = Cpu::now(&stage.pair, &[])?;
+        tokio::time::sleep(LOOK).await;
+        Ok(Cpu::now(&stage.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
+    })
+    .await
 }
 
 /// One number out of the database.

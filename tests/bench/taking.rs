@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, number},
-    stage::{Stage, settle, until_depth},
+    stage::{Stage, rest, until_depth},
     usage::Cpu,
     wakeups,
 };
@@ -31,7 +31,7 @@ pub async fn round(stage: &Stage, sandbox: &Sandbox, kind: &'static str, count: 
     let (broker, lane) = (sandbox.broker().await?, sandbox.settings.topology().lanes(kind).next().context("no lane")?);
     wakeups::put(sandbox, &broker, kind, &ids, 1).await?;
     until_depth(sandbox, &broker, &format!("due.{kind}."), count).await?;
-    settle(sandbox).await?;
+    rest(stage).await?;
     let bare = Bare::connect(&sandbox.settings).await?;
     let (before, began) = (Cpu::now(&stage.pair, &[])?, Instant::now());
     bare.take(&lane, count, |_| Ok(())).await?;

@@ -2,8 +2,6 @@
 //! were gone. Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker has come to rest:
 //! what it does with a million messages just after it took or lost them is no part of their waiting.
 
-use std::time::Duration;
-
 use anyhow::{Result, ensure};
 use chrono::TimeDelta;
 use producer::Producer;
@@ -17,8 +15,7 @@ use crate::{
     figure::{Figure, Reach, median, number, shown},
     population::CONFIRM_RECEIPT,
     schedule,
-    stage::{Stage, until, until_depth},
-    usage::Cpu,
+    stage::{Stage, rest, until_depth},
     wakeups,
 };
 
@@ -34,9 +31,6 @@ const ROUNDS: usize = 2;
 const DAYS: [i64; 4] = [1, 7, 14, 30];
 /// Most of them in memory here at a time.
 const PORTION: usize = 25_000;
-
-/// How long a look at the broker's use takes.
-const LOOK: Duration = Duration::from_millis(500);
 
 /// What one phase came to, figure by figure and round by round.
 type Phase = [Vec<f64>; 3];
@@ -113,16 +107,6 @@ async fn fill(sandbox: &Sandbox, count: usize) -> Result<f64> {
     }
     bare.close().await?;
     Ok(median(rates))
-}
-
-/// Waits until the broker uses less than a tenth of a core.
-async fn rest(stage: &Stage) -> Result<()> {
-    until("the broker has come to rest", Duration::ZERO, async || {
-        let before = Cpu::now(&stage.pair, &[])?;
-        tokio::time::sleep(LOOK).await;
-        Ok(Cpu::now(&stage.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
-    })
-    .await
 }
 
 async fn empty(sandbox: &Sandbox, broker: &Broker) -> Result<()> {
