@@ -10,6 +10,7 @@ use shared::{
 pub mod audit;
 pub mod dead;
 pub mod rebuild;
+pub mod replay;
 pub mod schema;
 pub mod set_aside;
 pub mod status;

@@ -4,6 +4,7 @@
 use std::{
     fmt,
     net::SocketAddr,
+    num::NonZeroU32,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -30,6 +31,7 @@ pub struct Settings {
     pub worker: Worker,
     pub sweep: Sweep,
     pub forecast: Forecast,
+    pub dead_letters: DeadLetters,
     pub admin: Admin,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
@@ -113,6 +115,15 @@ pub struct Forecast {
     pub count_max: u32,
 }
 
+/// `dead_letters.*`
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetters {
+    /// Above so many đồng a second operator has to approve a plan.
+    pub approval_above: Option<i64>,
+    /// Letters that a run replays a second.
+    pub rate: NonZeroU32,
+}
+
 /// `admin.*`
 #[derive(Clone, Copy, Debug)]
 pub struct Admin {
@@ -175,7 +186,7 @@ impl Settings {
         );
         let amqp_url = r.secret("amqp.url", &["amqp", "amqps"]);
         let confirm_timeout_ms = millis(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
-        let arrears = Arrears { wallet_floor: wallet_floor(r) };
+        let arrears = Arrears { wallet_floor: dong_or_none(r, "arrears.wallet_floor") };
         let naming = Naming {
             prefix: prefix(r),
             shards: r.number("topology.shards", 1u16..=256),
@@ -203,6 +214,10 @@ impl Settings {
             whole_every_ms: millis(r, "sweep.whole_every_ms", 10..=30 * 24 * 60 * MINUTE_MS),
         };
         let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };
+        let dead_letters = DeadLetters {
+            approval_above: dong_or_none(r, "dead_letters.approval_above"),
+            rate: NonZeroU32::new(r.number("dead_letters.rate", 1u32..=100_000)).unwrap_or(NonZeroU32::MIN),
+        };
         let admin = Admin { listen: listen(r) };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
@@ -225,6 +240,7 @@ impl Settings {
                 worker,
                 sweep,
                 forecast,
+                dead_letters,
                 admin,
                 telemetry,
                 held,
@@ -293,16 +309,16 @@ fn prefix(r: &mut Reader) -> String {
     prefix
 }
 
-fn wallet_floor(r: &mut Reader) -> Option<i64> {
-    let text = r.text("arrears.wallet_floor");
+fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
+    let text = r.text(key);
     if text == "none" {
         return None;
     }
-    let floor = text.replace('_', "").parse().ok();
-    if floor.is_none() {
-        r.mistake("arrears.wallet_floor", format!("{text:?} is neither \"none\" nor a whole number of đồng"));
+    let amount = text.replace('_', "").parse().ok();
+    if amount.is_none() {
+        r.mistake(key, format!("{text:?} is neither \"none\" nor a whole number of đồng"));
     }
-    floor
+    amount
 }
 
 fn forecast_every(r: &mut Reader) -> Option<Duration> {

@@ -25,6 +25,7 @@ mod processes;
 mod quarantine;
 mod rebuild;
 mod receipts;
+mod replays;
 mod stage;
 mod sweep;
 mod telemetry;

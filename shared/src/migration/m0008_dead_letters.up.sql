@@ -56,10 +56,15 @@ CREATE TABLE replay_plans (
     needs_approval     boolean     NOT NULL,
     approved_by        text        CHECK (approved_by <> made_by),
     approved_at        timestamptz,
+    -- The process that runs it: whoever takes it over names another, and the one before can do nothing more.
+    run                uuid,
+    run_by             text,
     started_at         timestamptz,
-    finished_at        timestamptz,
     stopped_why        text,
-    CHECK ((approved_by IS NULL) = (approved_at IS NULL))
+    finished_at        timestamptz,
+    CHECK ((approved_by IS NULL) = (approved_at IS NULL)),
+    CHECK ((run IS NULL) = (run_by IS NULL)),
+    CHECK ((state = 'done') = (finished_at IS NOT NULL))
 );
 
 CREATE TABLE replay_plan_letters (

@@ -1,0 +1,307 @@
+//! `ops dead replay`, `approve`, `plans` and `plan`: replays, planned before they are run.
+
+use std::num::NonZeroU32;
+
+use anyhow::bail;
+use indicatif::{ProgressBar, ProgressStyle};
+use ops::{
+    actor::Actor,
+    dead::{
+        filter::Filter,
+        plan::{self, Plan, Request, Tolerance},
+        run::{Limits, Report, Run},
+        trial::Replays,
+    },
+    shown::{moment, moment_or_dash},
+};
+use sea_orm::DatabaseConnection;
+use serde_json::json;
+use shared::{
+    cli::say,
+    database::{self, Role},
+    money::Dong,
+    settings::Settings,
+};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{confirm, table, with_schema};
+
+#[derive(clap::Args)]
+#[command(after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
+                        The plan is run as it is, or refused when the rows have moved on.\n\n\
+                        Examples:\n  ops dead replay --group 3f2a91c0 --plan --why 'the constraint is gone'\n  \
+                        ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
+                        Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use.")]
+pub struct Replay {
+    #[command(flatten)]
+    filter: Filter,
+    /// Every open letter
+    #[arg(long)]
+    all: bool,
+    /// Check each letter that is found, change nothing, and keep what a replay would do
+    #[arg(long, required_unless_present = "run", requires = "why")]
+    plan: bool,
+    /// Run this plan, exactly
+    #[arg(long, value_name = "PLAN", conflicts_with_all = ["plan", "all"])]
+    run: Option<Uuid>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Plan at most so many letters, the oldest
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    limit: u32,
+    /// A run of this plan is refused when more letters than that would come to something else by then
+    #[arg(long, default_value_t = 0, value_name = "LETTERS")]
+    tolerance_letters: u32,
+    /// … or when the money differs by more than that
+    #[arg(long, default_value = "0", value_parser = dong, value_name = "ĐỒNG")]
+    tolerance_amount: i64,
+    /// Replay at most so many letters a second [default: dead_letters.rate]
+    #[arg(long)]
+    rate: Option<NonZeroU32>,
+    /// Stop after so many letters that failed or came to something else
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
+    failures_max: u32,
+    /// Stop after so many letters
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    letters_max: Option<u32>,
+    /// Stop before more than so much money is moved
+    #[arg(long, value_parser = dong, value_name = "ĐỒNG")]
+    amount_max: Option<i64>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(clap::Args)]
+#[command(after_help = "Exit codes: 0 approved, 1 refused, 2 wrong use.")]
+pub struct Approve {
+    /// The plan
+    plan: Uuid,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    why: Option<String>,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Plans {
+    /// Only this one, with what became of its letters
+    plan: Option<Uuid>,
+    /// At most so many, the newest
+    #[arg(long, default_value_t = 20)]
+    limit: u32,
+    /// Print one JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+/// `5000000`, `5.000.000` or `5.000.000 ₫`.
+fn dong(text: &str) -> Result<i64, String> {
+    let digits: String = text.trim_end_matches(['₫', 'đ']).trim().replace(['.', '_'], "");
+    digits.parse().ok().filter(|amount| *amount >= 0).ok_or_else(|| "write a number of đồng, like 5000000 or 5.000.000".to_owned())
+}
+
+pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<bool> {
+    with_schema(settings).await?.close().await?;
+    // The fleet's own sessions: what a replay changes raises its events by itself.
+    let db = database::connect(&settings.database, Role::Worker).await?;
+    let replays = Replays::new(settings);
+    match command.run {
+        Some(id) => run(&command, id, &db, &replays, settings, actor, stop).await,
+        None => make(command, &db, &replays, settings, actor).await,
+    }
+}
+
+async fn make(
+    command: Replay,
+    db: &DatabaseConnection,
+    replays: &Replays,
+    settings: &Settings,
+    actor: &Actor,
+) -> anyhow::Result<bool> {
+    if command.filter.is_empty() && !command.all {
+        bail!("say which letters, or --all; see --help");
+    }
+    let request = Request {
+        filter: command.filter,
+        why: command.why.unwrap_or_default(),
+        limit: command.limit,
+        tolerance: Tolerance { letters: command.tolerance_letters, amount: command.tolerance_amount },
+        approval_above: settings.dead_letters.approval_above,
+    };
+    let bar = bar("checked")?;
+    let plan = plan::make(db, replays, &request, actor, told(&bar)).await;
+    bar.finish_and_clear();
+    show(db, &plan?, command.json).await?;
+    Ok(true)
+}
+
+async fn run(
+    command: &Replay,
+    id: Uuid,
+    db: &DatabaseConnection,
+    replays: &Replays,
+    settings: &Settings,
+    actor: &Actor,
+    stop: &CancellationToken,
+) -> anyhow::Result<bool> {
+    let plan = plan::find(db, id).await?;
+    if plan.state != "done" && !plan.waits_for_approval() {
+        let letters: i64 = plan::tallies(db, id).await?.iter().filter(|t| t.result.is_none()).map(|t| t.letters).sum();
+        let agreed = if plan.amount > 0 {
+            let (amount, customers) = (Dong(plan.amount), plan.customers);
+            let question = format!("This takes {amount} from the wallets of {customers} customers ({letters} letters are left).");
+            confirm::typed(&question, &amount.to_string(), command.yes)?
+        } else {
+            confirm::confirmed(&format!("Replay {letters} letters? No money moves."), command.yes)?
+        };
+        if !agreed {
+            bail!("nothing is replayed");
+        }
+    }
+    let rate = command.rate.unwrap_or(settings.dead_letters.rate);
+    let limits =
+        Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
+    let (checking, running) = (bar("checked again")?, bar("replayed")?);
+    let run = Run { db, replays, actor, rate, limits, shutdown: stop };
+    let ran = run
+        .run(id, told(&checking), |report: &Report| {
+            checking.finish_and_clear();
+            running.set_length(checking.length().unwrap_or_default());
+            running.set_position(report.done().into());
+            running.set_message(format!("replayed, {}", Dong(report.amount)));
+        })
+        .await;
+    checking.finish_and_clear();
+    running.finish_and_clear();
+    let report = ran?;
+    if command.json {
+        say(&serde_json::to_string_pretty(&json!({ "plan": id, "run": report }))?);
+    } else {
+        say(&told_of(&report));
+        if report.stopped.is_some() {
+            say(&format!("the rest: ops dead replay --run {id}"));
+        }
+    }
+    Ok(report.stopped.is_none() && report.failed + report.changed == 0)
+}
+
+/// What a run came to, in words.
+fn told_of(report: &Report) -> String {
+    let Report { applied, moot, failed, changed, left, amount, stopped } = report;
+    let end = stopped.as_ref().map_or("done".to_owned(), |why| format!("stopped: {why}"));
+    format!(
+        "{applied} replayed, {} moved; {moot} moot and closed; {failed} failed; {changed} came to something else and were left; \
+         {left} were not to be replayed\n{end}",
+        Dong(*amount)
+    )
+}
+
+pub async fn approve(command: Approve, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
+    let db = with_schema(settings).await?;
+    let plan = plan::find(&db, command.plan).await?;
+    show(&db, &plan, false).await?;
+    let amount = Dong(plan.amount);
+    if !confirm::typed("Approve it?", &amount.to_string(), command.yes)? {
+        bail!("not approved");
+    }
+    let plan = plan::approve(&db, command.plan, actor, command.why.as_deref()).await?;
+    say(&format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id));
+    Ok(())
+}
+
+pub async fn plans(command: Plans, settings: &Settings) -> anyhow::Result<()> {
+    let db = with_schema(settings).await?;
+    if let Some(id) = command.plan {
+        return show(&db, &plan::find(&db, id).await?, command.json).await;
+    }
+    let plans = plan::newest(&db, command.limit).await?;
+    if command.json {
+        say(&serde_json::to_string_pretty(&plans)?);
+        return Ok(());
+    }
+    let mut table = table(["id", "made at", "by", "state", "money", "customers", "approved by", "why"]);
+    for plan in plans {
+        table.add_row([
+            plan.id.to_string(),
+            moment(plan.made_at),
+            plan.made_by.clone(),
+            plan.state.clone(),
+            Dong(plan.amount).to_string(),
+            plan.customers.to_string(),
+            approval(&plan),
+            plan.why.escape_debug().to_string(),
+        ]);
+    }
+    say(&table.to_string());
+    Ok(())
+}
+
+fn approval(plan: &Plan) -> String {
+    plan.approved_by.clone().unwrap_or_else(|| if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() })
+}
+
+/// A plan and what its letters would come to, and did.
+async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Result<()> {
+    let tallies = plan::tallies(db, plan.id).await?;
+    if as_json {
+        say(&serde_json::to_string_pretty(&json!({ "plan": plan, "letters": tallies }))?);
+        return Ok(());
+    }
+    let mut table = table(["would", "did", "letters", "money", "moved", "why"]);
+    for tally in tallies {
+        table.add_row([
+            tally.verdict,
+            tally.result.unwrap_or_else(|| "-".to_owned()),
+            tally.letters.to_string(),
+            Dong(tally.amount).to_string(),
+            Dong(tally.moved).to_string(),
+            tally.why.unwrap_or_default().escape_debug().to_string(),
+        ]);
+    }
+    let Plan { id, made_by, state, .. } = plan;
+    say(&format!("plan {id}, made by {made_by} at {}: {}\n{table}", moment(plan.made_at), plan.why.escape_debug()));
+    say(&format!("takes {} from the wallets of {} customers", Dong(plan.amount), plan.customers));
+    let Tolerance { letters, amount } = plan.tolerance();
+    say(&format!("refused when more than {letters} letters, or {}, would come to something else by then", Dong(amount)));
+    match state.as_str() {
+        "done" => say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at))),
+        _ if plan.waits_for_approval() => say(&format!("somebody other than {made_by} has to approve it: ops dead approve {id}")),
+        state => {
+            let stopped = plan.stopped_why.as_ref().map_or(String::new(), |why| format!(", {why}"));
+            say(&format!("{state}{stopped}; to run it: ops dead replay --run {id}"));
+        }
+    }
+    Ok(())
+}
+
+fn bar(what: &str) -> anyhow::Result<ProgressBar> {
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
+    Ok(ProgressBar::new(0).with_style(style).with_message(what.to_owned()))
+}
+
+fn told(bar: &ProgressBar) -> impl Fn(usize, usize) + '_ {
+    |done, of| {
+        bar.set_length(of as u64);
+        bar.set_position(done as u64);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn money_is_read_as_it_is_written() {
+        assert_eq!(dong("5.000.000 ₫"), Ok(5_000_000));
+        assert_eq!(dong("5000000"), Ok(5_000_000));
+        assert!(dong("-1").is_err() && dong("5,5").is_err() && dong("").is_err());
+    }
+}

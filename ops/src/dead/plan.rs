@@ -1,0 +1,347 @@
+//! A plan: what a replay of chosen letters would do, letter by letter, as checked against the rows of this moment and kept. Making one
+//! changes nothing but that it is there; only a plan can be run.
+
+use std::collections::{BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use futures::{StreamExt, TryStreamExt, stream};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, QueryResult, TransactionTrait};
+use serde::Serialize;
+use serde_json::json;
+use shared::database::statement;
+use uuid::Uuid;
+
+use super::{
+    filter::Filter,
+    trial::{About, Replays, Trial, Verdict},
+};
+use crate::actor::Actor;
+
+/// Letters that are tried at once.
+const AT_ONCE: usize = 4;
+
+/// What an operator asks for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    pub filter: Filter,
+    pub why: String,
+    /// Most letters; what the filter finds beyond them is not planned, and told.
+    pub limit: u32,
+    pub tolerance: Tolerance,
+    /// Above so many đồng a second operator has to approve.
+    pub approval_above: Option<i64>,
+}
+
+/// By how much what a run does may differ from what was planned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Tolerance {
+    /// Letters of which something else would become.
+    pub letters: u32,
+    /// Đồng, all differences together.
+    pub amount: i64,
+}
+
+/// A plan as it is kept.
+#[derive(Clone, Debug, PartialEq, Serialize, FromQueryResult)]
+pub struct Plan {
+    pub id: Uuid,
+    pub state: String,
+    pub made_at: DateTime<Utc>,
+    pub made_by: String,
+    pub why: String,
+    /// Đồng, in all, and from how many customers.
+    pub amount: i64,
+    pub customers: i32,
+    pub tolerance_letters: i32,
+    pub tolerance_amount: i64,
+    pub needs_approval: bool,
+    pub approved_by: Option<String>,
+    pub approved_at: Option<DateTime<Utc>>,
+    pub run_by: Option<String>,
+    pub started_at: Option<DateTime<Utc>>,
+    pub stopped_why: Option<String>,
+    pub finished_at: Option<DateTime<Utc>>,
+}
+
+impl Plan {
+    #[must_use]
+    pub fn tolerance(&self) -> Tolerance {
+        Tolerance { letters: u32::try_from(self.tolerance_letters).unwrap_or_default(), amount: self.tolerance_amount }
+    }
+
+    /// Whether a second operator still has to approve it.
+    #[must_use]
+    pub fn waits_for_approval(&self) -> bool {
+        self.needs_approval && self.approved_by.is_none()
+    }
+}
+
+/// One letter of a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub position: i32,
+    pub about: About,
+    pub verdict: Verdict,
+    pub why: Option<String>,
+    pub amount: i64,
+}
+
+/// How many letters of a plan would come to the same, and did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
+pub struct Tally {
+    pub verdict: String,
+    /// `None`: still to be done.
+    pub result: Option<String>,
+    pub why: Option<String>,
+    pub letters: i64,
+    /// Đồng as planned, and as moved.
+    pub amount: i64,
+    pub moved: i64,
+}
+
+/// Why there is no plan, or none to be approved.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("no open letter is found by this")]
+    Empty,
+    #[error("no plan has the id {0}; see `ops dead plans`")]
+    Unknown(Uuid),
+    #[error("{0} made this plan; somebody else has to approve it")]
+    OwnPlan(String),
+    #[error("it was approved by {0} already")]
+    Approved(String),
+    #[error("it has been run")]
+    Done,
+    #[error("PostgreSQL: {0}")]
+    Database(#[from] DbErr),
+}
+
+/// Checks every letter that the filter finds and keeps what it would come to. `progress` is told of each letter checked, of how many.
+///
+/// # Errors
+/// [`PlanError`]; no plan is kept then.
+pub async fn make(
+    db: &DatabaseConnection,
+    replays: &Replays,
+    request: &Request,
+    actor: &Actor,
+    progress: impl Fn(usize, usize),
+) -> Result<Plan, PlanError> {
+    let abouts = chosen(db, &request.filter, request.limit).await?;
+    if abouts.is_empty() {
+        return Err(PlanError::Empty);
+    }
+    let checked = check(db, replays, &abouts, &progress).await?;
+    let customers: BTreeSet<Uuid> = checked.iter().flat_map(|trial| trial.customers.iter().copied()).collect();
+    let amount = checked.iter().map(|trial| trial.amount).sum::<i64>();
+    let needs_approval = request.approval_above.is_some_and(|above| amount > above);
+    let tx = db.begin().await?;
+    let sql = "INSERT INTO replay_plans (made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount, needs_approval)
+               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *";
+    let row = tx
+        .query_one_raw(statement(
+            sql,
+            [
+                actor.name().into(),
+                request.why.clone().into(),
+                serde_json::to_value(&request.filter).unwrap_or_default().into(),
+                amount.into(),
+                i32::try_from(customers.len()).unwrap_or(i32::MAX).into(),
+                i32::try_from(request.tolerance.letters).unwrap_or(i32::MAX).into(),
+                request.tolerance.amount.into(),
+                needs_approval.into(),
+            ],
+        ))
+        .await?;
+    let plan = Plan::from_query_result(&row.ok_or_else(|| DbErr::RecordNotInserted)?, "")?;
+    write_lines(&tx, plan.id, &abouts, &checked).await?;
+    let changed = json!({ "letters": abouts.len(), "amount": amount, "customers": customers.len() });
+    actor.record(&tx, "replay.planned", ("replay_plan", plan.id), Some(&request.why), changed).await?;
+    tx.commit().await?;
+    Ok(plan)
+}
+
+/// What replays of these letters, one after the other, would do now. Nothing is changed.
+///
+/// # Errors
+/// When the database is away.
+pub(super) async fn check(
+    db: &DatabaseConnection,
+    replays: &Replays,
+    abouts: &[About],
+    progress: &impl Fn(usize, usize),
+) -> Result<Vec<Trial>, DbErr> {
+    let mut seen = HashMap::new();
+    let mut trials: Vec<Option<Trial>> = abouts.iter().map(|about| repeated(about, &mut seen)).collect();
+    let open: Vec<usize> = (0..abouts.len()).filter(|at| trials[*at].is_none()).collect();
+    let each = stream::iter(open).map(|at| async move { Ok::<_, DbErr>((at, replays.would(db, &abouts[at]).await?)) });
+    let mut each = std::pin::pin!(each.buffer_unordered(AT_ONCE));
+    let mut done = 0;
+    while let Some((at, trial)) = each.try_next().await? {
+        trials[at] = Some(trial);
+        done += 1;
+        progress(done, abouts.len());
+    }
+    let mut trials: Vec<Trial> = trials.into_iter().flatten().collect();
+    // Each was tried alone. Those that draw on one wallet are tried again together, as a wallet's floor may not allow them all.
+    for together in sharing(&trials) {
+        let sharers: Vec<&About> = together.iter().map(|at| &abouts[*at]).collect();
+        if let Some(again) = replays.would_all(db, &sharers).await? {
+            for (at, trial) in together.into_iter().zip(again) {
+                trials[at] = trial;
+            }
+        }
+    }
+    Ok(trials)
+}
+
+/// A second letter about the same subject has nothing to do once the first was replayed.
+fn repeated(about: &About, seen: &mut HashMap<(String, Uuid), Uuid>) -> Option<Trial> {
+    let key = (about.kind.clone()?, about.subject?);
+    let first = *seen.entry(key).or_insert(about.letter);
+    let why = Some(format!("the letter {first} is about the same"));
+    (first != about.letter).then_some(Trial { verdict: Verdict::Moot, why, amount: 0, customers: Vec::new() })
+}
+
+/// The letters, by place, that move money of the same customers.
+fn sharing(trials: &[Trial]) -> Vec<Vec<usize>> {
+    let mut of: HashMap<Uuid, Vec<usize>> = HashMap::new();
+    for (at, trial) in trials.iter().enumerate().filter(|(_, trial)| trial.amount > 0) {
+        // A replay draws on one wallet.
+        if let Some(customer) = trial.customers.first() {
+            of.entry(*customer).or_default().push(at);
+        }
+    }
+    of.into_values().filter(|letters| letters.len() > 1).collect()
+}
+
+/// The open letters that a filter finds, the oldest first.
+async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<Vec<About>, DbErr> {
+    let (condition, values) = filter.condition();
+    let sql = format!(
+        "SELECT letter.id, letter.kind, letter.subject_id, letter.wakeup_id FROM dead_letters AS letter
+          WHERE letter.state = 'open' AND ({condition})
+          ORDER BY letter.last_failed_at, letter.id LIMIT {limit}"
+    );
+    let rows = db.query_all_raw(statement(&sql, values)).await?;
+    let about = |row: &QueryResult| {
+        Ok(About {
+            letter: row.try_get("", "id")?,
+            kind: row.try_get("", "kind")?,
+            subject: row.try_get("", "subject_id")?,
+            wakeup: row.try_get("", "wakeup_id")?,
+        })
+    };
+    rows.iter().map(about).collect()
+}
+
+async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], trials: &[Trial]) -> Result<(), DbErr> {
+    let sql = "INSERT INTO replay_plan_letters (plan_id, letter_id, position, verdict, why, amount)
+               SELECT $1, letter_id, position, verdict, why, amount
+                 FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY
+                      AS line (letter_id, verdict, why, amount, position)";
+    let letters: Vec<Uuid> = abouts.iter().map(|about| about.letter).collect();
+    let verdicts: Vec<String> = trials.iter().map(|trial| trial.verdict.name().to_owned()).collect();
+    let whys: Vec<Option<String>> = trials.iter().map(|trial| trial.why.clone()).collect();
+    let amounts: Vec<i64> = trials.iter().map(|trial| trial.amount).collect();
+    tx.execute_raw(statement(sql, [plan.into(), letters.into(), verdicts.into(), whys.into(), amounts.into()])).await.map(|_| ())
+}
+
+/// The plan of this id.
+///
+/// # Errors
+/// [`PlanError::Unknown`], or the database's.
+pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<Plan, PlanError> {
+    read(db.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1", [id.into()])).await?, id)
+}
+
+/// The plan that a row holds.
+pub(super) fn read(row: Option<QueryResult>, id: Uuid) -> Result<Plan, PlanError> {
+    Ok(Plan::from_query_result(&row.ok_or(PlanError::Unknown(id))?, "")?)
+}
+
+/// The newest plans.
+///
+/// # Errors
+/// The database's.
+pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, DbErr> {
+    let sql = "SELECT * FROM replay_plans ORDER BY made_at DESC, id LIMIT $1";
+    let rows = db.query_all_raw(statement(sql, [i64::from(limit).into()])).await?;
+    rows.iter().map(|row| Plan::from_query_result(row, "")).collect()
+}
+
+/// What a plan's letters would come to, and did, the most numerous first.
+///
+/// # Errors
+/// The database's.
+pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, DbErr> {
+    let sql = "SELECT verdict, result, coalesce(result_why, why) AS why, count(*) AS letters,
+                      coalesce(sum(amount), 0)::bigint AS amount, coalesce(sum(result_amount), 0)::bigint AS moved
+                 FROM replay_plan_letters WHERE plan_id = $1
+                GROUP BY 1, 2, 3 ORDER BY letters DESC, verdict, result, why";
+    let rows = db.query_all_raw(statement(sql, [id.into()])).await?;
+    rows.iter().map(|row| Tally::from_query_result(row, "")).collect()
+}
+
+/// Of a plan's letters those that are still to be replayed or closed, in their order.
+///
+/// # Errors
+/// The database's.
+pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Line>, DbErr> {
+    let sql = "SELECT line.position, line.verdict, line.why, line.amount, line.letter_id,
+                      letter.kind, letter.subject_id, letter.wakeup_id
+                 FROM replay_plan_letters AS line JOIN dead_letters AS letter ON letter.id = line.letter_id
+                WHERE line.plan_id = $1 AND line.result IS NULL AND line.verdict IN ('applies', 'moot') ORDER BY line.position";
+    let rows = db.query_all_raw(statement(sql, [id.into()])).await?;
+    let line = |row: &QueryResult| {
+        let verdict: String = row.try_get("", "verdict")?;
+        Ok(Line {
+            position: row.try_get("", "position")?,
+            verdict: Verdict::of(&verdict).ok_or_else(|| DbErr::Type(format!("no verdict: {verdict}")))?,
+            why: row.try_get("", "why")?,
+            amount: row.try_get("", "amount")?,
+            about: About {
+                letter: row.try_get("", "letter_id")?,
+                kind: row.try_get("", "kind")?,
+                subject: row.try_get("", "subject_id")?,
+                wakeup: row.try_get("", "wakeup_id")?,
+            },
+        })
+    };
+    rows.iter().map(line).collect()
+}
+
+/// A second operator's word that a plan may be run.
+///
+/// # Errors
+/// [`PlanError`].
+pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Option<&str>) -> Result<Plan, PlanError> {
+    let tx = db.begin().await?;
+    let row = tx.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1 FOR UPDATE", [id.into()])).await?;
+    let plan = read(row, id)?;
+    if plan.state == "done" {
+        return Err(PlanError::Done);
+    }
+    if plan.made_by == actor.name() {
+        return Err(PlanError::OwnPlan(plan.made_by));
+    }
+    if let Some(approved_by) = plan.approved_by {
+        return Err(PlanError::Approved(approved_by));
+    }
+    let sql = "UPDATE replay_plans SET approved_by = $2, approved_at = now() WHERE id = $1";
+    tx.execute_raw(statement(sql, [id.into(), actor.name().into()])).await?;
+    actor.record(&tx, "replay.approved", ("replay_plan", id), why, json!({ "amount": plan.amount })).await?;
+    let plan = find(&tx, id).await?;
+    tx.commit().await?;
+    Ok(plan)
+}
+
+/// How many of these letters something else would become of than was planned, and the differences in đồng, all together.
+#[must_use]
+pub fn drift(lines: &[Line], now: &[Trial]) -> (Vec<usize>, i64) {
+    let differs = |(line, trial): &(&Line, &Trial)| line.verdict != trial.verdict || line.amount != trial.amount;
+    let changed: Vec<usize> =
+        lines.iter().zip(now).enumerate().filter(|(_, pair)| differs(pair)).map(|(at, _)| at).collect();
+    let amount = changed.iter().map(|at| (lines[*at].amount - now[*at].amount).abs()).sum();
+    (changed, amount)
+}

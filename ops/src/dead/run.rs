@@ -1,0 +1,437 @@
+//! Running a plan: letter after letter, each one transaction of the effect, the letter's state and the plan's line, together or not at
+//! all. Whatever is killed, pressed twice or started by two, a letter is applied once: its line, locked, says whether it is still to be done.
+//!
+//! A run holds its plan: an advisory lock tells that it lives, and a token in the plan, looked at in every transaction, that it has not
+//! been taken over. One transaction at a time, so that a limit in đồng is kept exactly.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
+    sqlx::{self, Postgres, pool::PoolConnection},
+};
+use serde::Serialize;
+use serde_json::json;
+use shared::{database::statement, money::Dong};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{
+    plan::{self, Line, Plan, PlanError, Tolerance, check, drift, lines_left},
+    trial::{Replays, Trial, Verdict, failed},
+};
+use crate::actor::Actor;
+
+/// The space of the advisory locks of runs: "kyha" in ASCII.
+const RUNNING: i32 = 0x6b79_6861;
+/// Differences that an error names one by one.
+const NAMED_MAX: usize = 10;
+
+/// Where a run stops by itself. The rest of the plan can be run later.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Limits {
+    /// After so many letters that failed, or came to something else than planned.
+    pub failures: Option<u32>,
+    /// After so many letters, whatever they came to.
+    pub letters: Option<u32>,
+    /// Before more than so many đồng are moved.
+    pub amount: Option<i64>,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Report {
+    pub applied: u32,
+    pub moot: u32,
+    pub failed: u32,
+    /// Came to something else than planned, and were left as they are.
+    pub changed: u32,
+    /// Planned to come to nothing, or decided by somebody else meanwhile: not touched.
+    pub left: u32,
+    /// Đồng that this run moved.
+    pub amount: i64,
+    /// Why it stopped before the end; `None`: the plan is done.
+    pub stopped: Option<String>,
+}
+
+impl Report {
+    /// Letters that a run has dealt with.
+    #[must_use]
+    pub const fn done(&self) -> u32 {
+        self.applied + self.moot + self.failed + self.changed
+    }
+}
+
+/// Why a plan is not run, or no further.
+#[derive(Debug, thiserror::Error)]
+pub enum RunError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error("this plan moves {}; somebody other than {1} has to approve it: ops dead approve {2}", Dong(*.0))]
+    NotApproved(i64, String, Uuid),
+    #[error("another process runs this plan at this moment")]
+    Running,
+    #[error("another process has taken this plan over; what this one did is in the plan")]
+    TakenOver,
+    #[error("{0}")]
+    Drifted(Box<Drift>),
+    #[error("PostgreSQL: {0}; what was done by then is in the plan, and the rest can be run again")]
+    Database(#[from] DbErr),
+}
+
+/// How far the rows have moved away from a plan.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drift {
+    pub letters: usize,
+    pub amount: i64,
+    /// Some of them, in words.
+    pub named: Vec<String>,
+    tolerance: Tolerance,
+}
+
+impl std::fmt::Display for Drift {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (letters, amount) = (self.letters, Dong(self.amount));
+        write!(f, "{letters} letters would come to something else than planned by now, {amount} apart")?;
+        let Tolerance { letters, amount } = self.tolerance;
+        write!(f, "; the plan tolerates {letters} and {}. Nothing was done: make a new plan", Dong(amount))?;
+        self.named.iter().try_for_each(|named| write!(f, "\n  {named}"))
+    }
+}
+
+/// What a run is told to do and what it tells.
+pub struct Run<'a> {
+    /// Sessions of the fleet's: what they change raises its events by itself.
+    pub db: &'a DatabaseConnection,
+    pub replays: &'a Replays,
+    pub actor: &'a Actor,
+    /// Letters a second, at most.
+    pub rate: NonZeroU32,
+    pub limits: Limits,
+    /// Stop after the letter in hand.
+    pub shutdown: &'a CancellationToken,
+}
+
+impl Run<'_> {
+    /// Runs what is left of a plan. `checked` is told of each letter that was checked again, `done` of each that is done.
+    ///
+    /// # Errors
+    /// [`RunError`].
+    pub async fn run(
+        &self,
+        id: Uuid,
+        checked: impl Fn(usize, usize),
+        mut done: impl FnMut(&Report),
+    ) -> Result<Report, RunError> {
+        let plan = plan::find(self.db, id).await?;
+        allowed(&plan)?;
+        let lock = Lock::take(self.db, id).await?.ok_or(RunError::Running)?;
+        let ran = self.locked(&plan, checked, &mut done).await;
+        lock.release().await;
+        ran
+    }
+
+    async fn locked(
+        &self,
+        plan: &Plan,
+        checked: impl Fn(usize, usize),
+        done: &mut impl FnMut(&Report),
+    ) -> Result<Report, RunError> {
+        let lines = lines_left(self.db, plan.id).await?;
+        self.preflight(plan, &lines, &checked).await?;
+        let (run, left) = self.begin(plan.id).await?;
+        let mut report = Report { left, ..Report::default() };
+        // What comes to something else at its turn is counted anew.
+        let mut drifted = Drifted { letters: 0, amount: 0 };
+        let mut pace = interval(Duration::from_secs(1) / self.rate.get());
+        pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        for line in &lines {
+            report.stopped = self.stops(&report);
+            if report.stopped.is_some() || self.shutdown.run_until_cancelled(pace.tick()).await.is_none() {
+                report.stopped.get_or_insert_with(|| format!("{} told it to stop", self.actor.name()));
+                break;
+            }
+            if let Some(why) = self.line(plan, run, line, &mut report, &mut drifted).await? {
+                report.stopped = Some(why);
+                break;
+            }
+            done(&report);
+        }
+        self.end(plan.id, run, &report).await?;
+        Ok(report)
+    }
+
+    /// Checks again what is to be done, and refuses when too much of it would come to something else.
+    async fn preflight(&self, plan: &Plan, lines: &[Line], checked: &impl Fn(usize, usize)) -> Result<(), RunError> {
+        let abouts: Vec<_> = lines.iter().map(|line| line.about.clone()).collect();
+        let now = check(self.db, self.replays, &abouts, checked).await?;
+        let (changed, amount) = drift(lines, &now);
+        let tolerance = plan.tolerance();
+        if changed.len() > tolerance.letters as usize || amount > tolerance.amount {
+            let named = changed.iter().take(NAMED_MAX).map(|at| difference(&lines[*at], &now[*at])).collect();
+            return Err(RunError::Drifted(Box::new(Drift { letters: changed.len(), amount, named, tolerance })));
+        }
+        Ok(())
+    }
+
+    /// Takes the plan over. Letters that were planned to come to nothing are left as they are; how many these are.
+    async fn begin(&self, id: Uuid) -> Result<(Uuid, u32), RunError> {
+        let run = Uuid::new_v4();
+        let tx = self.db.begin().await?;
+        let row = tx.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1 FOR UPDATE", [id.into()])).await?;
+        // It may have been run to its end, or taken back, since it was looked at.
+        allowed(&plan::read(row, id)?)?;
+        let sql = "UPDATE replay_plans SET state = 'running', run = $2, run_by = $3, started_at = coalesce(started_at, now()), stopped_why = NULL
+                    WHERE id = $1";
+        tx.execute_raw(statement(sql, [id.into(), run.into(), self.actor.name().into()])).await?;
+        let sql = "UPDATE replay_plan_letters SET result = 'left', result_why = coalesce(why, verdict), at = now()
+                    WHERE plan_id = $1 AND result IS NULL AND verdict NOT IN ('applies', 'moot')";
+        let left = tx.execute_raw(statement(sql, [id.into()])).await?.rows_affected();
+        let changed = json!({ "run": run });
+        self.actor.record(&tx, "replay.started", ("replay_plan", id), None, changed).await?;
+        tx.commit().await?;
+        Ok((run, u32::try_from(left).unwrap_or(u32::MAX)))
+    }
+
+    /// Why no other letter is begun.
+    fn stops(&self, report: &Report) -> Option<String> {
+        let failures = report.failed + report.changed;
+        if self.limits.failures.is_some_and(|most| failures >= most) {
+            return Some(format!("{failures} letters failed or came to something else, its limit"));
+        }
+        let letters = report.done();
+        (self.limits.letters == Some(letters)).then(|| format!("{letters} letters are done, its limit"))
+    }
+
+    /// One letter; why the run ends before it, if it does.
+    async fn line(
+        &self,
+        plan: &Plan,
+        run: Uuid,
+        line: &Line,
+        report: &mut Report,
+        drifted: &mut Drifted,
+    ) -> Result<Option<String>, RunError> {
+        let mut tries = 0;
+        loop {
+            let tx = self.db.begin().await?;
+            if !self.holds(&tx, plan.id, run, line).await? {
+                tx.rollback().await?;
+                return Ok(None);
+            }
+            if let Some(by) = decided(&tx, line.about.letter).await? {
+                report.left += 1;
+                self.note(&tx, plan.id, line, "left", Some(&by), 0).await?;
+                tx.commit().await?;
+                return Ok(None);
+            }
+            let trial = match self.replays.replay(&tx, &line.about).await {
+                Ok(trial) => trial,
+                Err(error) => {
+                    tx.rollback().await?;
+                    tries += 1;
+                    if self.failed(plan.id, run, line, report, error, tries).await? {
+                        return Ok(None);
+                    }
+                    continue;
+                }
+            };
+            let differs = trial.verdict != line.verdict || trial.amount != line.amount;
+            if differs && !drifted.within(plan, line, &trial) {
+                tx.rollback().await?;
+                report.changed += 1;
+                self.note_alone(plan.id, run, line, "changed", Some(&difference(line, &trial))).await?;
+                return Ok(None);
+            }
+            if let Some(most) = self.limits.amount
+                && trial.amount > 0
+                && report.amount.saturating_add(trial.amount) > most
+            {
+                tx.rollback().await?;
+                return Ok(Some(format!("{} were moved, and the next letter would exceed {}", Dong(report.amount), Dong(most))));
+            }
+            if let Err(error) = self.settle(tx, plan, line, &trial).await {
+                tries += 1;
+                if self.failed(plan.id, run, line, report, error, tries).await? {
+                    return Ok(None);
+                }
+                continue;
+            }
+            drifted.add(differs, line, &trial);
+            match trial.verdict {
+                Verdict::Applies => report.applied += 1,
+                Verdict::Moot => report.moot += 1,
+                Verdict::Waits | Verdict::Fails | Verdict::Unreadable => report.left += 1,
+            }
+            report.amount += trial.amount;
+            return Ok(None);
+        }
+    }
+
+    /// Notes a failure; `false`: it collided with others, and is to be tried again.
+    async fn failed(
+        &self,
+        plan: Uuid,
+        run: Uuid,
+        line: &Line,
+        report: &mut Report,
+        error: DbErr,
+        tries: u32,
+    ) -> Result<bool, RunError> {
+        let Some(Trial { why, .. }) = failed(error, tries)? else { return Ok(false) };
+        report.failed += 1;
+        self.note_alone(plan, run, line, "failed", why.as_deref()).await?;
+        Ok(true)
+    }
+
+    /// Whether this run still holds the plan and this letter is still to be done; both stay locked.
+    async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &Line) -> Result<bool, RunError> {
+        let sql = "SELECT run = $2 AS ours FROM replay_plans WHERE id = $1 FOR UPDATE";
+        let row = tx.query_one_raw(statement(sql, [plan.into(), run.into()])).await?;
+        if !row.is_some_and(|row| row.try_get("", "ours").unwrap_or(false)) {
+            return Err(RunError::TakenOver);
+        }
+        let sql = "SELECT FROM replay_plan_letters WHERE plan_id = $1 AND letter_id = $2 AND result IS NULL FOR UPDATE";
+        Ok(tx.query_one_raw(statement(sql, [plan.into(), line.about.letter.into()])).await?.is_some())
+    }
+
+    /// Commits a replay with its records.
+    async fn settle(&self, tx: DatabaseTransaction, plan: &Plan, line: &Line, trial: &Trial) -> Result<(), DbErr> {
+        let letter = line.about.letter;
+        let (result, state) = match trial.verdict {
+            Verdict::Applies => ("applied", Some("replayed")),
+            Verdict::Moot => ("moot", Some("resolved")),
+            Verdict::Waits | Verdict::Fails | Verdict::Unreadable => ("left", None),
+        };
+        if let Some(state) = state {
+            let sql = "UPDATE dead_letters SET state = $2, decided_at = now(), decided_by = $3, decided_why = $4 WHERE id = $1";
+            let why = match trial.verdict {
+                Verdict::Moot => format!("moot: {} (plan {})", trial.why.as_deref().unwrap_or("nothing to do"), plan.id),
+                _ => format!("{} (plan {})", plan.why, plan.id),
+            };
+            let values = [letter.into(), state.into(), self.actor.name().into(), why.clone().into()];
+            tx.execute_raw(statement(sql, values)).await?;
+            let changed = json!({ "state": state, "plan": plan.id, "amount": trial.amount });
+            let action = format!("dead_letter.{state}");
+            self.actor.record(&tx, &action, ("dead_letter", letter), Some(&why), changed).await?;
+        }
+        self.note(&tx, plan.id, line, result, trial.why.as_deref(), trial.amount).await?;
+        tx.commit().await
+    }
+
+    async fn note(
+        &self,
+        tx: &DatabaseTransaction,
+        plan: Uuid,
+        line: &Line,
+        result: &str,
+        why: Option<&str>,
+        amount: i64,
+    ) -> Result<(), DbErr> {
+        let sql = "UPDATE replay_plan_letters SET result = $3, result_why = $4, result_amount = $5, at = now()
+                    WHERE plan_id = $1 AND letter_id = $2";
+        let values = [plan.into(), line.about.letter.into(), result.into(), why.map(ToOwned::to_owned).into(), amount.into()];
+        tx.execute_raw(statement(sql, values)).await.map(|_| ())
+    }
+
+    /// Notes what became of a letter whose transaction was rolled back.
+    async fn note_alone(&self, plan: Uuid, run: Uuid, line: &Line, result: &str, why: Option<&str>) -> Result<(), RunError> {
+        let tx = self.db.begin().await?;
+        if self.holds(&tx, plan, run, line).await? {
+            self.note(&tx, plan, line, result, why, 0).await?;
+        }
+        Ok(tx.commit().await?)
+    }
+
+    /// Lets go of the plan: done, or stopped and why.
+    async fn end(&self, id: Uuid, run: Uuid, report: &Report) -> Result<(), RunError> {
+        let tx = self.db.begin().await?;
+        let sql = "UPDATE replay_plans
+                      SET state = CASE WHEN $3::text IS NULL THEN 'done' ELSE 'stopped' END, stopped_why = $3,
+                          finished_at = CASE WHEN $3::text IS NULL THEN now() END
+                    WHERE id = $1 AND run = $2";
+        let ended = tx.execute_raw(statement(sql, [id.into(), run.into(), report.stopped.clone().into()])).await?;
+        if ended.rows_affected() == 0 {
+            return Err(RunError::TakenOver);
+        }
+        let action = if report.stopped.is_none() { "replay.finished" } else { "replay.stopped" };
+        let changed = serde_json::to_value(report).unwrap_or_default();
+        self.actor.record(&tx, action, ("replay_plan", id), report.stopped.as_deref(), changed).await?;
+        Ok(tx.commit().await?)
+    }
+}
+
+/// Whether a plan may be run at all.
+fn allowed(plan: &Plan) -> Result<(), RunError> {
+    if plan.state == "done" {
+        return Err(PlanError::Done.into());
+    }
+    if plan.waits_for_approval() {
+        return Err(RunError::NotApproved(plan.amount, plan.made_by.clone(), plan.id));
+    }
+    Ok(())
+}
+
+/// Locks an open letter; who has decided what about one that is not open any more.
+async fn decided(tx: &DatabaseTransaction, letter: Uuid) -> Result<Option<String>, DbErr> {
+    let sql = "SELECT CASE WHEN state <> 'open' THEN state || ' by ' || decided_by || ': ' || decided_why END AS decided
+                 FROM dead_letters WHERE id = $1 FOR UPDATE";
+    match tx.query_one_raw(statement(sql, [letter.into()])).await? {
+        Some(row) => row.try_get("", "decided"),
+        None => Ok(Some("it is gone".to_owned())),
+    }
+}
+
+fn difference(line: &Line, now: &Trial) -> String {
+    let said = |verdict: Verdict, amount: i64, why: Option<&str>| {
+        let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
+        if amount > 0 { format!("{}, {}{why}", verdict.name(), Dong(amount)) } else { format!("{}{why}", verdict.name()) }
+    };
+    let (planned, found) = (said(line.verdict, line.amount, None), said(now.verdict, now.amount, now.why.as_deref()));
+    format!("{}: planned {planned}; now {found}", line.about.letter)
+}
+
+/// What came to something else than planned so far, and was tolerated.
+struct Drifted {
+    letters: u32,
+    amount: i64,
+}
+
+impl Drifted {
+    /// Whether one more difference is still tolerated.
+    fn within(&self, plan: &Plan, line: &Line, trial: &Trial) -> bool {
+        let tolerance = plan.tolerance();
+        let amount = self.amount.saturating_add((trial.amount - line.amount).abs());
+        self.letters < tolerance.letters && amount <= tolerance.amount
+    }
+
+    fn add(&mut self, differs: bool, line: &Line, trial: &Trial) {
+        if differs {
+            self.letters += 1;
+            self.amount = self.amount.saturating_add((trial.amount - line.amount).abs());
+        }
+    }
+}
+
+/// A run's advisory lock, which ends with its session at the latest.
+struct Lock {
+    connection: PoolConnection<Postgres>,
+}
+
+impl Lock {
+    /// `None`: somebody else has it.
+    async fn take(db: &DatabaseConnection, plan: Uuid) -> Result<Option<Self>, DbErr> {
+        let failed = |error: sqlx::Error| DbErr::Query(sea_orm::RuntimeErr::SqlxError(error.into()));
+        let mut connection = db.get_postgres_connection_pool().acquire().await.map_err(failed)?;
+        let sql = "SELECT pg_try_advisory_lock($1, hashtext($2))";
+        let taken = sqlx::query_scalar(sql).bind(RUNNING).bind(plan.to_string()).fetch_one(&mut *connection).await;
+        Ok(taken.map_err(failed)?.then_some(Self { connection }))
+    }
+
+    /// Ends the session: a pool would keep it, and the lock with it.
+    async fn release(self) {
+        use sea_orm::sqlx::Connection as _;
+        let _ = tokio::time::timeout(Duration::from_secs(5), self.connection.detach().close()).await;
+    }
+}
