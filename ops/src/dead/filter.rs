@@ -162,7 +162,11 @@ fn something(text: &str) -> Result<String, String> {
 
 fn group(text: &str) -> Result<String, String> {
     let digits = text.len() == super::groups::GROUP_ID_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
-    if digits { Ok(text.to_ascii_lowercase()) } else { Err("a group is ten hex digits, as `ops dead list --groups` shows them".to_owned()) }
+    if digits {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a group is ten hex digits, as `ops dead list --groups` shows them".to_owned())
+    }
 }
 
 #[cfg(test)]
@@ -212,7 +216,10 @@ mod tests {
     #[test]
     fn a_wrong_value_is_refused_with_what_is_right() {
         for (arguments, said) in [
-            (["--kind", "make-coffee"], "known are confirm-receipt, purge-cart-item, collect-arrears; letters of any other kind are"),
+            (
+                ["--kind", "make-coffee"],
+                "known are confirm-receipt, purge-cart-item, collect-arrears; letters of any other kind are",
+            ),
             (["--cause", " "], "it is empty"),
             (["--group", "abc"], "ten hex digits"),
             (["--since", "yesterday"], "2026-11-24"),
