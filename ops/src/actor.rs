@@ -42,9 +42,27 @@ impl Actor {
         why: Option<&str>,
         changed: Value,
     ) -> Result<(), DbErr> {
+        self.record_each(tx, action, (subject_kind, &[subject]), why, changed).await
+    }
+
+    /// The same about each of several, in one statement.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_each(
+        &self,
+        tx: &impl ConnectionTrait,
+        action: &str,
+        (subject_kind, subjects): (&str, &[Uuid]),
+        why: Option<&str>,
+        changed: Value,
+    ) -> Result<(), DbErr> {
         let detail = json!({ "by": self.name, "why": why, "changed": changed });
-        let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail) VALUES ('staff', $1, $2, $3, $4)";
-        tx.execute_raw(statement(sql, [action.into(), subject_kind.into(), subject.into(), detail.into()])).await.map(|_| ())
+        let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+                   SELECT 'staff', $1, $2, subject.id, $4 FROM unnest($3::uuid[]) WITH ORDINALITY AS subject (id, place)
+                    ORDER BY subject.place";
+        let values = [action.into(), subject_kind.into(), subjects.to_vec().into(), detail.into()];
+        tx.execute_raw(statement(sql, values)).await.map(|_| ())
     }
 }
 

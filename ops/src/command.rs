@@ -5,9 +5,12 @@ use sea_orm::DatabaseConnection;
 use shared::{
     database::{self, Role},
     settings::Settings,
+    task::Task,
+    tasks,
 };
 
 pub mod audit;
+pub mod confirm;
 pub mod dead;
 pub mod rebuild;
 pub mod replay;
@@ -15,6 +18,17 @@ pub mod schema;
 pub mod set_aside;
 pub mod status;
 pub mod topology;
+
+/// Arguments that cannot hold, found out only when the command ran: exit code 2, as for those that clap refuses.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct WrongUse(pub String);
+
+/// A kind of the list of tasks.
+fn kind(name: &str) -> Result<&'static str, String> {
+    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
+    tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
+}
 
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
     let db = database::connect(&settings.database, Role::Ops).await?;
@@ -27,7 +41,7 @@ fn table<const N: usize>(header: [&str; N]) -> Table {
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
     // What is copied from a table must not be broken over lines, however narrow the terminal.
     for (column, name) in table.column_iter_mut().zip(header) {
-        if ["id", "subject", "queue", "arguments"].contains(&name) {
+        if ["id", "subject", "group", "example", "queue", "arguments"].contains(&name) {
             column.set_constraint(ColumnConstraint::ContentWidth);
         }
     }

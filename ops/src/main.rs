@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
+use ops::actor::Actor;
 use shared::{
     cli::{self, Common},
     settings::Settings,
@@ -11,7 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 mod command;
 
-use command::{audit, dead, rebuild, schema, set_aside, status, topology};
+use command::{WrongUse, audit, dead, rebuild, schema, set_aside, status, topology};
+
+/// The exit code for wrong use; clap's own.
+const EXIT_USAGE: u8 = 2;
 
 /// Kỳ Hạn's operators' door
 #[derive(Parser)]
@@ -56,18 +60,26 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { common, command } = Arguments::parse();
+    let Arguments { common, whom, command } = Arguments::parse();
     if command.is_none() && !common.print_config {
         Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say what to do; see --help").exit();
     }
     cli::run("ops", &common, async |settings, shutdown| match command {
         None => Ok(ExitCode::SUCCESS),
-        Some(command) => run(command, settings, shutdown).await,
+        Some(command) => match run(command, settings, whom.as_deref(), shutdown).await {
+            Err(error) if error.is::<WrongUse>() => {
+                eprintln!("ops: {error:#}");
+                Ok(ExitCode::from(EXIT_USAGE))
+            }
+            done => done,
+        },
     })
     .await
 }
 
-async fn run(command: Command, settings: &Settings, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
+    // Only a command that changes something needs to know.
+    let actor = Actor::new(whom).map_err(|nobody| WrongUse(nobody.to_string()));
     let done = match command {
         Command::Status(command) => return status::status(command, settings).await,
         Command::Migrate(command) => schema::migrate(command, settings).await,
@@ -75,8 +87,8 @@ async fn run(command: Command, settings: &Settings, shutdown: CancellationToken)
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
         Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
-        Command::Dead(command) => dead::dead(command, settings, shutdown).await,
-        Command::SetAside(command) => set_aside::aside(command, settings).await,
+        Command::Dead(command) => return dead::dead(command, settings, actor).await,
+        Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };
     done.map(|()| ExitCode::SUCCESS)
 }

@@ -1,8 +1,11 @@
 //! Events that made no sense: listed, and put back into the outbox once what was wrong is put right.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
+use serde_json::json;
 use shared::database::statement;
 use uuid::Uuid;
+
+use crate::actor::Actor;
 
 /// An event set aside by the relay.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,14 +44,19 @@ pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, 
     Ok((found, all))
 }
 
-/// Puts these (or all, when there are none) back into the outbox, in one statement. How many.
+/// Puts these (or all, when there are none) back into the outbox, with a record of each. How many.
 ///
 /// # Errors
-/// The database's.
-pub async fn retry(db: &DatabaseConnection, ids: &[i64]) -> Result<u64, DbErr> {
-    let sql = "WITH back AS (DELETE FROM set_aside WHERE $1 OR id = ANY($2) RETURNING *)
-               INSERT INTO outbox (event_id, event_type, subject_id, occurred_at, data)
-               SELECT event_id, event_type, subject_id, occurred_at, data FROM back ORDER BY id";
-    let done = db.execute_raw(statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
-    Ok(done.rows_affected())
+/// The database's; nothing is put back then.
+pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Result<u64, DbErr> {
+    let sql = "WITH back AS (DELETE FROM set_aside WHERE $1 OR id = ANY($2) RETURNING *),
+               put AS (INSERT INTO outbox (event_id, event_type, subject_id, occurred_at, data)
+                       SELECT event_id, event_type, subject_id, occurred_at, data FROM back ORDER BY id)
+               SELECT event_id FROM back ORDER BY id";
+    let tx = db.begin().await?;
+    let back = tx.query_all_raw(statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
+    let events = back.iter().map(|row| row.try_get_by_index(0)).collect::<Result<Vec<Uuid>, _>>()?;
+    actor.record_each(&tx, "set_aside.retried", ("event", &events), None, json!({ "set_aside": false })).await?;
+    tx.commit().await?;
+    Ok(events.len() as u64)
 }

@@ -1,9 +1,10 @@
-//! How moments are shown to operators: in the time of Asia/Ho_Chi_Minh, to the second.
+//! How moments and texts are shown to operators: in the time of Asia/Ho_Chi_Minh, to the second; what came from outside steers no
+//! terminal.
 
 use chrono::{DateTime, FixedOffset, Utc};
 
 /// Vietnam's time since 1975, without summer time.
-const HO_CHI_MINH: FixedOffset = FixedOffset::east_opt(7 * 3_600).unwrap();
+pub const HO_CHI_MINH: FixedOffset = FixedOffset::east_opt(7 * 3_600).unwrap();
 
 /// `2026-11-24 15:04:05 +07`.
 #[must_use]
@@ -17,6 +18,19 @@ pub fn moment_or_dash(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(|| "-".to_owned(), moment)
 }
 
+/// A text from outside on one line: what does not print is escaped, so that it cannot steer the terminal that shows it.
+#[must_use]
+pub fn text(text: &str) -> String {
+    // Quotation marks print, and causes are full of them.
+    text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
+}
+
+/// [`text`], or a dash.
+#[must_use]
+pub fn text_or_dash(shown: Option<&str>) -> String {
+    shown.map_or_else(|| "-".to_owned(), text)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -24,5 +38,11 @@ mod tests {
     #[test]
     fn moments_are_those_of_ho_chi_minh_city() {
         assert_eq!(moment("2026-11-23T17:30:00.9Z".parse().unwrap()), "2026-11-24 00:30:00 +07");
+    }
+
+    #[test]
+    fn a_text_from_outside_steers_no_terminal_and_stays_readable() {
+        assert_eq!(text("«Hết hàng» of \"orders\" isn't"), "«Hết hàng» of \"orders\" isn't");
+        assert_eq!(text("\u{1b}[2J\n\u{202e}\\"), "\\u{1b}[2J\\n\\u{202e}\\\\");
     }
 }

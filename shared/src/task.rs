@@ -37,6 +37,11 @@ pub trait Task: Send + Sync {
     /// each of `asked`: `id`, `applied`, and `due_at` (null: no candidate).
     fn effect(&self, terms: &Terms<'_>) -> String;
 
+    /// SQL (`$1`: the subject's id) for what operators may see of a subject: one `jsonb`, or no row where there is no subject. It is
+    /// an object of three objects: `values`, `moments` and `money`, in đồng. Who the customer is, the product and where it is bought
+    /// are not in it (policy points 6 and 7).
+    fn shown(&self) -> &'static str;
+
     /// What `ops audit` counts to compare this kind's effects with their records, both ways.
     fn checks(&self) -> &'static [Check];
 

@@ -1,112 +1,399 @@
-//! Dead letters, first form: listed and shown without being taken, replayed without one being lost.
+//! Dead letters found, grouped and explained: an operator sees all that is meant, nothing else, and nobody's personal data.
 
-use shared::broker::Outgoing;
-use tests::fleet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use sea_orm::Value;
+use serde_json::json;
+use shared::{
+    broker::Outgoing,
+    task::{EXAMPLE_CUSTOMER, Task},
+    tasks,
+};
+use tests::sandbox::eventually;
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::{
+    letters::{Letter, json, ops},
+    stage::{QUICK, SOON, Stage, on_stage},
+};
 
-/// Orders whose receipts fail until the obstacle is removed.
-async fn die(stage: &Stage, count: usize) -> Vec<Uuid> {
-    let mut orders = Vec::new();
-    for _ in 0..count {
-        orders.push(stage.delivering().await);
-    }
-    stage.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
-    let worker = stage.worker();
-    stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-    stage.until_dead(count as u32).await;
-    worker.stop().await;
-    stage.run("ALTER TABLE orders DROP CONSTRAINT obstacle", []).await;
-    orders
+/// The ids that a list gives.
+async fn listed(stage: &Stage, arguments: &[&str]) -> BTreeSet<Uuid> {
+    let all = [&["dead", "list", "--json"][..], arguments].concat();
+    let found = json(stage, &all).await;
+    found["letters"].as_array().expect("letters").iter().map(|letter| id_of(&letter["id"])).collect()
+}
+
+fn id_of(value: &serde_json::Value) -> Uuid {
+    value.as_str().expect("a text").parse().expect("an id")
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn letters_are_listed_and_shown_and_stay_where_they_are() {
+async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() {
     on_stage(QUICK, async |stage| {
-        assert_eq!(stage.ops(&["dead", "list"]).await.expect("a list").trim(), "no dead letters");
-        let orders = die(stage, 3).await;
-        for _ in 0..3 {
-            let list = stage.ops(&["dead", "list"]).await.expect("a list");
-            assert!(list.contains("attempts-exhausted") && list.contains("confirm-receipt"), "{list}");
+        let (first, second, item) = (stage.delivering().await, stage.delivering().await, stage.in_cart().await);
+        stage.run("UPDATE orders SET code = 'BG-17' WHERE id = $1", [second.into()]).await;
+        let obstacle = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
+        let percent = Letter {
+            kind: Some("collect-arrears"),
+            subject: Some(second),
+            cause: "100% of wallet_floor",
+            group: "?% of wallet_floor",
+            // 24 November, half past midnight, in Asia/Ho_Chi_Minh.
+            failed: Some("2025-11-23T17:30:00Z"),
+            ..Letter::default()
+        };
+        let stuck = Letter {
+            kind: Some("purge-cart-item"),
+            subject: Some(item),
+            reason: "delivery-limit",
+            cause: "it's STUCK",
+            group: "it's STUCK",
+            failed: Some("2025-11-24T16:59:59Z"),
+            ..Letter::default()
+        };
+        let garbage = Letter {
+            kind: None,
+            reason: "malformed",
+            cause: "no JSON",
+            group: "no JSON",
+            failed: Some("2025-11-24T17:00:00Z"),
+            ..Letter::default()
+        };
+        let stranger = Letter { kind: Some("make-coffee"), subject: Some(first), reason: "unrouted", ..Letter::default() };
+        let decided = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
+        let (a, b, c) = (obstacle.store(stage).await, percent.store(stage).await, stuck.store(stage).await);
+        let (d, e, f) = (garbage.store(stage).await, stranger.store(stage).await, decided.store(stage).await);
+        let discard =
+            "UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'a test'
+                        WHERE id = $1";
+        stage.run(discard, [f.into()]).await;
+        let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        let group = groups["groups"].as_array().expect("groups").iter().find(|group| group["cause"] == "no JSON");
+        let group = group.expect("its group")["group"].as_str().expect("an id").to_owned();
+
+        let (ids, first, second) = ([a, b].map(|id| id.to_string()), first.to_string(), second.to_string());
+        let cases: &[(&[&str], &[Uuid])] = &[
+            (&[], &[a, b, c, d, e]),
+            (&["--state", "all"], &[a, b, c, d, e, f]),
+            (&["--state", "discarded"], &[f]),
+            (&["--state", "replayed"], &[]),
+            (&["--id", &ids[0], "--id", &ids[1]], &[a, b]),
+            (&["--kind", "confirm-receipt"], &[a]),
+            (&["--kind", "confirm-receipt", "--kind", "purge-cart-item"], &[a, c]),
+            (&["--kind", "confirm-receipt", "--reason", "malformed"], &[]),
+            (&["--reason", "delivery-limit", "--reason", "malformed"], &[c, d]),
+            (&["--subject", &first], &[a, e]),
+            (&["--subject", &second, "--kind", "collect-arrears"], &[b]),
+            (&["--order", "BG-17"], &[b]),
+            (&["--order", "bg-17"], &[]),
+            (&["--cause", "stuck"], &[c]),
+            (&["--cause", "CONSTRAINT \"obstacle\""], &[a, e]),
+            (&["--group", &group], &[d]),
+            (&["--group", "0000000000"], &[]),
+            (&["--unreadable"], &[d, e]),
+            (&["--unreadable", "--kind", "confirm-receipt"], &[]),
+            // A day is that of Asia/Ho_Chi_Minh, from its beginning to its end.
+            (&["--since", "2025-11-24", "--until", "2025-11-24"], &[b, c]),
+            (&["--since", "2025-11-25", "--until", "2025-11-25"], &[d]),
+            (&["--until", "2025-11-23"], &[a]),
+            (&["--since", "2025-11-23T17:30:00Z", "--until", "2025-11-24T23:59:59+07:00"], &[b]),
+            (&["--since", "2h"], &[e]),
+            (&["--since", "2h", "--until", "50m"], &[e]),
+            (&["--until", "2h"], &[a, b, c, d]),
+            (&["--until", "1 month"], &[a, b, c, d]),
+            // Hostile values are values.
+            (&["--cause", "%"], &[b]),
+            (&["--cause", "_"], &[b]),
+            (&["--cause", "'"], &[c]),
+            (&["--cause", "\\"], &[]),
+            (&["--cause", "%' OR true --"], &[]),
+            (&["--cause", "$1"], &[]),
+            (&["--reason", "malformed' OR 'x' = 'x"], &[]),
+            (&["--reason", "%"], &[]),
+            (&["--reason", "{malformed,unrouted}"], &[]),
+            (&["--order", "%"], &[]),
+            (&["--order", "BG-17') OR true; DROP TABLE dead_letters; --"], &[]),
+        ];
+        for (arguments, expected) in cases {
+            assert_eq!(listed(stage, arguments).await, expected.iter().copied().collect(), "{arguments:?}");
         }
-        let list = stage.ops(&["dead", "list", "--limit", "1"]).await.expect("a list");
-        assert!(list.contains("2 more"), "{list}");
-        let letters = stage.dead_letters().await;
-        let letter = letters.iter().find(|letter| letter.subject == Some(orders[0])).expect("its letter");
-        let shown = stage.ops(&["dead", "show", &letter.id.to_string()]).await.expect("a letter");
-        for said in [&orders[0].to_string(), "obstacle", "attempts     3", "routing key  confirm-receipt.0", "\\\"attempt\\\":2"]
+        for wrong in
+            [&["--kind", "make-coffee"][..], &["--id", "5f0c"], &["--since", "soon"], &["--cause", ""], &["--json", "--csv"]]
         {
+            let said = ops(stage, &[&["dead", "list"][..], wrong].concat()).await;
+            assert_eq!(said.code, 2, "{wrong:?}: {said:?}");
+        }
+        let unknown = ops(stage, &["dead", "list", "--kind", "make-coffee"]).await.err;
+        assert!(
+            unknown.contains("confirm-receipt, purge-cart-item, collect-arrears") && unknown.contains("--unreadable"),
+            "{unknown}"
+        );
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_goes_meanwhile() {
+    on_stage(QUICK, async |stage| {
+        // Mixed causes, and hundreds that failed at the same moment.
+        let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue,
+                                             routing_key, headers, body)
+                   SELECT gen_random_uuid(), (ARRAY['confirm-receipt', 'purge-cart-item', 'collect-arrears', NULL])[1 + n % 4],
+                          gen_random_uuid(), (ARRAY['malformed', 'attempts-exhausted', 'delivery-limit'])[1 + n % 3],
+                          'cause ' || n, 'cause ' || n % 7, n % 9, timestamptz '2026-01-01 00:00:00.000001Z' + (n % 40) * interval '1 us',
+                          'kyhan.dead', 'x.0', '{}', ''
+                     FROM generate_series(1, 10000) n";
+        stage.run(sql, []).await;
+        let mut seen = BTreeSet::new();
+        let (mut after, mut pages) = (None::<String>, 0);
+        loop {
+            let mut arguments = vec!["dead", "list", "--json", "--limit", "900"];
+            if let Some(after) = &after {
+                arguments.extend(["--after", after]);
+            }
+            let page = json(stage, &arguments).await;
+            for letter in page["letters"].as_array().expect("letters") {
+                assert!(seen.insert(id_of(&letter["id"])), "twice: {letter}");
+            }
+            pages += 1;
+            let Some(next) = page["next"].as_str() else { break };
+            if pages == 3 {
+                // The letter that the page ended with is decided about, and one comes that failed before all of them.
+                let last = id_of(&page["letters"].as_array().expect("letters").last().expect("one")["id"]);
+                let sql = "UPDATE dead_letters SET state = 'resolved', decided_at = now(), decided_by = 'x', decided_why = 'x' WHERE id = $1";
+                stage.run(sql, [last.into()]).await;
+                Letter { failed: Some("2025-01-01T00:00:00Z"), ..Letter::default() }.store(stage).await;
+            }
+            after = Some(next.to_owned());
+        }
+        assert_eq!((seen.len(), pages), (10_000, 12));
+
+        let table = ops(stage, &["dead", "list", "--limit", "2"]).await.out;
+        let last = table.trim_end().lines().last().expect("a line");
+        let cursor = last.strip_prefix("next page: --after ").expect("how to go on");
+        assert!(table.contains("2 of 10000 letters"), "{table}");
+        let second = ops(stage, &["dead", "list", "--limit", "10000", "--after", cursor]).await.out;
+        assert!(second.trim_end().ends_with("9998 of 10000 letters"), "no page follows the last one");
+        let csv = ops(stage, &["dead", "list", "--limit", "10000", "--csv"]).await;
+        assert_eq!((csv.out.lines().count(), csv.err.trim()), (10_001, "10000 of 10000 letters"));
+        let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        let of_groups = groups["groups"].as_array().expect("groups").iter().map(|group| group["letters"].as_i64().expect("a count"));
+        assert_eq!((of_groups.sum::<i64>(), groups["letters"].as_i64()), (10_000, Some(10_000)));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
+    on_stage(QUICK, async |stage| {
+        let mut expected = BTreeMap::new();
+        let mut add =
+            |cause: &str, standing: &str| *expected.entry((cause.to_owned(), standing.to_owned())).or_insert(0_i64) += 1;
+        for task in tasks::ALL {
+            for cause in ["lock timeout", "violates check"] {
+                let subject = Uuid::new_v4();
+                stage.run(task.examples().due, [subject.into()]).await;
+                about(stage, *task, subject, cause).await;
+                add(cause, "due");
+            }
+            about(stage, *task, Uuid::new_v4(), "lock timeout").await;
+            add("lock timeout", "gone");
+            let subject = Uuid::new_v4();
+            stage.run(task.examples().due, [subject.into()]).await;
+            stage.run(task.examples().moot, [subject.into()]).await;
+            about(stage, *task, subject, "lock timeout").await;
+            // What makes an example moot may also delete it.
+            let there = stage.ask::<bool>(&format!("SELECT EXISTS (SELECT FROM {} WHERE id = '{subject}')", task.table())).await;
+            add("lock timeout", if there { "moot" } else { "gone" });
+        }
+        let waiting = stage.delivering().await;
+        stage.run("UPDATE orders SET delivering_since = now() + interval '1 hour' WHERE id = $1", [waiting.into()]).await;
+        about(stage, tasks::find("confirm-receipt").expect("a task"), waiting, "violates check").await;
+        add("violates check", "waits");
+        let ordered = stage.in_cart().await;
+        stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), waiting.into()]).await;
+        about(stage, tasks::find("purge-cart-item").expect("a task"), ordered, "violates check").await;
+        add("violates check", "moot");
+        for (kind, subject) in
+            [(None, None), (None, Some(waiting)), (Some("confirm-receipt"), None), (Some("make-coffee"), Some(waiting))]
+        {
+            Letter { kind, subject, cause: "no JSON", group: "no JSON", ..Letter::default() }.store(stage).await;
+            add("no JSON", "unreadable");
+        }
+
+        let found = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        let mut counted = BTreeMap::new();
+        let mut ids = BTreeMap::new();
+        for group in found["groups"].as_array().expect("groups") {
+            let text = |name: &str| group[name].as_str().expect("a text").to_owned();
+            assert_eq!(counted.insert((text("cause"), text("standing")), group["letters"].as_i64().expect("a count")), None);
+            // One cause has one id, and the other way round.
+            assert_eq!(ids.entry(text("group")).or_insert(text("cause")), &text("cause"));
+        }
+        assert_eq!(counted, expected);
+        assert_eq!(ids.len(), 3);
+        let narrowed = json(stage, &["dead", "list", "--groups", "--json", "--kind", "confirm-receipt", "--cause", "lock"]).await;
+        assert_eq!(narrowed["letters"], json!(3));
+        let table = ops(stage, &["dead", "list", "--groups"]).await.out;
+        for said in ["due", "waits", "moot", "gone", "unreadable", "lock timeout"] {
+            assert!(table.contains(said), "{said}: {table}");
+        }
+    })
+    .await;
+}
+
+async fn about(stage: &Stage, task: &dyn Task, subject: Uuid, cause: &str) -> Uuid {
+    Letter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..Letter::default() }.store(stage).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn show_explains_a_letter_with_its_row_as_it_is_now() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let dues = "UPDATE orders SET goods_due = 1234567, code = 'BG-17' WHERE id = $1";
+        stage.run(dues, [order.into()]).await;
+        stage.run("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 200000)", [order.into()]).await;
+        let letter = Letter {
+            id: "5f0c1d2e-0000-4000-8000-000000000001".parse().expect("an id"),
+            subject: Some(order),
+            cause: "Execution Error\ncaused by: \u{1b}[2J\"obstacle\"",
+            headers: br#"{"traceparent":{"LongString":[48,48,45,97]}}"#,
+            ..Letter::default()
+        };
+        let id = letter.store(stage).await.to_string();
+        let shown = ops(stage, &["dead", "show", "5f0c1d2e"]).await.out;
+        for said in [
+            &id[..],
+            &order.to_string(),
+            "confirm-receipt",
+            "attempts-exhausted",
+            "Execution Error\\ncaused by: \\u{1b}[2J\"obstacle\"",
+            "worker-7",
+            "4bf92f3577b34da6a3ce929d0e0e4736",
+            "traceparent: 00-a",
+            "code                BG-17",
+            "status              delivering",
+            "goods_due           1.234.567 ₫",
+            "goods_paid          200.000 ₫",
+            "stands              due",
+            "it would apply it",
+            r#"{\"v\":1}"#,
+        ] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
-        let missing = stage.ops(&["dead", "show", &Uuid::nil().to_string()]).await.expect_err("none").to_string();
-        assert!(missing.contains("no dead letter has the id"), "{missing}");
-        tests::sandbox::eventually("all are still there", SOON, async || Ok(stage.depth("dead").await == 3)).await;
-    })
-    .await;
-}
+        assert!(!shown.contains('\u{1b}'), "no terminal is steered");
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_replayed_letter_is_a_fresh_wakeup_of_its_subject_alone() {
-    on_stage(QUICK, async |stage| {
-        let orders = die(stage, 3).await;
-        let letters = stage.dead_letters().await;
-        let letter = letters.iter().find(|letter| letter.subject == Some(orders[1])).expect("its letter");
-        let refused = stage.ops(&["dead", "replay", &letter.id.to_string(), &Uuid::nil().to_string()]).await;
-        assert!(refused.expect_err("refused").to_string().contains("nothing is replayed"));
-        let done = stage.ops(&["dead", "replay", &letter.id.to_string()]).await.expect("replayed");
-        assert!(done.contains("1 letters replayed"), "{done}");
-        let worker = stage.worker();
-        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{}'", orders[1])).await;
-        stage.until_settled().await;
-        assert_eq!(worker.stop().await.applied, 1);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'delivering'").await, 2);
-        tests::sandbox::eventually("the others stay", SOON, async || Ok(stage.depth("dead").await == 2)).await;
-
-        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
-        worker.stop().await;
-        assert_eq!(stage.depth("dead").await, 0);
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn ops_killed_while_replaying_loses_no_letter() {
-    const LETTERS: usize = 3_000;
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(3_000).await;
-        // As the broker itself would bury them: the wake-ups, in the dead-letter queue.
-        let dead = stage.topology().dead();
-        let letters =
-            orders.iter().map(|order| Outgoing { exchange: dead.clone(), ..stage.wakeup("confirm-receipt", &[*order]) });
-        stage.publish(letters.collect()).await;
-        for _ in 0..2 {
-            let before = stage.depth("due.").await;
-            let mut ops =
-                fleet::command("ops", &stage.sandbox.env, ["dead", "replay", "--all"]).expect("built").spawn().expect("started");
-            tests::sandbox::eventually("it replays", SOON, async || Ok(stage.depth("due.").await > before)).await;
-            ops.kill().await.expect("killed");
+        stage
+            .run("UPDATE orders SET status = 'received', received_at = '2026-11-24T08:04:05Z' WHERE id = $1", [order.into()])
+            .await;
+        let shown = ops(stage, &["dead", "show", &id]).await.out;
+        for said in ["status              received", "received_at         2026-11-24 15:04:05 +07", "stands              moot"] {
+            assert!(shown.contains(said), "{said}: {shown}");
         }
-        tests::sandbox::eventually("the rest is back", SOON, async || Ok(stage.depth("dead").await > 0)).await;
-        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
-        tests::sandbox::eventually("the rest is replayed", SOON, async || {
-            stage.ops(&["dead", "replay", "--all"]).await?;
-            Ok(stage.depth("dead").await == 0)
-        })
-        .await;
-        let worker = stage.worker();
-        stage.until(&format!("SELECT count(*) = {LETTERS} FROM orders WHERE status = 'received'")).await;
-        stage.until_settled().await;
-        assert_eq!(worker.stop().await.applied, LETTERS as u64);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, LETTERS as i64);
+        let told = json(stage, &["dead", "show", &id, "--json"]).await;
+        assert_eq!((&told["row"]["values"]["status"], &told["stands"]["standing"]), (&json!("received"), &json!("moot")));
+        assert_eq!((&told["letter"]["id"], &told["letter"]["body"]), (&json!(id), &json!("eyJ2IjoxfQ==")));
+
+        let twin = Letter { id: "5f0c1d2e-0000-4000-8000-000000000002".parse().expect("an id"), ..Letter::default() };
+        let twin = twin.store(stage).await.to_string();
+        let several = ops(stage, &["dead", "show", "5f0c1d2e-0000"]).await;
+        assert!(several.code == 1 && several.err.contains(&id) && several.err.contains(&twin), "{several:?}");
+        let none = ops(stage, &["dead", "show", "ffffffff"]).await;
+        assert!(none.code == 1 && none.err.contains("no dead letter's id begins with ffffffff"), "{none:?}");
+        assert_eq!(ops(stage, &["dead", "show", "5f0c"]).await.code, 2);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_no_lane_takes_is_a_letter_and_jams_nothing() {
+async fn garbage_is_shown_without_harm_and_written_out_byte_by_byte() {
+    on_stage(QUICK, async |stage| {
+        let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
+        let letter = Letter {
+            kind: None,
+            reason: "malformed",
+            cause: "no JSON",
+            headers: b"\xff no headers \x1b[2J",
+            body: &bytes,
+            ..Letter::default()
+        };
+        let id = letter.store(stage).await.to_string();
+        let file = std::env::temp_dir().join(format!("kyhan-letter-{id}"));
+        let shown = ops(stage, &["dead", "show", &id, "--bytes", &file.to_string_lossy()]).await;
+        assert_eq!(shown.code, 0, "{shown:?}");
+        let written = std::fs::read(&file).expect("a file");
+        std::fs::remove_file(&file).expect("removed");
+        assert!(written == bytes, "{} bytes are written", written.len());
+        assert!(!shown.out.contains('\u{1b}') && shown.out.contains("\\x1b[2J"), "{}", shown.out);
+        assert!(shown.out.contains("… 95904 more") && shown.out.contains("stands              unreadable"), "{}", shown.out);
+        json(stage, &["dead", "show", &id, "--json"]).await;
+        let lost = ops(stage, &["dead", "show", &id, "--bytes", "/no/such/folder/file"]).await;
+        assert!(lost.code == 1 && lost.err.contains("/no/such/folder/file"), "{lost:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
+    const SECRETS: [&str; 9] = [
+        "Trần Thị Riêng Tư",
+        "0987654321",
+        "rieng.tu@example.vn",
+        "12 Ngõ Kín",
+        "taobao/secret-ref",
+        "Áo khoác bí mật",
+        "Supplier Bí Mật",
+        "https://secret.example.cn",
+        "lời nhắn riêng",
+    ];
+    on_stage(QUICK, async |stage| {
+        let [name, phone, email, address, product_ref, product, supplier, url, message] = SECRETS;
+        let sql = "UPDATE customers SET full_name = $2, phone = $3, email = $4, address = $5 WHERE id = $1";
+        let customer: Value = EXAMPLE_CUSTOMER.into();
+        stage.run(sql, [customer, name.into(), phone.into(), email.into(), address.into()]).await;
+        let (order, other, item) = (stage.delivering().await, stage.delivering().await, stage.in_cart().await);
+        let sql = "UPDATE cart_items SET product_ref = $1, product_name = $2";
+        stage.run(sql, [product_ref.into(), product.into()]).await;
+        let sql = "INSERT INTO order_sources (order_id, supplier_name, supplier_url) SELECT id, $1, $2 FROM orders";
+        stage.run(sql, [supplier.into(), url.into()]).await;
+        let sql = "INSERT INTO order_messages (order_id, author, body) SELECT id, 'customer', $1 FROM orders";
+        stage.run(sql, [message.into()]).await;
+
+        let mut ids = Vec::new();
+        for task in tasks::ALL {
+            let subject = if task.table() == "orders" { order } else { item };
+            ids.push(about(stage, *task, subject, "violates check").await.to_string());
+        }
+        let mut answers = vec![];
+        for arguments in [&[][..], &["--json"], &["--csv"], &["--groups"], &["--groups", "--json"], &["--groups", "--csv"]] {
+            answers.push(ops(stage, &[&["dead", "list"][..], arguments].concat()).await);
+        }
+        for id in &ids {
+            answers.push(ops(stage, &["dead", "show", id]).await);
+            answers.push(ops(stage, &["dead", "show", id, "--json"]).await);
+            // It would be no claim where nothing is shown.
+            assert!(json(stage, &["dead", "show", id, "--json"]).await["row"]["moments"].is_object());
+        }
+        let other = other.to_string();
+        answers.push(ops(stage, &["dead", "repair", &ids[0], "--subject", &other, "--why", "wrong order", "--yes"]).await);
+        answers.push(ops(stage, &["dead", "discard", "--all", "--why", "a test", "--yes"]).await);
+        answers.push(ops(stage, &["dead", "discard", "--id", &ids[0], "--why", "a test", "--yes"]).await);
+        let mut texts: Vec<String> = answers.into_iter().flat_map(|said| [said.out, said.err]).collect();
+        texts.push(stage.ask::<String>("SELECT string_agg(activity::text, ' ') FROM activity").await);
+        texts.push(stage.ask::<String>("SELECT string_agg(dead_letters::text, ' ') FROM dead_letters").await);
+        let customer = EXAMPLE_CUSTOMER.to_string();
+        for text in texts {
+            for secret in SECRETS.iter().chain([&customer.as_str()]) {
+                assert!(!text.contains(secret), "{secret}: {text}");
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_that_no_lane_takes_jams_nothing() {
     on_stage(QUICK, async |stage| {
         let order = stage.delivering().await;
         let good = stage.wakeup("confirm-receipt", &[order]);
@@ -118,9 +405,7 @@ async fn a_message_that_no_lane_takes_is_a_letter_and_jams_nothing() {
         let worker = stage.worker();
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        tests::sandbox::eventually("the stray message is kept", SOON, async || Ok(stage.depth("unrouted").await == 1)).await;
-        let list = stage.ops(&["dead", "list"]).await.expect("a list");
-        assert!(list.contains("unrouted") && list.contains("make-coffee.0"), "{list}");
+        eventually("the stray message is kept", SOON, async || Ok(stage.depth("unrouted").await == 1)).await;
     })
     .await;
 }

@@ -75,9 +75,9 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", Some(culprit)));
         assert!(letters[0].cause.contains("quarantine"), "{}", letters[0].cause);
 
-        // Once what hung is mended, a replay applies it.
+        // Once what hung is mended, a fresh wake-up applies it.
         stage.run("DROP TRIGGER hang ON orders", []).await;
-        stage.ops(&["dead", "replay", "--all"]).await.expect("replayed");
+        stage.publish(vec![stage.wakeup("confirm-receipt", &[culprit])]).await;
         let worker = stage.worker();
         stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         worker.stop().await;

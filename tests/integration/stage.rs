@@ -5,13 +5,14 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 use futures::FutureExt;
 use lapin::{
     ExchangeKind,
-    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 use sea_orm::{ConnectionTrait, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
+    dead_letter::DeadLetter,
     health::Health,
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
@@ -259,12 +260,21 @@ impl Stage {
         broker.close().await;
     }
 
-    /// Every dead letter; they stay where they are.
-    pub async fn dead_letters(&self) -> Vec<shared::dead_letter::DeadLetter> {
-        let reader = ops::dead::Reader::open(self.settings()).await.expect("a reader");
-        let held = reader.take(usize::MAX).await.expect("letters");
-        let letters = held.iter().map(|held| held.letter.clone()).collect();
-        reader.close().await;
+    /// Every dead letter in the broker's queues; they stay where they are.
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let broker = self.sandbox.broker().await.expect("a broker");
+        let channel = broker.channel().await.expect("a channel");
+        let mut letters = Vec::new();
+        for (queue, unrouted) in [(self.topology().dead(), false), (self.topology().unrouted(), true)] {
+            while let Some(got) =
+                channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: false }).await.expect("an answer")
+            {
+                let delivery = got.delivery;
+                letters.push(DeadLetter::read(unrouted, delivery.routing_key.as_str(), &delivery.properties, delivery.data));
+            }
+        }
+        shared::broker::close_channel(&channel).await;
+        broker.close().await;
         letters
     }
 

@@ -2,10 +2,10 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use ops::set_aside;
+use ops::{actor::Actor, set_aside};
 use shared::{cli::say, settings::Settings};
 
-use super::{table, with_schema};
+use super::{WrongUse, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum SetAside {
@@ -26,7 +26,7 @@ pub enum SetAside {
     },
 }
 
-pub async fn aside(command: SetAside, settings: &Settings) -> anyhow::Result<()> {
+pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
     const NAME_SHOWN: usize = 80;
     let db = with_schema(settings).await?;
     match command {
@@ -54,7 +54,7 @@ pub async fn aside(command: SetAside, settings: &Settings) -> anyhow::Result<()>
             }
         }
         SetAside::Retry { ids, .. } => {
-            let back = set_aside::retry(&db, &ids).await?;
+            let back = set_aside::retry(&db, &actor?, &ids).await?;
             if back < ids.len() as u64 {
                 bail!("{back} events are back in the outbox; the other ids are not set aside: see `ops set-aside list`");
             }

@@ -7,6 +7,8 @@ use crate::{
     task::{Check, Examples, Task, Terms, locked},
 };
 
+use super::order;
+
 pub struct CollectArrears;
 
 impl Task for CollectArrears {
@@ -181,6 +183,10 @@ impl Task for CollectArrears {
             wants_shipped = terms.wants(EventType::OrderShipped),
             wants_received = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    fn shown(&self) -> &'static str {
+        order::SHOWN
     }
 
     /// An effect and its records have the same moment, that of their transaction.

@@ -6,6 +6,8 @@ use crate::{
     task::{Check, Examples, Task, Terms},
 };
 
+use super::order;
+
 pub struct ConfirmReceipt;
 
 impl Task for ConfirmReceipt {
@@ -42,6 +44,10 @@ impl Task for ConfirmReceipt {
             )",
             wanted = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    fn shown(&self) -> &'static str {
+        order::SHOWN
     }
 
     fn checks(&self) -> &'static [Check] {

@@ -42,6 +42,14 @@ impl Task for PurgeCartItem {
         .to_owned()
     }
 
+    fn shown(&self) -> &'static str {
+        "SELECT jsonb_build_object(
+                    'values', jsonb_build_object('quantity', quantity, 'order_id', order_id),
+                    'moments', jsonb_build_object('added_at', added_at),
+                    'money', '{}'::jsonb)
+           FROM cart_items WHERE id = $1"
+    }
+
     fn checks(&self) -> &'static [Check] {
         &[
             Check {

@@ -1,0 +1,209 @@
+//! `ops dead show`: one letter explained. What came from outside is escaped, and of the row only what its task lets operators see.
+
+use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, bail};
+use chrono::{DateTime, Utc};
+use console::style;
+use lapin::types::{AMQPValue, FieldTable};
+use ops::{
+    dead::{IdPrefix, Letter, Standing, Stands, letter, subject},
+    shown,
+};
+use sea_orm::DatabaseConnection;
+use serde_json::{Value, json};
+use shared::{cli::say, money::Dong, settings::Settings, task::Task, tasks};
+
+/// How many of the original bytes are shown; `--bytes` writes them all.
+const BYTES_SHOWN: usize = 4_096;
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  ops dead show 5f0c1d2e
+  ops dead show 5f0c1d2e --bytes message.bin
+  ops dead show 5f0c1d2e-… --json
+
+In JSON the original bytes are base64, and times RFC 3339, in UTC.
+
+Exit codes: 0 done, 1 failed or no such letter, 2 wrong use.")]
+pub struct Show {
+    /// The letter's id, or the first eight digits of it or more
+    id: IdPrefix,
+    /// Write the original bytes, all of them, into this file
+    #[arg(long, value_name = "FILE")]
+    bytes: Option<PathBuf>,
+    /// One JSON document
+    #[arg(long)]
+    json: bool,
+}
+
+pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let id = letter::named(db, &command.id).await?;
+    let Some(letter) = letter::by_id(db, id).await? else { bail!("the letter {id} is gone") };
+    let Some(stands) = subject::stands(db, &settings.policy, id).await? else { bail!("the letter {id} is gone") };
+    let task = letter.summary.kind.as_deref().and_then(tasks::find);
+    let row = match (task, letter.summary.subject_id) {
+        (Some(task), Some(id)) => subject::seen(db, task, id).await?,
+        _ => None,
+    };
+    let replay = what_a_replay_would_do(db, settings, &letter, stands).await?;
+    if command.json {
+        say(&serde_json::to_string_pretty(&json!({ "letter": letter, "stands": stands, "row": row, "replay": replay }))?);
+    } else {
+        say(&explained(&letter, task, stands, row.as_ref(), &replay)?);
+    }
+    if let Some(path) = command.bytes {
+        std::fs::write(&path, &letter.body).with_context(|| path.display().to_string())?;
+        if !command.json {
+            say(&format!("\n{} bytes written to {}", letter.body.len(), path.display()));
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What a replay of this letter would do now, in a sentence.
+///
+/// TRIAL: told from how the row stands, until the trial (the task's own statements, rolled back) is called here. It says what would
+/// fail, and how much money would move.
+#[expect(clippy::unused_async, reason = "the trial asks the database")]
+async fn what_a_replay_would_do(
+    _db: &DatabaseConnection,
+    _settings: &Settings,
+    letter: &Letter,
+    stands: Stands,
+) -> anyhow::Result<String> {
+    if letter.summary.state != "open" {
+        return Ok("nothing: only an open letter is replayed".to_owned());
+    }
+    Ok(match stands.standing {
+        Standing::Due => "it would apply it, if nothing fails: it is due",
+        Standing::Waits => "nothing yet: it is not due",
+        Standing::Moot => "nothing: there is nothing to do about the row any more",
+        Standing::Gone => "nothing: there is no such row",
+        Standing::Unreadable => "nothing: nobody knows what it was to do; see `ops dead repair`",
+    }
+    .to_owned())
+}
+
+fn explained(
+    letter: &Letter,
+    task: Option<&dyn Task>,
+    stands: Stands,
+    row: Option<&Value>,
+    replay: &str,
+) -> Result<String, std::fmt::Error> {
+    let summary = &letter.summary;
+    let mut text = String::new();
+    line(&mut text, "letter", &summary.id)?;
+    line(&mut text, "state", &summary.state)?;
+    if let (Some(by), Some(why)) = (&summary.decided_by, &summary.decided_why) {
+        let at = shown::moment_or_dash(summary.decided_at);
+        line(&mut text, "decided", &format!("{at}, by {}: {}", shown::text(by), shown::text(why)))?;
+    }
+    if let Some(id) = letter.repaired_from {
+        line(&mut text, "repaired from", &id)?;
+    }
+    if let Some(id) = letter.repaired_as {
+        line(&mut text, "repaired as", &id)?;
+    }
+    for plan in &letter.plans {
+        let result = plan.result.as_deref().map_or("not run".to_owned(), |result| format!("came to: {result}"));
+        let (id, state, verdict) = (plan.plan_id, &plan.plan_state, &plan.verdict);
+        line(&mut text, "plan", &format!("{id} ({state}): checked: {verdict}; {result} {}", shown::moment_or_dash(plan.at)))?;
+    }
+
+    heading(&mut text, "What it was to do")?;
+    line(&mut text, "kind", &shown::text_or_dash(summary.kind.as_deref()))?;
+    line(&mut text, "subject", &summary.subject_id.map_or("-".to_owned(), |id| id.to_string()))?;
+    line(&mut text, "wake-up", &letter.wakeup_id.map_or("-".to_owned(), |id| id.to_string()))?;
+
+    heading(&mut text, "What went wrong")?;
+    line(&mut text, "reason", &shown::text(&summary.reason))?;
+    line(&mut text, "cause", &shown::text(&summary.cause))?;
+    line(&mut text, "group", &summary.group)?;
+    line(&mut text, "attempts", &summary.attempts)?;
+    line(&mut text, "first failed", &shown::moment_or_dash(summary.first_failed_at))?;
+    line(&mut text, "last failed", &shown::moment(summary.last_failed_at))?;
+    line(&mut text, "stored", &shown::moment(letter.stored_at))?;
+    line(&mut text, "worker", &shown::text_or_dash(letter.worker.as_deref()))?;
+    line(&mut text, "trace", &shown::text_or_dash(letter.trace_id.as_deref()))?;
+
+    heading(&mut text, "The row now")?;
+    if let (Some(task), Some(row)) = (task, row) {
+        line(&mut text, "table", &task.table())?;
+        fields(&mut text, row, "values", |value| value.as_str().map_or_else(|| value.to_string(), shown::text))?;
+        fields(&mut text, row, "moments", moment)?;
+        fields(&mut text, row, "money", |value| value.as_i64().map_or_else(|| value.to_string(), |dong| Dong(dong).to_string()))?;
+    }
+    line(&mut text, "stands", &stands.standing.name())?;
+    line(&mut text, "due", &shown::moment_or_dash(stands.due_at))?;
+    line(&mut text, "a replay", &replay)?;
+
+    heading(&mut text, "The message")?;
+    line(&mut text, "queue", &shown::text(&letter.queue))?;
+    line(&mut text, "routing key", &shown::text(&letter.routing_key))?;
+    headers(&mut text, &letter.headers)?;
+    line(&mut text, "bytes", &letter.body.len())?;
+    writeln!(text, "{}", letter.body[..letter.body.len().min(BYTES_SHOWN)].escape_ascii())?;
+    if letter.body.len() > BYTES_SHOWN {
+        writeln!(text, "… {} more; --bytes FILE writes them all", letter.body.len() - BYTES_SHOWN)?;
+    }
+    Ok(text)
+}
+
+fn heading(text: &mut String, heading: &str) -> std::fmt::Result {
+    writeln!(text, "\n{}", style(heading).bold())
+}
+
+fn line(text: &mut String, name: &str, value: &impl std::fmt::Display) -> std::fmt::Result {
+    writeln!(text, "{name:<20}{value}")
+}
+
+/// One of the objects of [`Task::shown`].
+fn fields(text: &mut String, row: &Value, part: &str, shown: impl Fn(&Value) -> String) -> std::fmt::Result {
+    for (name, value) in row.get(part).and_then(Value::as_object).into_iter().flatten() {
+        line(text, name, &if value.is_null() { "-".to_owned() } else { shown(value) })?;
+    }
+    Ok(())
+}
+
+/// A moment of PostgreSQL; `infinity` and such as it writes them.
+fn moment(value: &Value) -> String {
+    let text = value.as_str().unwrap_or_default();
+    text.parse::<DateTime<Utc>>().map_or_else(|_| text.to_owned(), shown::moment)
+}
+
+fn headers(text: &mut String, headers: &[u8]) -> std::fmt::Result {
+    if let Ok(table) = serde_json::from_slice::<FieldTable>(headers) {
+        for (name, value) in table.inner() {
+            line(text, "header", &format!("{}: {}", shown::text(name.as_str()), header(value)))?;
+        }
+    } else {
+        line(text, "headers", &headers.escape_ascii())?;
+    }
+    Ok(())
+}
+
+/// A header's value, as text where it is one.
+fn header(value: &AMQPValue) -> String {
+    match value {
+        AMQPValue::LongString(text) => {
+            let bytes = text.as_bytes();
+            str::from_utf8(bytes).map_or_else(|_| bytes.escape_ascii().to_string(), shown::text)
+        }
+        AMQPValue::ShortString(text) => shown::text(text.as_str()),
+        AMQPValue::ByteArray(bytes) => bytes.as_slice().escape_ascii().to_string(),
+        AMQPValue::FieldArray(values) => {
+            format!("[{}]", values.as_slice().iter().map(header).collect::<Vec<_>>().join(", "))
+        }
+        AMQPValue::FieldTable(table) => {
+            let entries = table.inner().iter().map(|(name, value)| format!("{}: {}", shown::text(name.as_str()), header(value)));
+            format!("{{{}}}", entries.collect::<Vec<_>>().join(", "))
+        }
+        AMQPValue::Boolean(value) => value.to_string(),
+        AMQPValue::LongLongInt(value) => value.to_string(),
+        AMQPValue::LongInt(value) => value.to_string(),
+        other => format!("{other:?}"),
+    }
+}

@@ -1,0 +1,243 @@
+//! Which letters are meant: the options of every command on dead letters, and the SQL that finds them. What an operator types is
+//! bound as a parameter and never becomes SQL.
+
+use sea_orm::Value;
+use serde::{Deserialize, Serialize};
+use shared::tasks;
+use uuid::Uuid;
+
+use super::{groups::GROUP_ID, moment::Moment};
+
+/// Chooses dead letters: every option narrows the choice, and of one that is repeated any value does. It is kept as JSON with a
+/// plan, so names of fields never change.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "Which letters")]
+pub struct Filter {
+    /// The letter of this id (repeatable)
+    #[arg(long = "id", value_name = "ID")]
+    pub ids: Vec<Uuid>,
+    /// Letters of this kind (repeatable)
+    #[arg(long = "kind", value_name = "KIND", value_parser = known_kind)]
+    pub kinds: Vec<String>,
+    /// Letters that died for this reason: malformed, attempts-exhausted, delivery-limit, unrouted, … (repeatable)
+    #[arg(long = "reason", value_name = "REASON", value_parser = something)]
+    pub reasons: Vec<String>,
+    /// Letters about the row of this id (repeatable)
+    #[arg(long = "subject", value_name = "UUID")]
+    pub subjects: Vec<Uuid>,
+    /// Letters about the order of this code (repeatable)
+    #[arg(long = "order", value_name = "CODE", value_parser = something)]
+    pub orders: Vec<String>,
+    /// Letters whose cause contains this text, in upper or lower case
+    #[arg(long, value_name = "TEXT", value_parser = something)]
+    pub cause: Option<String>,
+    /// Letters of this group of causes, as `ops dead list --groups` shows it (repeatable)
+    #[arg(long = "group", value_name = "GROUP", value_parser = group)]
+    pub groups: Vec<String>,
+    /// Letters that last failed then or later: a moment (RFC 3339), a day in Asia/Ho_Chi_Minh (2026-11-24), or so long ago (2h, 3d)
+    #[arg(long, value_name = "WHEN")]
+    pub since: Option<Moment>,
+    /// Letters that last failed before that; of a day, before its end
+    #[arg(long, value_name = "WHEN")]
+    pub until: Option<Moment>,
+    /// Letters of this state
+    #[arg(long, value_enum, default_value_t)]
+    pub state: State,
+    /// Letters of which nobody knows what they were to do: without a kind or a subject, or of an unknown kind
+    #[arg(long)]
+    pub unreadable: bool,
+}
+
+/// What became of letters, as far as a filter asks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Nothing yet
+    #[default]
+    Open,
+    /// A replay applied them
+    Replayed,
+    /// There was nothing to do any more, or a repaired letter took their place
+    Resolved,
+    /// An operator gave a reason
+    Discarded,
+    /// Any of these
+    All,
+}
+
+impl State {
+    /// The name in the table; `None` for any.
+    #[must_use]
+    pub const fn name(self) -> Option<&'static str> {
+        match self {
+            Self::Open => Some("open"),
+            Self::Replayed => Some("replayed"),
+            Self::Resolved => Some("resolved"),
+            Self::Discarded => Some("discarded"),
+            Self::All => None,
+        }
+    }
+}
+
+impl Filter {
+    /// Whether it chooses by nothing but the state.
+    #[must_use]
+    pub fn names_nothing(&self) -> bool {
+        *self == Self { state: self.state, ..Self::default() }
+    }
+
+    /// The SQL condition on a row of `dead_letters` under the alias `letter`, and the values of its parameters `$1…`. The caller's
+    /// own parameters follow them.
+    #[must_use]
+    pub fn condition(&self) -> (String, Vec<Value>) {
+        let mut all = Conjunction::default();
+        if !self.ids.is_empty() {
+            all.and("letter.id = ANY(?)", self.ids.clone());
+        }
+        if !self.kinds.is_empty() {
+            all.and("letter.kind = ANY(?)", self.kinds.clone());
+        }
+        if !self.reasons.is_empty() {
+            all.and("letter.reason = ANY(?)", self.reasons.clone());
+        }
+        if !self.subjects.is_empty() {
+            all.and("letter.subject_id = ANY(?)", self.subjects.clone());
+        }
+        if !self.orders.is_empty() {
+            all.and("letter.subject_id IN (SELECT id FROM orders WHERE code = ANY(?))", self.orders.clone());
+        }
+        if let Some(cause) = &self.cause {
+            // No pattern, so nothing in it is a wildcard.
+            all.and("strpos(lower(letter.cause), lower(?)) > 0", cause.clone());
+        }
+        if !self.groups.is_empty() {
+            all.and(&format!("{GROUP_ID} = ANY(?)"), self.groups.clone());
+        }
+        if let Some(since) = &self.since {
+            let (moment, value) = since.begins();
+            all.and(&format!("letter.last_failed_at >= {moment}"), value);
+        }
+        if let Some(until) = &self.until {
+            let (moment, value) = until.ends();
+            all.and(&format!("letter.last_failed_at < {moment}"), value);
+        }
+        if let Some(state) = self.state.name() {
+            // A literal, not a parameter: the index of open letters needs to see that these are.
+            all.clauses.push(format!("letter.state = '{state}'"));
+        }
+        if self.unreadable {
+            let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
+            all.and("(letter.kind IS NULL OR letter.subject_id IS NULL OR letter.kind <> ALL(?))", kinds);
+        }
+        if all.clauses.is_empty() { ("true".to_owned(), all.values) } else { (all.clauses.join(" AND "), all.values) }
+    }
+}
+
+#[derive(Default)]
+struct Conjunction {
+    clauses: Vec<String>,
+    values: Vec<Value>,
+}
+
+impl Conjunction {
+    /// Adds a clause, whose `?` stands for a value.
+    fn and(&mut self, clause: &str, value: impl Into<Value>) {
+        self.values.push(value.into());
+        self.clauses.push(clause.replace('?', &format!("${}", self.values.len())));
+    }
+}
+
+fn known_kind(name: &str) -> Result<String, String> {
+    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
+    let task = tasks::find(name);
+    task.map(|task| task.kind().to_owned())
+        .ok_or_else(|| format!("known are {}; letters of any other kind are found with --unreadable", known()))
+}
+
+/// A text that chooses something: an empty one would choose by nothing without saying so.
+fn something(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+}
+
+fn group(text: &str) -> Result<String, String> {
+    let digits = text.len() == super::groups::GROUP_ID_DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    if digits {
+        Ok(text.to_ascii_lowercase())
+    } else {
+        Err("a group is ten hex digits, as `ops dead list --groups` shows them".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Debug, Parser)]
+    struct Command {
+        #[command(flatten)]
+        filter: Filter,
+    }
+
+    fn filter(arguments: &[&str]) -> Result<Filter, String> {
+        let arguments = std::iter::once("ops").chain(arguments.iter().copied());
+        Command::try_parse_from(arguments).map(|command| command.filter).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_typed_is_all_open_letters_and_names_nothing() {
+        let none = filter(&[]).unwrap();
+        assert!(none.names_nothing() && none == Filter::default());
+        assert_eq!(none.condition(), ("letter.state = 'open'".to_owned(), vec![]));
+        assert!(filter(&["--state", "all"]).unwrap().names_nothing());
+        assert_eq!(filter(&["--state", "all"]).unwrap().condition().0, "true");
+        assert!(!filter(&["--unreadable"]).unwrap().names_nothing());
+    }
+
+    #[test]
+    fn parameters_are_numbered_in_the_order_of_their_values() {
+        let chosen = filter(&["--reason", "malformed", "--kind", "confirm-receipt", "--cause", "a?b", "--since", "2h"]).unwrap();
+        let (sql, values) = chosen.condition();
+        for (at, value) in ["letter.kind = ANY($1)", "letter.reason = ANY($2)", "lower($3)", ">= now() - $4"].iter().enumerate() {
+            assert!(sql.contains(value), "{at}: {sql}");
+        }
+        assert_eq!(values.len(), 4);
+    }
+
+    #[test]
+    fn what_is_typed_never_becomes_sql() {
+        let hostile = "'); DROP TABLE orders; --?$1";
+        let chosen = filter(&["--cause", hostile, "--reason", hostile, "--order", hostile]).unwrap();
+        assert!(!chosen.condition().0.contains("DROP"));
+    }
+
+    #[test]
+    fn a_wrong_value_is_refused_with_what_is_right() {
+        for (arguments, said) in [
+            (
+                ["--kind", "make-coffee"],
+                "known are confirm-receipt, purge-cart-item, collect-arrears; letters of any other kind are",
+            ),
+            (["--cause", " "], "it is empty"),
+            (["--group", "abc"], "ten hex digits"),
+            (["--since", "yesterday"], "2026-11-24"),
+            (["--subject", "7"], "invalid value"),
+            (["--state", "closed"], "open"),
+        ] {
+            let refused = filter(&arguments).unwrap_err();
+            assert!(refused.contains(said), "{arguments:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn a_filter_is_the_same_after_json() {
+        let id = Uuid::from_u128(7).to_string();
+        let arguments = ["--id", &id, "--since", "2026-11-24", "--until", "3d", "--state", "discarded", "--group", "00AAff1122"];
+        let chosen = filter(&arguments).unwrap();
+        let json = serde_json::to_string(&chosen).unwrap();
+        assert_eq!(serde_json::from_str::<Filter>(&json).unwrap(), chosen, "{json}");
+        assert_eq!(serde_json::from_str::<Filter>("{}").unwrap(), Filter::default());
+    }
+}

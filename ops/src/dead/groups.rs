@@ -1,0 +1,91 @@
+//! Letters counted by what killed them and by how their rows stand now: what is one fault, and what a replay would still do about it.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult};
+use serde::Serialize;
+use shared::{database::statement, policy::Policy};
+use uuid::Uuid;
+
+use super::{
+    filter::Filter,
+    subject::{Standing, standings},
+};
+
+/// SQL for the short stable id of the group that a `letter` belongs to.
+pub(super) const GROUP_ID: &str = "left(encode(sha256(convert_to(letter.cause_group, 'UTF8')), 'hex'), 10)";
+/// How long those ids are.
+pub(super) const GROUP_ID_DIGITS: usize = 10;
+
+/// Letters of one cause whose rows stand alike.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Group {
+    /// For `--group`. The same cause has one id, however its letters' rows stand.
+    pub group: String,
+    /// The cause, without what differs from letter to letter.
+    pub cause: String,
+    pub standing: Standing,
+    pub letters: i64,
+    /// Some of their kinds and reasons: all there are, but for forged ones.
+    pub kinds: Vec<String>,
+    pub reasons: Vec<String>,
+    pub first_failed_at: DateTime<Utc>,
+    pub last_failed_at: DateTime<Utc>,
+    /// The letter that failed last.
+    pub example: Uuid,
+}
+
+/// The first of them, and how many there are.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Groups {
+    pub groups: Vec<Group>,
+    /// Groups there are, those not in `groups` too.
+    pub all: i64,
+    /// Letters in all of them.
+    pub letters: i64,
+}
+
+/// Groups the chosen letters, the cause with most letters first; at most `most` groups.
+///
+/// # Errors
+/// The database's.
+pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter, most: u32) -> Result<Groups, DbErr> {
+    let (with, mut values) = standings(policy, filter);
+    values.push(i64::from(most).into());
+    let sql = format!(
+        "WITH {with}, grouped AS (
+            SELECT letter.cause_group, {GROUP_ID} AS id, standing.standing, count(*) AS letters,
+                   coalesce((array_agg(DISTINCT letter.kind) FILTER (WHERE letter.kind IS NOT NULL))[1:5], '{{}}') AS kinds,
+                   (array_agg(DISTINCT letter.reason))[1:5] AS reasons,
+                   min(coalesce(letter.first_failed_at, letter.last_failed_at)) AS first_failed_at,
+                   max(letter.last_failed_at) AS last_failed_at,
+                   (array_agg(letter.id ORDER BY letter.last_failed_at DESC, letter.id))[1] AS example
+              FROM letter JOIN standing ON standing.id = letter.id
+             GROUP BY letter.cause_group, standing.standing
+        )
+        SELECT grouped.*, count(*) OVER () AS all_groups, (sum(letters) OVER ())::bigint AS all_letters
+          FROM grouped
+         ORDER BY sum(letters) OVER (PARTITION BY cause_group) DESC, id, letters DESC, standing LIMIT ${limit}",
+        limit = values.len(),
+    );
+    let mut found = Groups::default();
+    for row in db.query_all_raw(statement(&sql, values)).await? {
+        found.all = row.try_get("", "all_groups")?;
+        found.letters = row.try_get("", "all_letters")?;
+        found.groups.push(read(&row)?);
+    }
+    Ok(found)
+}
+
+fn read(row: &QueryResult) -> Result<Group, DbErr> {
+    Ok(Group {
+        group: row.try_get("", "id")?,
+        cause: row.try_get("", "cause_group")?,
+        standing: Standing::read(row)?,
+        letters: row.try_get("", "letters")?,
+        kinds: row.try_get("", "kinds")?,
+        reasons: row.try_get("", "reasons")?,
+        first_failed_at: row.try_get("", "first_failed_at")?,
+        last_failed_at: row.try_get("", "last_failed_at")?,
+        example: row.try_get("", "example")?,
+    })
+}

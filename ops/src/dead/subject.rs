@@ -1,0 +1,113 @@
+//! The rows that letters are about, as they are now. *Due* is what it is everywhere ([`due::query`]), and what operators may see of
+//! a row, its task says ([`Task::shown`]): no kind is known here.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DbErr, QueryResult, Value};
+use serde::Serialize;
+use shared::{database::statement, due, policy::Policy, task::Task, tasks};
+use uuid::Uuid;
+
+use super::filter::{Filter, State};
+
+/// How the row stands that a letter is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Standing {
+    /// A candidate, and due: a replay would apply it, if nothing fails.
+    Due,
+    /// A candidate that is not due yet.
+    Waits,
+    /// The row is there, and there is nothing to do about it any more.
+    Moot,
+    /// There is no such row.
+    Gone,
+    /// Nobody knows which row it is: no kind, no subject, or an unknown kind.
+    Unreadable,
+}
+
+impl Standing {
+    /// The name in SQL and output.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Due => "due",
+            Self::Waits => "waits",
+            Self::Moot => "moot",
+            Self::Gone => "gone",
+            Self::Unreadable => "unreadable",
+        }
+    }
+
+    pub(super) fn read(row: &QueryResult) -> Result<Self, DbErr> {
+        let name: String = row.try_get("", "standing")?;
+        let all = [Self::Due, Self::Waits, Self::Moot, Self::Gone, Self::Unreadable];
+        all.into_iter().find(|standing| standing.name() == name).ok_or_else(|| DbErr::Type(format!("no standing: {name}")))
+    }
+}
+
+/// The standing of one letter's row, and when it is or was due, if it is a candidate and the policy says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Stands {
+    pub standing: Standing,
+    pub due_at: Option<DateTime<Utc>>,
+}
+
+/// How the row of one letter stands; `None` where there is no such letter.
+///
+/// # Errors
+/// The database's.
+pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) -> Result<Option<Stands>, DbErr> {
+    let (with, values) = standings(policy, &Filter { ids: vec![letter], state: State::All, ..Filter::default() });
+    let row = db.query_one_raw(statement(&format!("WITH {with} SELECT standing, due_at FROM standing"), values)).await?;
+    row.map(|row| Ok(Stands { standing: Standing::read(&row)?, due_at: row.try_get("", "due_at")? })).transpose()
+}
+
+/// What operators may see of a subject now, as [`Task::shown`] has it; `None` where there is no such row.
+///
+/// # Errors
+/// The database's.
+pub async fn seen(db: &impl ConnectionTrait, task: &dyn Task, subject: Uuid) -> Result<Option<serde_json::Value>, DbErr> {
+    let row = db.query_one_raw(statement(task.shown(), [subject.into()])).await?;
+    row.map(|row| row.try_get_by_index(0)).transpose()
+}
+
+/// Common table expressions `letter` (the chosen letters, without their messages) and `standing` (`id`, `standing`, `due_at`: one
+/// row for each of them), and the values of their parameters `$1…`.
+pub(super) fn standings(policy: &Policy, filter: &Filter) -> (String, Vec<Value>) {
+    let (condition, mut values) = filter.condition();
+    let mut parameter = |value: Value| {
+        values.push(value);
+        format!("${}", values.len())
+    };
+    let of_kinds: Vec<String> = tasks::ALL
+        .iter()
+        .map(|task| {
+            format!(
+                "SELECT letter.id, due.due_at,
+                        CASE WHEN due.due_at <= now() THEN 'due' WHEN due.id IS NOT NULL THEN 'waits'
+                             WHEN subject.id IS NOT NULL THEN 'moot' ELSE 'gone' END AS standing
+                   FROM letter LEFT JOIN {table} AS subject ON subject.id = letter.subject_id
+                               LEFT JOIN {due} AS due ON due.id = letter.subject_id
+                  WHERE letter.subject_id IS NOT NULL AND letter.kind = {kind}",
+                table = task.table(),
+                due = due::query(*task, policy),
+                kind = parameter(task.kind().into()),
+            )
+        })
+        .collect();
+    let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
+    let with = format!(
+        "letter AS MATERIALIZED (
+            SELECT id, kind, subject_id, reason, cause_group, first_failed_at, last_failed_at
+              FROM dead_letters AS letter WHERE {condition}
+        ), standing AS (
+            {of_kinds}
+            UNION ALL
+            SELECT letter.id, NULL, 'unreadable' FROM letter
+             WHERE letter.subject_id IS NULL OR letter.kind IS NULL OR letter.kind <> ALL({kinds})
+        )",
+        of_kinds = of_kinds.join(" UNION ALL "),
+        kinds = parameter(kinds.into()),
+    );
+    (with, values)
+}

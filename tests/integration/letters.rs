@@ -1,0 +1,87 @@
+//! Dead letters for tests, made by SQL as a worker would store them, and `ops` run over them with what it said and how it ended.
+
+use chrono::{DateTime, Utc};
+use sea_orm::Value;
+use tests::fleet;
+use uuid::Uuid;
+
+use crate::stage::Stage;
+
+/// A letter; a test says what matters to it.
+pub struct Letter<'a> {
+    pub id: Uuid,
+    pub kind: Option<&'a str>,
+    pub subject: Option<Uuid>,
+    pub reason: &'a str,
+    pub cause: &'a str,
+    /// The cause without what differs from letter to letter.
+    pub group: &'a str,
+    /// When it last failed, RFC 3339; `None`: an hour ago.
+    pub failed: Option<&'a str>,
+    pub headers: &'a [u8],
+    pub body: &'a [u8],
+}
+
+impl Default for Letter<'_> {
+    fn default() -> Self {
+        Self {
+            id: Uuid::new_v4(),
+            kind: Some("confirm-receipt"),
+            subject: None,
+            reason: "attempts-exhausted",
+            cause: "Execution Error: new row for relation \"orders\" violates check constraint \"obstacle\"",
+            group: "Execution Error: new row for relation \"orders\" violates check constraint \"obstacle\"",
+            failed: None,
+            headers: b"{}",
+            body: br#"{"v":1}"#,
+        }
+    }
+}
+
+impl Letter<'_> {
+    /// Stores it, open. Its id.
+    pub async fn store(&self, stage: &Stage) -> Uuid {
+        let failed: Option<DateTime<Utc>> = self.failed.map(|failed| failed.parse().expect("a moment"));
+        let sql =
+            "INSERT INTO dead_letters (id, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
+                                             last_failed_at, worker, trace_id, queue, routing_key, headers, body)
+                   SELECT $1, $2, $3, gen_random_uuid(), $4, $5, $6, 6, failed.at - interval '1 minute', failed.at,
+                          'worker-7', '4bf92f3577b34da6a3ce929d0e0e4736', 'kyhan.dead', 'confirm-receipt.0', $8, $9
+                     FROM coalesce($7, now() - interval '1 hour') AS failed (at)";
+        let values: [Value; 9] = [
+            self.id.into(),
+            self.kind.map(ToOwned::to_owned).into(),
+            self.subject.into(),
+            self.reason.into(),
+            self.cause.into(),
+            self.group.into(),
+            failed.into(),
+            self.headers.to_vec().into(),
+            self.body.to_vec().into(),
+        ];
+        stage.run(sql, values).await;
+        self.id
+    }
+}
+
+/// How a command ended, and what it said.
+#[derive(Debug)]
+pub struct Said {
+    pub code: i32,
+    pub out: String,
+    pub err: String,
+}
+
+/// Runs `ops` as an operator would, without a terminal.
+pub async fn ops(stage: &Stage, arguments: &[&str]) -> Said {
+    let run = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").output().await.expect("run");
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Said { code: run.status.code().expect("an exit code"), out: text(&run.stdout), err: text(&run.stderr) }
+}
+
+/// What `ops` answers in JSON.
+pub async fn json(stage: &Stage, arguments: &[&str]) -> serde_json::Value {
+    let said = ops(stage, arguments).await;
+    assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
+    serde_json::from_str(&said.out).expect("JSON")
+}
