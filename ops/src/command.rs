@@ -13,7 +13,6 @@ pub mod audit;
 pub mod confirm;
 pub mod dead;
 pub mod rebuild;
-pub mod replay;
 pub mod schema;
 pub mod set_aside;
 pub mod status;

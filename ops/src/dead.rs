@@ -1,6 +1,7 @@
 //! Dead letters as operators find, understand and decide them: rows of `dead_letters`, written by the workers (docs/decisions/0019).
 //!
-//! Nothing here applies anything, and a letter is only ever decided about in one transaction with its record in `activity`.
+//! A letter is found ([`filter`], [`page`], [`groups`]), understood ([`letter`], [`subject`], [`trial`]), and decided about: discarded or
+//! repaired ([`decide`]), or replayed, by [`plan`] and then [`run`]; always in one transaction with its record in `activity`.
 
 pub mod decide;
 pub mod filter;
@@ -8,7 +9,10 @@ pub mod groups;
 pub mod letter;
 pub mod moment;
 pub mod page;
+pub mod plan;
+pub mod run;
 pub mod subject;
+pub mod trial;
 
 pub use decide::{Correction, DecideError, Discarded};
 pub use filter::{Filter, State};

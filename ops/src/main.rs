@@ -87,7 +87,7 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
         Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
-        Command::Dead(command) => return dead::dead(command, settings, actor).await,
+        Command::Dead(command) => return dead::dead(command, settings, actor, &shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -5,11 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use ops::actor::Actor;
 use shared::settings::Settings;
+use tokio_util::sync::CancellationToken;
 
 use super::{WrongUse, with_schema};
 
 mod decide;
 mod list;
+mod replay;
 mod show;
 
 #[derive(Subcommand)]
@@ -22,14 +24,28 @@ pub enum Dead {
     Discard(decide::Discard),
     /// Put right what a letter says it was to do: a wrong subject, a kind that was renamed
     Repair(decide::Repair),
+    /// Plan what a replay of letters would do; run such a plan
+    Replay(Box<replay::Replay>),
+    /// Approve somebody else's plan
+    Approve(replay::Approve),
+    /// Plans, the newest first; or one of them, with what became of its letters
+    Plans(replay::Plans),
 }
 
-pub async fn dead(command: Dead, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<ExitCode> {
+pub async fn dead(
+    command: Dead,
+    settings: &Settings,
+    actor: Result<Actor, WrongUse>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let db = with_schema(settings).await?;
     match command {
         Dead::List(command) => list::list(command, &db, settings).await,
         Dead::Show(command) => show::show(command, &db, settings).await,
         Dead::Discard(command) => decide::discard(command, &db, &actor?).await,
         Dead::Repair(command) => decide::repair(command, &db, &actor?).await,
+        Dead::Replay(command) => replay::replay(*command, settings, &actor?, shutdown).await,
+        Dead::Approve(command) => replay::approve(command, &db, &actor?).await,
+        Dead::Plans(command) => replay::plans(command, &db).await,
     }
 }

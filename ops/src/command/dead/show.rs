@@ -7,7 +7,10 @@ use chrono::{DateTime, Utc};
 use console::style;
 use lapin::types::{AMQPValue, FieldTable};
 use ops::{
-    dead::{IdPrefix, Letter, Standing, Stands, letter, subject},
+    dead::{
+        IdPrefix, Letter, Standing, Stands, letter, subject,
+        trial::{About, Replays, Trial, Verdict},
+    },
     shown,
 };
 use sea_orm::DatabaseConnection;
@@ -47,7 +50,7 @@ pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -
         (Some(task), Some(id)) => subject::seen(db, task, id).await?,
         _ => None,
     };
-    let replay = what_a_replay_would_do(db, settings, &letter, stands).await?;
+    let replay = what_a_replay_would_do(db, settings, &letter).await?;
     if command.json {
         say(&serde_json::to_string_pretty(&json!({ "letter": letter, "stands": stands, "row": row, "replay": replay }))?);
     } else {
@@ -62,28 +65,26 @@ pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a replay of this letter would do now, in a sentence.
-///
-/// TRIAL: told from how the row stands, until the trial (the task's own statements, rolled back) is called here. It says what would
-/// fail, and how much money would move.
-#[expect(clippy::unused_async, reason = "the trial asks the database")]
-async fn what_a_replay_would_do(
-    _db: &DatabaseConnection,
-    _settings: &Settings,
-    letter: &Letter,
-    stands: Stands,
-) -> anyhow::Result<String> {
-    if letter.summary.state != "open" {
+/// What a replay of this letter would do now, in a sentence: tried, and rolled back.
+async fn what_a_replay_would_do(db: &DatabaseConnection, settings: &Settings, letter: &Letter) -> anyhow::Result<String> {
+    let summary = &letter.summary;
+    if summary.state != "open" {
         return Ok("nothing: only an open letter is replayed".to_owned());
     }
-    Ok(match stands.standing {
-        Standing::Due => "it would apply it, if nothing fails: it is due",
-        Standing::Waits => "nothing yet: it is not due",
-        Standing::Moot => "nothing: there is nothing to do about the row any more",
-        Standing::Gone => "nothing: there is no such row",
-        Standing::Unreadable => "nothing: nobody knows what it was to do; see `ops dead repair`",
-    }
-    .to_owned())
+    let about =
+        About { letter: summary.id, kind: summary.kind.clone(), subject: summary.subject_id, wakeup: letter.wakeup_id };
+    let Trial { verdict, why, amount, customers } = Replays::new(settings).would(db, &about).await?;
+    let why = why.map(|why| format!(": {why}")).unwrap_or_default();
+    Ok(match verdict {
+        Verdict::Applies if amount > 0 => {
+            format!("it would apply it and take {} from the wallets of {} customers{why}", Dong(amount), customers.len())
+        }
+        Verdict::Applies => format!("it would apply it; no money moves{why}"),
+        Verdict::Moot => format!("nothing, and the letter would be closed{why}"),
+        Verdict::Waits => format!("nothing yet{why}"),
+        Verdict::Fails => format!("it would fail again{why}"),
+        Verdict::Unreadable => format!("nothing{why}; see `ops dead repair`"),
+    })
 }
 
 fn explained(

@@ -1,6 +1,6 @@
-//! `ops dead replay`, `approve`, `plans` and `plan`: replays, planned before they are run.
+//! `ops dead replay`, `approve` and `plans`: replays, planned before they are run.
 
-use std::num::NonZeroU32;
+use std::{num::NonZeroU32, process::ExitCode};
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -25,7 +25,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::{confirm, table, with_schema};
+use crate::command::{WrongUse, confirm, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
@@ -108,8 +108,7 @@ fn dong(text: &str) -> Result<i64, String> {
     digits.parse().ok().filter(|amount| *amount >= 0).ok_or_else(|| "write a number of đồng, like 5000000 or 5.000.000".to_owned())
 }
 
-pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<bool> {
-    with_schema(settings).await?.close().await?;
+pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     // The fleet's own sessions: what a replay changes raises its events by itself.
     let db = database::connect(&settings.database, Role::Worker).await?;
     let replays = Replays::new(settings);
@@ -125,9 +124,9 @@ async fn make(
     replays: &Replays,
     settings: &Settings,
     actor: &Actor,
-) -> anyhow::Result<bool> {
-    if command.filter.is_empty() && !command.all {
-        bail!("say which letters, or --all; see --help");
+) -> anyhow::Result<ExitCode> {
+    if command.filter.names_nothing() && !command.all {
+        return Err(WrongUse("say which letters, or --all".to_owned()).into());
     }
     let request = Request {
         filter: command.filter,
@@ -140,7 +139,7 @@ async fn make(
     let plan = plan::make(db, replays, &request, actor, told(&bar)).await;
     bar.finish_and_clear();
     show(db, &plan?, command.json).await?;
-    Ok(true)
+    Ok(ExitCode::SUCCESS)
 }
 
 async fn run(
@@ -151,7 +150,7 @@ async fn run(
     settings: &Settings,
     actor: &Actor,
     stop: &CancellationToken,
-) -> anyhow::Result<bool> {
+) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, id).await?;
     if plan.state != "done" && !plan.waits_for_approval() {
         let letters: i64 = plan::tallies(db, id).await?.iter().filter(|t| t.result.is_none()).map(|t| t.letters).sum();
@@ -190,7 +189,8 @@ async fn run(
             say(&format!("the rest: ops dead replay --run {id}"));
         }
     }
-    Ok(report.stopped.is_none() && report.failed + report.changed == 0)
+    let whole = report.stopped.is_none() && report.failed + report.changed == 0;
+    Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// What a run came to, in words.
@@ -204,28 +204,27 @@ fn told_of(report: &Report) -> String {
     )
 }
 
-pub async fn approve(command: Approve, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
-    let db = with_schema(settings).await?;
-    let plan = plan::find(&db, command.plan).await?;
-    show(&db, &plan, false).await?;
+pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
+    let plan = plan::find(db, command.plan).await?;
+    show(db, &plan, false).await?;
     let amount = Dong(plan.amount);
     if !confirm::typed("Approve it?", &amount.to_string(), command.yes)? {
         bail!("not approved");
     }
-    let plan = plan::approve(&db, command.plan, actor, command.why.as_deref()).await?;
+    let plan = plan::approve(db, command.plan, actor, command.why.as_deref()).await?;
     say(&format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id));
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
-pub async fn plans(command: Plans, settings: &Settings) -> anyhow::Result<()> {
-    let db = with_schema(settings).await?;
+pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<ExitCode> {
     if let Some(id) = command.plan {
-        return show(&db, &plan::find(&db, id).await?, command.json).await;
+        show(db, &plan::find(db, id).await?, command.json).await?;
+        return Ok(ExitCode::SUCCESS);
     }
-    let plans = plan::newest(&db, command.limit).await?;
+    let plans = plan::newest(db, command.limit).await?;
     if command.json {
         say(&serde_json::to_string_pretty(&plans)?);
-        return Ok(());
+        return Ok(ExitCode::SUCCESS);
     }
     let mut table = table(["id", "made at", "by", "state", "money", "customers", "approved by", "why"]);
     for plan in plans {
@@ -241,7 +240,7 @@ pub async fn plans(command: Plans, settings: &Settings) -> anyhow::Result<()> {
         ]);
     }
     say(&table.to_string());
-    Ok(())
+    Ok(ExitCode::SUCCESS)
 }
 
 fn approval(plan: &Plan) -> String {
