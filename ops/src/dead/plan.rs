@@ -237,12 +237,12 @@ async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<
 
 async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], trials: &[Trial]) -> Result<(), DbErr> {
     let sql = "INSERT INTO replay_plan_letters (plan_id, letter_id, position, verdict, why, amount)
-               SELECT $1, letter_id, position, verdict, why, amount
+               SELECT $1, letter_id, position, verdict, nullif(why, ''), amount
                  FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY
                       AS line (letter_id, verdict, why, amount, position)";
     let letters: Vec<Uuid> = abouts.iter().map(|about| about.letter).collect();
     let verdicts: Vec<String> = trials.iter().map(|trial| trial.verdict.name().to_owned()).collect();
-    let whys: Vec<Option<String>> = trials.iter().map(|trial| trial.why.clone()).collect();
+    let whys: Vec<String> = trials.iter().map(|trial| trial.why.clone().unwrap_or_default()).collect();
     let amounts: Vec<i64> = trials.iter().map(|trial| trial.amount).collect();
     tx.execute_raw(statement(sql, [plan.into(), letters.into(), verdicts.into(), whys.into(), amounts.into()])).await.map(|_| ())
 }

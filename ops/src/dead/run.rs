@@ -68,8 +68,8 @@ impl Report {
 pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("this plan moves {}; somebody other than {1} has to approve it: ops dead approve {2}", Dong(*.0))]
-    NotApproved(i64, String, Uuid),
+    #[error("this plan moves {amount}; somebody other than {made_by} has to approve it: ops dead approve {plan}")]
+    NotApproved { amount: Dong, made_by: String, plan: Uuid },
     #[error("another process runs this plan at this moment")]
     Running,
     #[error("another process has taken this plan over; what this one did is in the plan")]
@@ -368,7 +368,7 @@ fn allowed(plan: &Plan) -> Result<(), RunError> {
         return Err(PlanError::Done.into());
     }
     if plan.waits_for_approval() {
-        return Err(RunError::NotApproved(plan.amount, plan.made_by.clone(), plan.id));
+        return Err(RunError::NotApproved { amount: Dong(plan.amount), made_by: plan.made_by.clone(), plan: plan.id });
     }
     Ok(())
 }
@@ -425,7 +425,7 @@ impl Lock {
         let failed = |error: sqlx::Error| DbErr::Query(sea_orm::RuntimeErr::SqlxError(error.into()));
         let mut connection = db.get_postgres_connection_pool().acquire().await.map_err(failed)?;
         let sql = "SELECT pg_try_advisory_lock($1, hashtext($2))";
-        let taken = sqlx::query_scalar(sql).bind(RUNNING).bind(plan.to_string()).fetch_one(&mut *connection).await;
+        let taken = sqlx::query_scalar::<_, bool>(sql).bind(RUNNING).bind(plan.to_string()).fetch_one(&mut *connection).await;
         Ok(taken.map_err(failed)?.then_some(Self { connection }))
     }
 
