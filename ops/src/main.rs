@@ -92,3 +92,13 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
     };
     done.map(|()| ExitCode::SUCCESS)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_have_one_name() {
+        Arguments::command().debug_assert();
+    }
+}

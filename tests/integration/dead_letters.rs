@@ -378,6 +378,9 @@ async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
         let other = other.to_string();
         answers.push(ops(stage, &["dead", "repair", &ids[0], "--subject", &other, "--why", "wrong order", "--yes"]).await);
         answers.push(ops(stage, &["dead", "discard", "--all", "--why", "a test", "--yes"]).await);
+        for said in &answers {
+            assert_eq!(said.code, 0, "{said:?}");
+        }
         answers.push(ops(stage, &["dead", "discard", "--id", &ids[0], "--why", "a test", "--yes"]).await);
         let mut texts: Vec<String> = answers.into_iter().flat_map(|said| [said.out, said.err]).collect();
         texts.push(stage.ask::<String>("SELECT string_agg(activity::text, ' ') FROM activity").await);

@@ -48,10 +48,10 @@ async fn many_short(stage: &Stage, count: i64) {
          SELECT gen_random_uuid(), 'Trần Văn Kín', '0909', 'kin@example.vn', 'Huế' FROM generate_series(1, $1::bigint)",
         "INSERT INTO orders (id, code, customer_id, status, delivering_since, goods_due)
          SELECT gen_random_uuid(), 'BG-' || id, id, 'delivering', now() - interval '1 year', 100000 FROM customers
-          WHERE full_name = 'Trần Văn Kín' LIMIT $1",
+          WHERE full_name = 'Trần Văn Kín' AND NOT EXISTS (SELECT FROM orders WHERE customer_id = customers.id) LIMIT $1",
         "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body)
          SELECT gen_random_uuid(), 'collect-arrears', id, 'attempts-exhausted', 'obstacle', 'obstacle', 6, now(), 'dead', '', '{}', ''
-           FROM orders LIMIT $1",
+           FROM orders WHERE NOT EXISTS (SELECT FROM dead_letters WHERE subject_id = orders.id) LIMIT $1",
     ] {
         stage.run(sql, [count.into()]).await;
     }
@@ -170,7 +170,7 @@ async fn two_operators_racing_one_plan_charge_once() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_run_killed_at_random_goes_on_where_it_was_and_charges_once() {
-    const COUNT: i64 = 2_000;
+    const COUNT: i64 = 500;
     on_stage(DEFAULTS, async |stage| {
         many_short(stage, COUNT).await;
         let before: i64 = stage.ask("SELECT count(*) FROM replay_plans").await;
@@ -225,7 +225,12 @@ async fn a_plan_is_refused_when_the_rows_have_moved_further_than_it_tolerates() 
         stage.run("UPDATE orders SET goods_due = goods_due + 50000 WHERE id = $1", [orders[0].into()]).await;
         stage.run("UPDATE orders SET goods_due = 0 WHERE id = $1", [orders[1].into()]).await;
         let refused = run(stage, strict, &[]).await.expect_err("refused").to_string();
-        for said in ["2 letters would come to something else", "150.000 ₫ apart", "planned applies, 100.000 ₫; now applies, 150.000 ₫", "now moot"] {
+        for said in [
+            "2 letters would come to something else",
+            "150.000 ₫ apart",
+            "planned applies, 100.000 ₫; now applies, 150.000 ₫",
+            "now moot",
+        ] {
             assert!(refused.contains(said), "{said}: {refused}");
         }
         assert_eq!((charged(stage).await, letters(stage, "open").await), (0, 3));
@@ -266,9 +271,8 @@ async fn above_an_amount_somebody_else_has_to_approve() {
         let large = plan(stage, &[]).await;
         let refused = run(stage, large, &[]).await.expect_err("refused").to_string();
         assert!(refused.contains("somebody other than lan has to approve it"), "{refused}");
-        let approve = async |who: &str| {
-            stage.ops(&["--as", who, "dead", "approve", &large.to_string(), "--yes", "--why", "checked"]).await
-        };
+        let approve =
+            async |who: &str| stage.ops(&["--as", who, "dead", "approve", &large.to_string(), "--yes", "--why", "checked"]).await;
         let own = approve("lan").await.expect_err("one's own").to_string();
         assert!(own.contains("lan made this plan"), "{own}");
         let unasked = stage.ops(&["--as", "hoa", "dead", "approve", &large.to_string()]).await;

@@ -25,7 +25,6 @@ pub fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
 ///
 /// # Errors
 /// [`WrongUse`] where nobody sits at a terminal, and `yes` is not given; the terminal's.
-#[expect(dead_code, reason = "what moves money asks so")]
 pub fn typed(question: &str, expected: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);

@@ -136,7 +136,8 @@ pub async fn make(
     let amount = checked.iter().map(|trial| trial.amount).sum::<i64>();
     let needs_approval = request.approval_above.is_some_and(|above| amount > above);
     let tx = db.begin().await?;
-    let sql = "INSERT INTO replay_plans (made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount, needs_approval)
+    let sql =
+        "INSERT INTO replay_plans (made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount, needs_approval)
                VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *";
     let row = tx
         .query_one_raw(statement(
@@ -340,8 +341,7 @@ pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Opti
 #[must_use]
 pub fn drift(lines: &[Line], now: &[Trial]) -> (Vec<usize>, i64) {
     let differs = |(line, trial): &(&Line, &Trial)| line.verdict != trial.verdict || line.amount != trial.amount;
-    let changed: Vec<usize> =
-        lines.iter().zip(now).enumerate().filter(|(_, pair)| differs(pair)).map(|(at, _)| at).collect();
+    let changed: Vec<usize> = lines.iter().zip(now).enumerate().filter(|(_, pair)| differs(pair)).map(|(at, _)| at).collect();
     let amount = changed.iter().map(|at| (lines[*at].amount - now[*at].amount).abs()).sum();
     (changed, amount)
 }

@@ -118,12 +118,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// [`RunError`].
-    pub async fn run(
-        &self,
-        id: Uuid,
-        checked: impl Fn(usize, usize),
-        mut done: impl FnMut(&Report),
-    ) -> Result<Report, RunError> {
+    pub async fn run(&self, id: Uuid, checked: impl Fn(usize, usize), mut done: impl FnMut(&Report)) -> Result<Report, RunError> {
         let plan = plan::find(self.db, id).await?;
         allowed(&plan)?;
         let lock = Lock::take(self.db, id).await?.ok_or(RunError::Running)?;

@@ -28,11 +28,13 @@ use uuid::Uuid;
 use crate::command::{WrongUse, confirm, table};
 
 #[derive(clap::Args)]
-#[command(after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
+#[command(
+    after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
                         The plan is run as it is, or refused when the rows have moved on.\n\n\
                         Examples:\n  ops dead replay --group 3f2a91c0 --plan --why 'the constraint is gone'\n  \
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
-                        Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use.")]
+                        Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use."
+)]
 pub struct Replay {
     #[command(flatten)]
     filter: Filter,
@@ -105,7 +107,11 @@ pub struct Plans {
 /// `5000000`, `5.000.000` or `5.000.000 ₫`.
 fn dong(text: &str) -> Result<i64, String> {
     let digits: String = text.trim_end_matches(['₫', 'đ']).trim().replace(['.', '_'], "");
-    digits.parse().ok().filter(|amount| *amount >= 0).ok_or_else(|| "write a number of đồng, like 5000000 or 5.000.000".to_owned())
+    digits
+        .parse()
+        .ok()
+        .filter(|amount| *amount >= 0)
+        .ok_or_else(|| "write a number of đồng, like 5000000 or 5.000.000".to_owned())
 }
 
 pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
@@ -166,8 +172,7 @@ async fn run(
         }
     }
     let rate = command.rate.unwrap_or(settings.dead_letters.rate);
-    let limits =
-        Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
+    let limits = Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
     let (checking, running) = (bar("checked again")?, bar("replayed")?);
     let run = Run { db, replays, actor, rate, limits, shutdown: stop };
     let ran = run
@@ -271,7 +276,9 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
     let Tolerance { letters, amount } = plan.tolerance();
     say(&format!("refused when more than {letters} letters, or {}, would come to something else by then", Dong(amount)));
     match state.as_str() {
-        "done" => say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at))),
+        "done" => {
+            say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)))
+        }
         _ if plan.waits_for_approval() => say(&format!("somebody other than {made_by} has to approve it: ops dead approve {id}")),
         state => {
             let stopped = plan.stopped_why.as_ref().map_or(String::new(), |why| format!(", {why}"));

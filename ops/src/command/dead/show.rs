@@ -8,7 +8,7 @@ use console::style;
 use lapin::types::{AMQPValue, FieldTable};
 use ops::{
     dead::{
-        IdPrefix, Letter, Standing, Stands, letter, subject,
+        IdPrefix, Letter, Stands, letter, subject,
         trial::{About, Replays, Trial, Verdict},
     },
     shown,
@@ -71,8 +71,7 @@ async fn what_a_replay_would_do(db: &DatabaseConnection, settings: &Settings, le
     if summary.state != "open" {
         return Ok("nothing: only an open letter is replayed".to_owned());
     }
-    let about =
-        About { letter: summary.id, kind: summary.kind.clone(), subject: summary.subject_id, wakeup: letter.wakeup_id };
+    let about = About { letter: summary.id, kind: summary.kind.clone(), subject: summary.subject_id, wakeup: letter.wakeup_id };
     let Trial { verdict, why, amount, customers } = Replays::new(settings).would(db, &about).await?;
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     Ok(match verdict {
