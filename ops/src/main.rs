@@ -52,7 +52,7 @@ enum Command {
     Audit(audit::Audit),
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
-    Dead(dead::Dead),
+    Dead(Box<dead::Dead>),
     /// Events that made no sense to the relay
     #[command(subcommand)]
     SetAside(set_aside::SetAside),
@@ -87,8 +87,18 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
         Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
-        Command::Dead(command) => return dead::dead(command, settings, actor).await,
+        Command::Dead(command) => return dead::dead(*command, settings, actor).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_options_of_a_command_have_one_name() {
+        Arguments::command().debug_assert();
+    }
 }

@@ -39,8 +39,8 @@ pub struct List {
     #[command(flatten)]
     filter: Filter,
     /// Count them by cause and by how their rows stand now
-    #[arg(long, conflicts_with = "after")]
-    groups: bool,
+    #[arg(long = "groups", conflicts_with = "after")]
+    grouped: bool,
     /// One JSON document
     #[arg(long, conflicts_with = "csv")]
     json: bool,
@@ -56,7 +56,7 @@ pub struct List {
 }
 
 pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let List { filter, groups: grouped, json, csv, limit, after } = command;
+    let List { filter, grouped, json, csv, limit, after } = command;
     if grouped {
         let found = groups::groups(db, &settings.policy, &filter, limit).await?;
         if json {
