@@ -52,7 +52,7 @@ enum Command {
     Audit(audit::Audit),
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
-    Dead(dead::Dead),
+    Dead(Box<dead::Dead>),
     /// Events that made no sense to the relay
     #[command(subcommand)]
     SetAside(set_aside::SetAside),
@@ -87,7 +87,7 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
         Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
-        Command::Dead(command) => return dead::dead(command, settings, actor, &shutdown).await,
+        Command::Dead(command) => return dead::dead(*command, settings, actor, &shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };
     done.map(|()| ExitCode::SUCCESS)

@@ -62,50 +62,50 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
         };
         let stranger = Letter { kind: Some("make-coffee"), subject: Some(first), reason: "unrouted", ..Letter::default() };
         let decided = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
-        let (a, b, c) = (obstacle.store(stage).await, percent.store(stage).await, stuck.store(stage).await);
-        let (d, e, f) = (garbage.store(stage).await, stranger.store(stage).await, decided.store(stage).await);
+        let (obstacle, percent, stuck) = (obstacle.store(stage).await, percent.store(stage).await, stuck.store(stage).await);
+        let (garbage, stranger, decided) = (garbage.store(stage).await, stranger.store(stage).await, decided.store(stage).await);
         let discard =
             "UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'a test'
                         WHERE id = $1";
-        stage.run(discard, [f.into()]).await;
+        stage.run(discard, [decided.into()]).await;
         let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
         let group = groups["groups"].as_array().expect("groups").iter().find(|group| group["cause"] == "no JSON");
         let group = group.expect("its group")["group"].as_str().expect("an id").to_owned();
 
-        let (ids, first, second) = ([a, b].map(|id| id.to_string()), first.to_string(), second.to_string());
+        let (ids, first, second) = ([obstacle, percent].map(|id| id.to_string()), first.to_string(), second.to_string());
         let cases: &[(&[&str], &[Uuid])] = &[
-            (&[], &[a, b, c, d, e]),
-            (&["--state", "all"], &[a, b, c, d, e, f]),
-            (&["--state", "discarded"], &[f]),
+            (&[], &[obstacle, percent, stuck, garbage, stranger]),
+            (&["--state", "all"], &[obstacle, percent, stuck, garbage, stranger, decided]),
+            (&["--state", "discarded"], &[decided]),
             (&["--state", "replayed"], &[]),
-            (&["--id", &ids[0], "--id", &ids[1]], &[a, b]),
-            (&["--kind", "confirm-receipt"], &[a]),
-            (&["--kind", "confirm-receipt", "--kind", "purge-cart-item"], &[a, c]),
+            (&["--id", &ids[0], "--id", &ids[1]], &[obstacle, percent]),
+            (&["--kind", "confirm-receipt"], &[obstacle]),
+            (&["--kind", "confirm-receipt", "--kind", "purge-cart-item"], &[obstacle, stuck]),
             (&["--kind", "confirm-receipt", "--reason", "malformed"], &[]),
-            (&["--reason", "delivery-limit", "--reason", "malformed"], &[c, d]),
-            (&["--subject", &first], &[a, e]),
-            (&["--subject", &second, "--kind", "collect-arrears"], &[b]),
-            (&["--order", "BG-17"], &[b]),
+            (&["--reason", "delivery-limit", "--reason", "malformed"], &[stuck, garbage]),
+            (&["--subject", &first], &[obstacle, stranger]),
+            (&["--subject", &second, "--kind", "collect-arrears"], &[percent]),
+            (&["--order", "BG-17"], &[percent]),
             (&["--order", "bg-17"], &[]),
-            (&["--cause", "stuck"], &[c]),
-            (&["--cause", "CONSTRAINT \"obstacle\""], &[a, e]),
-            (&["--group", &group], &[d]),
+            (&["--cause", "stuck"], &[stuck]),
+            (&["--cause", "CONSTRAINT \"obstacle\""], &[obstacle, stranger]),
+            (&["--group", &group], &[garbage]),
             (&["--group", "0000000000"], &[]),
-            (&["--unreadable"], &[d, e]),
+            (&["--unreadable"], &[garbage, stranger]),
             (&["--unreadable", "--kind", "confirm-receipt"], &[]),
             // A day is that of Asia/Ho_Chi_Minh, from its beginning to its end.
-            (&["--since", "2025-11-24", "--until", "2025-11-24"], &[b, c]),
-            (&["--since", "2025-11-25", "--until", "2025-11-25"], &[d]),
-            (&["--until", "2025-11-23"], &[a]),
-            (&["--since", "2025-11-23T17:30:00Z", "--until", "2025-11-24T23:59:59+07:00"], &[b]),
-            (&["--since", "2h"], &[e]),
-            (&["--since", "2h", "--until", "50m"], &[e]),
-            (&["--until", "2h"], &[a, b, c, d]),
-            (&["--until", "1 month"], &[a, b, c, d]),
+            (&["--since", "2025-11-24", "--until", "2025-11-24"], &[percent, stuck]),
+            (&["--since", "2025-11-25", "--until", "2025-11-25"], &[garbage]),
+            (&["--until", "2025-11-23"], &[obstacle]),
+            (&["--since", "2025-11-23T17:30:00Z", "--until", "2025-11-24T23:59:59+07:00"], &[percent]),
+            (&["--since", "2h"], &[stranger]),
+            (&["--since", "2h", "--until", "50m"], &[stranger]),
+            (&["--until", "2h"], &[obstacle, percent, stuck, garbage]),
+            (&["--until", "1 month"], &[obstacle, percent, stuck, garbage]),
             // Hostile values are values.
-            (&["--cause", "%"], &[b]),
-            (&["--cause", "_"], &[b]),
-            (&["--cause", "'"], &[c]),
+            (&["--cause", "%"], &[percent]),
+            (&["--cause", "_"], &[percent]),
+            (&["--cause", "'"], &[stuck]),
             (&["--cause", "\\"], &[]),
             (&["--cause", "%' OR true --"], &[]),
             (&["--cause", "$1"], &[]),

@@ -40,6 +40,8 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
         let id: i64 = stage.ask("SELECT id FROM set_aside WHERE subject_id = '00000000-0000-0000-0000-00000000004d'").await;
         let back = stage.ops(&["set-aside", "retry", &id.to_string()]).await.expect("back");
         assert!(back.contains("1 events"), "{back}");
+        let recorded = "SELECT count(*) FROM activity WHERE action = 'set_aside.retried' AND actor_kind = 'staff' AND detail ? 'by'";
+        assert_eq!(stage.ask::<i64>(recorded).await, 1);
         let (relay, worker) = (stage.relay(), stage.worker());
         stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         worker.stop().await;

@@ -8,44 +8,46 @@ use uuid::Uuid;
 
 use super::{groups::GROUP_ID, moment::Moment};
 
+/// Under which the options stand in a command's help.
+const HEADING: &str = "Which letters";
+
 /// Chooses dead letters: every option narrows the choice, and of one that is repeated any value does. It is kept as JSON with a
 /// plan, so names of fields never change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
-#[command(next_help_heading = "Which letters")]
 pub struct Filter {
     /// The letter of this id (repeatable)
-    #[arg(long = "id", value_name = "ID")]
+    #[arg(help_heading = HEADING, long = "id", value_name = "ID")]
     pub ids: Vec<Uuid>,
     /// Letters of this kind (repeatable)
-    #[arg(long = "kind", value_name = "KIND", value_parser = known_kind)]
+    #[arg(help_heading = HEADING, long = "kind", value_name = "KIND", value_parser = known_kind)]
     pub kinds: Vec<String>,
     /// Letters that died for this reason: malformed, attempts-exhausted, delivery-limit, unrouted, … (repeatable)
-    #[arg(long = "reason", value_name = "REASON", value_parser = something)]
+    #[arg(help_heading = HEADING, long = "reason", value_name = "REASON", value_parser = something)]
     pub reasons: Vec<String>,
     /// Letters about the row of this id (repeatable)
-    #[arg(long = "subject", value_name = "UUID")]
+    #[arg(help_heading = HEADING, long = "subject", value_name = "UUID")]
     pub subjects: Vec<Uuid>,
     /// Letters about the order of this code (repeatable)
-    #[arg(long = "order", value_name = "CODE", value_parser = something)]
+    #[arg(help_heading = HEADING, long = "order", value_name = "CODE", value_parser = something)]
     pub orders: Vec<String>,
     /// Letters whose cause contains this text, in upper or lower case
-    #[arg(long, value_name = "TEXT", value_parser = something)]
+    #[arg(help_heading = HEADING, long, value_name = "TEXT", value_parser = something)]
     pub cause: Option<String>,
     /// Letters of this group of causes, as `ops dead list --groups` shows it (repeatable)
-    #[arg(long = "group", value_name = "GROUP", value_parser = group)]
+    #[arg(help_heading = HEADING, long = "group", value_name = "GROUP", value_parser = group)]
     pub groups: Vec<String>,
     /// Letters that last failed then or later: a moment (RFC 3339), a day in Asia/Ho_Chi_Minh (2026-11-24), or so long ago (2h, 3d)
-    #[arg(long, value_name = "WHEN")]
+    #[arg(help_heading = HEADING, long, value_name = "WHEN")]
     pub since: Option<Moment>,
     /// Letters that last failed before that; of a day, before its end
-    #[arg(long, value_name = "WHEN")]
+    #[arg(help_heading = HEADING, long, value_name = "WHEN")]
     pub until: Option<Moment>,
     /// Letters of this state
-    #[arg(long, value_enum, default_value_t)]
+    #[arg(help_heading = HEADING, long, value_enum, default_value_t)]
     pub state: State,
     /// Letters of which nobody knows what they were to do: without a kind or a subject, or of an unknown kind
-    #[arg(long)]
+    #[arg(help_heading = HEADING, long)]
     pub unreadable: bool,
 }
 
