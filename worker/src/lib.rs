@@ -16,6 +16,7 @@ pub mod settle;
 mod store;
 mod sweep;
 mod tally;
+mod tend;
 
 use std::{sync::Arc, time::Duration};
 
