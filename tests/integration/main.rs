@@ -18,6 +18,7 @@ mod dead_letters;
 mod forecast;
 mod history;
 mod journey;
+mod letters_stored;
 mod library;
 mod outages;
 mod outbox;

@@ -8,10 +8,11 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::{ConnectionTrait, TryGetable, Value};
+use sea_orm::{ConnectionTrait, QueryResult, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
+    dead_letter::{self, DeadLetter},
     health::Health,
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
@@ -251,21 +252,22 @@ impl Stage {
         depth
     }
 
-    /// Waits until so many dead letters lie ready.
+    /// Waits until so many dead letters are stored and open; a worker has to run.
     pub async fn until_dead(&self, count: u32) {
-        let broker = self.sandbox.broker().await.expect("a broker");
-        eventually(&format!("{count} dead letters"), SOON, async || Ok(self.sandbox.depth(&broker, "dead").await? == count))
-            .await;
-        broker.close().await;
+        self.until(&format!("SELECT count(*) = {count} FROM dead_letters WHERE state = 'open'")).await;
     }
 
-    /// Every dead letter; they stay where they are.
-    pub async fn dead_letters(&self) -> Vec<shared::dead_letter::DeadLetter> {
-        let reader = ops::dead::Reader::open(self.settings()).await.expect("a reader");
-        let held = reader.take(usize::MAX).await.expect("letters");
-        let letters = held.iter().map(|held| held.letter.clone()).collect();
-        reader.close().await;
-        letters
+    /// Every stored letter, whatever became of it, in the order of their ids.
+    pub async fn dead_letters(&self) -> Vec<DeadLetter> {
+        let sql = "SELECT * FROM dead_letters ORDER BY id";
+        let rows = self.sandbox.db.query_all_raw(statement(sql, [])).await.expect("letters");
+        rows.iter().map(|row| letter(row).expect("a letter")).collect()
+    }
+
+    /// How many letters there are, stored or waiting to be.
+    pub async fn buried(&self) -> i64 {
+        let stored: i64 = self.ask("SELECT count(*) FROM dead_letters").await;
+        stored + i64::from(self.depth("dead").await + self.depth("unrouted").await)
     }
 
     /// Runs `ops` as an operator would, and returns what it printed.
@@ -298,4 +300,23 @@ impl Stage {
         self.run(sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
         id
     }
+}
+
+/// A row of `dead_letters`.
+fn letter(row: &QueryResult) -> anyhow::Result<DeadLetter> {
+    Ok(DeadLetter {
+        id: row.try_get("", "id")?,
+        reason: row.try_get("", "reason")?,
+        cause: row.try_get("", "cause")?,
+        attempts: u32::try_from(row.try_get::<i32>("", "attempts")?)?,
+        first_failed_at: row.try_get("", "first_failed_at")?,
+        died_at: row.try_get("", "last_failed_at")?,
+        worker: row.try_get("", "worker")?,
+        kind: row.try_get("", "kind")?,
+        subject: row.try_get("", "subject_id")?,
+        wakeup: row.try_get("", "wakeup_id")?,
+        routing_key: row.try_get("", "routing_key")?,
+        headers: dead_letter::headers_from_json(&row.try_get::<Vec<u8>>("", "headers")?)?,
+        body: row.try_get("", "body")?,
+    })
 }
