@@ -7,7 +7,7 @@ use lapin::{
     BasicProperties,
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::{ConnectionTrait, Value};
+use sea_orm::{ConnectionTrait, TransactionTrait, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
@@ -16,7 +16,10 @@ use shared::{
     tasks,
     topology::QUARANTINE_DELIVERY_LIMIT,
 };
-use tests::sandbox::{always, eventually};
+use tests::{
+    fleet,
+    sandbox::{always, eventually},
+};
 use uuid::Uuid;
 
 use crate::{
@@ -348,8 +351,13 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
                         WHERE actor_kind = 'system' AND action = 'dead_letter.resolved' AND subject_kind = 'dead_letter'
                           AND letter.state = 'resolved' AND detail ->> 'by' = 'kyhan' AND detail ->> 'why' = decided_why";
         assert_eq!(stage.ask::<i64>(records).await, 4, "each once");
-        // Once the due one has had its effect, by whoever, it is moot too.
+        // Once the due one has had its effect, by whoever, it is moot too; but not while somebody is deciding about it.
+        let deciding = stage.sandbox.db.begin().await.expect("a transaction");
+        let lock = statement("SELECT 1 FROM dead_letters WHERE subject_id = $1 FOR UPDATE", [due.into()]);
+        deciding.execute_raw(lock).await.expect("a lock");
         stage.run("UPDATE orders SET status = 'received', received_at = now() WHERE id = $1", [due.into()]).await;
+        always("it is left alone", SEVERAL_ROUNDS, async || Ok(count(stage, "state = 'open'").await == 5)).await;
+        deciding.rollback().await.expect("unlocked");
         stage.until(&format!("SELECT state = 'resolved' FROM dead_letters WHERE subject_id = '{due}'")).await;
         for worker in workers {
             worker.stop().await;
@@ -408,6 +416,27 @@ async fn letters_are_kept_for_ever_unless_a_setting_says_how_long_and_open_ones_
         assert_eq!(stage.ask::<i64>(recorded).await, gone.len() as i64);
         let rounds: i64 = stage.ask("SELECT count(*) FROM activity WHERE action = 'dead_letters.expired'").await;
         assert_eq!(rounds, 2, "the original goes a round after what was repaired from it");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn workers_killed_while_they_store_lose_no_letter_and_double_none() {
+    const LETTERS: usize = 5_000;
+    on_stage(QUICK, async |stage| {
+        let letters = (0..LETTERS).map(|_| given_up(stage, "confirm-receipt", Uuid::new_v4(), "kept"));
+        stage.publish(letters.collect()).await;
+        for _ in 0..3 {
+            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+            let before = count(stage, "true").await;
+            stage.until(&format!("SELECT count(*) > least({before} + 100, {LETTERS} - 1) FROM dead_letters")).await;
+            worker.kill().await.expect("killed");
+        }
+        let worker = stage.worker();
+        stage.until_dead(LETTERS as u32).await;
+        eventually("none is left with the broker", SOON, async || Ok(stage.depth("dead").await == 0)).await;
+        worker.stop().await;
+        assert_eq!(stage.buried().await, LETTERS as i64);
     })
     .await;
 }
