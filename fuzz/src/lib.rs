@@ -14,7 +14,7 @@ use peak_alloc::PeakAlloc;
 use producer::schedule;
 use shared::{
     canary::Canary,
-    dead_letter::{DeadLetter, Death},
+    dead_letter::{DeadLetter, Death, GROUP_MAX, cause_group, headers_from_json, headers_to_json},
     event::{Event, EventType},
     policy::{Line, Policy},
     task::Reason,
@@ -99,8 +99,8 @@ pub fn event_parse(input: &[u8]) {
     }
 }
 
-/// A routing key, a body, and a table of headers: what `ops dead` is given. A letter that was read, and one that is written of the
-/// same message, fit into what AMQP can send.
+/// A routing key, a body, and a table of headers: what a worker stores. A letter that was read, and one that is written of the
+/// same message, fit into what AMQP can send, and its headers can be stored and read.
 pub fn dead_letter_read(input: &[u8]) {
     let (key, rest) = parted(input);
     let (body, rest) = parted(rest.unwrap_or_default());
@@ -119,10 +119,24 @@ pub fn dead_letter_read(input: &[u8]) {
         let (letter, used) = measured(|| DeadLetter::read(unrouted, key, &properties, given));
         within(LETTER, size, used);
         assert_eq!(letter.body, body);
+        assert!(!letter.subjects().is_empty() && cause_group(&letter.cause).chars().count() <= GROUP_MAX);
+        let (json, dropped) = headers_to_json(&letter.headers);
+        let stored = headers_from_json(&json).expect("what was stored");
+        // Not their values: a double's last bit may differ.
+        assert!(dropped > 0 || stored.inner().keys().eq(letter.headers.inner().keys()));
         can_be_sent(letter);
     }
     let text = String::from_utf8_lossy(body);
-    let death = Death { reason: Reason::Malformed, cause: &text, attempts: 7, kind: Some(key), subject: None, wakeup: None };
+    let death = Death {
+        reason: Reason::Malformed,
+        cause: &text,
+        attempts: 7,
+        kind: Some(key),
+        subject: None,
+        wakeup: None,
+        worker: Some(key),
+        first_failed_at: properties.timestamp().and_then(|at| DateTime::from_timestamp(i64::try_from(at).ok()?, 0)),
+    };
     can_be_sent(DeadLetter::new(&death, key, headers.as_ref(), body));
 }
 

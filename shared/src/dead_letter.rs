@@ -1,49 +1,47 @@
-//! A dead letter: the original bytes and headers, with why it died. Written by the worker's settle, read by ops; what the
-//! broker itself dead-lettered (too many deliveries) is read too. One subject a letter.
+//! A dead letter: the original bytes and headers, with why it died. Written by the worker's settle, and read by the worker that
+//! stores it; what the broker itself dead-lettered (too many deliveries) is read too. Whatever is read is some letter, and has the
+//! same id whenever it is read.
 
 use chrono::{DateTime, Utc};
-use lapin::{
-    BasicProperties,
-    types::{AMQPValue, FieldTable},
-};
+use lapin::types::{AMQPValue, FieldTable};
+use sha1::{Digest, Sha1};
 use uuid::Uuid;
 
-use crate::{broker::Outgoing, task::Reason, topology::Topology, wakeup::PERSISTENT};
+use crate::{task::Reason, wakeup::Wakeup};
 
-const REASON: &str = "kyhan-reason";
-const CAUSE: &str = "kyhan-cause";
-const ATTEMPTS: &str = "kyhan-attempts";
-const KIND: &str = "kyhan-kind";
-const SUBJECT: &str = "kyhan-subject";
-const WAKEUP: &str = "kyhan-wakeup";
-const ROUTING_KEY: &str = "kyhan-routing-key";
-const HEADERS: &str = "kyhan-headers";
-const HEADERS_DROPPED: &str = "kyhan-headers-dropped";
+mod cause;
+mod headers;
+mod wire;
+
+pub use cause::{GROUP_MAX, cause_group};
+pub use headers::{fit_to_publish, headers_from_json, headers_to_json, without_deaths};
 
 /// The namespace of dead letters' ids (UUID version 5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6465_6164_0000);
-/// Longest cause that a header holds, in bytes.
+/// Longest cause that is kept, in bytes.
 const CAUSE_MAX: usize = 4 * 1024;
-/// Most of the original headers that is kept, in bytes: a message's headers must fit into one frame (128 KiB), and a letter
-/// that cannot be published would come back for ever.
-const HEADERS_MAX: usize = 64 * 1024;
-/// Longest routing key that AMQP allows, in bytes.
-const ROUTING_KEY_MAX: usize = 255;
+/// Longest routing key that AMQP allows, in bytes; no other name is longer either.
+const NAME_MAX: usize = 255;
 
 /// One dead letter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
-    /// Stable: the same failure of the same message has the same id.
+    /// Stable: the same failure of the same message has the same id. It follows from what the letter holds and is never believed
+    /// from a message, so that no two letters are taken for one.
     pub id: Uuid,
     /// A [`Reason`]'s name, or what the broker gave as its reason.
     pub reason: String,
     /// The chain of causes, outermost first.
     pub cause: String,
     pub attempts: u32,
+    /// When it failed for the first time, by the clock of the worker that tried; for people.
+    pub first_failed_at: Option<DateTime<Utc>>,
     /// When it died, by the clock of the worker or broker that buried it; for people.
     pub died_at: Option<DateTime<Utc>>,
+    /// The worker that gave up, as host and pid; `None` where the broker did.
+    pub worker: Option<String>,
     pub kind: Option<String>,
-    /// The subject it is about; `None` when the message could not be understood.
+    /// The subject it is about; `None` when the message could not be understood, or names several.
     pub subject: Option<Uuid>,
     /// The wake-up's id, where there was one.
     pub wakeup: Option<Uuid>,
@@ -63,194 +61,82 @@ pub struct Death<'a> {
     pub kind: Option<&'a str>,
     pub subject: Option<Uuid>,
     pub wakeup: Option<Uuid>,
+    pub worker: Option<&'a str>,
+    pub first_failed_at: Option<DateTime<Utc>>,
 }
 
 impl DeadLetter {
     /// The letter of a message that died.
     #[must_use]
     pub fn new(death: &Death<'_>, routing_key: &str, headers: Option<&FieldTable>, body: &[u8]) -> Self {
-        let mut name = body.to_vec();
-        name.extend_from_slice(death.subject.unwrap_or_default().as_bytes());
-        name.extend_from_slice(&death.attempts.to_be_bytes());
+        let routing_key = cut(routing_key, NAME_MAX);
         Self {
-            id: Uuid::new_v5(&NAMESPACE, &name),
+            id: id_of(body, &routing_key, Some((death.subject, death.attempts))),
             reason: death.reason.name().to_owned(),
             cause: cut(death.cause, CAUSE_MAX),
             attempts: death.attempts,
-            died_at: DateTime::from_timestamp(clock().timestamp(), 0),
+            first_failed_at: death.first_failed_at,
+            died_at: Some(clock()),
+            worker: death.worker.map(|worker| cut(worker, NAME_MAX)),
             kind: death.kind.map(ToOwned::to_owned),
             subject: death.subject,
             wakeup: death.wakeup,
-            routing_key: cut(routing_key, ROUTING_KEY_MAX),
+            routing_key,
             headers: without_deaths(headers),
             body: body.to_vec(),
         }
     }
 
-    /// The message that carries it to the dead-letter queue.
+    /// What it becomes in the store: a letter's id and its subject for each subject. One that was packed when the broker buried it
+    /// is one for each; what could not be understood is one without any.
     #[must_use]
-    pub fn message(self, topology: &Topology) -> Outgoing {
-        let mut headers = FieldTable::default();
-        let mut put = |name: &str, value: String| {
-            headers.insert(name.into(), AMQPValue::LongString(value.into()));
-        };
-        put(REASON, self.reason);
-        put(CAUSE, self.cause);
-        put(ROUTING_KEY, self.routing_key.clone());
-        for (name, value) in
-            [(KIND, self.kind), (SUBJECT, self.subject.map(|id| id.to_string())), (WAKEUP, self.wakeup.map(|id| id.to_string()))]
-        {
-            if let Some(value) = value {
-                put(name, value);
-            }
+    pub fn subjects(&self) -> Vec<(Uuid, Option<Uuid>)> {
+        let packed = || Wakeup::decode(&self.body, None).map_or_else(|_| Vec::new(), |wakeup| wakeup.subjects);
+        match (self.subject, &self.kind) {
+            (None, Some(_)) => match packed().as_slice() {
+                [] => vec![(self.id, None)],
+                [only] => vec![(self.id, Some(*only))],
+                several => several.iter().map(|subject| (Uuid::new_v5(&self.id, subject.as_bytes()), Some(*subject))).collect(),
+            },
+            (subject, _) => vec![(self.id, subject)],
         }
-        headers.insert(ATTEMPTS.into(), AMQPValue::LongLongInt(self.attempts.into()));
-        let size = size_of_table(&self.headers);
-        if size > HEADERS_MAX {
-            headers.insert(HEADERS_DROPPED.into(), AMQPValue::LongLongInt(i64::try_from(size).unwrap_or(i64::MAX)));
-        } else if !self.headers.inner().is_empty() {
-            headers.insert(HEADERS.into(), AMQPValue::FieldTable(self.headers));
-        }
-        let properties = BasicProperties::default()
-            .with_delivery_mode(PERSISTENT)
-            .with_message_id(self.id.to_string().into())
-            .with_type("kyhan.dead-letter".into())
-            .with_timestamp(self.died_at.and_then(|at| u64::try_from(at.timestamp()).ok()).unwrap_or_default())
-            .with_headers(headers);
-        Outgoing { exchange: topology.dead(), routing_key: self.routing_key, properties, body: self.body }
     }
 
-    /// Reads a message of the dead-letter queue, or of the queue of `unrouted` ones. Every message is some letter.
+    /// The trace in which the original message was sent, as 32 hexadecimal digits.
+    /// <https://www.w3.org/TR/trace-context/#traceparent-header>
     #[must_use]
-    pub fn read(unrouted: bool, routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
-        let empty = FieldTable::default();
-        let headers = properties.headers().as_ref().unwrap_or(&empty);
-        let text = |name: &str| match headers.inner().get(name) {
-            Some(AMQPValue::LongString(text)) => Some(text.to_string()),
-            _ => None,
-        };
-        let id = || text(SUBJECT).and_then(|id| id.parse().ok());
-        // What the broker buried it has marked; its sender may have written anything else.
-        match text(REASON).filter(|_| !headers.contains_key("x-death")) {
-            Some(reason) => Self {
-                id: properties.message_id().as_ref().and_then(|id| id.as_str().parse().ok()).unwrap_or_default(),
-                reason,
-                cause: text(CAUSE).unwrap_or_default(),
-                attempts: match headers.inner().get(ATTEMPTS) {
-                    Some(AMQPValue::LongLongInt(attempts)) => u32::try_from(*attempts).unwrap_or_default(),
-                    _ => 0,
-                },
-                died_at: properties.timestamp().as_ref().and_then(|at| moment(*at)),
-                kind: text(KIND),
-                subject: id(),
-                wakeup: text(WAKEUP).and_then(|id| id.parse().ok()),
-                // Whoever wrote this header may have written more than AMQP can send again.
-                routing_key: cut(&text(ROUTING_KEY).unwrap_or_default(), ROUTING_KEY_MAX),
-                headers: match headers.inner().get(HEADERS) {
-                    Some(AMQPValue::FieldTable(table)) => table.clone(),
-                    _ => empty,
-                },
-                body,
-            },
-            None => Self::of_broker(unrouted, routing_key, headers, body),
-        }
-    }
-
-    /// A message that the broker put here by itself: delivered too often, or sent where no lane is.
-    fn of_broker(unrouted: bool, routing_key: &str, headers: &FieldTable, body: Vec<u8>) -> Self {
-        let death = match headers.inner().get("x-death") {
-            Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
-                Some(AMQPValue::FieldTable(death)) => Some(death.clone()),
-                _ => None,
-            },
-            _ => None,
-        };
-        let told = |name: &str| match death.as_ref()?.inner().get(name) {
-            Some(AMQPValue::LongString(text)) => Some(text.to_string()),
-            _ => None,
-        };
-        let queue = told("queue").unwrap_or_default();
-        let (reason, cause) = if unrouted {
-            ("unrouted".to_owned(), format!("no lane takes the routing key {routing_key:?}"))
-        } else if told("reason").as_deref() == Some("delivery_limit") {
-            (
-                Reason::DeliveryLimit.name().to_owned(),
-                format!("delivered too often from {queue} without an answer: it may stop its worker"),
-            )
-        } else if let Some(reason) = told("reason") {
-            (reason, format!("RabbitMQ took it out of {queue}"))
-        } else {
-            ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
-        };
-        let died_at = match death.as_ref().and_then(|death| death.inner().get("time")) {
-            Some(AMQPValue::Timestamp(at)) => moment(*at),
-            _ => None,
-        };
-        let wakeup = crate::wakeup::Wakeup::decode(&body, None).ok();
-        Self {
-            id: Uuid::new_v5(&NAMESPACE, &body),
-            reason,
-            cause,
-            attempts: wakeup.as_ref().map_or(0, |wakeup| wakeup.attempt),
-            died_at,
-            kind: wakeup.as_ref().map(|wakeup| wakeup.kind.to_owned()),
-            subject: wakeup.as_ref().filter(|w| w.subjects.len() == 1).map(|w| w.subjects[0]),
-            wakeup: wakeup.map(|wakeup| wakeup.id),
-            routing_key: routing_key.to_owned(),
-            headers: without_deaths(Some(headers)),
-            body,
-        }
+    pub fn trace_id(&self) -> Option<String> {
+        let Some(AMQPValue::LongString(parent)) = self.headers.inner().get("traceparent") else { return None };
+        let id = std::str::from_utf8(parent.as_bytes()).ok()?.split('-').nth(1)?;
+        let sound = id.len() == 32 && id.bytes().all(|digit| digit.is_ascii_hexdigit()) && id.bytes().any(|digit| digit != b'0');
+        sound.then(|| id.to_ascii_lowercase())
     }
 }
 
-/// Headers without the broker's own record of dead-lettering, as republished with it a message is dropped as a cycle, and
-/// without `CC` and `BCC`, by which a message would be routed to more queues than ours.
-/// <https://www.rabbitmq.com/docs/sender-selected>
+/// The id of a letter: of its bytes, where they should have gone, and, where a worker gave up, its subject and attempts.
+fn id_of(body: &[u8], routing_key: &str, given_up: Option<(Option<Uuid>, u32)>) -> Uuid {
+    let mut name = Sha1::new_with_prefix(NAMESPACE.as_bytes());
+    // Told twice, a first failure has two moments, and is one all the same.
+    match Wakeup::decode(body, None) {
+        Ok(wakeup) if wakeup.failed_at.is_some() => name.update(Wakeup { failed_at: None, ..wakeup }.body()),
+        _ => name.update(body),
+    }
+    name.update(routing_key.as_bytes());
+    if let Some((subject, attempts)) = given_up {
+        name.update(subject.unwrap_or_default().as_bytes());
+        name.update(attempts.to_be_bytes());
+    }
+    let mut beginning = [0; 16];
+    beginning.copy_from_slice(&name.finalize()[..16]);
+    uuid::Builder::from_sha1_bytes(beginning).into_uuid()
+}
+
+/// This machine's clock, to the second: for people, nothing is decided by it.
 #[must_use]
-pub fn without_deaths(headers: Option<&FieldTable>) -> FieldTable {
-    let mut kept = FieldTable::default();
-    for (name, value) in headers.into_iter().flat_map(FieldTable::inner) {
-        let of_death = name.as_str() == "x-death"
-            || name.as_str().starts_with("x-first-death-")
-            || name.as_str().starts_with("x-last-death-")
-            || ["CC", "BCC"].contains(&name.as_str());
-        if !of_death {
-            kept.insert(name.clone(), value.clone());
-        }
-    }
-    kept
-}
-
-/// Whether headers leave room in a message's one frame for those that are added.
-#[must_use]
-pub fn fit_to_publish(headers: &FieldTable) -> bool {
-    size_of_table(headers) <= HEADERS_MAX
-}
-
-/// How many bytes a table takes in a frame, a little too many.
-fn size_of_table(table: &FieldTable) -> usize {
-    table.inner().iter().map(|(name, value)| name.as_str().len() + 2 + size_of_value(value)).sum::<usize>() + 4
-}
-
-fn size_of_value(value: &AMQPValue) -> usize {
-    match value {
-        AMQPValue::LongString(text) => text.len() + 4,
-        AMQPValue::ShortString(text) => text.as_str().len() + 1,
-        AMQPValue::ByteArray(bytes) => bytes.len() + 4,
-        AMQPValue::FieldArray(values) => 4 + values.as_slice().iter().map(|value| 1 + size_of_value(value)).sum::<usize>(),
-        AMQPValue::FieldTable(table) => size_of_table(table),
-        _ => 8,
-    }
-}
-
-/// An AMQP timestamp: whole seconds since 1970.
-fn moment(seconds: u64) -> Option<DateTime<Utc>> {
-    DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0)
-}
-
 #[expect(clippy::disallowed_methods, reason = "shown to people; nothing is decided by it")]
-fn clock() -> DateTime<Utc> {
-    std::time::SystemTime::now().into()
+pub fn clock() -> DateTime<Utc> {
+    let now: DateTime<Utc> = std::time::SystemTime::now().into();
+    DateTime::from_timestamp(now.timestamp(), 0).unwrap_or_default()
 }
 
 /// The beginning of a text, at most `most` bytes.
@@ -260,8 +146,10 @@ fn cut(text: &str, most: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lapin::BasicProperties;
+
     use super::*;
-    use crate::policy::Policy;
+    use crate::{broker::Outgoing, pack, policy::Policy, topology::Topology, wakeup::TraceContext};
 
     fn death() -> Death<'static> {
         Death {
@@ -271,6 +159,8 @@ mod tests {
             kind: Some("confirm-receipt"),
             subject: Some(Uuid::from_u128(7)),
             wakeup: Some(Uuid::from_u128(8)),
+            worker: Some("host/17"),
+            first_failed_at: Some("2026-11-24T05:06:07Z".parse().unwrap()),
         }
     }
 
@@ -282,9 +172,12 @@ mod tests {
         table
     }
 
+    fn topology() -> Topology {
+        Topology::new("kyhan", 1, &[], &Policy::default())
+    }
+
     fn sent(letter: DeadLetter) -> DeadLetter {
-        let topology = Topology::new("kyhan", 1, &[], &Policy::default());
-        let message = letter.message(&topology);
+        let message = letter.message(&topology());
         DeadLetter::read(false, &message.routing_key, &message.properties, message.body)
     }
 
@@ -295,28 +188,21 @@ mod tests {
     }
 
     #[test]
-    fn the_brokers_record_of_dead_lettering_is_stripped() {
-        let hostile =
-            headers(&[("x-death", "…"), ("CC", "q"), ("x-first-death-queue", "q"), ("x-last-death-reason", "r"), ("mine", "1")]);
-        assert_eq!(without_deaths(Some(&hostile)), headers(&[("mine", "1")]));
-    }
-
-    #[test]
     fn no_cause_and_no_headers_are_too_long_to_be_published() {
         let long = "ă".repeat(100_000);
         let letter = DeadLetter::new(&Death { cause: &long, ..death() }, &long, Some(&headers(&[("hostile", &long)])), b"");
-        assert!(letter.cause.len() <= CAUSE_MAX && letter.routing_key.len() <= ROUTING_KEY_MAX);
+        assert!(letter.cause.len() <= CAUSE_MAX && letter.routing_key.len() <= NAME_MAX);
         let read = sent(letter);
-        assert!(read.headers.inner().is_empty());
+        assert!(read.headers.inner().is_empty() && read.cause.ends_with("were too many to be kept"), "{}", read.cause);
         assert_eq!(read.subject, Some(Uuid::from_u128(7)));
     }
 
     #[test]
     fn a_forged_routing_key_can_be_sent_again() {
-        let mut forged = headers(&[(REASON, "malformed")]);
-        forged.insert(ROUTING_KEY.into(), AMQPValue::LongString("x".repeat(1_000).into()));
+        let mut forged = headers(&[("kyhan-reason", "malformed")]);
+        forged.insert("kyhan-routing-key".into(), AMQPValue::LongString("x".repeat(1_000).into()));
         let letter = DeadLetter::read(false, "", &BasicProperties::default().with_headers(forged), vec![]);
-        assert_eq!(letter.routing_key.len(), ROUTING_KEY_MAX);
+        assert_eq!(letter.routing_key.len(), NAME_MAX);
     }
 
     #[test]
@@ -325,5 +211,85 @@ mod tests {
             let letter = DeadLetter::read(unrouted, "make-coffee.0", &BasicProperties::default(), b"?".to_vec());
             assert_eq!((letter.reason.as_str(), letter.subject), (reason, None));
         }
+    }
+
+    /// A wake-up of so many subjects, as it is sent.
+    fn wakeup(subjects: u128) -> Outgoing {
+        let due_at = "2026-01-01T00:00:00Z".parse().unwrap();
+        let waiting = (1..=subjects).map(|n| pack::Waiting {
+            kind: "confirm-receipt",
+            subject: Uuid::from_u128(n),
+            due_at,
+            wait: chrono::TimeDelta::zero(),
+            attempt: 0,
+        });
+        let packed = pack::pack(waiting, topology().ladder(), 1, 1_000, &TraceContext::default());
+        Outgoing::of(&packed[0], &topology())
+    }
+
+    #[test]
+    fn what_was_packed_is_one_for_each_subject_and_one_alone_keeps_the_letters_id() {
+        let letter = |count| {
+            let message = wakeup(count);
+            DeadLetter::read(true, &message.routing_key, &message.properties, message.body)
+        };
+        let (one, three) = (letter(1), letter(3));
+        assert_eq!(one.subjects(), [(one.id, Some(Uuid::from_u128(1)))]);
+        assert_eq!(three.subject, None);
+        let ids: std::collections::BTreeSet<Uuid> = three.subjects().iter().map(|(id, _)| *id).collect();
+        assert_eq!((ids.len(), ids.contains(&three.id)), (3, false));
+        assert_eq!(three.subjects()[1].1, Some(Uuid::from_u128(2)));
+        assert_eq!(letter(3).subjects(), three.subjects(), "the same whenever it is read");
+        let garbage = DeadLetter::read(false, "k", &BasicProperties::default(), b"?".to_vec());
+        assert_eq!(garbage.subjects(), [(garbage.id, None)]);
+    }
+
+    #[test]
+    fn no_message_id_makes_one_letter_of_two() {
+        let read = |id: &str, key: &str, body: &[u8], reason: Option<&str>| {
+            let entries: Vec<_> = reason.iter().map(|reason| ("kyhan-reason", *reason)).collect();
+            let properties = BasicProperties::default().with_message_id(id.into()).with_headers(headers(&entries));
+            DeadLetter::read(false, key, &properties, body.to_vec()).id
+        };
+        let forged = Uuid::from_u128(7).to_string();
+        for reason in [None, Some("malformed")] {
+            for id in ["", "nonsense", &Uuid::nil().to_string(), &forged] {
+                assert_ne!(read(id, "k", b"one", reason), read(id, "k", b"two", reason), "{id} {reason:?}");
+                assert_eq!(read(id, "k", b"one", reason), read("other", "k", b"one", reason));
+            }
+        }
+        assert_ne!(read("", "k", b"one", None), read("", "elsewhere", b"one", None));
+    }
+
+    #[test]
+    fn a_first_failure_that_was_told_twice_is_one_letter() {
+        let wakeup = Wakeup::decode(&wakeup(1).body, None).unwrap();
+        let letter = |failed_at: Option<&str>| {
+            let body = Wakeup { failed_at: failed_at.map(|at| at.parse().unwrap()), ..wakeup.clone() }.body();
+            DeadLetter::new(&death(), "confirm-receipt.0", None, &body)
+        };
+        let told = [None, Some("2026-11-24T05:06:07Z"), Some("2026-11-24T05:06:08Z")].map(|at| letter(at).id);
+        assert_eq!((told[0], told[1]), (told[1], told[2]));
+        let again = DeadLetter::new(&Death { attempts: 7, ..death() }, "confirm-receipt.0", None, &letter(None).body);
+        assert_ne!(again.id, told[0]);
+    }
+
+    #[test]
+    fn the_trace_is_that_of_the_original_message() {
+        let traced = |parent: &str| DeadLetter::new(&death(), "k", Some(&headers(&[("traceparent", parent)])), b"").trace_id();
+        let id = "0af7651916cd43dd8448eb211c80319c";
+        assert_eq!(traced(&format!("00-{id}-b7ad6b7169203331-01")).as_deref(), Some(id));
+        for nonsense in ["", "00", "00-xyz-b7ad6b7169203331-01", "00-00000000000000000000000000000000-b7ad6b7169203331-01"] {
+            assert_eq!(traced(nonsense), None, "{nonsense}");
+        }
+    }
+
+    #[test]
+    fn a_moment_of_no_year_is_none() {
+        let mut forged = headers(&[("kyhan-reason", "x"), ("kyhan-first-failed-at", "-0044-03-15T12:00:00Z")]);
+        forged.insert("kyhan-attempts".into(), AMQPValue::LongLongInt(i64::MAX));
+        let properties = BasicProperties::default().with_timestamp(u64::MAX / 3).with_headers(forged);
+        let letter = DeadLetter::read(false, "k", &properties, vec![]);
+        assert_eq!((letter.first_failed_at, letter.died_at, letter.attempts), (None, None, 0));
     }
 }

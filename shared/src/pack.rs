@@ -51,10 +51,24 @@ pub fn pack(
     pack_max: usize,
     trace: &TraceContext,
 ) -> Vec<Packed> {
+    pack_failed(waiting.into_iter().map(|one| (one, None)), ladder, shards, pack_max, trace)
+}
+
+/// The same of subjects that may have failed before, each with the moment of its first failure. Those that lie together share the
+/// earliest of theirs: it is for people, and they have failed as often.
+#[must_use]
+pub fn pack_failed(
+    waiting: impl IntoIterator<Item = (Waiting, Option<DateTime<Utc>>)>,
+    ladder: &Ladder,
+    shards: u16,
+    pack_max: usize,
+    trace: &TraceContext,
+) -> Vec<Packed> {
     let mut places: BTreeMap<Place, usize> = BTreeMap::new();
     let mut placed: Vec<(Place, Vec<Due>)> = Vec::new();
+    let mut failures: BTreeMap<usize, DateTime<Utc>> = BTreeMap::new();
     let mut last = 0;
-    for one in waiting {
+    for (one, failed_at) in waiting {
         let wait = one.wait.to_std().unwrap_or(Duration::ZERO);
         let hop = ladder.next(wait);
         let rest = if one.attempt == 0 { TimeDelta::zero() } else { ladder.rest(wait, hop) };
@@ -67,6 +81,9 @@ pub fn pack(
             });
         }
         placed[last].1.push((one.due_at, one.subject));
+        if let Some(failed_at) = failed_at {
+            failures.entry(last).and_modify(|earliest| *earliest = failed_at.min(*earliest)).or_insert(failed_at);
+        }
     }
 
     let mut packed = Vec::new();
@@ -74,17 +91,18 @@ pub fn pack(
         let mut side_by_side = std::mem::take(&mut placed[at].1);
         // Together with what follows, the same subjects give the same wake-ups in whatever order they came.
         side_by_side.sort_unstable();
+        let failed_at = failures.get(&at).copied();
         let mut open: Option<Pack> = None;
         for (due_at, subject) in side_by_side {
             match &mut open {
                 Some(pack) if pack.has_room(due_at, pack_max) => pack.add(due_at, subject),
                 _ => {
                     let next = Pack::new(due_at, subject, place.3);
-                    packed.extend(open.replace(next).map(|full| full.close(place, trace)));
+                    packed.extend(open.replace(next).map(|full| full.close(place, failed_at, trace)));
                 }
             }
         }
-        packed.extend(open.map(|pack| pack.close(place, trace)));
+        packed.extend(open.map(|pack| pack.close(place, failed_at, trace)));
     }
     packed
 }
@@ -131,11 +149,17 @@ impl Pack {
         self.subjects.push(subject);
     }
 
-    fn close(mut self, (kind, shard, attempt, hop, rest): Place, trace: &TraceContext) -> Packed {
+    fn close(
+        mut self,
+        (kind, shard, attempt, hop, rest): Place,
+        failed_at: Option<DateTime<Utc>>,
+        trace: &TraceContext,
+    ) -> Packed {
         self.subjects.sort_unstable();
         self.subjects.dedup();
         let id = stable_id(kind, self.last_due, attempt, &self.subjects);
-        let wakeup = Wakeup { id, kind, subjects: self.subjects, due_at: self.last_due, attempt, rest, trace: trace.clone() };
+        let (subjects, due_at, trace) = (self.subjects, self.last_due, trace.clone());
+        let wakeup = Wakeup { id, kind, subjects, due_at, attempt, rest, failed_at, trace };
         Packed { hop, shard, wakeup }
     }
 }
@@ -214,6 +238,27 @@ mod tests {
         assert_eq!(of(0, 72_500).wakeup.rest, TimeDelta::zero());
         // Less than the shortest rung is no wait worth a hop.
         assert_eq!(of(1, 60_900).wakeup.rest, TimeDelta::zero());
+    }
+
+    #[test]
+    fn those_that_failed_together_share_the_earliest_first_failure_and_keep_their_ids() {
+        let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
+        let one = |subject, attempt| Waiting {
+            kind: "confirm-receipt",
+            subject: Uuid::from_u128(subject),
+            due_at,
+            wait: TimeDelta::seconds(60),
+            attempt,
+        };
+        let at = |second: u32| Some(format!("2026-12-08T00:00:{second:02}Z").parse().unwrap());
+        let all = [(one(1, 1), at(7)), (one(2, 1), at(3)), (one(3, 1), None), (one(4, 2), at(9)), (one(5, 0), None)];
+        let packed = pack_failed(all, &ladder(), 1, 128, &TraceContext::default());
+        let failures: BTreeSet<_> =
+            packed.iter().map(|packed| (packed.wakeup.attempt, packed.wakeup.subjects.len(), packed.wakeup.failed_at)).collect();
+        assert_eq!(failures, BTreeSet::from([(0, 1, None), (1, 3, at(3)), (2, 1, at(9))]));
+        let ids = |packed: Vec<Packed>| packed.into_iter().map(|packed| packed.wakeup.id).collect::<Vec<_>>();
+        let without = pack(all.map(|(one, _)| one), &ladder(), 1, 128, &TraceContext::default());
+        assert_eq!(ids(packed), ids(without));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{policy::Policy, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
+use crate::{policy::Policy, span::Span, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
 
 mod policy_table;
 mod reader;
@@ -30,6 +30,7 @@ pub struct Settings {
     pub relay: Relay,
     pub worker: Worker,
     pub sweep: Sweep,
+    pub dead_letters: DeadLetters,
     pub forecast: Forecast,
     pub dead_letters: DeadLetters,
     pub admin: Admin,
@@ -104,6 +105,13 @@ pub struct Sweep {
     pub lookback_ms: u64,
     /// Between two looks at the rest of the past.
     pub whole_every_ms: u64,
+}
+
+/// `dead_letters.*`
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetters {
+    /// How long a letter is kept after it was decided about; `None`: for ever. Open ones always are.
+    pub keep: Option<Span>,
 }
 
 /// `forecast.*`
@@ -213,6 +221,7 @@ impl Settings {
             lookback_ms: millis(r, "sweep.lookback_ms", MINUTE_MS..=30 * 24 * 60 * MINUTE_MS),
             whole_every_ms: millis(r, "sweep.whole_every_ms", 10..=30 * 24 * 60 * MINUTE_MS),
         };
+        let dead_letters = DeadLetters { keep: keep(r) };
         let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };
         let dead_letters = DeadLetters {
             approval_above: dong_or_none(r, "dead_letters.approval_above"),
@@ -239,6 +248,7 @@ impl Settings {
                 relay,
                 worker,
                 sweep,
+                dead_letters,
                 forecast,
                 dead_letters,
                 admin,
@@ -319,6 +329,18 @@ fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
         r.mistake(key, format!("{text:?} is neither \"none\" nor a whole number of đồng"));
     }
     amount
+}
+
+fn keep(r: &mut Reader) -> Option<Span> {
+    let text = r.text("dead_letters.keep");
+    if text == "none" {
+        return None;
+    }
+    let span = text.parse();
+    if let Err(error) = &span {
+        r.mistake("dead_letters.keep", format!("{error}, or \"none\" to keep them for ever"));
+    }
+    span.ok()
 }
 
 fn forecast_every(r: &mut Reader) -> Option<Duration> {
@@ -414,12 +436,14 @@ mod tests {
             ("KYHAN_ARREARS_WALLET_FLOOR", "-5_000"),
             ("KYHAN_ADMIN_LISTEN", "[::]:9400"),
             ("KYHAN_FORECAST_EVERY_MS", "none"),
+            ("KYHAN_DEAD_LETTERS_KEEP", "365d"),
         ];
         let settings = read("[worker]\nbatch_max = 3\nlinger_ms = 9", &env).unwrap();
         assert_eq!((settings.worker.batch_max, settings.worker.linger_ms), (17, 9));
         assert_eq!(settings.naming.ladder, [2, 60].map(Duration::from_secs));
         assert_eq!(settings.arrears.wallet_floor, Some(-5_000));
         assert_eq!(settings.forecast.every, None);
+        assert_eq!(settings.dead_letters.keep, Some("365d".parse().unwrap()));
         assert_eq!(settings.admin.listen, Some("[::]:9400".parse().unwrap()));
     }
 
@@ -439,6 +463,8 @@ mod tests {
             url = "postgres://x"
             [arrears]
             wallet_floor = "deep"
+            [dead_letters]
+            keep = "for ever"
             [forecast]
             every_ms = 0
             [admin]
@@ -467,6 +493,7 @@ mod tests {
             "database.url: not set; set KYHAN_DATABASE_URL to postgres://",
             "amqp.url: its scheme is \"http\"; write it like amqp://",
             "arrears.wallet_floor: \"deep\" is neither",
+            "dead_letters.keep: \"for ever\" is no duration",
             "forecast.every_ms: \"0\" is neither \"none\" nor a whole number from 10 to 86400000",
             "admin.listen: \"localhost\" is neither \"none\" nor an address and port; write it like 0.0.0.0:9400",
             "policy[0].on: unknown event type \"order.shiped\"",

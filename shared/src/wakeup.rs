@@ -53,6 +53,9 @@ pub struct Wakeup {
     pub attempt: u32,
     /// How much of its pause before the next attempt is still to come when it arrives; zero for all but retries.
     pub rest: TimeDelta,
+    /// When it failed for the first time, by the clock of the worker that tried: for people, nothing is decided by it. `None` for
+    /// what has not failed since it was last found not to be due.
+    pub failed_at: Option<DateTime<Utc>>,
     pub trace: TraceContext,
 }
 
@@ -96,6 +99,9 @@ struct Outgoing<'a> {
     attempt: u32,
     #[serde(skip_serializing_if = "is_zero")]
     rest_ms: u64,
+    /// No format of its own: who does not know it passes over it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    failed_at: Option<DateTime<Utc>>,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
@@ -114,6 +120,8 @@ struct Incoming<'a> {
     /// Since version 2.
     #[serde(default, deserialize_with = "number")]
     rest_ms: u64,
+    #[serde(default)]
+    failed_at: Option<DateTime<Utc>>,
     #[serde(deserialize_with = "subjects")]
     subjects: Vec<Uuid>,
 }
@@ -178,6 +186,7 @@ impl Wakeup {
             due_at: self.due_at,
             attempt: self.attempt,
             rest_ms,
+            failed_at: self.failed_at,
         };
         let mut body = Vec::with_capacity(BODY_ROOM + self.subjects.len() * SUBJECT_LEN);
         if serde_json::to_writer(&mut body, &wire).is_err() {
@@ -263,6 +272,7 @@ impl Wakeup {
             due_at: wire.due_at,
             attempt: wire.attempt,
             rest: TimeDelta::milliseconds(rest),
+            failed_at: wire.failed_at,
             trace: trace_context(headers),
         })
     }
@@ -303,6 +313,7 @@ mod tests {
             due_at: "2026-11-24T05:06:07.000008Z".parse().unwrap(),
             attempt: 0,
             rest: TimeDelta::zero(),
+            failed_at: None,
             trace: TraceContext::default(),
         }
     }
@@ -327,6 +338,20 @@ mod tests {
     }
 
     #[test]
+    fn the_first_failure_travels_in_either_format_and_who_does_not_know_it_passes_over_it() {
+        let failed_at = Some("2026-11-24T05:06:07Z".parse().unwrap());
+        for rest in [TimeDelta::zero(), TimeDelta::milliseconds(2_500)] {
+            let failed = Wakeup { attempt: 2, rest, failed_at, ..sample() };
+            let body = String::from_utf8(failed.body()).unwrap();
+            assert!(body.contains(r#""failed_at":"2026-11-24T05:06:07Z","subjects""#), "{body}");
+            assert_eq!(Wakeup::decode(body.as_bytes(), None), Ok(failed.clone()));
+            // As a worker before it read it: without the field.
+            let without = body.replace(r#","failed_at":"2026-11-24T05:06:07Z""#, "");
+            assert_eq!(Wakeup::decode(without.as_bytes(), None), Ok(Wakeup { failed_at: None, ..failed }));
+        }
+    }
+
+    #[test]
     fn what_is_written_is_read_again_with_its_trace() {
         let mut wakeup = sample();
         wakeup.trace.traceparent = Some("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01".into());
@@ -345,7 +370,8 @@ mod tests {
     #[test]
     fn the_longest_wakeup_fits() {
         let subjects = (0..SUBJECTS_MAX as u128).map(Uuid::from_u128).collect();
-        let wakeup = Wakeup { subjects, attempt: u32::MAX, due_at: DateTime::<Utc>::MAX_UTC, ..sample() };
+        let latest = DateTime::<Utc>::MAX_UTC;
+        let wakeup = Wakeup { subjects, attempt: u32::MAX, due_at: latest, failed_at: Some(latest), ..sample() };
         assert!(wakeup.body().len() < BODY_MAX);
     }
 

@@ -82,6 +82,8 @@ impl Drain<'_> {
             let left = sandbox.depth(&broker, queue).await?;
             ensure!(left == 0, "{}: {left} messages are left in {queue}", load.kind);
         }
+        let letters: i64 = ask(sandbox, "SELECT count(*) FROM dead_letters").await?;
+        ensure!(letters == 0, "{}: {letters} dead letters", load.kind);
         broker.close().await;
         // A session tells of its records when it ends.
         let wal = Wal::so_far(sandbox).await?.since(wal);

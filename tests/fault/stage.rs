@@ -301,11 +301,15 @@ impl Stage {
         // Canaries come and go as long as a worker runs; one that is long overdue was lost with its broker.
         let canaries = "SELECT count(*) FROM canaries WHERE arrived_at IS NULL AND due_at > now() - interval '5 s'";
         let canaries = checker::ask(&self.sandbox.db, canaries).await?;
-        Ok(quiet && i64::from(self.depth(&["rung.", "due.", "quarantine"]).await?) <= canaries)
+        // What died is in the store.
+        let unstored = self.depth(&["dead", "unrouted"]).await?;
+        Ok(quiet && unstored == 0 && i64::from(self.depth(&["rung.", "due.", "quarantine"]).await?) <= canaries)
     }
 
+    /// Dead letters, stored or, should the end not have come in time, not stored yet.
     async fn letters(&self) -> Result<i64> {
-        Ok(i64::from(self.depth(&["dead", "unrouted"]).await?))
+        let stored = checker::ask(&self.sandbox.db, "SELECT count(*) FROM dead_letters").await?;
+        Ok(stored + i64::from(self.depth(&["dead", "unrouted"]).await?))
     }
 
     /// How many messages lie in queues that begin so.

@@ -35,7 +35,7 @@ async fn every_rungs_canaries_come_back_and_nothing_is_wrong() {
         assert!(shown.contains("nothing is wrong") && shown.contains("holds for"), "{shown}");
         let totals = worker.stop().await;
         assert_eq!((totals.malformed, totals.applied), (0, 0), "canaries are no wake-ups: {totals:?}");
-        assert_eq!(stage.depth("dead").await, 0);
+        assert_eq!(stage.buried().await, 0);
     })
     .await;
 }

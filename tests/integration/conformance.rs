@@ -101,7 +101,7 @@ async fn a_subject_that_is_no_row_is_stale() {
         let worker = stage.worker();
         stage.until_settled().await;
         assert_eq!(worker.stop().await.stale, tasks::ALL.len() as u64);
-        assert_eq!(stage.depth("dead").await, 0);
+        assert_eq!(stage.buried().await, 0);
     })
     .await;
 }
@@ -280,7 +280,7 @@ async fn a_rung_that_disappears_under_a_worker_is_declared_again_and_nothing_is_
         stage.until("SELECT count(*) = 21 FROM orders WHERE status = 'received'").await;
         stage.until_settled().await;
         worker.stop().await;
-        assert_eq!(stage.depth("dead").await, 0);
+        assert_eq!(stage.buried().await, 0);
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 21);
     })
     .await;
@@ -377,6 +377,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
         }
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried), (3, 0), "{totals:?}");
+        assert_eq!(stage.buried().await, 0);
         admin.close().await.expect("closed");
     })
     .await;

@@ -20,6 +20,7 @@ mod forecast;
 mod history;
 mod journey;
 mod letters;
+mod letters_stored;
 mod library;
 mod outages;
 mod outbox;

@@ -9,19 +9,19 @@ use tests::sandbox::{always, eventually};
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
 
 /// A connection that an outage of the test's own database does not touch.
-async fn admin() -> DatabaseConnection {
+pub async fn admin() -> DatabaseConnection {
     sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server")
 }
 
-async fn run(admin: &DatabaseConnection, sql: &str) {
+pub async fn run(admin: &DatabaseConnection, sql: &str) {
     admin.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-async fn name(stage: &Stage) -> String {
+pub async fn name(stage: &Stage) -> String {
     stage.ask("SELECT current_database()::text").await
 }
 
-fn throw_out(name: &str) -> String {
+pub fn throw_out(name: &str) -> String {
     format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")
 }
 
@@ -52,7 +52,7 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
         stage.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!(totals.retried, 0, "{totals:?}");
-        assert_eq!(stage.depth("dead").await + stage.depth("quarantine").await, 0);
+        assert_eq!(stage.buried().await + i64::from(stage.depth("quarantine").await), 0);
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 50);
         broker.close().await;
         admin.close().await.expect("closed");
@@ -136,6 +136,7 @@ async fn a_database_that_is_read_only_is_away_and_no_attempt_is_spent() {
         received(stage, 1).await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried), (1, 0), "{totals:?}");
+        assert_eq!(stage.buried().await, 0);
         admin.close().await.expect("closed");
     })
     .await;
@@ -168,10 +169,8 @@ async fn a_row_that_breaks_its_connection_is_no_outage_and_ends_alone() {
             stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
             let done = async || Ok(stage.ask::<bool>("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await);
             eventually("its neighbours are applied", Duration::from_secs(120), done).await;
-            let broker = stage.sandbox.broker().await.expect("a broker");
-            let dead = async || Ok(stage.sandbox.depth(&broker, "dead").await? == 1);
+            let dead = async || Ok(stage.ask::<bool>("SELECT count(*) = 1 FROM dead_letters").await);
             eventually("it is a dead letter", Duration::from_secs(120), dead).await;
-            broker.close().await;
             worker.stop().await;
             assert_eq!(stage.dead_letters().await[0].subject, Some(orders[2]));
         })

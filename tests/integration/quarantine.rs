@@ -22,7 +22,7 @@ async fn hangs_its_worker(stage: &Stage, order: Uuid) {
 }
 
 /// Worker after worker takes the head of a queue in hand and dies, until the queue gives it up.
-async fn give_up(stage: &Stage, queue: &str, limit: i64) {
+pub async fn give_up(stage: &Stage, queue: &str, limit: i64) {
     let broker = stage.sandbox.broker().await.expect("a broker");
     for _ in 0..=limit {
         let channel = broker.channel().await.expect("a channel");
@@ -53,10 +53,10 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         let end_it = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
         let mut deaths = 0;
-        while stage.sandbox.depth(&broker, "dead").await.expect("a depth") == 0 {
+        while stage.buried().await == 0 {
             let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
             eventually("it hangs, or the culprit is given up", SOON, async || {
-                Ok(stage.ask::<bool>(hanging).await || stage.sandbox.depth(&broker, "dead").await? == 1)
+                Ok(stage.ask::<bool>(hanging).await || stage.buried().await == 1)
             })
             .await;
             worker.kill().await.expect("killed");
@@ -68,6 +68,7 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         }
         let worker = stage.worker();
         stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        stage.until_dead(1).await;
         stage.until_settled().await;
         worker.stop().await;
         let letters = stage.dead_letters().await;
@@ -75,7 +76,7 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", Some(culprit)));
         assert!(letters[0].cause.contains("quarantine"), "{}", letters[0].cause);
 
-        // Once what hung is mended, a fresh wake-up applies it.
+        // Once what hung is mended, it is applied when it is woken again.
         stage.run("DROP TRIGGER hang ON orders", []).await;
         stage.publish(vec![stage.wakeup("confirm-receipt", &[culprit])]).await;
         let worker = stage.worker();
@@ -99,8 +100,7 @@ async fn what_only_lay_beside_the_culprit_is_applied_and_nothing_is_buried() {
         let worker = stage.worker();
         stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        tests::sandbox::always("nothing is buried", Duration::from_millis(500), async || Ok(stage.depth("dead").await == 0))
-            .await;
+        tests::sandbox::always("nothing is buried", Duration::from_millis(500), async || Ok(stage.buried().await == 0)).await;
         assert_eq!(worker.stop().await.applied, 3);
         assert_eq!(stage.depth("quarantine").await, 0);
     })

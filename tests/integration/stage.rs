@@ -5,14 +5,14 @@ use std::{panic::AssertUnwindSafe, time::Duration};
 use futures::FutureExt;
 use lapin::{
     ExchangeKind,
-    options::{BasicGetOptions, ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
+    options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::{ConnectionTrait, TryGetable, Value};
+use sea_orm::{ConnectionTrait, QueryResult, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
-    dead_letter::DeadLetter,
+    dead_letter::{self, DeadLetter},
     health::Health,
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
@@ -252,30 +252,22 @@ impl Stage {
         depth
     }
 
-    /// Waits until so many dead letters lie ready.
+    /// Waits until so many dead letters are stored and open; a worker has to run.
     pub async fn until_dead(&self, count: u32) {
-        let broker = self.sandbox.broker().await.expect("a broker");
-        eventually(&format!("{count} dead letters"), SOON, async || Ok(self.sandbox.depth(&broker, "dead").await? == count))
-            .await;
-        broker.close().await;
+        self.until(&format!("SELECT count(*) = {count} FROM dead_letters WHERE state = 'open'")).await;
     }
 
-    /// Every dead letter in the broker's queues; they stay where they are.
+    /// Every stored letter, whatever became of it, in the order of their ids.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let broker = self.sandbox.broker().await.expect("a broker");
-        let channel = broker.channel().await.expect("a channel");
-        let mut letters = Vec::new();
-        for (queue, unrouted) in [(self.topology().dead(), false), (self.topology().unrouted(), true)] {
-            while let Some(got) =
-                channel.basic_get(queue.as_str().into(), BasicGetOptions { no_ack: false }).await.expect("an answer")
-            {
-                let delivery = got.delivery;
-                letters.push(DeadLetter::read(unrouted, delivery.routing_key.as_str(), &delivery.properties, delivery.data));
-            }
-        }
-        shared::broker::close_channel(&channel).await;
-        broker.close().await;
-        letters
+        let sql = "SELECT * FROM dead_letters ORDER BY id";
+        let rows = self.sandbox.db.query_all_raw(statement(sql, [])).await.expect("letters");
+        rows.iter().map(|row| letter(row).expect("a letter")).collect()
+    }
+
+    /// How many letters there are, stored or waiting to be.
+    pub async fn buried(&self) -> i64 {
+        let stored: i64 = self.ask("SELECT count(*) FROM dead_letters").await;
+        stored + i64::from(self.depth("dead").await + self.depth("unrouted").await)
     }
 
     /// Runs `ops` as an operator would, and returns what it printed.
@@ -308,4 +300,23 @@ impl Stage {
         self.run(sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
         id
     }
+}
+
+/// A row of `dead_letters`.
+fn letter(row: &QueryResult) -> anyhow::Result<DeadLetter> {
+    Ok(DeadLetter {
+        id: row.try_get("", "id")?,
+        reason: row.try_get("", "reason")?,
+        cause: row.try_get("", "cause")?,
+        attempts: u32::try_from(row.try_get::<i32>("", "attempts")?)?,
+        first_failed_at: row.try_get("", "first_failed_at")?,
+        died_at: row.try_get("", "last_failed_at")?,
+        worker: row.try_get("", "worker")?,
+        kind: row.try_get("", "kind")?,
+        subject: row.try_get("", "subject_id")?,
+        wakeup: row.try_get("", "wakeup_id")?,
+        routing_key: row.try_get("", "routing_key")?,
+        headers: dead_letter::headers_from_json(&row.try_get::<Vec<u8>>("", "headers")?)?,
+        body: row.try_get("", "body")?,
+    })
 }

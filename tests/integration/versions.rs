@@ -53,7 +53,7 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
         stage.publish(vec![Outgoing { properties, body: bytes.clone().into(), ..good.clone() }, good]).await;
         let worker = stage.worker();
         stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
-        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.depth("dead").await == 0)).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.buried().await == 0)).await;
         let totals = worker.stop().await;
         assert!((2..=5).contains(&totals.parked), "once in a while: {totals:?}");
         assert_eq!((totals.malformed, totals.applied), (0, 1));
@@ -95,7 +95,7 @@ async fn a_later_format_that_somebody_published_by_hand_finds_its_way_back_too()
         stage.publish(vec![by_hand, stage.wakeup("confirm-receipt", &[beside])]).await;
         let worker = stage.worker();
         stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
-        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.depth("dead").await == 0)).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.buried().await == 0)).await;
         let totals = worker.stop().await;
         assert!(totals.parked >= 2 && totals.stale == 0, "parked again and again, and no batch came twice: {totals:?}");
     })

@@ -16,19 +16,19 @@ use uuid::Uuid;
 use crate::patience::Patience;
 
 /// How often a conflict with other transactions is tried again at once before the batch is split.
-const CONFLICT_TRIES: u32 = 3;
+pub(crate) const CONFLICT_TRIES: u32 = 3;
 /// Longest pause before such a try, in milliseconds; the actual one is random, so that two that collided part.
-const CONFLICT_PAUSE_MAX_MS: u64 = 40;
+pub(crate) const CONFLICT_PAUSE_MAX_MS: u64 = 40;
 /// So often the connection may break under the same rows, each time after the server had begun a transaction for them, before
 /// they are to blame for it.
-const CUTS_MAX: u32 = 10;
+pub(crate) const CUTS_MAX: u32 = 10;
 /// The same for each half of rows that are to blame: the culprit is found without another long wait.
 const CUTS_LEFT: u32 = 2;
 /// The pause after the first time, doubled each time up to the longest.
-const CUT_PAUSE: Duration = Duration::from_millis(100);
-const CUT_PAUSE_MAX: Duration = Duration::from_secs(2);
+pub(crate) const CUT_PAUSE: Duration = Duration::from_millis(100);
+pub(crate) const CUT_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How much longer than its statements may take a transaction may take before nobody is there to answer.
-const ANSWER_MARGIN: Duration = Duration::from_secs(5);
+pub(crate) const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
 /// Rows that are tried together.
 struct Part {
@@ -119,7 +119,7 @@ async fn transaction(
 }
 
 /// Begins a transaction. Connections that lay idle through an outage are dead and show it only now: they are passed over.
-async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result<DatabaseTransaction, DbErr> {
+pub(crate) async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result<DatabaseTransaction, DbErr> {
     let answer_within = Duration::from_millis(settings.acquire_timeout_ms) + ANSWER_MARGIN;
     let mut idle = db.get_postgres_connection_pool().num_idle();
     loop {
@@ -132,7 +132,7 @@ async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result
 }
 
 /// An error and its causes, outermost first.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut said = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {

@@ -12,6 +12,11 @@ use uuid::Uuid;
 
 use crate::intake::{self, Taken};
 
+/// Most subjects of dead letters in a batch, each of which becomes a row.
+const LETTERS_MAX: usize = 4_096;
+/// Most bytes of dead letters in a batch.
+const LETTER_BYTES_MAX: usize = 8 * 1024 * 1024;
+
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -19,13 +24,20 @@ pub struct Limits {
     subjects: usize,
     /// Most messages, as a flood of malformed ones has no subjects to count.
     messages: usize,
+    /// Most bytes of bodies, but for the last message's.
+    bytes: usize,
     /// How long a batch waits to grow while there is traffic.
     linger: Duration,
 }
 
 impl Limits {
     /// One message, whatever it holds.
-    pub const ALONE: Self = Self { subjects: 1, messages: 1, linger: Duration::ZERO };
+    pub const ALONE: Self = Self { subjects: 1, messages: 1, bytes: usize::MAX, linger: Duration::ZERO };
+    /// So many messages of dead letters, each of which may be as large as the broker allows.
+    #[must_use]
+    pub const fn of_letters(messages: u16) -> Self {
+        Self { subjects: LETTERS_MAX, messages: messages as usize, bytes: LETTER_BYTES_MAX, linger: Duration::ZERO }
+    }
 }
 
 impl From<&settings::Worker> for Limits {
@@ -33,6 +45,8 @@ impl From<&settings::Worker> for Limits {
         Self {
             subjects: worker.batch_max,
             messages: usize::from(worker.prefetch),
+            // A wake-up has few.
+            bytes: usize::MAX,
             linger: Duration::from_millis(worker.linger_ms),
         }
     }
@@ -73,7 +87,7 @@ pub async fn fill(
     shutdown: &CancellationToken,
 ) -> (Batch, End) {
     let mut batch = Batch::default();
-    let mut subjects = 0;
+    let (mut subjects, mut bytes) = (0, 0);
     let mut until = None;
     let mut away = std::pin::pin!(postgres.began());
     loop {
@@ -96,8 +110,9 @@ pub async fn fill(
         };
         let taken = intake::take(delivery, kind);
         subjects += taken.content.as_ref().map_or(0, |wakeup| wakeup.subjects.len());
+        bytes += taken.body.len();
         batch.messages.push(taken);
-        if subjects >= limits.subjects || batch.messages.len() >= limits.messages {
+        if subjects >= limits.subjects || bytes >= limits.bytes || batch.messages.len() >= limits.messages {
             return (batch, End::Full);
         }
         until.get_or_insert_with(|| Instant::now() + limits.linger);
@@ -125,6 +140,11 @@ impl Batch {
     #[must_use]
     pub fn messages(&self) -> &[Taken] {
         &self.messages
+    }
+
+    #[must_use]
+    pub fn into_messages(self) -> Vec<Taken> {
+        self.messages
     }
 
     /// The tag of the last message, up to which a multiple ack settles them all.
@@ -195,6 +215,7 @@ mod tests {
             due_at: "2026-11-24T00:00:00Z".parse().unwrap(),
             attempt: 0,
             rest: TimeDelta::zero(),
+            failed_at: None,
             trace: TraceContext::default(),
         };
         let content = if subjects.is_empty() { Err(Malformed::NoSubjects) } else { Ok(wakeup) };

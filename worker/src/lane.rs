@@ -37,6 +37,7 @@ use crate::{
     patience::Patience,
     prefetch::Prefetch,
     settle::Settle,
+    store,
     tally::Tally,
 };
 
@@ -47,6 +48,8 @@ const LINKS_MAX: usize = 32;
 pub(crate) struct Context {
     pub settings: Settings,
     pub topology: Topology,
+    /// This process: its host and pid.
+    pub name: String,
     pub db: DatabaseConnection,
     /// Of every kind.
     pub statements: HashMap<&'static str, Statements>,
@@ -86,13 +89,15 @@ pub(crate) enum Of {
     Quarantine,
     /// The rungs' canaries.
     Canaries,
+    /// Dead letters, or messages that no lane took: they are stored.
+    DeadLetters,
 }
 
 impl Of {
     const fn kind(self) -> Option<&'static str> {
         match self {
             Self::Kind(kind) => Some(kind),
-            Self::Quarantine | Self::Canaries => None,
+            Self::Quarantine | Self::Canaries | Self::DeadLetters => None,
         }
     }
 }
@@ -162,12 +167,14 @@ impl Lane {
             topology: &context.topology,
             routing_key: self.routing_key.clone(),
             worker,
+            name: &context.name,
             pack_max: context.settings.naming.pack_max,
         };
         let (mut prefetch, limits) = match self.of {
             Of::Kind(_) => (Prefetch::of(worker), Limits::from(worker)),
             Of::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
             Of::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
+            Of::DeadLetters => (Prefetch::fixed(store::MESSAGES_MAX), Limits::of_letters(store::MESSAGES_MAX)),
         };
         let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
@@ -231,6 +238,9 @@ impl Lane {
     ) -> Result<bool, BrokerError> {
         if self.of == Of::Canaries {
             return canary::process(&batch, settle, context, patience).await;
+        }
+        if self.of == Of::DeadLetters {
+            return store::process(batch, &self.queue, settle, context, patience).await;
         }
         if self.of == Of::Quarantine
             && let Some((message, wakeup)) = batch.packed()

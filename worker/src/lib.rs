@@ -1,7 +1,8 @@
 //! The fleet: stateless workers take due wake-ups, recheck the rows, apply what is due and settle.
 //!
-//! A message's way through the rooms: `lane` → [`intake`] → [`batch`] → [`apply`] → [`settle`]. Killed at any instruction a
-//! worker loses nothing and doubles nothing: effects commit before the ack, and what comes again is found stale.
+//! A message's way through the rooms: `lane` → [`intake`] → [`batch`] → [`apply`] → [`settle`]; a dead letter's from `batch` into the
+//! `store`, where the sweep's leader tends it. Killed at any instruction a worker loses nothing and doubles nothing: effects commit
+//! before the ack, and what comes again is found stale, or stored.
 
 pub mod apply;
 pub mod batch;
@@ -12,8 +13,10 @@ mod lane;
 mod patience;
 mod prefetch;
 pub mod settle;
+mod store;
 mod sweep;
 mod tally;
+mod tend;
 
 use std::{sync::Arc, time::Duration};
 
@@ -71,6 +74,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     let context = Arc::new(Context {
         settings: settings.clone(),
         topology,
+        name: name(),
         db,
         statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
         tally: Arc::clone(&tally),
@@ -81,9 +85,9 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     });
     let mut running = JoinSet::new();
     let lanes = lanes(&context.topology, settings.worker.consumers, health);
-    // Those of one kind, quarantine, the canaries, the sweep's two and the forecast. Kinds that are busy at once wait for each other.
+    // Those of one kind, quarantine, the canaries, the dead letters' two, the sweep's two and the forecast. Kinds that are busy at once wait for each other.
     let (consumers, max_connections) = (settings.worker.consumers, settings.database.max_connections);
-    if max_connections < u32::from(consumers) + 5 {
+    if max_connections < u32::from(consumers) + 7 {
         tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
     }
     for lane in lanes {
@@ -104,6 +108,11 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     finished.map(|()| tally.totals())
 }
 
+/// This process, for whoever reads what it left behind.
+fn name() -> String {
+    format!("{}/{}", whoami::hostname().unwrap_or_else(|_| "unknown host".to_owned()), std::process::id())
+}
+
 /// Every lane that this process serves.
 fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
     let lane = |of, queue: String, routing_key, consumers| {
@@ -122,6 +131,9 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
         lanes.push(lane(Of::Canaries, topology.lane(CANARY, shard), None, 1));
     }
     lanes.push(lane(Of::Quarantine, topology.quarantine(), None, 1));
+    for queue in [topology.dead(), topology.unrouted()] {
+        lanes.push(lane(Of::DeadLetters, queue, None, 1));
+    }
     lanes
 }
 

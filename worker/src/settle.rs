@@ -7,8 +7,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use lapin::{BasicProperties, Channel, options::BasicAckOptions, types::AMQPValue};
 use shared::{
     broker::{BrokerError, Outgoing, Publisher},
-    dead_letter::{DeadLetter, Death, fit_to_publish, without_deaths},
-    pack::{Waiting, pack},
+    dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
+    pack::{Waiting, pack_failed},
     settings,
     task::{Outcome, Reason},
     telemetry::trace_context,
@@ -29,6 +29,8 @@ pub struct Settle<'a> {
     /// The lane's own; `None` in quarantine, where messages of all lanes lie.
     pub routing_key: Option<String>,
     pub worker: &'a settings::Worker,
+    /// This process, for whoever reads a dead letter.
+    pub name: &'a str,
     pub pack_max: usize,
 }
 
@@ -49,7 +51,7 @@ impl Settle<'_> {
     /// [`BrokerError`]: the batch is unacked then and comes again; what it did is found stale.
     pub async fn settle(&self, batch: &[Answered], patience: &Patience<'_>) -> Result<(), BrokerError> {
         let Some(last) = batch.last() else { return Ok(()) };
-        let mut follow_ups = FollowUps::new(self.worker);
+        let mut follow_ups = FollowUps::new(self.worker, self.name);
         for Answered { message, outcomes } in batch {
             match &message.content {
                 Err(why) if self.is_for_a_newer_worker(why) => {
@@ -64,7 +66,7 @@ impl Settle<'_> {
             }
         }
         let trace = trace_context(&tracing::Span::current());
-        let wakeups = pack(follow_ups.waiting, self.topology.ladder(), self.topology.shards(), self.pack_max, &trace);
+        let wakeups = pack_failed(follow_ups.waiting, self.topology.ladder(), self.topology.shards(), self.pack_max, &trace);
         let mut messages = follow_ups.parked;
         messages.extend(follow_ups.letters.into_iter().map(|letter| letter.message(self.topology)));
         messages.extend(wakeups.iter().map(|packed| Outgoing::of(packed, self.topology)));
@@ -131,17 +133,21 @@ impl Settle<'_> {
 /// What has to be published before a batch may be acked.
 struct FollowUps<'a> {
     worker: &'a settings::Worker,
+    name: &'a str,
     /// By how much the pauses of this batch's retries are longer.
     jitter: f64,
-    waiting: Vec<Waiting>,
+    /// When what fails in this batch failed.
+    now: DateTime<Utc>,
+    /// Each with the moment of its first failure.
+    waiting: Vec<(Waiting, Option<DateTime<Utc>>)>,
     letters: Vec<DeadLetter>,
     parked: Vec<Outgoing>,
 }
 
 impl<'a> FollowUps<'a> {
-    fn new(worker: &'a settings::Worker) -> Self {
-        let jitter = rand::random_range(0.0..=JITTER_MAX);
-        Self { worker, jitter, waiting: Vec::new(), letters: Vec::new(), parked: Vec::new() }
+    fn new(worker: &'a settings::Worker, name: &'a str) -> Self {
+        let (jitter, now) = (rand::random_range(0.0..=JITTER_MAX), dead_letter::clock());
+        Self { worker, name, jitter, now, waiting: Vec::new(), letters: Vec::new(), parked: Vec::new() }
     }
 
     fn sort(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, outcome: &Outcome) {
@@ -152,16 +158,29 @@ impl<'a> FollowUps<'a> {
             Outcome::Stale => tracing::debug!(kind = wakeup.kind, %subject, "stale"),
             Outcome::Postpone { until, wait } => {
                 // A recheck that went well: failures of before are forgotten. A pause that is not over is no recheck.
-                let attempt = if wakeup.rest.is_zero() { 0 } else { wakeup.attempt };
-                self.wake(wakeup, subject, *until, *wait, attempt);
+                let (attempt, failed_at) = if wakeup.rest.is_zero() { (0, None) } else { (wakeup.attempt, wakeup.failed_at) };
+                self.wake(wakeup, subject, *until, *wait, attempt, failed_at);
             }
             Outcome::Retry { cause } => self.retry(message, wakeup, subject, cause),
             Outcome::Reject { reason, cause } => self.bury(message, wakeup, subject, *reason, cause, wakeup.attempt),
         }
     }
 
-    fn wake(&mut self, wakeup: &Wakeup, subject: Uuid, due_at: DateTime<Utc>, wait: TimeDelta, attempt: u32) {
-        self.waiting.push(Waiting { kind: wakeup.kind, subject, due_at, wait, attempt });
+    fn wake(
+        &mut self,
+        wakeup: &Wakeup,
+        subject: Uuid,
+        due_at: DateTime<Utc>,
+        wait: TimeDelta,
+        attempt: u32,
+        failed_at: Option<DateTime<Utc>>,
+    ) {
+        self.waiting.push((Waiting { kind: wakeup.kind, subject, due_at, wait, attempt }, failed_at));
+    }
+
+    /// When a wake-up that fails now failed first; `None` where an older worker retried it, which did not say.
+    const fn failed_at(&self, wakeup: &Wakeup) -> Option<DateTime<Utc>> {
+        if wakeup.attempt == 0 { Some(self.now) } else { wakeup.failed_at }
     }
 
     fn retry(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, cause: &str) {
@@ -175,12 +194,21 @@ impl<'a> FollowUps<'a> {
         let at = usize::try_from(wakeup.attempt).unwrap_or(usize::MAX).min(retry.len().saturating_sub(1));
         let pause = retry.get(at).map(|pause| pause.mul_f64(1.0 + self.jitter));
         let pause = pause.and_then(|pause| TimeDelta::from_std(pause).ok()).unwrap_or_default();
-        self.wake(wakeup, subject, wakeup.due_at, pause, attempts);
+        self.wake(wakeup, subject, wakeup.due_at, pause, attempts, self.failed_at(wakeup));
     }
 
     fn bury(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, reason: Reason, cause: &str, attempts: u32) {
         tracing::error!(kind = wakeup.kind, %subject, attempts, reason = reason.name(), cause, "a dead letter");
-        let death = Death { reason, cause, attempts, kind: Some(wakeup.kind), subject: Some(subject), wakeup: Some(wakeup.id) };
+        let death = Death {
+            reason,
+            cause,
+            attempts,
+            kind: Some(wakeup.kind),
+            subject: Some(subject),
+            wakeup: Some(wakeup.id),
+            worker: Some(self.name),
+            first_failed_at: self.failed_at(wakeup),
+        };
         self.letters.push(DeadLetter::new(&death, &message.routing_key, message.headers(), &message.body));
     }
 
@@ -214,7 +242,16 @@ impl<'a> FollowUps<'a> {
             why,
             "a message that is no wake-up: a dead letter"
         );
-        let death = Death { reason: Reason::Malformed, cause: why, attempts: 0, kind: None, subject: None, wakeup: None };
+        let death = Death {
+            reason: Reason::Malformed,
+            cause: why,
+            attempts: 0,
+            kind: None,
+            subject: None,
+            wakeup: None,
+            worker: Some(self.name),
+            first_failed_at: Some(self.now),
+        };
         self.letters.push(DeadLetter::new(&death, &message.routing_key, message.headers(), &message.body));
     }
 }

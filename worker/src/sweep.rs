@@ -27,7 +27,7 @@ use shared::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::{canary::Keeper, lane::Context};
+use crate::{canary::Keeper, lane::Context, tend::Tender};
 
 mod overdue;
 mod view;
@@ -69,7 +69,7 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
         .with_unit("{subject}")
         .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
         .build();
-    let canaries = Keeper::new();
+    let (canaries, mut letters) = (Keeper::new(), Tender::new());
     let mut views = Views::default();
     let every = Duration::from_millis(context.settings.sweep.every_ms);
     let mut leadership = None;
@@ -77,7 +77,8 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
         // A server that is cut off would never answer.
-        let round = tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &mut views, &woken, &canaries));
+        let round =
+            tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &mut views, &woken, &canaries, &mut letters));
         let Some(done) = context.shutdown.run_until_cancelled(round).await else { break };
         let done = done.unwrap_or_else(|_| Err(SweepError::Database(unanswered())));
         if let Err(error) = done {
@@ -105,9 +106,14 @@ async fn round(
     views: &mut Views,
     woken: &Counter<u64>,
     canaries: &Keeper,
+    letters: &mut Tender,
 ) -> Result<(), SweepError> {
     if !is_leader(context, leadership).await? {
         return Ok(());
+    }
+    // They need no broker, and keep nothing from being swept.
+    if let Err(error) = letters.round(context).await {
+        tell("the tending of dead letters was cut short; the next round goes on", None, &error.into());
     }
     let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
     let mut done = Ok(());

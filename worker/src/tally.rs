@@ -31,12 +31,16 @@ pub struct Totals {
     pub malformed: u64,
     /// Messages of a later format.
     pub parked: u64,
+    /// Dead letters that came into the store.
+    pub stored: u64,
 }
 
 pub(crate) struct Tally {
     counts: [AtomicU64; NAMES.len()],
+    stored: AtomicU64,
     said: AtomicU64,
     subjects: Counter<u64>,
+    letters: Counter<u64>,
     lateness: Histogram<f64>,
 }
 
@@ -48,11 +52,17 @@ impl Tally {
         let meter = global::meter("kyhan");
         Self {
             counts: Default::default(),
+            stored: AtomicU64::new(0),
             said: AtomicU64::new(0),
             subjects: meter
                 .u64_counter("kyhan.worker.subjects")
                 .with_unit("{subject}")
                 .with_description("Subjects settled, by kind and outcome")
+                .build(),
+            letters: meter
+                .u64_counter("kyhan.worker.dead_letters")
+                .with_unit("{letter}")
+                .with_description("Dead letters stored, by reason")
                 .build(),
             lateness: meter
                 .f64_histogram("kyhan.worker.lateness")
@@ -89,10 +99,23 @@ impl Tally {
         }
     }
 
+    /// Counts the letters that were stored, by their reasons. What a stranger gave as a reason is no name of a series.
+    pub(crate) fn stored<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
+        let mut counts = [0u64; REASONS.len()];
+        for reason in reasons {
+            counts[REASONS.iter().position(|known| *known == reason).unwrap_or(REASONS.len() - 1)] += 1;
+        }
+        for (count, reason) in counts.into_iter().zip(REASONS).filter(|(count, _)| *count > 0) {
+            self.stored.fetch_add(count, Ordering::Relaxed);
+            self.letters.add(count, &[KeyValue::new("reason", reason)]);
+        }
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         let [applied, stale, postponed, retried, rejected, malformed, parked] =
             [0, 1, 2, 3, 4, MALFORMED, PARKED].map(|at| self.counts[at].load(Ordering::Relaxed));
-        Totals { applied, stale, postponed, retried, rejected, malformed, parked }
+        let stored = self.stored.load(Ordering::Relaxed);
+        Totals { applied, stale, postponed, retried, rejected, malformed, parked, stored }
     }
 
     /// Logs the totals whenever they have changed.
@@ -105,13 +128,16 @@ impl Tally {
     }
 
     pub(crate) fn say(&self) {
-        let Totals { applied, stale, postponed, retried, rejected, malformed, parked } = self.totals();
-        let all = applied + stale + postponed + retried + rejected + malformed + parked;
+        let Totals { applied, stale, postponed, retried, rejected, malformed, parked, stored } = self.totals();
+        let all = applied + stale + postponed + retried + rejected + malformed + parked + stored;
         if self.said.swap(all, Ordering::Relaxed) != all {
-            tracing::info!(applied, stale, postponed, retried, rejected, malformed, parked, "settled so far");
+            tracing::info!(applied, stale, postponed, retried, rejected, malformed, parked, stored, "settled so far");
         }
     }
 }
 
 /// The outcomes' names ([`Outcome::name`]), [`MALFORMED`] and [`PARKED`], as counted and logged.
 const NAMES: [&str; 7] = ["applied", "stale", "postponed", "retried", "rejected", "malformed", "parked"];
+/// The reasons of letters: a worker's ([`shared::task::Reason::name`]), the broker's, and at last all others.
+const REASONS: [&str; 8] =
+    ["malformed", "attempts-exhausted", "delivery-limit", "unrouted", "expired", "maxlen", "rejected", "other"];

@@ -65,7 +65,7 @@ impl Seen {
             (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => {
                 Verdict::off_if(waits && self.consumers == Some(0))
             }
-            // An operator's to do.
+            // A worker's to store; until then nothing is lost, and nobody can see it.
             (Some(Role::Dead | Role::Unrouted), Some(_)) => Verdict::note_if(waits),
             (Some(Role::Rung) | None, Some(_)) => Verdict::Ok,
         };

@@ -72,6 +72,9 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
     let set_aside = one(snapshot, "SELECT count(*) FROM set_aside").await?;
     let verdict = Verdict::note_if(set_aside > 0);
     rows.events.push(Counted { kind: None, check: "events set aside", count: set_aside, verdict });
+    let letters = one(snapshot, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await?;
+    let verdict = Verdict::note_if(letters > 0);
+    rows.events.push(Counted { kind: None, check: "open dead letters", count: letters, verdict });
     Ok(rows)
 }
 

@@ -1,0 +1,194 @@
+//! Tending the stored letters: those about which there is nothing to do any more close themselves, and those that were decided about
+//! long ago are deleted, if a deployment wants that. Each with its record in the same statement; an open letter is never deleted.
+//!
+//! The sweep's leader does it, as the rows are the same for everyone; done twice or beside an operator, it does no harm.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, Utc};
+use opentelemetry::{KeyValue, global, metrics::Counter};
+use sea_orm::{ConnectionTrait, DbErr};
+use shared::{
+    database::{statement, within},
+    due,
+    policy::Policy,
+    span::Span,
+    task::Task,
+    tasks,
+};
+use uuid::Uuid;
+
+use crate::lane::Context;
+
+/// Letters that are looked at together.
+const PAGE: u32 = 500;
+/// How long a round looks at open letters; the next one goes on.
+const LOOK_MAX: Duration = Duration::from_secs(10);
+/// Most letters that a round deletes.
+const DELETED_MAX: i64 = 1_000;
+/// How much longer a letter may seem to have lived than it has, by the wrong clock of the worker that buried it.
+const CLOCKS_DIFFER: &str = "interval '1 day'";
+/// How long PostgreSQL may take for one statement, should it not give up by itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+/// Tends them, round after round.
+pub(crate) struct Tender {
+    /// The last of the open letters that were looked at; the next round begins behind it.
+    looked: Option<Place>,
+    resolved: Counter<u64>,
+    expired: Counter<u64>,
+}
+
+/// Where a letter stands among the open ones.
+type Place = (DateTime<Utc>, Uuid);
+
+impl Tender {
+    pub(crate) fn new() -> Self {
+        let meter = global::meter("kyhan");
+        let counter = |name, what| meter.u64_counter(name).with_unit("{letter}").with_description(what).build();
+        Self {
+            looked: None,
+            resolved: counter("kyhan.dead_letters.resolved", "Open dead letters that became moot and were closed, by kind"),
+            expired: counter("kyhan.dead_letters.expired", "Dead letters decided about long ago that were deleted"),
+        }
+    }
+
+    pub(crate) async fn round(&mut self, context: &Context) -> Result<(), DbErr> {
+        self.close_moot(context).await?;
+        if let Some(keep) = context.settings.dead_letters.keep {
+            let count = within(ANSWER_WITHIN, expire(context, keep)).await?;
+            if count > 0 {
+                tracing::info!(count, %keep, "dead letters decided about long ago were deleted");
+                self.expired.add(count, &[]);
+            }
+        }
+        Ok(())
+    }
+
+    /// Closes the letters whose subject is no candidate any more, for as long as a round may take.
+    async fn close_moot(&mut self, context: &Context) -> Result<(), DbErr> {
+        let began = Instant::now();
+        while began.elapsed() < LOOK_MAX {
+            let page = within(ANSWER_WITHIN, open(context, self.looked)).await?;
+            let full = page.letters.len() == PAGE as usize;
+            for (kind, (letters, subjects)) in by_kind(page.letters) {
+                let Some(task) = tasks::find(&kind) else { continue };
+                let count = within(ANSWER_WITHIN, close(context, task, letters, subjects)).await?;
+                if count > 0 {
+                    tracing::info!(kind, count, "dead letters had become moot and were closed");
+                    self.resolved.add(count, &[KeyValue::new("kind", task.kind())]);
+                }
+            }
+            // After the last one it begins anew.
+            self.looked = page.last.filter(|_| full);
+            if !full {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some open letters, oldest first.
+struct Page {
+    letters: Vec<(String, Uuid, Uuid)>,
+    last: Option<Place>,
+}
+
+/// The next open letters of known kinds, without those that came within the sweep's grace: what they are about may be on its way.
+async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
+    let sql = "SELECT kind, id, subject_id, last_failed_at FROM dead_letters
+                WHERE state = 'open' AND (last_failed_at, id) > ($1, $2)
+                  AND kind = ANY($3) AND subject_id IS NOT NULL AND stored_at < now() - $4 * interval '1 ms'
+                ORDER BY last_failed_at, id LIMIT $5";
+    let (at, id) = after.unwrap_or((DateTime::UNIX_EPOCH, Uuid::nil()));
+    let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
+    let grace_ms = i64::try_from(context.settings.sweep.grace_ms).unwrap_or(i64::MAX);
+    let values = [at.into(), id.into(), kinds.into(), grace_ms.into(), i64::from(PAGE).into()];
+    let mut page = Page { letters: Vec::new(), last: None };
+    for row in context.db.query_all_raw(statement(sql, values)).await? {
+        let id = row.try_get("", "id")?;
+        page.letters.push((row.try_get("", "kind")?, id, row.try_get("", "subject_id")?));
+        page.last = Some((row.try_get("", "last_failed_at")?, id));
+    }
+    Ok(page)
+}
+
+/// Letters and their subjects, kind by kind.
+fn by_kind(letters: Vec<(String, Uuid, Uuid)>) -> BTreeMap<String, (Vec<Uuid>, Vec<Uuid>)> {
+    let mut kinds: BTreeMap<String, (Vec<Uuid>, Vec<Uuid>)> = BTreeMap::new();
+    for (kind, letter, subject) in letters {
+        let (letters, subjects) = kinds.entry(kind).or_default();
+        letters.push(letter);
+        subjects.push(subject);
+    }
+    kinds
+}
+
+/// Closes those of these letters that are moot; how many.
+async fn close(context: &Context, task: &dyn Task, letters: Vec<Uuid>, subjects: Vec<Uuid>) -> Result<u64, DbErr> {
+    let sql = closing(task, &context.settings.policy);
+    let why = format!("moot: its subject is no candidate of {} any more", task.kind());
+    Ok(context.db.execute_raw(statement(&sql, [letters.into(), subjects.into(), why.into()])).await?.rows_affected())
+}
+
+/// `$1` letters, `$2` their subjects, `$3` why. Not due yet is not moot: no moment is compared. What somebody holds locked is being
+/// decided about right now, and is left to them.
+fn closing(task: &dyn Task, policy: &Policy) -> String {
+    format!(
+        "WITH asked AS (
+            SELECT * FROM unnest($1::uuid[], $2::uuid[]) AS asked (letter_id, subject_id)
+        ), moot AS (
+            SELECT asked.letter_id FROM asked LEFT JOIN {due} AS due ON due.id = asked.subject_id WHERE due.id IS NULL
+        ), free AS (
+            SELECT id FROM dead_letters WHERE id IN (SELECT letter_id FROM moot) AND state = 'open'
+             ORDER BY id FOR UPDATE SKIP LOCKED
+        ), resolved AS (
+            UPDATE dead_letters AS letter SET state = 'resolved', decided_at = now(), decided_by = 'kyhan', decided_why = $3
+              FROM free WHERE letter.id = free.id AND letter.state = 'open'
+            RETURNING letter.id
+        )
+        INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+        SELECT 'system', 'dead_letter.resolved', 'dead_letter', id,
+               jsonb_build_object('by', 'kyhan', 'why', $3::text, 'changed', jsonb_build_object('state', 'resolved'))
+          FROM resolved",
+        due = due::query(task, policy)
+    )
+}
+
+/// Deletes letters that were decided about longer ago than `keep`, oldest first; how many. One that another was repaired from goes
+/// only after that other. The record stands under no id, as the letters of one round have none in common.
+async fn expire(context: &Context, keep: Span) -> Result<u64, DbErr> {
+    // What died later was decided about later: the index on deaths tells, and none on decisions is needed.
+    let at_least_ms = match keep {
+        Span::Exact(ms) => ms,
+        Span::Months(months) => u64::from(months) * 28 * 86_400_000,
+    };
+    let sql = format!(
+        "WITH old AS (
+            SELECT id FROM dead_letters AS letter
+             WHERE state <> 'open' AND {ends} < now()
+               AND last_failed_at < now() - interval '{at_least_ms} ms' + {CLOCKS_DIFFER}
+               AND NOT EXISTS (SELECT FROM dead_letters AS repaired WHERE repaired.repaired_from = letter.id)
+             ORDER BY last_failed_at, id LIMIT $1 FOR UPDATE SKIP LOCKED
+        ), gone AS (
+            DELETE FROM dead_letters AS letter USING old WHERE letter.id = old.id RETURNING letter.id
+        ), counted AS (
+            SELECT count(*) AS letters FROM gone
+        ), recorded AS (
+            INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+            SELECT 'system', 'dead_letters.expired', 'dead_letters', '00000000-0000-0000-0000-000000000000'::uuid,
+                   jsonb_build_object('by', 'kyhan', 'why', $2::text, 'changed', jsonb_build_object('letters', letters))
+              FROM counted WHERE letters > 0
+        )
+        SELECT letters FROM counted",
+        ends = keep.sql_after("decided_at"),
+    );
+    let why = format!("decided about longer ago than dead_letters.keep = \"{keep}\"");
+    let row = context.db.query_one_raw(statement(&sql, [DELETED_MAX.into(), why.into()])).await?;
+    let count: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "letters")?;
+    Ok(u64::try_from(count).unwrap_or_default())
+}
