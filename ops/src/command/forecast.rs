@@ -1,5 +1,6 @@
 //! `ops forecast`: what falls due on each coming day, as a chart that fits the terminal.
 
+use comfy_table::{ContentArrangement, Table};
 use ops::{
     bar::bar,
     forecast::{self, Falling},
@@ -14,8 +15,8 @@ use super::{table, with_schema};
 Days are those of Asia/Ho_Chi_Minh; today counts from now on. What is at stake is what the rows are short of now; a wallet's floor may \
 leave some of it outstanding, and what is paid or shipped until then changes it.
 
-It reads the candidates of every kind: of collect-arrears each order that is delivering or received, with its accounts. That takes a \
-second for some hundred thousand orders, and disturbs no worker.
+It reads the candidates of every kind: of collect-arrears each order that is delivering or received, with its accounts. That takes \
+seconds for some hundred thousand orders, and holds up no worker.
 
 Examples:
   ops forecast
@@ -44,14 +45,16 @@ pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<
     Ok(())
 }
 
-/// One column a kind, a row a day; each kind's bars are as long as its own busiest day allows.
+/// One column a kind, a row a day; each kind's bars are as long as its own busiest day allows. Nothing is broken over lines: the bars
+/// give way.
 fn chart(forecast: &forecast::Forecast) -> String {
-    let columns: Vec<Column> = forecast.kinds.iter().map(Column::of).collect();
     let mut table = table([]);
-    let room = usize::from(table.width().unwrap_or(WIDTH));
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    let room = usize::from(Table::new().width().unwrap_or(WIDTH));
+    let columns: Vec<Column> = forecast.kinds.iter().map(|kind| Column::of(kind, room)).collect();
     let header = columns.iter().flat_map(|column| {
-        let stake = column.stake().then(|| format!("{}: at stake", column.kind));
-        [column.kind.to_owned()].into_iter().chain(stake)
+        let stake = column.stake().then(|| "at stake".to_owned());
+        [column.kind.replace('-', "-\n")].into_iter().chain(stake)
     });
     table.set_header(["day".to_owned()].into_iter().chain(header));
     let cells = cells(&columns, room);
@@ -66,22 +69,28 @@ fn chart(forecast: &forecast::Forecast) -> String {
 /// How many columns of the terminal are left for each kind's bars, beside frames, days, counts and amounts.
 fn cells(columns: &[Column], room: usize) -> usize {
     const FRAME: usize = 3;
-    const DAY: usize = 14;
-    const CELLS_MIN: usize = 4;
+    const CELLS: std::ops::RangeInclusive<usize> = 3..=40;
+    let day = columns.first().map_or(0, |column| column.width(|(day, ..)| day.len()));
     let stakes = columns.iter().filter(|column| column.stake()).map(|column| column.stake_width() + FRAME).sum::<usize>();
     let counts = columns.iter().map(|column| column.count_width() + 1 + FRAME).sum::<usize>();
-    (room.saturating_sub(1 + DAY + FRAME + stakes + counts) / columns.len().max(1)).max(CELLS_MIN)
+    let left = room.saturating_sub(1 + day + FRAME + stakes + counts) / columns.len().max(1);
+    left.clamp(*CELLS.start(), *CELLS.end())
 }
 
-/// A kind's rows, each with its name and whether it has a bar: what is overdue and what comes later is more than a day.
+/// A row's name, what falls due, and whether it has a bar: what is overdue and what comes later is more than a day.
+type Row = (String, Falling, bool);
+
+/// A kind's rows.
 struct Column {
     kind: &'static str,
-    rows: Vec<(String, Falling, bool)>,
+    rows: Vec<Row>,
 }
 
 impl Column {
-    fn of(kind: &forecast::Kind) -> Self {
-        let days = kind.days.iter().map(|day| (day.day.format("%Y-%m-%d %a").to_string(), day.falling, true));
+    /// In a narrow terminal days go without their names.
+    fn of(kind: &forecast::Kind, room: usize) -> Self {
+        let format = if room < usize::from(WIDTH) { "%Y-%m-%d" } else { "%Y-%m-%d %a" };
+        let days = kind.days.iter().map(|day| (day.day.format(format).to_string(), day.falling, true));
         let overdue = ("overdue".to_owned(), kind.overdue, false);
         let later = ("later".to_owned(), kind.later, false);
         Self { kind: kind.kind, rows: [overdue].into_iter().chain(days).chain([later]).collect() }
@@ -92,12 +101,15 @@ impl Column {
     }
 
     fn stake_width(&self) -> usize {
-        let title = self.kind.len() + ": at stake".len();
-        self.rows.iter().map(|(_, falling, _)| amount(*falling).chars().count()).max().unwrap_or(0).max(title)
+        self.width(|(_, falling, _)| amount(*falling).chars().count())
     }
 
     fn count_width(&self) -> usize {
-        self.rows.iter().map(|(_, falling, _)| falling.subjects.to_string().len()).max().unwrap_or(1)
+        self.width(|(_, falling, _)| falling.subjects.to_string().len())
+    }
+
+    fn width(&self, of: impl Fn(&Row) -> usize) -> usize {
+        self.rows.iter().map(of).max().unwrap_or(0)
     }
 
     fn shown(&self, at: usize, cells: usize) -> impl Iterator<Item = String> + use<> {

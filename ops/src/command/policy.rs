@@ -125,12 +125,12 @@ fn at_once(kind: &Change, settings: &Settings) -> String {
     let rounds = u64::try_from(kind.at_once).unwrap_or_default().div_ceil(sweep.batch_max.into());
     let money = kind.at_once_amount.map_or(String::new(), |amount| format!(" and are short of {}", Dong(amount)));
     format!(
-        "{}: {} rows fall due at once{money}. Once the fleet has the new policy, the sweep wakes at most {} of them every {}, so they \
-         take {} rounds.",
+        "{}: {} rows fall due at once{money}. Once the fleet has the new policy, the sweep wakes at most {} of them every {}: that \
+         takes at least {}.",
         kind.kind,
         kind.at_once,
         sweep.batch_max,
         compact(sweep.every_ms),
-        rounds
+        compact(rounds.saturating_mul(sweep.every_ms))
     )
 }
