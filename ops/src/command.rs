@@ -10,8 +10,12 @@ use shared::{
 };
 
 pub mod audit;
+pub mod completions;
 pub mod confirm;
 pub mod dead;
+pub mod explain;
+pub mod forecast;
+pub mod policy;
 pub mod rebuild;
 pub mod schema;
 pub mod set_aside;

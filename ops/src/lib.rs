@@ -1,11 +1,15 @@
-//! The operators' door: the schema, the topology, the audit, events set aside and dead letters. `main.rs` is its command line.
+//! The operators' door: the schema, the topology, the audit, events set aside, dead letters, and what is to come. `main.rs` is its command line.
 
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
 
 pub mod actor;
 pub mod audit;
+pub mod bar;
 pub mod dead;
+pub mod explain;
+pub mod forecast;
+pub mod preview;
 pub mod rebuild;
 pub mod rungs;
 pub mod set_aside;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 mod command;
 
-use command::{WrongUse, audit, dead, rebuild, schema, set_aside, status, topology};
+use command::{WrongUse, audit, completions, dead, explain, forecast, policy, rebuild, schema, set_aside, status, topology};
 
 /// The exit code for wrong use; clap's own.
 const EXIT_USAGE: u8 = 2;
@@ -50,12 +50,21 @@ enum Command {
     Rebuild(rebuild::Rebuild),
     /// Compare rows, ledger and broker, and say what is off
     Audit(audit::Audit),
+    /// Everything on record about one order or cart item, what falls due next, and where its wake-up waits
+    Explain(explain::Explain),
+    /// How many fall due on each coming day, and how much money with them
+    Forecast(forecast::Forecast),
+    /// The policy: what another one would do
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
     Dead(Box<dead::Dead>),
     /// Events that made no sense to the relay
     #[command(subcommand)]
     SetAside(set_aside::SetAside),
+    /// Print what lets a shell complete these commands
+    Completions(completions::Completions),
 }
 
 #[tokio::main]
@@ -63,6 +72,10 @@ async fn main() -> ExitCode {
     let Arguments { common, whom, command } = Arguments::parse();
     if command.is_none() && !common.print_config {
         Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say what to do; see --help").exit();
+    }
+    // Before any settings are read: a shell asks for it wherever it starts.
+    if let Some(Command::Completions(command)) = command {
+        return completions::completions(command, Arguments::command());
     }
     cli::run("ops", &common, async |settings, shutdown| match command {
         None => Ok(ExitCode::SUCCESS),
@@ -82,6 +95,10 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
     let actor = Actor::new(whom).map_err(|nobody| WrongUse(nobody.to_string()));
     let done = match command {
         Command::Status(command) => return status::status(command, settings).await,
+        Command::Explain(command) => return explain::explain(command, settings).await,
+        Command::Forecast(command) => forecast::forecast(command, settings).await,
+        Command::Policy(command) => return policy::policy(command, settings).await,
+        Command::Completions(_) => Ok(()),
         Command::Migrate(command) => schema::migrate(command, settings).await,
         Command::Triggers(command) => schema::triggers(command, settings).await,
         Command::Topology(command) => topology::topology(command, settings).await,

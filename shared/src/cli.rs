@@ -138,6 +138,11 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
+/// Says why what a command was given cannot hold; the exit code for that.
+pub fn refuse(service: &str, error: &impl std::fmt::Display) -> ExitCode {
+    complain(service, error, EXIT_USAGE)
+}
+
 fn complain(service: &str, error: &impl std::fmt::Display, code: u8) -> ExitCode {
     eprintln!("{service}: {error:#}");
     ExitCode::from(code)

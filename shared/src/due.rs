@@ -1,18 +1,36 @@
 //! The one definition of *due*: a task's candidates, each moment plus the policy's span for it, the latest of them.
 //! Recheck, sweep, forecast, explain and rebuild all read this query; nothing else says when something falls due.
 
-use crate::{policy::Policy, task::Task};
+use crate::{event::EventType, policy::Policy, task::Task};
 
 /// Moments outside these years are cut to them: `infinity` and years that no calendar library holds never leave the
 /// database, and stay as far in the past or the future as they mean to be.
 const EARLIEST: &str = "timestamptz '1970-01-01 00:00:00+00'";
 const LATEST: &str = "timestamptz '9999-12-31 00:00:00+00'";
+const NEVER: &str = "NULL::timestamptz";
 
 /// A subquery of `id` and `due_at`, one row per candidate. `due_at` is null, and nothing is due, when the policy does not use
 /// the task or none of the moments has happened.
 #[must_use]
 pub fn query(task: &dyn Task, policy: &Policy) -> String {
-    select(task, policy, "true")
+    select(task, policy, "", "true")
+}
+
+/// The same with what it follows from: for each event of the task, as columns of its name and of `<event> due`, the moment and when
+/// the row would be due by it alone.
+#[must_use]
+pub fn query_explained(task: &dyn Task, policy: &Policy) -> String {
+    let parts = task.counts_from().iter().map(|event| {
+        let alone = alone(policy, task, *event).unwrap_or(NEVER.to_owned());
+        format!(r#", {moment} AS "{event}", {alone} AS "{event} due""#, moment = bounded(&moment(*event)))
+    });
+    select(task, policy, &parts.collect::<String>(), "true")
+}
+
+/// The same by two policies: `due_at` by the one and `due_at_new` by the other, of the candidates as they are now.
+#[must_use]
+pub fn query_compared(task: &dyn Task, policy: &Policy, new: &Policy) -> String {
+    select(task, policy, &format!(", {} AS due_at_new", due_at(task, new)), "true")
 }
 
 /// The same, of rows due before the SQL moment `before` and perhaps some others, in a form for which an index on the moment
@@ -20,7 +38,7 @@ pub fn query(task: &dyn Task, policy: &Policy) -> String {
 #[must_use]
 pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
     let bound = only_moment(task, policy).map(|(moment, span)| format!("{moment} < {before} - {span}"));
-    select(task, policy, bound.as_deref().unwrap_or("true"))
+    select(task, policy, "", bound.as_deref().unwrap_or("true"))
 }
 
 /// The same, of rows due after the SQL moment `after` and not later than `until`, and of no others; `None` for a task that no
@@ -29,7 +47,14 @@ pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
 pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str) -> Option<String> {
     let (moment, span) = only_moment(task, policy)?;
     // Of moments outside the years that count, none falls between two moments of today.
-    Some(select(task, policy, &format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}")))
+    Some(select(task, policy, "", &format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}")))
+}
+
+/// A moment that some other system wrote, cut to the years that count. A null stays one: `greatest()` and `least()` alone would
+/// make it a moment.
+#[must_use]
+pub fn bounded(moment: &str) -> String {
+    format!("CASE WHEN {moment} IS NOT NULL THEN least(greatest({moment}, {EARLIEST}), {LATEST}) END")
 }
 
 /// The column of the one moment that decides, and the interval after it: what an index on the moment can be asked about.
@@ -37,26 +62,30 @@ fn only_moment(task: &dyn Task, policy: &Policy) -> Option<(String, String)> {
     // Of several moments the latest decides, and of calendar months the length depends on it: no bound follows from either.
     let [only] = task.counts_from() else { return None };
     let exact = policy.span(task, *only)?.exact()?;
-    Some((format!("candidate.\"{only}\""), format!("interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())))
+    Some((moment(*only), format!("interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())))
 }
 
-fn select(task: &dyn Task, policy: &Policy, bound: &str) -> String {
-    let moments: Vec<String> = task
-        .counts_from()
-        .iter()
-        .filter_map(|event| {
-            let moment = format!("candidate.\"{event}\"");
-            // A null stays one: greatest() and least() alone would make it a moment.
-            let bounded = format!("CASE WHEN {moment} IS NOT NULL THEN least(greatest({moment}, {EARLIEST}), {LATEST}) END");
-            Some(policy.span(task, *event)?.sql_after(&format!("({bounded})")))
-        })
-        .collect();
-    let due_at = match moments.as_slice() {
-        [] => "NULL::timestamptz".to_owned(),
+fn select(task: &dyn Task, policy: &Policy, more: &str, bound: &str) -> String {
+    let due_at = due_at(task, policy);
+    format!("(SELECT candidate.id, {due_at} AS due_at{more} FROM ({}) AS candidate WHERE {bound})", task.candidates())
+}
+
+fn due_at(task: &dyn Task, policy: &Policy) -> String {
+    let moments: Vec<String> = task.counts_from().iter().filter_map(|event| alone(policy, task, *event)).collect();
+    match moments.as_slice() {
+        [] => NEVER.to_owned(),
         // It passes over nulls: a moment that has not happened does not count.
         moments => format!("greatest({})", moments.join(", ")),
-    };
-    format!("(SELECT candidate.id, {due_at} AS due_at FROM ({}) AS candidate WHERE {bound})", task.candidates())
+    }
+}
+
+/// When a candidate is due by one event's moment alone; `None` where the policy does not use the task.
+fn alone(policy: &Policy, task: &dyn Task, event: EventType) -> Option<String> {
+    Some(policy.span(task, event)?.sql_after(&format!("({})", bounded(&moment(event)))))
+}
+
+fn moment(event: EventType) -> String {
+    format!("candidate.\"{event}\"")
 }
 
 #[cfg(test)]

@@ -85,6 +85,25 @@ impl Ladder {
         }
     }
 
+    /// Every hop of a wait, in order: a rung and how often it is taken in a row.
+    #[must_use]
+    pub fn way(&self, mut wait: Duration) -> Vec<(Rung, u64)> {
+        let mut way: Vec<(Rung, u64)> = Vec::new();
+        while let Hop::Rung(rung) = self.next(wait) {
+            let rung_ms = rung.duration_ms();
+            // What is longer than twice the rung takes it again, as no other lies between the two. At once, as a ladder of short
+            // rungs takes a long wait in a billion hops.
+            let fits = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / rung_ms;
+            let times = fits.saturating_sub(1).max(1);
+            wait = wait.saturating_sub(Duration::from_millis(rung_ms.saturating_mul(times)));
+            match way.last_mut() {
+                Some((last, taken)) if *last == rung => *taken += times,
+                _ => way.push((rung, times)),
+            }
+        }
+        way
+    }
+
     /// What a wait has left when `hop` ends; nothing when that is shorter than every rung.
     #[must_use]
     pub fn rest(&self, wait: Duration, hop: Hop) -> TimeDelta {
@@ -125,6 +144,10 @@ mod tests {
         let (hops, _) = way(&ladder, 14 * DAY - Duration::from_secs(20));
         assert_eq!(hops.iter().map(|r| r.label()).collect::<Vec<_>>(), ["14d"]);
         assert_eq!(way(&ladder, 181 * DAY).0.len(), 7);
+        let runs = ladder.way(181 * DAY).into_iter().map(|(rung, times)| (rung.label(), times)).collect::<Vec<_>>();
+        assert_eq!(runs, [("30d".to_owned(), 6), ("1d".to_owned(), 1)]);
+        let tiny = Ladder::new([Duration::from_millis(1)]).way(3_650 * DAY);
+        assert_eq!(tiny.iter().map(|(_, times)| *times).sum::<u64>(), 3_650 * 86_400_000);
     }
 
     #[test]
@@ -146,6 +169,8 @@ mod tests {
             let (hops, waited) = way(&ladder, wait);
             let shortest = ladder.rungs()[0].0;
             let last = hops.last().expect("a wait takes at least one rung");
+            let runs = ladder.way(wait).into_iter().flat_map(|(rung, times)| (0..times).map(move |_| rung));
+            prop_assert_eq!(runs.collect::<Vec<_>>(), hops.clone());
             prop_assert!(waited >= wait, "early by {:?}", wait - waited);
             prop_assert!(waited - wait <= last.tolerance().max(shortest), "late by {:?}", waited - wait);
             // Every hop but those of the short end takes a good part of what is left.

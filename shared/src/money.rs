@@ -24,6 +24,13 @@ impl fmt::Display for Dong {
     }
 }
 
+/// The SQL expression for the sum of the amounts `amount`, none being 0. Cut to what a [`Dong`] holds: a sum beyond it is nonsense, and
+/// must not keep anybody from seeing the rest.
+#[must_use]
+pub fn sql_sum(amount: &str) -> String {
+    format!("least(coalesce(sum({amount}), 0), {})::bigint", i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::Dong;

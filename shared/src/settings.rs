@@ -173,8 +173,19 @@ impl Settings {
         let file = file
             .or_else(|| std::env::var_os("KYHAN_CONFIG").map(PathBuf::from))
             .or_else(|| Some(PathBuf::from(DEFAULT_FILE)).filter(|path| path.exists()));
-        let env = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-        Self::read(file.as_deref(), env)
+        Self::read(file.as_deref(), own_env())
+    }
+
+    /// The policy of another file, which has to hold as settings of this process would, and to have a policy of its own.
+    ///
+    /// # Errors
+    /// Every mistake there is.
+    pub fn policy_of(file: &Path) -> Result<Policy, SettingsError> {
+        let mut reader = Reader::new(Some(file), own_env());
+        if reader.in_file.as_ref().is_some_and(|set| !set.contains("policy")) {
+            reader.mistake("policy", format!("{} has no [[policy]] of its own", file.display()));
+        }
+        Self::of(reader).map(|settings| settings.policy)
     }
 
     /// Reads settings from a file and an environment.
@@ -182,8 +193,11 @@ impl Settings {
     /// # Errors
     /// Every mistake there is.
     pub fn read(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, SettingsError> {
+        Self::of(Reader::new(file, env))
+    }
+
+    fn of(mut reader: Reader) -> Result<Self, SettingsError> {
         const MINUTE_MS: u64 = 60_000;
-        let mut reader = Reader::new(file, env);
         let r = &mut reader;
         let database_url = r.secret("database.url", &["postgres", "postgresql"]);
         let database = (
@@ -289,6 +303,10 @@ impl fmt::Display for Settings {
         }
         Ok(())
     }
+}
+
+fn own_env() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
 fn millis(r: &mut Reader, key: &str, range: std::ops::RangeInclusive<u64>) -> u64 {

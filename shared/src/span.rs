@@ -64,6 +64,12 @@ impl Span {
     }
 }
 
+/// The SQL expression for the day of the `timestamptz` expression `moment` in Asia/Ho_Chi_Minh.
+#[must_use]
+pub fn sql_day(moment: &str) -> String {
+    format!("({moment} AT TIME ZONE 'Asia/Ho_Chi_Minh')::date")
+}
+
 /// The shortest way to write an exact duration with one unit: `14d`, `1h`, `90s`, `1500ms`.
 #[must_use]
 pub fn compact(ms: u64) -> String {

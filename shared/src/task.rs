@@ -20,12 +20,26 @@ pub trait Task: Send + Sync {
     /// The table whose `id` is the task's subject.
     fn table(&self) -> &'static str;
 
+    /// The column of the table by which people name a subject, unique in it; `None` where only its id does.
+    fn known_by(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// In words, which rows are candidates: what `ops explain` says about one that is none.
+    fn applies_to(&self) -> &'static str;
+
     /// The events from whose moments the task counts.
     fn counts_from(&self) -> &'static [EventType];
 
     /// SQL for every row that the task could apply to: `id`, and per event of [`Task::counts_from`] the moment it counts
     /// from, as a column of the event's name (null where there is none). *Due* follows from it and the policy: see [`due`].
     fn candidates(&self) -> &'static str;
+
+    /// SQL for the money that the effect would move, were it applied now: `id` and `amount` in đồng, one row for each candidate that
+    /// costs somebody something, and perhaps for other rows. `None`: the effect moves no money.
+    fn stake(&self) -> Option<&'static str> {
+        None
+    }
 
     /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
     fn locks(&self) -> Vec<String> {

@@ -2,7 +2,7 @@
 //! known keys and holds the defaults.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt,
     ops::RangeInclusive,
     path::{Path, PathBuf},
@@ -36,6 +36,8 @@ pub(super) struct Reader {
     values: BTreeMap<String, Value>,
     env: BTreeMap<String, String>,
     pub mistakes: Vec<Mistake>,
+    /// What the file itself sets; `None` where there is none that could be read.
+    pub in_file: Option<BTreeSet<String>>,
     /// What was read, as it shall be shown, in order.
     pub held: Vec<(String, String)>,
 }
@@ -44,7 +46,7 @@ impl Reader {
     /// Merges the sample, `file` and the environment, in this order.
     pub fn new(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Self {
         let env: BTreeMap<String, String> = env.into_iter().filter(|(name, _)| name.starts_with("KYHAN_")).collect();
-        let mut reader = Self { values: BTreeMap::new(), env, mistakes: Vec::new(), held: Vec::new() };
+        let mut reader = Self { values: BTreeMap::new(), env, mistakes: Vec::new(), in_file: None, held: Vec::new() };
         let sample = File::from_str(SAMPLE, FileFormat::Toml);
         match Config::builder().add_source(sample).build().and_then(|sample| sample.collect()) {
             Ok(sample) => reader.values = flat(sample),
@@ -62,7 +64,9 @@ impl Reader {
         match Config::builder().add_source(file).build().and_then(|file| file.collect()) {
             Err(error) => self.mistake(&path.display().to_string(), error.to_string()),
             Ok(file) => {
-                for (key, value) in flat(file) {
+                let file = flat(file);
+                self.in_file = Some(file.keys().cloned().collect());
+                for (key, value) in file {
                     // A section whose settings are all commented out.
                     let section = format!("{key}.");
                     let empty = matches!(&value.kind, ValueKind::Table(inner) if inner.is_empty());

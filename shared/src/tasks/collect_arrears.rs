@@ -20,6 +20,14 @@ impl Task for CollectArrears {
         "orders"
     }
 
+    fn known_by(&self) -> Option<&'static str> {
+        Some("code")
+    }
+
+    fn applies_to(&self) -> &'static str {
+        "orders that are short of money and delivering, received or tried before, and orders out of stock with a parcel on record"
+    }
+
     fn counts_from(&self) -> &'static [EventType] {
         &[EventType::OrderShipped, EventType::OrderReceived, EventType::OrderOutOfStock, EventType::OrderFeesChanged]
     }
@@ -45,6 +53,19 @@ impl Task for CollectArrears {
                       SELECT FROM (VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
                              LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
                        WHERE part.due > coalesce(accounts.balance, 0)))"#
+    }
+
+    /// The shortfalls, each component's for itself, as numerics: no amount that an order system wrote can end a count of all. How
+    /// much of them a wallet's floor would leave outstanding is known only when they are collected.
+    fn stake(&self) -> Option<&'static str> {
+        Some(
+            "SELECT orders.id, sum(part.due::numeric - coalesce(accounts.balance, 0)) AS amount
+               FROM orders CROSS JOIN LATERAL (
+                        VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)
+                    LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
+              WHERE part.due > coalesce(accounts.balance, 0)
+              GROUP BY orders.id",
+        )
     }
 
     fn locks(&self) -> Vec<String> {

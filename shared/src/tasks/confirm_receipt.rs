@@ -19,6 +19,14 @@ impl Task for ConfirmReceipt {
         "orders"
     }
 
+    fn known_by(&self) -> Option<&'static str> {
+        Some("code")
+    }
+
+    fn applies_to(&self) -> &'static str {
+        "orders that are delivering"
+    }
+
     fn counts_from(&self) -> &'static [EventType] {
         &[EventType::OrderShipped]
     }

@@ -17,6 +17,10 @@ impl Task for PurgeCartItem {
         "cart_items"
     }
 
+    fn applies_to(&self) -> &'static str {
+        "items of which no order was made"
+    }
+
     fn counts_from(&self) -> &'static [EventType] {
         &[EventType::CartItemAdded]
     }

@@ -1,0 +1,23 @@
+//! `ops completions`: what a shell needs to complete the commands. It asks no server and reads no settings.
+
+use std::process::ExitCode;
+
+use clap_complete::Shell;
+use shared::cli::say;
+
+#[derive(clap::Args)]
+#[command(after_help = "Examples:
+  ops completions bash > /usr/share/bash-completion/completions/ops
+  ops completions zsh > \"${fpath[1]}/_ops\"
+  ops completions fish > ~/.config/fish/completions/ops.fish")]
+pub struct Completions {
+    /// Which shell
+    pub shell: Shell,
+}
+
+pub fn completions(Completions { shell }: Completions, mut ops: clap::Command) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut ops, "ops", &mut script);
+    say(&String::from_utf8_lossy(&script));
+    ExitCode::SUCCESS
+}

@@ -1,0 +1,117 @@
+//! `ops explain`: one order's or cart item's whole life, and what is still to come.
+
+use std::process::ExitCode;
+
+use anyhow::bail;
+use ops::{
+    explain::{self, Counted, Outlook, Subject, Waiting},
+    shown::moment,
+};
+use shared::{cli::say, settings::Settings};
+
+use super::{table, with_schema};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+It only looks, and asks the database alone. A wake-up is one message among many in a queue that cannot be searched, so where it waits is \
+what follows from the row: right for one that was published when its moment came.
+
+Rechecks that found nothing to do leave no row, and neither do attempts that are made again: they are in the traces, by the wake-up's id. \
+What customers, staff and the order system wrote freely is kept back.
+
+Examples:
+  ops explain BG-2026-001234
+  ops explain 7f0c2b1e-5a34-4b7e-9c55-1f2a3b4c5d6e --json | jq '.subjects[].kinds[] | {kind, due_at, wakeup}'
+
+Exit codes: 0 told, 1 nothing is known by this name, or a server is away.")]
+pub struct Explain {
+    /// An order's code, an order's id or a cart item's id
+    #[arg(value_name = "CODE|ID")]
+    pub name: String,
+    /// One JSON document instead of tables
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let db = with_schema(settings).await?;
+    let Some(explanation) = explain::explain(&db, settings, &command.name).await? else {
+        bail!(
+            "no order has the code or id {:?}, no cart item has this id, and nothing is on record about it; \
+             codes are told apart by capitals and spaces",
+            command.name
+        );
+    };
+    if command.json {
+        say(&serde_json::to_string_pretty(&explanation)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&format!("at {}", moment(explanation.at)));
+    for subject in &explanation.subjects {
+        show(subject);
+    }
+    say("\nRechecks that found nothing to do, and attempts that are made again, leave no row: see the traces.");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(subject: &Subject) {
+    let code = subject.code.as_ref().map_or(String::new(), |code| format!(" {}", code.escape_debug()));
+    match subject.table {
+        Some(table) => say(&format!("\n{table}{code}  {}", subject.id)),
+        None => say(&format!("\n{}  there is no row of this id any more; this is on record", subject.id)),
+    }
+    let mut timeline = table(["at", "what", "detail"]);
+    for entry in &subject.timeline {
+        timeline.add_row([moment(entry.at), entry.what.clone(), entry.detail.to_string()]);
+    }
+    say(&format!("\nWhat happened\n{timeline}\n\nWhat falls due"));
+    for kind in &subject.kinds {
+        show_kind(kind);
+    }
+}
+
+fn show_kind(kind: &Outlook) {
+    say(&format!("  {}  {}", kind.kind, kind.due_at.map_or("not due".to_owned(), |due_at| format!("due {}", moment(due_at)))));
+    for counted in kind.counts.iter().filter(|counted| counted.moment.is_some() || counted.own_line) {
+        say(&format!("    {}", line(counted, kind.candidate)));
+    }
+    match &kind.wakeup {
+        Waiting::None { why } => say(&format!("    wake-up: none: {why}")),
+        Waiting::Outbox { event } => say(&format!("    wake-up: not made yet: {event} waits in the outbox for a relay")),
+        Waiting::Rung { queue, until, then } => {
+            say(&format!("    wake-up: waits in {queue} until {}", moment(*until)));
+            for hops in then {
+                let times = if hops.times > 1 { format!(", {} times", hops.times) } else { String::new() };
+                say(&format!("             then in {}{times}", hops.queue));
+            }
+        }
+        Waiting::Lane { queue, swept_from } => say(&format!(
+            "    wake-up: due: in the lane {queue}, in a worker's hands, or between two attempts; from {} on the sweep makes it again",
+            moment(*swept_from)
+        )),
+    }
+    for letter in &kind.open_letters {
+        say(&format!("    dead letter {letter} is open: see `ops dead show {letter}`"));
+    }
+    if let Some(paused) = &kind.paused {
+        let why = paused.why.escape_debug();
+        say(&format!(
+            "    PAUSED since {} by {}: {why}; nothing of the kind is applied",
+            moment(paused.at),
+            paused.by.escape_debug()
+        ));
+    }
+}
+
+/// How an event counts, and, for a candidate, since when.
+fn line(counted: &Counted, candidate: bool) -> String {
+    let after = counted.after.as_ref().map_or("not used by the policy".to_owned(), |after| format!("+ {after}"));
+    let own = if counted.own_line || counted.after.is_none() { "" } else { " (no line of its own: the longest of the kind's)" };
+    let at = match counted.moment {
+        Some(at) => format!(": {}", moment(at)),
+        None if candidate => ": has not happened".to_owned(),
+        None => String::new(),
+    };
+    let decides = if counted.decides { ", which decides" } else { "" };
+    format!("counts from {} {after}{own}{at}{decides}", counted.event)
+}

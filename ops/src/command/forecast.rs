@@ -1,0 +1,126 @@
+//! `ops forecast`: what falls due on each coming day, as a chart that fits the terminal.
+
+use comfy_table::{ContentArrangement, Table};
+use ops::{
+    bar::bar,
+    forecast::{self, Falling},
+    shown::moment,
+};
+use shared::{cli::say, money::Dong, settings::Settings};
+
+use super::{table, with_schema};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+Days are those of Asia/Ho_Chi_Minh; today counts from now on. What is at stake is what the rows are short of now; a wallet's floor may \
+leave some of it outstanding, and what is paid or shipped until then changes it.
+
+It reads the candidates of every kind: of collect-arrears each order that is delivering or received, with its accounts. That takes \
+seconds for some hundred thousand orders, and holds up no worker.
+
+Examples:
+  ops forecast
+  ops forecast --days 7 --json | jq '.kinds[] | {kind, overdue}'")]
+pub struct Forecast {
+    /// How many days, today included
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=366))]
+    pub days: u16,
+    /// One JSON document instead of a chart
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Columns of a terminal that does not say how wide it is, or of a file.
+const WIDTH: u16 = 100;
+
+pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<()> {
+    let db = with_schema(settings).await?;
+    let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
+    if command.json {
+        say(&serde_json::to_string_pretty(&forecast)?);
+    } else {
+        say(&format!("at {}", moment(forecast.at)));
+        say(&chart(&forecast));
+    }
+    Ok(())
+}
+
+/// One column a kind, a row a day; each kind's bars are as long as its own busiest day allows. Nothing is broken over lines: the bars
+/// give way.
+fn chart(forecast: &forecast::Forecast) -> String {
+    let mut table = table([]);
+    table.set_content_arrangement(ContentArrangement::Disabled);
+    let room = usize::from(Table::new().width().unwrap_or(WIDTH));
+    let columns: Vec<Column> = forecast.kinds.iter().map(|kind| Column::of(kind, room)).collect();
+    let header = columns.iter().flat_map(|column| {
+        let stake = column.stake().then(|| "at stake".to_owned());
+        [column.kind.replace('-', "-\n")].into_iter().chain(stake)
+    });
+    table.set_header(["day".to_owned()].into_iter().chain(header));
+    let cells = cells(&columns, room);
+    for at in 0..columns.first().map_or(0, |column| column.rows.len()) {
+        let day = columns.first().map_or(String::new(), |column| column.rows[at].0.clone());
+        let of_kinds = columns.iter().flat_map(|column| column.shown(at, cells));
+        table.add_row([day].into_iter().chain(of_kinds));
+    }
+    table.to_string()
+}
+
+/// How many columns of the terminal are left for each kind's bars, beside frames, days, counts and amounts.
+fn cells(columns: &[Column], room: usize) -> usize {
+    const FRAME: usize = 3;
+    const CELLS: std::ops::RangeInclusive<usize> = 3..=40;
+    let day = columns.first().map_or(0, |column| column.width(|(day, ..)| day.len()));
+    let stakes = columns.iter().filter(|column| column.stake()).map(|column| column.stake_width() + FRAME).sum::<usize>();
+    let counts = columns.iter().map(|column| column.count_width() + 1 + FRAME).sum::<usize>();
+    let left = room.saturating_sub(1 + day + FRAME + stakes + counts) / columns.len().max(1);
+    left.clamp(*CELLS.start(), *CELLS.end())
+}
+
+/// A row's name, what falls due, and whether it has a bar: what is overdue and what comes later is more than a day.
+type Row = (String, Falling, bool);
+
+/// A kind's rows.
+struct Column {
+    kind: &'static str,
+    rows: Vec<Row>,
+}
+
+impl Column {
+    /// In a narrow terminal days go without their names.
+    fn of(kind: &forecast::Kind, room: usize) -> Self {
+        let format = if room < usize::from(WIDTH) { "%Y-%m-%d" } else { "%Y-%m-%d %a" };
+        let days = kind.days.iter().map(|day| (day.day.format(format).to_string(), day.falling, true));
+        let overdue = ("overdue".to_owned(), kind.overdue, false);
+        let later = ("later".to_owned(), kind.later, false);
+        Self { kind: kind.kind, rows: [overdue].into_iter().chain(days).chain([later]).collect() }
+    }
+
+    fn stake(&self) -> bool {
+        self.rows.iter().any(|(_, falling, _)| falling.amount.is_some())
+    }
+
+    fn stake_width(&self) -> usize {
+        self.width(|(_, falling, _)| amount(*falling).chars().count())
+    }
+
+    fn count_width(&self) -> usize {
+        self.width(|(_, falling, _)| falling.subjects.to_string().len())
+    }
+
+    fn width(&self, of: impl Fn(&Row) -> usize) -> usize {
+        self.rows.iter().map(of).max().unwrap_or(0)
+    }
+
+    fn shown(&self, at: usize, cells: usize) -> impl Iterator<Item = String> + use<> {
+        let (_, falling, is_day) = self.rows[at];
+        let most = self.rows.iter().filter(|(.., is_day)| *is_day).map(|(_, falling, _)| falling.subjects).max().unwrap_or(0);
+        let bar = if is_day { bar(falling.subjects, most, cells) } else { String::new() };
+        let count = format!("{:>width$} {bar}", falling.subjects, width = self.count_width());
+        [count].into_iter().chain(self.stake().then(|| amount(falling)))
+    }
+}
+
+fn amount(falling: Falling) -> String {
+    falling.amount.filter(|amount| *amount > 0).map_or("-".to_owned(), |amount| Dong(amount).to_string())
+}

@@ -1,0 +1,133 @@
+//! What may be told about something that happened. Text that another system wrote freely is told only where it is a word of a code:
+//! anything else could name a customer, a phone number or a supplier.
+
+use std::fmt;
+
+use chrono::{DateTime, Utc};
+use serde::{Serialize, Serializer};
+use shared::money::Dong;
+use uuid::Uuid;
+
+use crate::shown::moment;
+
+/// Longest text shown to people; JSON has it whole.
+const TEXT_SHOWN: usize = 300;
+
+/// Longest word of a code.
+const WORD_MAX: usize = 48;
+
+/// One thing told, in JSON a string or a number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fact {
+    /// A text of this system's or of an operator's.
+    Text(String),
+    /// An amount in đồng.
+    Money(i64),
+    Count(i64),
+    Moment(DateTime<Utc>),
+    Id(Uuid),
+}
+
+impl Fact {
+    /// What another system wrote into a field that is meant for words of a code, like a status or a reason.
+    pub(super) fn word(text: &str) -> Self {
+        Self::Text(if is_word(text) { text.to_owned() } else { "(kept back: free text)".to_owned() })
+    }
+}
+
+/// Lower-case letters, parted by `_`, `-`, `.` or `:`. No digits, so no phone number; no spaces, so no name or sentence.
+fn is_word(text: &str) -> bool {
+    let plain = |c: char| c.is_ascii_lowercase() || matches!(c, '_' | '-' | '.' | ':');
+    text.len() <= WORD_MAX && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(plain)
+}
+
+impl fmt::Display for Fact {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(text) => {
+                plain(text.chars().take(TEXT_SHOWN)).try_for_each(|c| write!(f, "{c}"))?;
+                if text.chars().nth(TEXT_SHOWN).is_some() { f.write_str(" …") } else { Ok(()) }
+            }
+            Self::Money(amount) => Dong(*amount).fmt(f),
+            Self::Count(count) => count.fmt(f),
+            Self::Moment(at) => f.write_str(&moment(*at)),
+            Self::Id(id) => id.fmt(f),
+        }
+    }
+}
+
+/// What came from outside must not steer the terminal that shows it, nor turn its line around.
+fn plain(text: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
+    text.flat_map(|c| {
+        let steers = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+        (!steers).then_some(c).into_iter().chain(steers.then(|| c.escape_unicode()).into_iter().flatten())
+    })
+}
+
+impl Serialize for Fact {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Text(text) => text.serialize(serializer),
+            Self::Money(number) | Self::Count(number) => number.serialize(serializer),
+            Self::Moment(at) => at.serialize(serializer),
+            Self::Id(id) => id.serialize(serializer),
+        }
+    }
+}
+
+/// Facts with their names, in the order in which they are told.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Facts(Vec<(&'static str, Fact)>);
+
+impl Facts {
+    pub(super) fn new(facts: impl IntoIterator<Item = (&'static str, Fact)>) -> Self {
+        Self(facts.into_iter().collect())
+    }
+
+    #[must_use]
+    pub(super) fn with(mut self, name: &'static str, fact: Option<Fact>) -> Self {
+        self.0.extend(fact.map(|fact| (name, fact)));
+        self
+    }
+}
+
+impl fmt::Display for Facts {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(at, (name, fact))| {
+            let between = if at > 0 { " · " } else { "" };
+            write!(f, "{between}{} {fact}", name.replace('_', " "))
+        })
+    }
+}
+
+impl Serialize for Facts {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_map(self.0.iter().map(|(name, fact)| (*name, fact)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_words_of_a_code_are_told_of_what_others_wrote() {
+        for word in ["arrears", "in_warehouse", "order.arrears_collected", "collect-arrears"] {
+            assert_eq!(Fact::word(word), Fact::Text(word.into()));
+        }
+        for free in ["", "Nguyễn Thị Mẫu", "0901234567", "refund for Lan", "mau@example.vn", "taobao/1", "Lan", &"x".repeat(49)]
+        {
+            assert_eq!(Fact::word(free).to_string(), "(kept back: free text)", "{free}");
+        }
+    }
+
+    #[test]
+    fn what_is_told_reads_well_and_steers_no_terminal() {
+        let facts =
+            Facts::new([("amount", Fact::Money(1_500_000)), ("by_whom", Fact::Text("lan \"x\"\u{1b}[2J\u{202e}".into()))]);
+        assert_eq!(facts.to_string(), "amount 1.500.000 ₫ · by whom lan \"x\"\\u{1b}[2J\\u{202e}");
+        let json = serde_json::to_value(facts.with("none", None)).unwrap();
+        assert_eq!(json, serde_json::json!({ "amount": 1_500_000, "by_whom": "lan \"x\"\u{1b}[2J\u{202e}" }));
+        assert!(Fact::Text("y".repeat(400)).to_string().ends_with("y …"));
+    }
+}

@@ -1,0 +1,54 @@
+//! What a name stands for: every row that has it as its code or its id, in the tables of the tasks. Nothing is guessed: a name that
+//! stands for two rows gives both.
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
+use shared::{database::statement, tasks};
+use uuid::Uuid;
+
+/// A row by its table, or an id that no row has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Named {
+    pub table: Option<&'static str>,
+    pub id: Uuid,
+    pub code: Option<String>,
+}
+
+/// Codes before ids. An id that no row has is given as well: there may be records of it.
+pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<Vec<Named>, DbErr> {
+    let tables = tables();
+    let mut found: Vec<Named> = Vec::new();
+    for (table, column) in tables.iter().filter_map(|(table, known_by)| Some((*table, (*known_by)?))) {
+        let sql = format!("SELECT id FROM {table} WHERE {column} = $1");
+        for row in snapshot.query_all_raw(statement(&sql, [name.into()])).await? {
+            found.push(Named { table: Some(table), id: row.try_get("", "id")?, code: Some(name.to_owned()) });
+        }
+    }
+    let Ok(id) = Uuid::parse_str(name.trim()) else { return Ok(found) };
+    let mut is_row = false;
+    for (table, known_by) in tables {
+        let sql = format!("SELECT {}::text AS code FROM {table} WHERE id = $1", known_by.unwrap_or("NULL"));
+        if let Some(row) = snapshot.query_one_raw(statement(&sql, [id.into()])).await? {
+            is_row = true;
+            let named = Named { table: Some(table), id, code: row.try_get("", "code")? };
+            if !found.contains(&named) {
+                found.push(named);
+            }
+        }
+    }
+    if !is_row {
+        found.push(Named { table: None, id, code: None });
+    }
+    Ok(found)
+}
+
+/// Each table once, with the column by which people name its rows.
+fn tables() -> Vec<(&'static str, Option<&'static str>)> {
+    let mut tables: Vec<(&'static str, Option<&'static str>)> = Vec::new();
+    for task in tasks::ALL {
+        match tables.iter_mut().find(|(table, _)| *table == task.table()) {
+            Some((_, known_by)) => *known_by = known_by.or(task.known_by()),
+            None => tables.push((task.table(), task.known_by())),
+        }
+    }
+    tables
+}

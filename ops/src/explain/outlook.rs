@@ -1,0 +1,261 @@
+//! What is still to come of one kind for one row: which lines of the policy count, when it is due by the one definition of *due*, and
+//! where its wake-up waits by the ladder. The broker cannot be asked for one message, so a place is what follows from the row: right
+//! for a wake-up that was published when its moment came.
+
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
+use serde::Serialize;
+use shared::{
+    database::statement,
+    due,
+    event::EventType,
+    ladder::{Hop, Rung},
+    settings::Settings,
+    task::Task,
+    topology::{Topology, shard_of},
+};
+use uuid::Uuid;
+
+/// One kind's view of a subject.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Outlook {
+    pub kind: &'static str,
+    /// Whether the kind could apply to the row as it is.
+    pub candidate: bool,
+    pub counts: Vec<Counted>,
+    pub due_at: Option<DateTime<Utc>>,
+    pub wakeup: Waiting,
+    /// Its letters about which nobody has decided yet.
+    pub open_letters: Vec<Uuid>,
+    pub paused: Option<Paused>,
+}
+
+/// An event that the kind counts from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    pub event: &'static str,
+    /// After which span it makes the row due; `None`: the policy does not use the kind.
+    pub after: Option<String>,
+    /// Whether the policy has a line for it. If not, the longest span of the kind's lines counts.
+    pub own_line: bool,
+    /// When it happened, while the row is a candidate.
+    pub moment: Option<DateTime<Utc>>,
+    /// Whether it is what the row is due by.
+    pub decides: bool,
+}
+
+/// Where a wake-up waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "waits", rename_all = "lowercase")]
+pub enum Waiting {
+    /// Nowhere: it would find nothing to do.
+    None { why: String },
+    /// It is not made yet: its event waits for the relay.
+    Outbox { event: String },
+    /// In a rung until it expires, and then in others.
+    Rung { queue: String, until: DateTime<Utc>, then: Vec<Hops> },
+    /// It is due: in the lane, in a worker's hands, or in a rung between two attempts. The sweep wakes the row again from `swept_from`.
+    Lane { queue: String, swept_from: DateTime<Utc> },
+}
+
+/// Hops to come, of one rung in a row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Hops {
+    pub queue: String,
+    pub times: u64,
+}
+
+/// Nothing of the kind is applied until somebody resumes it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Paused {
+    pub at: DateTime<Utc>,
+    pub by: String,
+    pub why: String,
+}
+
+/// How things stand with one kind.
+pub(super) async fn of(
+    snapshot: &DatabaseTransaction,
+    settings: &Settings,
+    task: &dyn Task,
+    id: Uuid,
+    now: DateTime<Utc>,
+) -> Result<Outlook, DbErr> {
+    let sql = format!("SELECT due.* FROM {} AS due WHERE due.id = $1", due::query_explained(task, &settings.policy));
+    let candidate = snapshot.query_one_raw(statement(&sql, [id.into()])).await?;
+    let due_at: Option<DateTime<Utc>> = candidate.as_ref().map_or(Ok(None), |row| row.try_get("", "due_at"))?;
+    let counts = counts(settings, task, candidate.as_ref(), due_at)?;
+    let event = in_outbox(snapshot, settings, task, id).await?;
+    let wakeup = match (due_at, event) {
+        (None, _) => Waiting::None { why: why_none(snapshot, settings, task, id, candidate.is_some()).await? },
+        (Some(due_at), Some(event)) if due_at > now => Waiting::Outbox { event },
+        (Some(due_at), _) => {
+            // The latest of several moments decides; its event is the one whose wake-up comes at the right time.
+            let moment = counts.iter().filter(|counted| counted.decides).find_map(|counted| counted.moment);
+            place(settings, task, id, (moment.unwrap_or(now), due_at), now)
+        }
+    };
+    let open = "SELECT id FROM dead_letters WHERE subject_id = $1 AND kind = $2 AND state = 'open' ORDER BY last_failed_at, id";
+    let open = snapshot.query_all_raw(statement(open, [id.into(), task.kind().into()])).await?;
+    let open_letters = open.iter().map(|row| row.try_get("", "id")).collect::<Result<_, _>>()?;
+    let paused = "SELECT paused_at, paused_by, why FROM pauses WHERE kind = $1";
+    let paused = snapshot.query_one_raw(statement(paused, [task.kind().into()])).await?;
+    let paused = paused.map(|row| {
+        Ok::<_, DbErr>(Paused {
+            at: row.try_get("", "paused_at")?,
+            by: row.try_get("", "paused_by")?,
+            why: row.try_get("", "why")?,
+        })
+    });
+    Ok(Outlook {
+        kind: task.kind(),
+        candidate: candidate.is_some(),
+        counts,
+        due_at,
+        wakeup,
+        open_letters,
+        paused: paused.transpose()?,
+    })
+}
+
+fn counts(
+    settings: &Settings,
+    task: &dyn Task,
+    candidate: Option<&QueryResult>,
+    due_at: Option<DateTime<Utc>>,
+) -> Result<Vec<Counted>, DbErr> {
+    let own_line = |event: EventType| settings.policy.lines_on(event).any(|line| line.task == task.kind());
+    let counted = |event: &EventType| {
+        let moment = |column: &str| candidate.map_or(Ok(None), |row| row.try_get::<Option<DateTime<Utc>>>("", column));
+        let alone = moment(&format!("{event} due"))?;
+        Ok(Counted {
+            event: event.name(),
+            after: settings.policy.span(task, *event).map(|span| span.to_string()),
+            own_line: own_line(*event),
+            moment: moment(event.name())?,
+            decides: due_at.is_some() && alone == due_at,
+        })
+    };
+    task.counts_from().iter().map(counted).collect()
+}
+
+/// The newest event in the outbox that wakes this kind.
+async fn in_outbox(
+    snapshot: &DatabaseTransaction,
+    settings: &Settings,
+    task: &dyn Task,
+    id: Uuid,
+) -> Result<Option<String>, DbErr> {
+    let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
+    let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
+    let sql = "SELECT event_type FROM outbox WHERE subject_id = $1 AND event_type = ANY($2) ORDER BY id DESC LIMIT 1";
+    let row = snapshot.query_one_raw(statement(sql, [id.into(), events.into()])).await?;
+    row.map(|row| row.try_get("", "event_type")).transpose()
+}
+
+async fn why_none(
+    snapshot: &DatabaseTransaction,
+    settings: &Settings,
+    task: &dyn Task,
+    id: Uuid,
+    is_candidate: bool,
+) -> Result<String, DbErr> {
+    if !settings.policy.lines().iter().any(|line| line.task == task.kind()) {
+        return Ok("no line of the policy names this kind".to_owned());
+    }
+    if is_candidate {
+        return Ok("nothing that it counts from has happened".to_owned());
+    }
+    let sql = format!("SELECT FROM {} WHERE id = $1", task.table());
+    let row = snapshot.query_one_raw(statement(&sql, [id.into()])).await?;
+    Ok(match row {
+        None => format!("not a candidate: {} has no row of this id", task.table()),
+        Some(_) => format!("not a candidate: it applies to {}", task.applies_to()),
+    })
+}
+
+/// Where a wake-up is that was published at a `moment` for what is due at `due_at`.
+fn place(
+    settings: &Settings,
+    task: &dyn Task,
+    id: Uuid,
+    (moment, due_at): (DateTime<Utc>, DateTime<Utc>),
+    now: DateTime<Utc>,
+) -> Waiting {
+    let topology = settings.topology();
+    let shard = shard_of(id, topology.shards());
+    let wait = (due_at - moment).to_std().unwrap_or_default();
+    let waited = (now - moment).to_std().unwrap_or_default();
+    let queue = |rung| queue_of(&topology, rung, shard);
+    match hop(&topology.ladder().way(wait), waited) {
+        Some(OnItsWay { rung, left, then }) if due_at > now => Waiting::Rung {
+            queue: queue(rung),
+            until: now.max(moment) + TimeDelta::from_std(left).unwrap_or_default(),
+            then: then.into_iter().map(|(rung, times)| Hops { queue: queue(rung), times }).collect(),
+        },
+        _ => Waiting::Lane {
+            queue: topology.lane(task.kind(), shard),
+            swept_from: due_at + TimeDelta::milliseconds(i64::try_from(settings.sweep.grace_ms).unwrap_or(i64::MAX)),
+        },
+    }
+}
+
+/// Where on its way a wake-up is.
+struct OnItsWay {
+    rung: Rung,
+    /// How long the rung still holds it.
+    left: Duration,
+    /// The hops after it.
+    then: Vec<(Rung, u64)>,
+}
+
+/// Where a wake-up is that has `waited` on its way; `None` at the end of it.
+fn hop(way: &[(Rung, u64)], waited: Duration) -> Option<OnItsWay> {
+    let mut waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
+    for (at, (rung, times)) in way.iter().enumerate() {
+        let rung_ms = rung.duration_ms();
+        let run_ms = rung_ms.saturating_mul(*times);
+        if waited_ms < run_ms {
+            let taken = waited_ms / rung_ms + 1;
+            let left = Duration::from_millis(rung_ms - waited_ms % rung_ms);
+            let same = (taken < *times).then_some((*rung, times - taken));
+            let then = same.into_iter().chain(way[at + 1..].iter().copied()).collect();
+            return Some(OnItsWay { rung: *rung, left, then });
+        }
+        waited_ms -= run_ms;
+    }
+    None
+}
+
+fn queue_of(topology: &Topology, rung: Rung, shard: u16) -> String {
+    let found = topology.rungs().find(|(of, _)| *of == (rung, shard));
+    found.map_or_else(|| topology.exchange_of(Hop::Rung(rung)), |(_, queue)| queue)
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::ladder::Ladder;
+
+    use super::*;
+
+    const DAY: Duration = Duration::from_secs(86_400);
+
+    #[test]
+    fn a_wakeup_is_in_the_rung_that_its_way_has_come_to() {
+        let ladder = Ladder::new([DAY, 7 * DAY, 30 * DAY]);
+        let way = ladder.way(68 * DAY);
+        let at = |waited| {
+            let OnItsWay { rung, left, then } = hop(&way, waited)?;
+            let then = then.iter().map(|(rung, times)| format!("{} {times}", rung.label())).collect::<Vec<_>>().join(", ");
+            Some((rung.label(), left, then))
+        };
+        let hour = Duration::from_secs(3_600);
+        assert_eq!(at(Duration::ZERO), Some(("30d".into(), 30 * DAY, "30d 1, 7d 1, 1d 1".into())));
+        assert_eq!(at(30 * DAY + hour), Some(("30d".into(), 30 * DAY - hour, "7d 1, 1d 1".into())));
+        assert_eq!(at(60 * DAY), Some(("7d".into(), 7 * DAY, "1d 1".into())));
+        assert_eq!(at(67 * DAY + hour), Some(("1d".into(), DAY - hour, String::new())));
+        assert_eq!(at(68 * DAY), None);
+    }
+}

@@ -1,0 +1,97 @@
+//! Forecast: how many rows fall due on each coming day, kind by kind, and how much money with them, by the one definition of *due*.
+//! It reads the candidates of every kind at one snapshot, and only counts.
+
+use chrono::{DateTime, Days, NaiveDate, Utc};
+use sea_orm::{AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, TransactionTrait};
+use serde::Serialize;
+use shared::{database::statement, due, money::sql_sum, policy::Policy, span::sql_day, task::Task, tasks};
+
+/// What falls due. Its fields are those of `ops forecast --json`, and keep their names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Forecast {
+    /// The moment of the snapshot.
+    pub at: DateTime<Utc>,
+    pub kinds: Vec<Kind>,
+}
+
+/// What of one kind falls due.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Kind {
+    pub kind: &'static str,
+    /// Due already, and without an effect.
+    pub overdue: Falling,
+    /// Today, of which what is over is not counted, and the days after it in Asia/Ho_Chi_Minh.
+    pub days: Vec<Day>,
+    /// After the last of these days.
+    pub later: Falling,
+}
+
+/// One day.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Day {
+    pub day: NaiveDate,
+    #[serde(flatten)]
+    pub falling: Falling,
+}
+
+/// What falls due together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Falling {
+    pub subjects: i64,
+    /// The money at stake in đồng, by the rows as they are now; `None`: the kind moves no money.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub amount: Option<i64>,
+}
+
+/// Counts what falls due today and on the days after it, `days` in all.
+///
+/// # Errors
+/// The database's.
+pub async fn forecast(db: &DatabaseConnection, policy: &Policy, days: u16) -> Result<Forecast, DbErr> {
+    let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
+    let sql = format!("SELECT now() AS at, {} AS today", sql_day("now()"));
+    let row = snapshot.query_one_raw(statement(&sql, [])).await?.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?;
+    let (at, today) = (row.try_get("", "at")?, row.try_get("", "today")?);
+    let mut kinds = Vec::new();
+    for task in tasks::ALL {
+        kinds.push(kind(&snapshot, *task, policy, today, days).await?);
+    }
+    snapshot.rollback().await?;
+    Ok(Forecast { at, kinds })
+}
+
+async fn kind(
+    snapshot: &DatabaseTransaction,
+    task: &dyn Task,
+    policy: &Policy,
+    today: NaiveDate,
+    days: u16,
+) -> Result<Kind, DbErr> {
+    let none = Falling { subjects: 0, amount: task.stake().map(|_| 0) };
+    let coming = (0..days).map(|at| Day { day: today + Days::new(at.into()), falling: none });
+    let mut kind = Kind { kind: task.kind(), overdue: none, days: coming.collect(), later: none };
+    let (stake, amount) = task.stake().map_or((String::new(), "NULL::bigint".to_owned()), |stake| {
+        (format!("LEFT JOIN ({stake}) AS stake ON stake.id = falling.id"), sql_sum("stake.amount"))
+    });
+    let sql = format!(
+        "SELECT falling.on_day, count(*) AS subjects, {amount} AS amount
+           FROM (SELECT id, CASE WHEN due_at <= now() THEN -1 ELSE least({due_day} - {today}, $1) END AS on_day
+                   FROM {due} AS due WHERE due_at IS NOT NULL) AS falling {stake}
+          GROUP BY falling.on_day",
+        due_day = sql_day("due_at"),
+        today = sql_day("now()"),
+        due = due::query(task, policy)
+    );
+    for row in snapshot.query_all_raw(statement(&sql, [i32::from(days).into()])).await? {
+        let falling = Falling { subjects: row.try_get("", "subjects")?, amount: row.try_get("", "amount")? };
+        let on_day: i32 = row.try_get("", "on_day")?;
+        match usize::try_from(on_day) {
+            Err(_) => kind.overdue = falling,
+            Ok(at) => match kind.days.get_mut(at) {
+                Some(day) => day.falling = falling,
+                None => kind.later = falling,
+            },
+        }
+    }
+    Ok(kind)
+}

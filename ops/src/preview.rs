@@ -1,0 +1,175 @@
+//! Preview: what another policy would do to the rows as they are now. Both policies are asked at one snapshot by the one definition of
+//! *due*, and nothing is changed.
+
+use chrono::{DateTime, NaiveDate, Utc};
+use sea_orm::{
+    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, QueryResult, TransactionTrait,
+};
+use serde::Serialize;
+use shared::{
+    database::statement,
+    due,
+    event::EventType,
+    money::sql_sum,
+    policy::Policy,
+    settings::Settings,
+    span::{Span, sql_day},
+    task::Task,
+    tasks,
+    topology::{Role, Topology},
+};
+
+/// What a policy would change. Its fields are those of `ops policy preview --json`, and keep their names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Preview {
+    /// The moment of the snapshot.
+    pub at: DateTime<Utc>,
+    pub kinds: Vec<Change>,
+    /// Rungs that the workers would declare.
+    pub rungs_new: Vec<String>,
+    /// Rungs that nothing new would go into: they drain, and `ops topology prune` removes them then.
+    pub rungs_forgotten: Vec<String>,
+}
+
+/// What would change for one kind.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    pub kind: &'static str,
+    /// The lines of the policy that differ.
+    pub lines: Vec<LineChange>,
+    /// Every row that the kind could apply to. Each of them is in one of the next six.
+    pub candidates: i64,
+    pub earlier: i64,
+    pub later: i64,
+    pub same: i64,
+    /// Due some day, and so far never.
+    pub appear: i64,
+    /// Never due any more.
+    pub vanish: i64,
+    /// Never due, before and after.
+    pub never: i64,
+    /// Due now, by the policy as it is.
+    pub due_before: i64,
+    /// Due now, by the new one.
+    pub due_after: i64,
+    /// Due now by the new one alone.
+    pub at_once: i64,
+    /// The money at stake of these, in đồng; `None`: the kind moves no money.
+    pub at_once_amount: Option<i64>,
+    /// The coming day on which most fall due, in Asia/Ho_Chi_Minh.
+    pub busiest_before: Option<Busy>,
+    pub busiest_after: Option<Busy>,
+}
+
+/// A line of the policy, by the span that it gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct LineChange {
+    pub on: &'static str,
+    pub before: Option<String>,
+    pub after: Option<String>,
+}
+
+/// A day and how many fall due on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Busy {
+    pub day: NaiveDate,
+    pub subjects: i64,
+}
+
+/// Compares the policy of these settings with another one.
+///
+/// # Errors
+/// The database's.
+pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
+    let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
+    let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
+    let at = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")?;
+    let mut kinds = Vec::new();
+    for task in tasks::ALL {
+        kinds.push(change(&snapshot, *task, &settings.policy, new).await?);
+    }
+    snapshot.rollback().await?;
+    let naming = &settings.naming;
+    let (before, after) =
+        (rungs(&settings.topology()), rungs(&Topology::new(&naming.prefix, naming.shards, &naming.ladder, new)));
+    let without = |some: &[String], others: &[String]| some.iter().filter(|rung| !others.contains(rung)).cloned().collect();
+    Ok(Preview { at, kinds, rungs_new: without(&after, &before), rungs_forgotten: without(&before, &after) })
+}
+
+async fn change(snapshot: &DatabaseTransaction, task: &dyn Task, old: &Policy, new: &Policy) -> Result<Change, DbErr> {
+    let row = snapshot.query_one_raw(statement(&question(task, old, new), [])).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("counts".into()))?;
+    let count = |column: &str| row.try_get::<i64>("", column);
+    Ok(Change {
+        kind: task.kind(),
+        lines: lines(task, old, new),
+        candidates: count("candidates")?,
+        earlier: count("earlier")?,
+        later: count("later")?,
+        same: count("same")?,
+        appear: count("appear")?,
+        vanish: count("vanish")?,
+        never: count("never")?,
+        due_before: count("due_before")?,
+        due_after: count("due_after")?,
+        at_once: count("at_once")?,
+        at_once_amount: row.try_get("", "at_once_amount")?,
+        busiest_before: busy(&row, "before")?,
+        busiest_after: busy(&row, "after")?,
+    })
+}
+
+/// One row of counts. The candidates are read once and kept, as everything is counted from them.
+fn question(task: &dyn Task, old: &Policy, new: &Policy) -> String {
+    const AT_ONCE: &str = "after <= now() AND (before > now() OR before IS NULL)";
+    let amount = task.stake().map_or("NULL::bigint".to_owned(), |stake| {
+        format!("(SELECT {} FROM moved JOIN ({stake}) AS stake ON stake.id = moved.id WHERE {AT_ONCE})", sql_sum("stake.amount"))
+    });
+    let busiest = |moment: &str| {
+        let day = sql_day(moment);
+        format!(
+            "SELECT {day} AS day, count(*) AS subjects FROM moved WHERE {moment} > now() GROUP BY 1 ORDER BY 2 DESC, 1 LIMIT 1"
+        )
+    };
+    format!(
+        "WITH moved AS MATERIALIZED (
+            SELECT id, due_at AS before, due_at_new AS after FROM {compared} AS compared
+         ), busiest_before AS ({busiest_before}), busiest_after AS ({busiest_after})
+         SELECT count(*) AS candidates,
+                count(*) FILTER (WHERE after < before) AS earlier,
+                count(*) FILTER (WHERE after > before) AS later,
+                count(*) FILTER (WHERE after = before) AS same,
+                count(*) FILTER (WHERE before IS NULL AND after IS NOT NULL) AS appear,
+                count(*) FILTER (WHERE before IS NOT NULL AND after IS NULL) AS vanish,
+                count(*) FILTER (WHERE before IS NULL AND after IS NULL) AS never,
+                count(*) FILTER (WHERE before <= now()) AS due_before,
+                count(*) FILTER (WHERE after <= now()) AS due_after,
+                count(*) FILTER (WHERE {AT_ONCE}) AS at_once,
+                {amount} AS at_once_amount,
+                (SELECT day FROM busiest_before) AS before_day, (SELECT subjects FROM busiest_before) AS before_subjects,
+                (SELECT day FROM busiest_after) AS after_day, (SELECT subjects FROM busiest_after) AS after_subjects
+           FROM moved",
+        compared = due::query_compared(task, old, new),
+        busiest_before = busiest("before"),
+        busiest_after = busiest("after")
+    )
+}
+
+fn busy(row: &QueryResult, of: &str) -> Result<Option<Busy>, DbErr> {
+    let day: Option<NaiveDate> = row.try_get("", &format!("{of}_day"))?;
+    let subjects: Option<i64> = row.try_get("", &format!("{of}_subjects"))?;
+    Ok(day.zip(subjects).map(|(day, subjects)| Busy { day, subjects }))
+}
+
+fn lines(task: &dyn Task, old: &Policy, new: &Policy) -> Vec<LineChange> {
+    let span = |policy: &Policy, on: EventType| -> Option<Span> {
+        policy.lines_on(on).find(|line| line.task == task.kind()).map(|line| line.after)
+    };
+    let changed = task.counts_from().iter().map(|on| (on, span(old, *on), span(new, *on))).filter(|(_, old, new)| old != new);
+    let shown = |span: Option<Span>| span.map(|span| span.to_string());
+    changed.map(|(on, old, new)| LineChange { on: on.name(), before: shown(old), after: shown(new) }).collect()
+}
+
+fn rungs(topology: &Topology) -> Vec<String> {
+    topology.queues().into_iter().filter(|queue| queue.role == Role::Rung).map(|queue| queue.name).collect()
+}

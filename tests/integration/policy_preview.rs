@@ -1,0 +1,216 @@
+//! `ops policy preview`: what it says is what a fleet with the new policy really does.
+
+use std::{path::PathBuf, time::Duration};
+
+use serde_json::Value;
+use shared::{settings::Settings, task::EXAMPLE_CUSTOMER};
+use tests::{fleet, sandbox::always};
+use uuid::Uuid;
+
+use crate::stage::{Stage, on_stage, worker_with};
+
+/// The published policy, with a sweep as soon as a worker leads.
+const FILE: &str = "[sweep]\n every_ms = 100\n grace_ms = 10\n";
+
+/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already.
+const SHORTER: &str = r#"
+    [[policy]]
+    on = "order.shipped"
+    task = "confirm-receipt"
+    after = "7d"
+    [[policy]]
+    on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+    task = "collect-arrears"
+    after = "6h"
+    [[policy]]
+    on = "cart.item_added"
+    task = "purge-cart-item"
+    after = "7d"
+"#;
+
+/// A file of its own, gone with it.
+struct File(PathBuf);
+
+impl File {
+    fn new(text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("kyhan-preview-{}.toml", Uuid::new_v4()));
+        std::fs::write(&path, text).expect("a file");
+        Self(path)
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("a path")
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+async fn previewed(stage: &Stage, file: &File) -> Value {
+    let told = stage.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
+    serde_json::from_str(&told).expect("JSON")
+}
+
+fn kind<'a>(preview: &'a Value, kind: &str) -> &'a Value {
+    preview["kinds"].as_array().expect("kinds").iter().find(|one| one["kind"] == kind).expect("the kind")
+}
+
+fn numbers<const N: usize>(kind: &Value, names: [&str; N]) -> [i64; N] {
+    names.map(|name| kind[name].as_i64().unwrap_or_else(|| panic!("{name} in {kind}")))
+}
+
+/// Orders on their way for 1 to `most` days, paid in full; half an hour apart from any border.
+async fn delivering(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+               SELECT gen_random_uuid(), 'D-' || n, $1, 'delivering', now() - n * interval '1 day' + interval '30 minutes'
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}
+
+/// Orders received 1 to `most` hours ago, each short of as many thousands for goods and one for service.
+async fn short(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due, service_due)
+               SELECT gen_random_uuid(), 'R-' || n, $1, 'received', now() - n * interval '1 hour' + interval '10 minutes', n * 1000, 1
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}
+
+async fn in_cart(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
+               SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - n * interval '1 day' + interval '30 minutes'
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
+    on_stage(FILE, async |stage| {
+        // Overdue already: 2 orders of 16 days (15 and 16), none of the short ones, no items.
+        delivering(stage, 16).await;
+        short(stage, 20).await;
+        in_cart(stage, 20).await;
+        let file = File::new(SHORTER);
+        let preview = previewed(stage, &file).await;
+        let told = ["candidates", "earlier", "later", "same", "appear", "vanish", "never", "due_before", "due_after", "at_once"];
+        // Of 16, those of 8 days and more are due; of 20 hours, those of 7 and more; of 20 days, those of 8 and more.
+        assert_eq!(numbers(kind(&preview, "confirm-receipt"), told), [16, 16, 0, 0, 0, 0, 0, 2, 9, 7], "{preview}");
+        assert_eq!(numbers(kind(&preview, "collect-arrears"), told), [20, 20, 0, 0, 0, 0, 0, 0, 14, 14], "{preview}");
+        assert_eq!(numbers(kind(&preview, "purge-cart-item"), told), [20, 20, 0, 0, 0, 0, 0, 0, 13, 13], "{preview}");
+        let amount = kind(&preview, "collect-arrears")["at_once_amount"].as_i64().expect("an amount");
+        assert_eq!(amount, (7..=20).map(|n| n * 1000 + 1).sum::<i64>());
+        assert_eq!(kind(&preview, "confirm-receipt")["at_once_amount"], Value::Null);
+        let untouched = "SELECT (SELECT count(*) FROM orders WHERE updated_at > created_at)
+                              + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM activity)";
+        assert_eq!(stage.ask::<i64>(untouched).await, 0, "a preview changes nothing");
+
+        // The same settings with the other policy.
+        let both = File::new(&format!("{FILE}{SHORTER}"));
+        let worker = worker_with(Settings::read(Some(&both.0), stage.sandbox.env.clone()).expect("settings"));
+        let applied = "SELECT ARRAY[(SELECT count(*) FROM order_status_history WHERE reason = 'confirm-receipt'),
+                                    (SELECT count(DISTINCT order_id) FROM transfers WHERE reason = 'arrears'),
+                                    (SELECT count(*) FROM activity WHERE action = 'cart_item.purged')]";
+        stage.until(&format!("SELECT ({applied}) = ARRAY[9, 14, 13]::bigint[]")).await;
+        let enough = async || Ok(stage.ask::<Vec<i64>>(applied).await == [9, 14, 13]);
+        always("and nothing more", Duration::from_millis(800), enough).await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT sum(amount)::bigint FROM transfers WHERE reason = 'arrears'").await, amount);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
+    on_stage(FILE, async |stage| {
+        delivering(stage, 3).await;
+        short(stage, 2).await;
+        in_cart(stage, 4).await;
+        let file = File::new(
+            r#"
+            [[policy]]
+            on = "order.shipped"
+            task = "confirm-receipt"
+            after = "20d"
+            [[policy]]
+            on = "order.shipped"
+            task = "collect-arrears"
+            after = "24h"
+            "#,
+        );
+        let preview = previewed(stage, &file).await;
+        let moves = ["earlier", "later", "same", "appear", "vanish", "never"];
+        assert_eq!(numbers(kind(&preview, "confirm-receipt"), moves), [0, 3, 0, 0, 0, 0], "{preview}");
+        assert_eq!(
+            numbers(kind(&preview, "collect-arrears"), moves),
+            [0, 0, 2, 0, 0, 0],
+            "a moment without a line counts: {preview}"
+        );
+        assert_eq!(numbers(kind(&preview, "purge-cart-item"), moves), [0, 0, 0, 0, 4, 0], "{preview}");
+        let prefix = stage.topology().rung_prefix();
+        assert_eq!(preview["rungs_new"], serde_json::json!([format!("{prefix}20d")]));
+        assert_eq!(preview["rungs_forgotten"], serde_json::json!([format!("{prefix}14d")]));
+        let day = "SELECT ((now() + interval '19 days 30 minutes') AT TIME ZONE 'Asia/Ho_Chi_Minh')::date::text";
+        let busiest = &kind(&preview, "confirm-receipt")["busiest_after"];
+        assert_eq!(busiest["subjects"], 1);
+        assert!(busiest["day"].as_str().expect("a day") <= stage.ask::<String>(day).await.as_str(), "of as busy ones the first");
+        let shown = stage.ops(&["policy", "preview", file.path()]).await.expect("a preview");
+        for said in ["14d", "20d", "never due any more", "Rungs that the workers declare", "ops topology prune"] {
+            assert!(shown.contains(said), "{said}: {shown}");
+        }
+        let at_once =
+            stage.ops(&["policy", "preview", File::new(&SHORTER.replace("\"7d\"", "\"1d\"")).path()]).await.expect("a preview");
+        assert!(at_once.contains("fall due at once"), "{at_once}");
+
+        // The other way round, what appears: a fleet whose policy does not know carts yet.
+        let now = File::new(&std::fs::read_to_string(&file.0).expect("a file"));
+        let published = File::new(&Settings::read(None, stage.sandbox.env.clone()).map(|of| policy_of(&of)).expect("settings"));
+        let mut command =
+            fleet::command("ops", &stage.sandbox.env, ["policy", "preview", published.path(), "--json"]).expect("built");
+        command.env("KYHAN_CONFIG", &now.0);
+        let back: Value = serde_json::from_str(&fleet::output(command).await.expect("a preview")).expect("JSON");
+        assert_eq!(numbers(kind(&back, "purge-cart-item"), moves), [0, 0, 0, 4, 0, 0], "{back}");
+        assert_eq!(kind(&back, "purge-cart-item")["lines"][0]["before"], Value::Null);
+    })
+    .await;
+}
+
+/// A policy as a file of settings has it.
+fn policy_of(settings: &Settings) -> String {
+    let line = |line: &shared::policy::Line| {
+        format!("[[policy]]\non = \"{}\"\ntask = \"{}\"\nafter = \"{}\"\n", line.on, line.task, line.after)
+    };
+    settings.policy.lines().iter().map(line).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_cannot_hold_is_refused_with_every_mistake() {
+    on_stage(FILE, async |stage| {
+        let bad = SHORTER.replace("\"7d\"", "\"a week\"").replace("collect-arrears", "collect-arears");
+        let files = [
+            (
+                File::new(&bad),
+                vec!["policy[0].after", "policy[1].task: there is no task \"collect-arears\"", "policy[2].after", "3 mistakes"],
+            ),
+            (File::new("[worker]\nbatch_max = 10"), vec!["has no [[policy]] of its own"]),
+            (File::new(&format!("[worker]\nbatch_mx = 10\n{SHORTER}")), vec!["worker.batch_mx", "did you mean worker.batch_max"]),
+            (File::new("policy = 3"), vec!["policy"]),
+            (File::new("[[policy"), vec!["kyhan-preview-"]),
+            (File(PathBuf::from("/nonexistent.toml")), vec!["/nonexistent.toml"]),
+        ];
+        for (file, complaints) in files {
+            let run = fleet::command("ops", &stage.sandbox.env, ["policy", "preview", file.path()])
+                .expect("built")
+                .output()
+                .await
+                .expect("run");
+            let complaint = String::from_utf8_lossy(&run.stderr).into_owned();
+            assert_eq!(run.status.code(), Some(2), "{complaint}");
+            for said in complaints {
+                assert!(complaint.contains(said), "{said}: {complaint}");
+            }
+        }
+    })
+    .await;
+}
