@@ -1,4 +1,4 @@
-//! The operators' door: the schema, the topology, the audit, events set aside and dead letters. `main.rs` is its command line.
+//! The operators' door: the schema, the topology, pauses, the audit, events set aside and dead letters. `main.rs` is its command line.
 
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
@@ -6,6 +6,7 @@ use shared::broker::BrokerError;
 pub mod actor;
 pub mod audit;
 pub mod dead;
+pub mod pause;
 pub mod rebuild;
 pub mod rungs;
 pub mod set_aside;

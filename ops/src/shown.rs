@@ -1,4 +1,4 @@
-//! How moments are shown to operators: in the time of Asia/Ho_Chi_Minh, to the second.
+//! How things are shown to operators: moments in the time of Asia/Ho_Chi_Minh, to the second; what others wrote, on one line.
 
 use chrono::{DateTime, FixedOffset, Utc};
 
@@ -15,6 +15,12 @@ pub fn moment(at: DateTime<Utc>) -> String {
 #[must_use]
 pub fn moment_or_dash(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(|| "-".to_owned(), moment)
+}
+
+/// What an operator or a message brought, on one line: it must not steer the terminal that shows it.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
 }
 
 #[cfg(test)]

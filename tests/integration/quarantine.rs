@@ -22,7 +22,7 @@ async fn hangs_its_worker(stage: &Stage, order: Uuid) {
 }
 
 /// Worker after worker takes the head of a queue in hand and dies, until the queue gives it up.
-async fn give_up(stage: &Stage, queue: &str, limit: i64) {
+pub async fn give_up(stage: &Stage, queue: &str, limit: i64) {
     let broker = stage.sandbox.broker().await.expect("a broker");
     for _ in 0..=limit {
         let channel = broker.channel().await.expect("a channel");

@@ -6,7 +6,7 @@ use ops::rebuild;
 use shared::{broker::Broker, canary, cli::say, settings::Settings, task::Task, tasks};
 use tokio_util::sync::CancellationToken;
 
-use super::with_schema;
+use super::{task, with_schema};
 
 #[derive(clap::Args)]
 #[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
@@ -31,8 +31,7 @@ pub struct Rebuild {
 
 /// A kind of the list of tasks.
 fn kind(name: &str) -> Result<&'static str, String> {
-    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
-    tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
+    task(name).map(Task::kind)
 }
 
 pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {

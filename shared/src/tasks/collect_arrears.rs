@@ -4,7 +4,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms, locked},
+    task::{Check, Examples, Recorded, Task, Terms, locked},
 };
 
 pub struct CollectArrears;
@@ -181,6 +181,10 @@ impl Task for CollectArrears {
             wants_shipped = terms.wants(EventType::OrderShipped),
             wants_received = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "activity", rows: "action = 'order.arrears_collected'" }
     }
 
     /// An effect and its records have the same moment, that of their transaction.

@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms},
+    task::{Check, Examples, Recorded, Task, Terms},
 };
 
 pub struct ConfirmReceipt;
@@ -42,6 +42,10 @@ impl Task for ConfirmReceipt {
             )",
             wanted = terms.wants(EventType::OrderReceived),
         )
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "order_status_history", rows: "reason = 'confirm-receipt'" }
     }
 
     fn checks(&self) -> &'static [Check] {

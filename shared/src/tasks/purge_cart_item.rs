@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms},
+    task::{Check, Examples, Recorded, Task, Terms},
 };
 
 pub struct PurgeCartItem;
@@ -40,6 +40,10 @@ impl Task for PurgeCartItem {
               FROM asked LEFT JOIN due ON due.id = asked.id LEFT JOIN purged ON purged.id = asked.id
         )"
         .to_owned()
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "activity", rows: "action = 'cart_item.purged' AND actor_kind = 'system'" }
     }
 
     fn checks(&self) -> &'static [Check] {
