@@ -290,7 +290,8 @@ async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_nobo
         stage.publish(vec![quarantined]).await;
         until_at_rest(stage, &broker, 1).await;
         assert_eq!(stage.depth("quarantine").await + stage.depth("dead").await, 0);
-        assert!(deliveries(stage, &broker).await <= 1);
+        let most = deliveries(stage, &broker).await;
+        assert!(most <= 2, "delivered {most} times");
         resume(stage).await;
         eventually("it is applied too", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 3)).await;
         assert_eq!(worker.stop().await.retried, 0);

@@ -66,8 +66,8 @@ pub enum End {
     Lost(BrokerError),
 }
 
-/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger. Once
-/// `barred` says why nothing is to be taken, nothing is.
+/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger; no more once
+/// `barred` says why.
 pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
@@ -89,7 +89,7 @@ pub async fn fill(
         let delivery = tokio::select! {
             biased;
             () = shutdown.cancelled() => return (batch, End::Shutdown),
-            why = &mut barred => return (Batch::default(), why),
+            why = &mut barred => return (batch, why),
             next = next => match next {
                 None => return (batch, End::Full),
                 Some(Some(Ok(delivery))) => delivery,

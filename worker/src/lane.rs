@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::try_join_all;
+use futures::{FutureExt, StreamExt, future::try_join_all};
 use lapin::{
     Channel, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
@@ -216,10 +216,18 @@ impl Lane {
         let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
         let mut now = limits;
-        let mut again = false;
+        let (mut again, mut empty_handed) = (false, false);
         let left = loop {
             let barred = context.barred(self.of.kind());
             let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, barred, &context.shutdown).await;
+            match end {
+                End::Outage => break Left::Outage,
+                End::Paused => {
+                    empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
+                    break Left::Paused;
+                }
+                End::Full | End::Shutdown | End::Lost(_) => {}
+            }
             now = limits.after(&batch);
             if !batch.is_empty() {
                 if prefetch.follows(&batch) && !again {
@@ -233,25 +241,20 @@ impl Lane {
                 settled.fetch_add(1, Ordering::Relaxed);
             }
             match end {
-                End::Full => {}
+                End::Full | End::Outage | End::Paused => {}
                 End::Lost(BrokerError::Cancelled) if again => {
                     consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                     again = false;
                 }
                 End::Shutdown => break Left::ToldTo,
-                End::Outage => break Left::Outage,
-                End::Paused => break Left::Paused,
                 End::Lost(error) => return Err(error),
             }
         };
-        if let (Left::Paused, Some(pause)) = (&left, self.pause(context)) {
+        if let (Left::Paused, Some(pause), false) = (&left, self.pause(context), empty_handed) {
             part.rests(pause.to_string());
-            let cancelled = settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-            // Of a channel that is gone everything has returned.
-            if cancelled.is_ok() {
-                let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
-                context.shutdown.run_until_cancelled(resumed).await;
-            }
+            // It is not cancelled: among cancelled consumers RabbitMQ 3.10 passes round what one of them returns, and counts each time.
+            let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
+            context.shutdown.run_until_cancelled(resumed).await;
         }
         // Closing the channel returns what was prefetched and not settled.
         close_channel(&settle.channel).await;
@@ -356,6 +359,16 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
         return None;
     };
     Some((broker, outlet))
+}
+
+/// Whether nothing was delivered to a consumer that is not yet taken, and nothing will be.
+async fn holds_nothing(channel: &Channel, consumer: &mut Consumer) -> bool {
+    if consumer.next().now_or_never().flatten().is_some() {
+        return false;
+    }
+    // Of a channel that is gone everything has returned.
+    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+    cancelled.is_err() || consumer.next().now_or_never().flatten().is_none()
 }
 
 async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {
