@@ -182,7 +182,7 @@ async fn messages_of_a_paused_kind_do_not_go_from_hand_to_hand() {
         let many = [("KYHAN_WORKER_CONSUMERS", "6"), ("KYHAN_DATABASE_MAX_CONNECTIONS", "4"), ("KYHAN_WORKER_PREFETCH", "3")];
         let settings = stage.sandbox.settings_with(&many).expect("settings");
         let workers: Vec<_> = (0..4).map(|_| worker_with(settings.clone())).collect();
-        assert!(4 * 6 > LANE_DELIVERY_LIMIT);
+        const { assert!(4 * 6 > LANE_DELIVERY_LIMIT) };
         let broker = stage.sandbox.broker().await.expect("a broker");
         let lane = stage.topology().lane("confirm-receipt", 0);
         let all = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 24));

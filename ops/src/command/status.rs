@@ -67,7 +67,7 @@ pub async fn status(command: Status, settings: &Settings, stop: &CancellationTok
     let Status { json, watch: every } = command;
     let (mut servers, mut watch) = (None, Watch::default());
     let Some(every) = every.map(Duration::from_secs) else {
-        return match look(&mut servers, &mut watch, settings).await {
+        return match Box::pin(look(&mut servers, &mut watch, settings)).await {
             Ok(status) => {
                 let text = if json { serde_json::to_string_pretty(&status)? } else { screen::of(&status) };
                 close(servers).await;
@@ -82,7 +82,7 @@ pub async fn status(command: Status, settings: &Settings, stop: &CancellationTok
         };
     };
     let mut last = ExitCode::SUCCESS;
-    while let Some(looked) = stop.run_until_cancelled(look(&mut servers, &mut watch, settings)).await {
+    while let Some(looked) = stop.run_until_cancelled(Box::pin(look(&mut servers, &mut watch, settings))).await {
         let text;
         (text, last) = match looked {
             Ok(status) if json => (serde_json::to_string(&status)?, code(&status)),
