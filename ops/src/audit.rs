@@ -1,5 +1,5 @@
-//! Audit: rows, ledger and broker are compared, both ways, and exact counts say what is off. It only looks: nothing is written, no
-//! message is taken, not even to be given back.
+//! Audit: rows, ledger and broker are compared, both ways, and exact counts say what is off. It only looks: nothing of what it looks at
+//! is written, no message is taken, not even to be given back. What it came to is recorded, once, by [`remember`].
 //!
 //! What the broker can prove is little. It counts messages, not the subjects that they name, so only more subjects than all
 //! messages together could name are certainly without a wake-up; what a count cannot see the sweep finds once it is overdue.
@@ -7,11 +7,15 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{AccessMode, DatabaseConnection, IsolationLevel, TransactionTrait};
+use sea_orm::{AccessMode, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
+use serde_json::json;
 use shared::{broker::Broker, ladder::Hop, settings::Settings};
 
-use crate::OpsError;
+use crate::{
+    OpsError,
+    actor::{Actor, id_of},
+};
 
 mod queues;
 mod rows;
@@ -65,6 +69,8 @@ pub struct Report {
     pub rungs: Vec<Rung>,
     pub wakeups: Wakeups,
     pub events: Vec<Counted>,
+    /// Kinds that are paused: what is due of them is not applied, and that is as it should be.
+    pub paused: Vec<String>,
     /// How many of the verdicts are [`Verdict::Off`].
     pub off: usize,
 }
@@ -138,6 +144,19 @@ pub async fn audit(db: &DatabaseConnection, broker: &Broker, settings: &Settings
     once(db, broker, settings).await
 }
 
+/// Records in `activity` that an audit was made, by whom, and how many checks it found off: what `ops status` shows of the last one.
+///
+/// # Errors
+/// The database's.
+pub async fn remember(db: &DatabaseConnection, actor: &Actor, report: &Report) -> Result<(), DbErr> {
+    let found = json!({ "at": report.at, "off": report.off });
+    actor.record(db, FINISHED, ("audit", id_of(AUDIT)), None, found).await
+}
+
+/// What [`remember`] records, of which thing.
+pub(crate) const FINISHED: &str = "audit.finished";
+pub(crate) const AUDIT: &str = "audit";
+
 async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Report, OpsError> {
     let topology = settings.topology();
     let forgotten = rows::forgotten_rungs(db, &topology).await?;
@@ -159,12 +178,13 @@ async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> 
     });
     let rungs = rungs.collect();
     let wakeups = wakeups(&rows, &seen, settings.naming.pack_max);
-    let queues: Vec<Queue> = seen.iter().filter_map(Seen::judge).collect();
-    let rows::Rows { due, records, ledger, events, .. } = rows;
+    let resting: Vec<String> = rows.paused.iter().flat_map(|kind| topology.lanes(kind)).collect();
+    let queues: Vec<Queue> = seen.iter().filter_map(|seen| seen.judge(&resting)).collect();
+    let rows::Rows { due, records, ledger, events, paused, .. } = rows;
     let verdicts = due.iter().map(|due| due.verdict).chain(queues.iter().map(|queue| queue.verdict)).chain([wakeups.verdict]);
     let counted = [&records, &ledger, &events].into_iter().flatten().map(|counted| counted.verdict);
     let off = verdicts.chain(counted).filter(|verdict| *verdict == Verdict::Off).count();
-    Ok(Report { at, due, records, ledger, queues, rungs, wakeups, events, off })
+    Ok(Report { at, due, records, ledger, queues, rungs, wakeups, events, paused, off })
 }
 
 fn wakeups(rows: &rows::Rows, seen: &[Seen], pack_max: usize) -> Wakeups {

@@ -15,6 +15,7 @@ pub mod confirm;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
+pub mod pause;
 pub mod policy;
 pub mod rebuild;
 pub mod schema;
@@ -29,14 +30,30 @@ pub struct WrongUse(pub String);
 
 /// A kind of the list of tasks.
 fn kind(name: &str) -> Result<&'static str, String> {
-    let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
-    tasks::find(name).map(Task::kind).ok_or_else(|| format!("known are {}", known()))
+    task(name).map(Task::kind)
 }
 
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     database::require_schema(&settings.database, &db).await?;
     Ok(db)
+}
+
+/// A kind of the list of tasks, from an argument.
+fn task(kind: &str) -> Result<&'static dyn Task, String> {
+    tasks::find(kind).ok_or_else(|| format!("known are {}", tasks::kinds().collect::<Vec<_>>().join(", ")))
+}
+
+/// Longest reason, in characters: it is shown on one line.
+const WHY_MAX: usize = 500;
+
+/// An operator's reason, from an argument: something, and on one line.
+fn why(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > WHY_MAX {
+        return Err(format!("a reason has 1 to {WHY_MAX} characters, on one line"));
+    }
+    Ok(text.to_owned())
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

@@ -9,6 +9,7 @@ pub mod bar;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
+pub mod pause;
 pub mod preview;
 pub mod rebuild;
 pub mod rungs;

@@ -12,7 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 mod command;
 
-use command::{WrongUse, audit, completions, dead, explain, forecast, policy, rebuild, schema, set_aside, status, topology};
+use command::{
+    WrongUse, audit, completions, dead, explain, forecast, pause, policy, rebuild, schema, set_aside, status, topology,
+};
 
 /// The exit code for wrong use; clap's own.
 const EXIT_USAGE: u8 = 2;
@@ -21,7 +23,8 @@ const EXIT_USAGE: u8 = 2;
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed, or an audit found something off, 2 arguments or settings that cannot hold."
+    after_help = "Exit codes: 0 done, 1 failed, or an audit found something off, 2 arguments or settings that cannot hold. \
+                  Those of `ops status` are in its own help."
 )]
 struct Arguments {
     #[command(flatten)]
@@ -46,6 +49,10 @@ enum Command {
     Topology(topology::Topology),
     /// Lanes, rungs and their head ages, the outbox, on one screen
     Status(status::Status),
+    /// Let nothing of a kind be applied any more, across the fleet, until it is resumed
+    Pause(pause::Pause),
+    /// Let a kind that was paused be applied again
+    Resume(pause::Resume),
     /// Make every pending wake-up again from the rows, as after a broker was lost with its disk
     Rebuild(rebuild::Rebuild),
     /// Compare rows, ledger and broker, and say what is off
@@ -94,7 +101,9 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
     // Only a command that changes something needs to know.
     let actor = Actor::new(whom).map_err(|nobody| WrongUse(nobody.to_string()));
     let done = match command {
-        Command::Status(command) => return status::status(command, settings).await,
+        Command::Status(command) => return status::status(command, settings, &shutdown).await,
+        Command::Pause(command) => return pause::pause(command, &actor?, settings, &shutdown).await,
+        Command::Resume(command) => pause::resume(command, &actor?, settings).await,
         Command::Explain(command) => return explain::explain(command, settings).await,
         Command::Forecast(command) => forecast::forecast(command, settings).await,
         Command::Policy(command) => return policy::policy(command, settings).await,
@@ -103,7 +112,7 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Triggers(command) => schema::triggers(command, settings).await,
         Command::Topology(command) => topology::topology(command, settings).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
-        Command::Audit(command) => return audit::audit(command, settings, &shutdown).await,
+        Command::Audit(command) => return audit::audit(command, actor, settings, &shutdown).await,
         Command::Dead(command) => return dead::dead(*command, settings, actor, &shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };

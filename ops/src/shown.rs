@@ -31,6 +31,12 @@ pub fn text_or_dash(shown: Option<&str>) -> String {
     shown.map_or_else(|| "-".to_owned(), text)
 }
 
+/// What an operator or a message brought, on one line: it must not steer the terminal that shows it.
+#[must_use]
+pub fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

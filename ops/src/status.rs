@@ -1,41 +1,66 @@
 //! Status: how the fleet is at this moment, by looking alone: nothing is taken from a queue and nothing is written.
+//!
+//! Two looks after each other tell rates: how fast queues fill or drain, and how many effects are recorded.
 
-use chrono::TimeDelta;
-use sea_orm::{ConnectionTrait, DatabaseConnection};
+use std::collections::HashMap;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use sea_orm::DatabaseConnection;
 use serde::Serialize;
 use shared::{
     broker::{Broker, Observed},
     canary::{self, RungAge},
-    database::statement,
+    pause::{self, Pause},
     settings::Settings,
     span::compact,
     topology::{Queue, Role, Topology},
 };
+use tokio::time::Instant;
 
 use crate::OpsError;
 
-/// How the fleet is.
+mod rows;
+mod troubles;
+
+pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
+
+/// How the fleet is. Its fields are those of `ops status --json`, and keep their names.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
+    /// By the database's clock.
+    pub at: DateTime<Utc>,
+    /// What is wrong, in words; empty when nothing is.
+    pub troubles: Vec<String>,
+    /// Kinds of which nothing is applied. That is nobody's mistake, and no trouble.
+    pub pauses: Vec<Pause>,
     /// Due wake-ups, and the canaries that have come.
     pub lanes: Vec<Lane>,
+    pub kinds: Vec<Kind>,
     pub rungs: Vec<Rung>,
     /// Dead letters, messages that no lane takes, and quarantine.
     pub kept: Vec<Kept>,
     pub outbox: Outbox,
     /// Events that made no sense.
     pub set_aside: i64,
-    /// What is wrong, in words; empty when nothing is.
-    pub troubles: Vec<String>,
+    /// Dead letters that nobody has decided about.
+    pub letters: Letters,
+    /// Replay plans that run, or were stopped.
+    pub plans: Plans,
+    /// What the sweep has woken.
+    pub swept: Swept,
+    /// The last audit that was recorded.
+    pub audited: Option<Audited>,
 }
 
 /// A queue that workers consume.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Lane {
     pub queue: String,
     /// `None`: the queue does not exist.
     pub messages: Option<u32>,
     pub consumers: Option<u32>,
+    /// By how many messages a second it has grown since the look before; below 0 it drains.
+    pub growth_per_s: Option<f64>,
 }
 
 /// A rung's queue.
@@ -45,6 +70,8 @@ pub struct Rung {
     /// How long it holds a message, like `14d`.
     pub duration: String,
     pub messages: Option<u32>,
+    /// By how many messages a second it has grown since the look before; below 0 it drains.
+    pub growth_per_s: Option<f64>,
     /// Age of the oldest canary that waits in it.
     pub head_age_s: f64,
     /// How long that canary should have left it.
@@ -60,85 +87,82 @@ pub struct Kept {
     pub messages: Option<u32>,
 }
 
-/// The events that the relay has not taken yet.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Outbox {
-    pub events: i64,
-    /// Age of the oldest; 0 when there is none.
-    pub oldest_s: f64,
+/// Looks again and again, and remembers the look before.
+#[derive(Default)]
+pub struct Watch {
+    before: Option<Before>,
 }
 
-/// Looks.
-///
-/// # Errors
-/// [`OpsError`] when a server is away.
-pub async fn status(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Status, OpsError> {
-    let topology = settings.topology();
-    let ages = canary::ages(db, &topology).await?;
-    let (mut lanes, mut rungs, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-    for queue in topology.queues() {
-        let seen = broker.observe(&queue.name).await?;
-        let messages = seen.map(|seen| seen.messages);
-        match queue.role {
-            Role::Lane | Role::Canaries => lanes.push(lane(&queue, seen)),
-            Role::Rung => rungs.extend(rung(&queue, messages, &topology, &ages)),
-            Role::Dead | Role::Unrouted | Role::Quarantine => kept.push(Kept { queue: queue.name, messages }),
+struct Before {
+    at: Instant,
+    depths: HashMap<String, u32>,
+    /// By kind, the id of the last row of the table in which its effects are recorded.
+    last: HashMap<&'static str, i64>,
+}
+
+impl Watch {
+    /// Looks.
+    ///
+    /// # Errors
+    /// [`OpsError`] when a server is away.
+    pub async fn look(&mut self, db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Status, OpsError> {
+        let topology = settings.topology();
+        let ages = canary::ages(db, &topology).await?;
+        let mut now = Before { at: Instant::now(), depths: HashMap::new(), last: HashMap::new() };
+        let before = self.before.as_ref();
+        let over_s = before.map(|before| (now.at - before.at).as_secs_f64()).filter(|over_s| *over_s > 0.0);
+        let (mut lanes, mut rungs, mut kept) = (Vec::new(), Vec::new(), Vec::new());
+        for queue in topology.queues() {
+            let seen = broker.observe(&queue.name).await?;
+            let messages = seen.map(|seen| seen.messages);
+            let growth_per_s = || {
+                let (depth, were) = (messages?, before?.depths.get(&queue.name)?);
+                Some((f64::from(depth) - f64::from(*were)) / over_s?)
+            };
+            match queue.role {
+                Role::Lane | Role::Canaries => lanes.push(lane(&queue, seen, growth_per_s())),
+                Role::Rung => rungs.extend(rung(&queue, messages, growth_per_s(), &topology, &ages)),
+                Role::Dead | Role::Unrouted | Role::Quarantine => kept.push(Kept { queue: queue.name.clone(), messages }),
+            }
+            now.depths.extend(messages.map(|messages| (queue.name, messages)));
         }
+        let (at, outbox, set_aside) = rows::waiting(db).await?;
+        let mut status = Status {
+            at,
+            troubles: Vec::new(),
+            pauses: pause::all(db).await?,
+            lanes,
+            kinds: rows::kinds(db, settings, before.map(|before| &before.last).zip(over_s), &mut now.last).await?,
+            rungs,
+            kept,
+            outbox,
+            set_aside,
+            letters: rows::letters(db).await?,
+            plans: rows::plans(db).await?,
+            swept: rows::swept(db).await?,
+            audited: rows::audited(db).await?,
+        };
+        status.troubles = troubles::troubles(&status, settings);
+        self.before = Some(now);
+        Ok(status)
     }
-    let sql = "SELECT (SELECT count(*) FROM outbox) AS events,
-                      coalesce((SELECT extract(epoch FROM now() - min(occurred_at)) FROM outbox), 0)::float8 AS oldest_s,
-                      (SELECT count(*) FROM set_aside) AS set_aside";
-    let row = db.query_one_raw(statement(sql, [])).await?;
-    let row = row.ok_or_else(|| sea_orm::DbErr::RecordNotFound("counts".into()))?;
-    let outbox = Outbox { events: row.try_get("", "events")?, oldest_s: row.try_get("", "oldest_s")? };
-    let mut status = Status { lanes, rungs, kept, outbox, set_aside: row.try_get("", "set_aside")?, troubles: Vec::new() };
-    status.troubles = troubles(&status, settings);
-    Ok(status)
 }
 
-fn lane(queue: &Queue, seen: Option<Observed>) -> Lane {
-    Lane { queue: queue.name.clone(), messages: seen.map(|seen| seen.messages), consumers: seen.map(|seen| seen.consumers) }
+fn lane(queue: &Queue, seen: Option<Observed>, growth_per_s: Option<f64>) -> Lane {
+    let (messages, consumers) = (seen.map(|seen| seen.messages), seen.map(|seen| seen.consumers));
+    Lane { queue: queue.name.clone(), messages, consumers, growth_per_s }
 }
 
-fn rung(queue: &Queue, messages: Option<u32>, topology: &Topology, ages: &[RungAge]) -> Option<Rung> {
+fn rung(queue: &Queue, messages: Option<u32>, growth_per_s: Option<f64>, topology: &Topology, ages: &[RungAge]) -> Option<Rung> {
     let ((rung, _), _) = topology.rungs().find(|(_, name)| *name == queue.name)?;
     let age = ages.iter().find(|age| age.queue == queue.name)?;
     Some(Rung {
         queue: queue.name.clone(),
         duration: compact(rung.duration_ms()),
         messages,
+        growth_per_s,
         head_age_s: age.head_age.as_seconds_f64(),
         overdue_s: age.overdue.as_seconds_f64(),
         late_s: age.late.map(TimeDelta::as_seconds_f64),
     })
-}
-
-/// What an operator has to do something about.
-fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
-    let mut troubles = Vec::new();
-    let queues = status.lanes.iter().map(|lane| (&lane.queue, lane.messages));
-    let queues = queues.chain(status.rungs.iter().map(|rung| (&rung.queue, rung.messages)));
-    for (queue, _) in queues.chain(status.kept.iter().map(|kept| (&kept.queue, kept.messages))).filter(|(_, seen)| seen.is_none())
-    {
-        troubles.push(format!("{queue} is missing; run `ops topology declare`, then `ops rebuild`"));
-    }
-    for lane in status.lanes.iter().filter(|lane| lane.messages > Some(0) && lane.consumers == Some(0)) {
-        troubles.push(format!("{} has due messages and nobody consumes it; is a worker running?", lane.queue));
-    }
-    let grace = std::time::Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
-    let overdue = || status.rungs.iter().filter(|rung| rung.overdue_s > grace);
-    // Canaries that nobody has taken from their lane have left their rungs.
-    let kept = status.lanes.iter().find(|lane| lane.queue.contains(".due.canary.") && lane.messages > Some(0));
-    match kept {
-        Some(lane) if overdue().next().is_some() => {
-            troubles.push(format!("{} holds canaries that no worker has noted; whether the rungs move is not known", lane.queue));
-        }
-        Some(_) => {}
-        None => {
-            troubles.extend(
-                overdue().map(|rung| format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s)),
-            );
-        }
-    }
-    troubles
 }

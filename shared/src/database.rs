@@ -18,6 +18,7 @@ use crate::{
     broker::backoff,
     migration::Migrator,
     outage::Outage,
+    pause::{self, Pause},
     settings::Database,
     topology::{Role as QueueRole, Topology},
 };
@@ -140,6 +141,18 @@ impl Watch {
         }
         self.connection = Some(fresh);
         Ok(())
+    }
+
+    /// Which kinds are paused; to be asked of a server that has just answered.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn pauses(&mut self) -> Result<Vec<Pause>, DbErr> {
+        let mut kept = self.connection.take().ok_or_else(unanswered)?;
+        let asked = sqlx::query_scalar::<_, String>(pause::ALL).fetch_one(&mut kept);
+        let said = tokio::time::timeout(self.within, asked).await.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
+        self.connection = Some(kept);
+        pause::read(&said)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a process knows of its own health: the parts it stands on, each up or down, since when and why.
 //!
-//! A process is ready only while every part is up and nobody told it to stop. Whoever runs a part says how it is, and says it
+//! A process is ready only while every part is up and nobody told it to stop. A part that rests on purpose is up. Whoever runs a part says how it is, and says it
 //! in words that anyone may read: no secrets, no personal data.
 
 use std::{
@@ -40,9 +40,17 @@ struct Kept {
 
 #[derive(Debug)]
 struct Condition {
-    /// Why it is down; `None` when it is up.
-    down: Option<String>,
+    state: State,
     since: Instant,
+}
+
+#[derive(Debug)]
+enum State {
+    Up,
+    /// Up, and why it does nothing.
+    Rests(String),
+    /// Why.
+    Down(String),
 }
 
 /// What can be told about a process.
@@ -63,7 +71,10 @@ pub struct PartReport {
     /// Why it is down.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub why: Option<String>,
-    /// For how many seconds it has been up, or down.
+    /// Why it does nothing although it is up.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rests: Option<String>,
+    /// For how many seconds it has been so: up, resting or down.
     pub for_s: u64,
 }
 
@@ -77,7 +88,7 @@ impl Health {
     /// A new part, down until told.
     #[must_use]
     pub fn part(&self, name: impl Into<String>) -> Part {
-        let condition = Condition { down: Some(STARTING.into()), since: Instant::now() };
+        let condition = Condition { state: State::Down(STARTING.into()), since: Instant::now() };
         let kept = Arc::new(Kept { name: name.into(), condition: Mutex::new(condition) });
         let mut parts = lock(&self.0.parts);
         parts.retain(|part| part.strong_count() > 0);
@@ -104,29 +115,39 @@ impl Part {
     /// It works. Said again, it costs next to nothing.
     pub fn up(&self) {
         let mut condition = lock(&self.0.condition);
-        if condition.down.is_some() {
-            *condition = Condition { down: None, since: Instant::now() };
+        if !matches!(condition.state, State::Up) {
+            *condition = Condition { state: State::Up, since: Instant::now() };
         }
     }
 
     /// It does not work. The newest reason counts, and the time since it first did not.
     pub fn down(&self, why: impl Into<String>) {
         let mut condition = lock(&self.0.condition);
-        if condition.down.replace(why.into()).is_none() {
+        if !matches!(condition.state, State::Down(_)) {
             condition.since = Instant::now();
         }
+        condition.state = State::Down(why.into());
+    }
+
+    /// It works, and has been told to do nothing for now. The newest reason counts, and the time since it first rested.
+    pub fn rests(&self, why: impl Into<String>) {
+        let mut condition = lock(&self.0.condition);
+        if !matches!(condition.state, State::Rests(_)) {
+            condition.since = Instant::now();
+        }
+        condition.state = State::Rests(why.into());
     }
 }
 
 impl Kept {
     fn report(&self) -> PartReport {
         let condition = lock(&self.condition);
-        PartReport {
-            name: self.name.clone(),
-            up: condition.down.is_none(),
-            why: condition.down.clone(),
-            for_s: condition.since.elapsed().as_secs(),
-        }
+        let (up, why, rests) = match &condition.state {
+            State::Up => (true, None, None),
+            State::Rests(why) => (true, None, Some(why.clone())),
+            State::Down(why) => (false, Some(why.clone()), None),
+        };
+        PartReport { name: self.name.clone(), up, why, rests, for_s: condition.since.elapsed().as_secs() }
     }
 }
 
@@ -181,6 +202,21 @@ mod tests {
         let fell = since(&part);
         part.down("it does not answer");
         assert_eq!((since(&part), parts(&health)), (fell, vec![down("rabbitmq", "it does not answer")]));
+    }
+
+    #[test]
+    fn a_part_that_rests_is_up_and_says_why() {
+        let health = Health::new();
+        let part = health.part("a lane");
+        part.rests("paused");
+        let report = health.report();
+        assert!(report.ready && report.parts[0].up && report.parts[0].why.is_none());
+        assert_eq!(report.parts[0].rests.as_deref(), Some("paused"));
+        part.down("RabbitMQ is gone");
+        assert!(!health.report().ready && health.report().parts[0].rests.is_none());
+        part.rests("paused");
+        part.up();
+        assert!(health.report().parts[0].rests.is_none());
     }
 
     #[test]

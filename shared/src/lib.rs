@@ -18,6 +18,7 @@ pub mod migration;
 pub mod money;
 pub mod outage;
 pub mod pack;
+pub mod pause;
 pub mod policy;
 pub mod settings;
 pub mod span;

@@ -32,7 +32,6 @@ pub struct Settings {
     pub sweep: Sweep,
     pub dead_letters: DeadLetters,
     pub forecast: Forecast,
-    pub dead_letters: DeadLetters,
     pub admin: Admin,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
@@ -112,6 +111,10 @@ pub struct Sweep {
 pub struct DeadLetters {
     /// How long a letter is kept after it was decided about; `None`: for ever. Open ones always are.
     pub keep: Option<Span>,
+    /// Above so many đồng a second operator has to approve a plan.
+    pub approval_above: Option<i64>,
+    /// Letters that a run replays a second.
+    pub rate: NonZeroU32,
 }
 
 /// `forecast.*`
@@ -121,15 +124,6 @@ pub struct Forecast {
     pub every: Option<Duration>,
     /// Subjects of one kind and stretch of time that are counted.
     pub count_max: u32,
-}
-
-/// `dead_letters.*`
-#[derive(Clone, Copy, Debug)]
-pub struct DeadLetters {
-    /// Above so many đồng a second operator has to approve a plan.
-    pub approval_above: Option<i64>,
-    /// Letters that a run replays a second.
-    pub rate: NonZeroU32,
 }
 
 /// `admin.*`
@@ -235,9 +229,9 @@ impl Settings {
             lookback_ms: millis(r, "sweep.lookback_ms", MINUTE_MS..=30 * 24 * 60 * MINUTE_MS),
             whole_every_ms: millis(r, "sweep.whole_every_ms", 10..=30 * 24 * 60 * MINUTE_MS),
         };
-        let dead_letters = DeadLetters { keep: keep(r) };
         let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };
         let dead_letters = DeadLetters {
+            keep: keep(r),
             approval_above: dong_or_none(r, "dead_letters.approval_above"),
             rate: NonZeroU32::new(r.number("dead_letters.rate", 1u32..=100_000)).unwrap_or(NonZeroU32::MIN),
         };
@@ -264,7 +258,6 @@ impl Settings {
                 sweep,
                 dead_letters,
                 forecast,
-                dead_letters,
                 admin,
                 telemetry,
                 held,

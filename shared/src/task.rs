@@ -10,7 +10,13 @@ use sea_orm::{
 };
 use uuid::Uuid;
 
-use crate::{database::statement, due, event::EventType, policy::Policy};
+use crate::{
+    database::statement,
+    due,
+    event::EventType,
+    pause::{self, Pause},
+    policy::Policy,
+};
 
 /// A kind of work, one file in `tasks/` each.
 pub trait Task: Send + Sync {
@@ -56,6 +62,9 @@ pub trait Task: Send + Sync {
     /// are not in it (policy points 6 and 7).
     fn shown(&self) -> &'static str;
 
+    /// Where its effects are recorded, one row each, so that what happens now can be counted.
+    fn recorded(&self) -> Recorded;
+
     /// What `ops audit` counts to compare this kind's effects with their records, both ways.
     fn checks(&self) -> &'static [Check];
 
@@ -71,6 +80,14 @@ pub struct Check {
     pub name: &'static str,
     /// One statement without parameters that only reads and returns one `bigint`: 0 when all is well.
     pub sql: &'static str,
+}
+
+/// Rows of a table whose `id` grows with each: the newest are found from its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Recorded {
+    pub table: &'static str,
+    /// An SQL condition on its columns: which of its rows are this kind's.
+    pub rows: &'static str,
 }
 
 /// What an effect is written from.
@@ -155,6 +172,16 @@ impl Reason {
     }
 }
 
+/// Why nothing was applied; the transaction is to be rolled back.
+#[derive(Debug, thiserror::Error)]
+pub enum NotApplied {
+    /// An operator has paused the kind. Nothing has failed, and no attempt is spent by it.
+    #[error("{0}")]
+    Paused(Pause),
+    #[error(transparent)]
+    Database(#[from] DbErr),
+}
+
 /// The statements of one task under one policy, written once and prepared by the server once per connection.
 pub struct Statements {
     lock: String,
@@ -168,7 +195,15 @@ impl Statements {
         Self {
             // In id order, so that two batches over the same rows wait for each other instead of deadlocking.
             // The effect is a statement of its own after it: its snapshot sees what the locks waited for.
-            lock: locked(&format!("SELECT id FROM {} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE", task.table())),
+            // It is the first one, and so the one that looks for a pause. PostgreSQL takes a statement's locks on tables before the
+            // snapshot by which it sees, and keeps them to the end: who does not see a pause that is committed holds them still,
+            // and `ops pause` waits for it.
+            lock: format!(
+                "SELECT count(*), {paused} AS paused
+                   FROM (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE) AS locked",
+                paused = pause::scalar(task.kind()),
+                table = task.table(),
+            ),
             locks: task.locks(),
             // The answer is one row of arrays: a row for each subject would cost both sides several times as much.
             effect: format!(
@@ -200,17 +235,23 @@ impl Statements {
 
     /// Rechecks and applies `asked`, pairs of a subject and its wake-up's id, each subject once. One outcome per subject.
     ///
+    /// In a transaction that is READ COMMITTED, as all of ours are: what it sees of pauses has to be younger than its locks.
+    ///
     /// # Errors
-    /// The database's; nothing is written then, as the transaction is the caller's to roll back.
-    pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
+    /// [`NotApplied`]: the kind is paused, or the database's. Nothing is written then, as the transaction is the caller's to roll back.
+    pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, NotApplied> {
         let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
-        tx.execute_raw(statement(&self.lock, [ids.clone().into()])).await?;
+        let locked = tx.query_one_raw(statement(&self.lock, [ids.clone().into()])).await?;
+        let locked = locked.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
+        if let Some(pause) = locked.try_get::<Option<String>>("", "paused")? {
+            return Err(NotApplied::Paused(pause::read(&pause)?));
+        }
         for lock in &self.locks {
             tx.execute_raw(statement(lock, [ids.clone().into()])).await?;
         }
         let effect: Statement = statement(&self.effect, [ids.into(), wakeups.into()]);
         let answer = tx.query_one_raw(effect).await?;
-        outcomes(&answer.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?)
+        Ok(outcomes(&answer.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?)?)
     }
 }
 

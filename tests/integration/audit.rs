@@ -99,6 +99,11 @@ async fn a_healthy_system_is_found_healthy_and_left_as_it_was() {
         let before = (stage.ask::<String>(everything).await, stage.depth("").await);
         let (report, code) = audited(stage).await;
         assert_eq!((off(&report), code), (vec![], 0));
+        assert_eq!(
+            tamper(stage, "DELETE FROM activity WHERE action = 'audit.finished'").await,
+            1,
+            "that it was made is recorded"
+        );
         assert_eq!((stage.ask(everything).await, stage.depth("").await), before);
 
         assert_eq!(report["due"][0]["kind"], "confirm-receipt");

@@ -3,7 +3,7 @@
 use sea_orm::TransactionTrait;
 use shared::{
     database::{self, Role, statement},
-    task::{Statements, Task},
+    task::{NotApplied, Recorded, Statements, Task},
     tasks,
     topology::Role as QueueRole,
 };
@@ -64,6 +64,49 @@ async fn delivered_twice_gives_one_effect() {
             assert_eq!((totals.applied, totals.stale), (1, 2), "{}", task.kind());
             happened(stage, *task, subject, 1).await;
             nothing_is_off(stage, *task).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_effect_is_one_record_where_effects_are_counted() {
+    on_stage(QUICK, async |stage| {
+        let worker = stage.worker();
+        for task in tasks::ALL {
+            for _ in 0..3 {
+                let subject = due(stage, *task).await;
+                stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            }
+            stage.until_settled().await;
+            let Recorded { table, rows } = task.recorded();
+            assert_eq!(stage.ask::<i64>(&format!("SELECT count(*) FROM {table} WHERE {rows}")).await, 3, "{}", task.kind());
+        }
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
+    on_stage(QUICK, async |stage| {
+        for task in tasks::ALL {
+            let subject = due(stage, *task).await;
+            stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ($1, 'lan', 'x')", [task.kind().into()]).await;
+            let apply = async |task: &dyn Task, subject| {
+                let tx = stage.sandbox.db.begin().await.expect("a transaction");
+                let applied = Statements::new(task, &stage.settings().terms()).apply(&tx, &[(subject, Uuid::new_v4())]).await;
+                tx.rollback().await.expect("rolled back");
+                applied
+            };
+            let refused = apply(*task, subject).await;
+            let Err(NotApplied::Paused(pause)) = refused else { panic!("{}: {refused:?}", task.kind()) };
+            assert_eq!((pause.kind.as_str(), pause.by.as_str()), (task.kind(), "lan"));
+            for other in tasks::ALL.iter().filter(|other| other.kind() != task.kind()) {
+                apply(*other, Uuid::new_v4()).await.expect("not paused");
+            }
+            stage.run("DELETE FROM pauses", []).await;
+            apply(*task, subject).await.expect("resumed");
         }
     })
     .await;

@@ -9,14 +9,14 @@ use opentelemetry_proto::tonic::{
     collector::{
         logs::v1::ExportLogsServiceRequest, metrics::v1::ExportMetricsServiceRequest, trace::v1::ExportTraceServiceRequest,
     },
-    metrics::v1::metric::Data,
+    metrics::v1::{metric::Data, number_data_point},
     trace::v1::Span,
 };
 use prost::Message;
-use tests::fleet;
+use tests::{fleet, sandbox::eventually};
 use tokio::net::TcpListener;
 
-use crate::stage::{QUICK, on_stage};
+use crate::stage::{QUICK, SOON, on_stage};
 
 /// What a collector was sent: the gRPC method's path and the message.
 pub type Received = Arc<Mutex<Vec<(String, Bytes)>>>;
@@ -98,6 +98,11 @@ async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         stage.until("SELECT count(*) = 0 FROM cart_items").await;
         stage.until("SELECT count(*) = 1 FROM transfers").await;
+        stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('purge-cart-item', 'lan', 'x')", []).await;
+        let (broker, lane) = (stage.sandbox.broker().await.expect("a broker"), stage.topology().lane("purge-cart-item", 0));
+        let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
+        eventually("the worker knows of the pause", SOON, left).await;
+        broker.close().await;
         for player in &mut players {
             fleet::terminate(player).await.expect("told");
             assert!(player.wait().await.expect("a status").success());
@@ -129,6 +134,15 @@ async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_
             assert!(attributes.contains(told), "{told}: {attributes}");
         }
         assert!(metrics.iter().any(|metric| metric.name == "kyhan.relay.events"));
+        let paused = metrics.iter().find(|metric| metric.name == "kyhan.paused").expect("the pauses");
+        let Some(Data::Gauge(gauge)) = &paused.data else { panic!("{paused:?}") };
+        let told: Vec<_> = gauge.data_points.iter().map(|point| (format!("{:?}", point.attributes), point.value)).collect();
+        assert!(
+            told.iter().all(|(kind, value)| {
+                *value == Some(number_data_point::Value::AsInt(kind.contains("purge-cart-item").into()))
+            }) && told.len() == 3,
+            "{told:?}"
+        );
         assert!(!messages::<ExportLogsServiceRequest>(&received, "LogsService").is_empty());
 
         // Even at the level of debugging.

@@ -1,14 +1,16 @@
 //! Apply: rechecks and writes a batch in one transaction. A batch that fails is split in halves until what breaks it stands
 //! alone; its neighbours are applied. An outage spends no attempt: it is waited out. A row that breaks the connection again and
-//! again, each time after the server had answered, is no outage.
+//! again, each time after the server had answered, is no outage. Nothing of a paused kind is applied, and that spends no attempt
+//! either.
 
 use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
     database::{Trouble, trouble, unanswered},
+    pause::Pause,
     settings,
-    task::{Outcome, Statements},
+    task::{NotApplied, Outcome, Statements},
 };
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -30,6 +32,21 @@ pub(crate) const CUT_PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How much longer than its statements may take a transaction may take before nobody is there to answer.
 pub(crate) const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
+/// Why there is no answer for a batch. What was committed of it by then comes back stale.
+#[derive(Debug)]
+pub enum Unanswered {
+    /// The database stayed away until it was told to wait no longer.
+    Abandoned,
+    /// The kind is paused.
+    Paused(Pause),
+}
+
+/// Why one try came to nothing.
+enum Failed {
+    Paused(Pause),
+    Database(DbErr, Trouble),
+}
+
 /// Rows that are tried together.
 struct Part {
     asked: Vec<(Uuid, Uuid)>,
@@ -37,8 +54,10 @@ struct Part {
     cuts: u32,
 }
 
-/// Applies `asked` (subject and wake-up, each subject once) and returns what became of every subject; `None` when the database
-/// stayed away until it was told to wait no longer. What was committed by then comes back stale.
+/// Applies `asked` (subject and wake-up, each subject once) and returns what became of every subject.
+///
+/// # Errors
+/// [`Unanswered`]: all of it is to come again.
 #[tracing::instrument(skip_all, level = "debug", fields(subjects = asked.len()))]
 pub async fn apply(
     db: &DatabaseConnection,
@@ -46,7 +65,7 @@ pub async fn apply(
     statements: &Statements,
     asked: Vec<(Uuid, Uuid)>,
     patience: &Patience<'_>,
-) -> Option<HashMap<Uuid, Outcome>> {
+) -> Result<HashMap<Uuid, Outcome>, Unanswered> {
     let mut outcomes = HashMap::with_capacity(asked.len());
     let mut parts = vec![Part { asked, conflicts: 0, cuts: 0 }];
     while let Some(part) = parts.pop() {
@@ -59,12 +78,16 @@ pub async fn apply(
                 patience.postgres_is_back();
                 continue;
             }
-            Err(failed) => failed,
+            Err(Failed::Paused(pause)) => {
+                patience.postgres_is_back();
+                return Err(Unanswered::Paused(pause));
+            }
+            Err(Failed::Database(error, trouble)) => (error, trouble),
         };
         match trouble {
             Trouble::Away => {
                 // The same again is the probe: a server may answer and still refuse to write.
-                patience.for_postgres(&error).await?;
+                patience.for_postgres(&error).await.ok_or(Unanswered::Abandoned)?;
                 parts.push(part);
             }
             Trouble::Cut if part.cuts < CUTS_MAX => {
@@ -92,7 +115,7 @@ pub async fn apply(
             }
         }
     }
-    Some(outcomes)
+    Ok(outcomes)
 }
 
 /// One try. What fails before the first statement is no wake-up's fault, whatever the server says: it is away.
@@ -101,21 +124,24 @@ async fn transaction(
     settings: &settings::Database,
     statements: &Statements,
     part: &[(Uuid, Uuid)],
-) -> Result<Vec<(Uuid, Outcome)>, (DbErr, Trouble)> {
+) -> Result<Vec<(Uuid, Outcome)>, Failed> {
     let known = |error: DbErr| {
         let trouble = trouble(&error);
-        (error, trouble)
+        Failed::Database(error, trouble)
     };
-    let tx = begin(db, settings).await.map_err(|error| (error, Trouble::Away))?;
+    let tx = begin(db, settings).await.map_err(|error| Failed::Database(error, Trouble::Away))?;
     let apply = async {
         // On an error the transaction rolls back as it is dropped.
-        let outcomes = statements.apply(&tx, part).await.map_err(known)?;
+        let outcomes = statements.apply(&tx, part).await.map_err(|not_applied| match not_applied {
+            NotApplied::Paused(pause) => Failed::Paused(pause),
+            NotApplied::Database(error) => known(error),
+        })?;
         tx.commit().await.map_err(known)?;
         Ok(outcomes)
     };
     // Each statement has its timeout on the server; of a server that is cut off nothing is heard.
     let answer_within = Duration::from_millis(settings.statement_timeout_ms) * (statements.count() + 1) + ANSWER_MARGIN;
-    timeout(answer_within, apply).await.unwrap_or_else(|_| Err((unanswered(), Trouble::Cut)))
+    timeout(answer_within, apply).await.unwrap_or_else(|_| Err(Failed::Database(unanswered(), Trouble::Cut)))
 }
 
 /// Begins a transaction. Connections that lay idle through an outage are dead and show it only now: they are passed over.

@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::StreamExt;
 use lapin::Consumer;
-use shared::{broker::BrokerError, outage::Outage, settings, task::Outcome, wakeup::Wakeup};
+use shared::{broker::BrokerError, settings, task::Outcome, wakeup::Wakeup};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -74,22 +74,25 @@ pub enum End {
     Shutdown,
     /// The database is away: what was taken is not even tried.
     Outage,
+    /// The kind is paused: as in an outage.
+    Paused,
     /// The connection, the channel or the consumer is gone.
     Lost(BrokerError),
 }
 
-/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger.
+/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger; no more once
+/// `barred` says why.
 pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
     limits: Limits,
-    postgres: &Outage,
+    barred: impl Future<Output = End>,
     shutdown: &CancellationToken,
 ) -> (Batch, End) {
     let mut batch = Batch::default();
     let (mut subjects, mut bytes) = (0, 0);
     let mut until = None;
-    let mut away = std::pin::pin!(postgres.began());
+    let mut barred = std::pin::pin!(barred);
     loop {
         let next = async {
             match until {
@@ -100,7 +103,7 @@ pub async fn fill(
         let delivery = tokio::select! {
             biased;
             () = shutdown.cancelled() => return (batch, End::Shutdown),
-            () = &mut away => return (Batch::default(), End::Outage),
+            why = &mut barred => return (batch, why),
             next = next => match next {
                 None => return (batch, End::Full),
                 Some(Some(Ok(delivery))) => delivery,
@@ -153,11 +156,11 @@ impl Batch {
         self.messages.last().map(|message| message.delivery_tag)
     }
 
-    /// The one message of a batch of one, where it names several subjects.
+    /// The one message of a batch of one, where it is a wake-up.
     #[must_use]
-    pub fn packed(&self) -> Option<(&Taken, &Wakeup)> {
+    pub fn alone(&self) -> Option<(&Taken, &Wakeup)> {
         let [message] = self.messages.as_slice() else { return None };
-        message.content.as_ref().ok().filter(|wakeup| wakeup.subjects.len() > 1).map(|wakeup| (message, wakeup))
+        message.content.as_ref().ok().map(|wakeup| (message, wakeup))
     }
 
     /// The wake-ups in it.

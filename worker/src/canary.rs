@@ -11,19 +11,24 @@ use shared::{
     database::{Trouble, trouble, within},
 };
 
-use crate::{batch::Batch, lane::Context, patience::Patience, settle::Settle};
+use crate::{
+    batch::Batch,
+    lane::{Context, Left},
+    patience::Patience,
+    settle::Settle,
+};
 
 /// How long PostgreSQL may take to note some canaries.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// Notes the canaries of a batch and acks them; `false` when the database stayed away until told to leave.
+/// Notes the canaries of a batch and acks them; or why to leave, when the database stayed away until told so.
 pub(crate) async fn process(
     batch: &Batch,
     settle: &Settle<'_>,
     context: &Context,
     patience: &Patience<'_>,
-) -> Result<bool, BrokerError> {
-    let Some(last) = batch.last_tag() else { return Ok(true) };
+) -> Result<Option<Left>, BrokerError> {
+    let Some(last) = batch.last_tag() else { return Ok(None) };
     let mut canaries = Vec::with_capacity(batch.len());
     for message in batch.messages() {
         match Canary::decode(&message.body) {
@@ -39,17 +44,17 @@ pub(crate) async fn process(
             Trouble::Cut | Trouble::Conflict if tries < context.settings.database.max_connections => tries += 1,
             Trouble::Conflict | Trouble::Failure => {
                 tracing::error!(%error, "canaries that have come cannot be noted, and will be missed");
-                return settle.ack_up_to(last).await.map(|()| true);
+                return settle.ack_up_to(last).await.map(|()| None);
             }
             Trouble::Cut | Trouble::Away => {
                 if patience.for_postgres(&error).await.is_none() {
-                    return Ok(false);
+                    return Ok(Some(Left::ToldTo));
                 }
             }
         }
     }
     patience.postgres_is_back();
-    settle.ack_up_to(last).await.map(|()| true)
+    settle.ack_up_to(last).await.map(|()| None)
 }
 
 /// Sends a canary into every rung whose last one is old enough, and says how the rungs are.

@@ -11,7 +11,7 @@ use std::{
     time::Duration,
 };
 
-use futures::future::try_join_all;
+use futures::{FutureExt, StreamExt, future::try_join_all};
 use lapin::{
     Channel, Consumer,
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
@@ -22,6 +22,7 @@ use shared::{
     broker::{Broker, BrokerError, backoff, close_channel},
     health::Part,
     outage::Outage,
+    pause::Pause,
     settings::Settings,
     task::Statements,
     telemetry,
@@ -31,10 +32,12 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    apply,
+    WATCH_EVERY,
+    apply::{self, Unanswered},
     batch::{self, Batch, End, Limits},
     canary,
     patience::Patience,
+    paused::Paused,
     prefetch::Prefetch,
     settle::Settle,
     store,
@@ -43,6 +46,10 @@ use crate::{
 
 /// Most messages of a batch to whose producers its span links; a span is not a list of everything.
 const LINKS_MAX: usize = 32;
+
+/// How long what was delivered of a kind that turns out to be paused is kept before it returns to its lane: by then every worker has
+/// looked. Those that have not would take it, and it would be counted as delivered each time.
+const RETURN_AFTER: Duration = WATCH_EVERY.saturating_add(Duration::from_secs(1));
 
 /// What all lanes of a worker share.
 pub(crate) struct Context {
@@ -56,10 +63,22 @@ pub(crate) struct Context {
     pub tally: Arc<Tally>,
     pub postgres: Outage,
     pub rabbitmq: Outage,
+    pub paused: Paused,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.
     pub abandon: CancellationToken,
+}
+
+impl Context {
+    /// Waits until nothing of a kind is to be taken, and says why.
+    async fn barred(&self, kind: Option<&'static str>) -> End {
+        tokio::select! {
+            biased;
+            () = self.postgres.began() => End::Outage,
+            () = self.paused.began(kind) => End::Paused,
+        }
+    }
 }
 
 /// One queue and its consumers.
@@ -73,10 +92,12 @@ pub(crate) struct Lane {
 }
 
 /// Why a consumer has left its lane.
-enum Left {
+pub(crate) enum Left {
     ToldTo,
     /// PostgreSQL is away.
     Outage,
+    /// The lane's kind is paused.
+    Paused,
 }
 
 /// What a queue holds.
@@ -130,7 +151,7 @@ impl Lane {
     }
 
     /// One consumer, until told to shut down. In an outage of PostgreSQL it leaves, and what it had prefetched is back in the lane,
-    /// where nobody takes it while it could not be applied.
+    /// where nobody takes it while it could not be applied; and likewise while its kind is paused.
     async fn attend(
         &self,
         number: usize,
@@ -141,13 +162,36 @@ impl Lane {
     ) -> Result<(), BrokerError> {
         let (mut pauses, part) = (None, &self.parts[number]);
         loop {
+            if self.rest(part, context).await.is_none() {
+                return Ok(());
+            }
             let before = settled.load(Ordering::Relaxed);
             match self.serve(number, broker, outlet, context, settled).await? {
                 Left::ToldTo => return Ok(()),
                 Left::Outage => part.down("PostgreSQL is away; nothing is taken"),
+                Left::Paused => {}
             }
             context.shutdown.run_until_cancelled(context.postgres.ended()).await;
             pause(&mut pauses, settled.load(Ordering::Relaxed) - before, context).await;
+        }
+    }
+
+    /// Rests for as long as the lane's kind is paused; `None` when told to shut down meanwhile.
+    async fn rest(&self, part: &Part, context: &Context) -> Option<()> {
+        while let Some(pause) = self.pause(context) {
+            part.rests(pause.to_string());
+            context.shutdown.run_until_cancelled(self.resumed(context)).await?;
+        }
+        Some(())
+    }
+
+    fn pause(&self, context: &Context) -> Option<Pause> {
+        self.of.kind().and_then(|kind| context.paused.of(kind))
+    }
+
+    async fn resumed(&self, context: &Context) {
+        if let Some(kind) = self.of.kind() {
+            context.paused.ended(kind).await;
         }
     }
 
@@ -179,9 +223,18 @@ impl Lane {
         let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
         let mut now = limits;
-        let mut again = false;
+        let (mut again, mut empty_handed) = (false, false);
         let left = loop {
-            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, &context.postgres, &context.shutdown).await;
+            let barred = context.barred(self.of.kind());
+            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, barred, &context.shutdown).await;
+            match end {
+                End::Outage => break Left::Outage,
+                End::Paused => {
+                    empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
+                    break Left::Paused;
+                }
+                End::Full | End::Shutdown | End::Lost(_) => {}
+            }
             now = limits.after(&batch);
             if !batch.is_empty() {
                 if prefetch.follows(&batch) && !again {
@@ -189,22 +242,27 @@ impl Lane {
                     settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
                     again = true;
                 }
-                if !self.hold(batch, part, &settle, context).await? {
-                    break Left::ToldTo;
+                if let Some(left) = self.hold(batch, part, &settle, context).await? {
+                    break left;
                 }
                 settled.fetch_add(1, Ordering::Relaxed);
             }
             match end {
-                End::Full => {}
+                End::Full | End::Outage | End::Paused => {}
                 End::Lost(BrokerError::Cancelled) if again => {
                     consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                     again = false;
                 }
                 End::Shutdown => break Left::ToldTo,
-                End::Outage => break Left::Outage,
                 End::Lost(error) => return Err(error),
             }
         };
+        if let (Left::Paused, Some(pause), false) = (&left, self.pause(context), empty_handed) {
+            part.rests(pause.to_string());
+            // It is not cancelled: among cancelled consumers RabbitMQ 3.10 passes round what one of them returns, and counts each time.
+            let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
+            context.shutdown.run_until_cancelled(resumed).await;
+        }
         // Closing the channel returns what was prefetched and not settled.
         close_channel(&settle.channel).await;
         settle.publisher.close().await;
@@ -213,7 +271,7 @@ impl Lane {
 
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
     /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
-    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<bool, BrokerError> {
+    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<Option<Left>, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
         let mut processing = std::pin::pin!(self.process(batch, settle, context, &patience));
         let hold_ms = context.settings.worker.hold_ms;
@@ -228,25 +286,31 @@ impl Lane {
         processing.await
     }
 
-    /// One batch through apply and settle; `false` when it was abandoned unsettled.
+    /// One batch through apply and settle; why to leave, when it was left unsettled.
     async fn process(
         &self,
         batch: Batch,
         settle: &Settle<'_>,
         context: &Context,
         patience: &Patience<'_>,
-    ) -> Result<bool, BrokerError> {
+    ) -> Result<Option<Left>, BrokerError> {
         if self.of == Of::Canaries {
             return canary::process(&batch, settle, context, patience).await;
         }
         if self.of == Of::DeadLetters {
-            return store::process(batch, &self.queue, settle, context, patience).await;
+            let stored = store::process(batch, &self.queue, settle, context, patience).await?;
+            return Ok((!stored).then_some(Left::ToldTo));
         }
         if self.of == Of::Quarantine
-            && let Some((message, wakeup)) = batch.packed()
+            && let Some((message, wakeup)) = batch.alone()
         {
-            tracing::warn!(kind = wakeup.kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
-            return settle.take_apart(message, wakeup, patience).await.map(|()| true);
+            if context.paused.of(wakeup.kind).is_some() {
+                return settle.send_home(message, wakeup, patience).await.map(|()| None);
+            }
+            if wakeup.subjects.len() > 1 {
+                tracing::warn!(kind = wakeup.kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
+                return settle.take_apart(message, wakeup, patience).await.map(|()| None);
+            }
         }
         let kind = self.of.kind().or_else(|| batch.wakeups().next().map(|wakeup| wakeup.kind));
         let span = tracing::info_span!("batch", otel.kind = "consumer", kind, messages = batch.len());
@@ -259,13 +323,26 @@ impl Lane {
                     let database = &context.settings.database;
                     apply::apply(&context.db, database, statements, batch.asked(), patience).await
                 }
-                None => Some(HashMap::new()),
+                None => Ok(HashMap::new()),
             };
-            let Some(outcomes) = outcomes else { return Ok(false) };
+            let outcomes = match outcomes {
+                Ok(outcomes) => outcomes,
+                Err(Unanswered::Abandoned) => return Ok(Some(Left::ToldTo)),
+                Err(Unanswered::Paused(pause)) => {
+                    context.paused.met(pause);
+                    return match batch.alone() {
+                        // Here other kinds wait behind it, and it was delivered often enough.
+                        Some((message, wakeup)) if self.of == Of::Quarantine => {
+                            settle.send_home(message, wakeup, patience).await.map(|()| None)
+                        }
+                        _ => Ok(Some(Left::Paused)),
+                    };
+                }
+            };
             let settled = batch.answer(outcomes);
             settle.settle(&settled, patience).await?;
             context.tally.count(kind.unwrap_or("unknown"), &settled);
-            Ok(true)
+            Ok(None)
         }
         .instrument(span)
         .await
@@ -293,6 +370,16 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
         return None;
     };
     Some((broker, outlet))
+}
+
+/// Whether nothing was delivered to a consumer that is not yet taken, and nothing will be.
+async fn holds_nothing(channel: &Channel, consumer: &mut Consumer) -> bool {
+    if consumer.next().now_or_never().flatten().is_some() {
+        return false;
+    }
+    // Of a channel that is gone everything has returned.
+    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
+    cancelled.is_err() || consumer.next().now_or_never().flatten().is_none()
 }
 
 async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {

@@ -11,6 +11,7 @@ mod forecast;
 pub mod intake;
 mod lane;
 mod patience;
+mod paused;
 mod prefetch;
 pub mod settle;
 mod store;
@@ -18,7 +19,10 @@ mod sweep;
 mod tally;
 mod tend;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use shared::{
     broker::{Broker, BrokerError},
@@ -80,6 +84,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
         tally: Arc::clone(&tally),
         postgres: Outage::of("PostgreSQL"),
         rabbitmq: away,
+        paused: paused::Paused::new(),
         shutdown: shutdown.clone(),
         abandon: CancellationToken::new(),
     });
@@ -90,6 +95,9 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     if max_connections < u32::from(consumers) + 7 {
         tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
     }
+    let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
+    // Before anything is taken: of a kind that is paused already nothing shall be.
+    shutdown.run_until_cancelled(watch.look()).await;
     for lane in lanes {
         running.spawn(lane.run(Arc::clone(&context)));
     }
@@ -98,8 +106,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     let (leads, led) = watch::channel(false);
     running.spawn(sweep::run(Arc::clone(&context), leads));
     running.spawn(forecast::run(Arc::clone(&context), led));
-    let database = database::Watch::new(&settings.database, Role::Worker)?;
-    running.spawn(watch(Arc::clone(&context), database, postgresql));
+    running.spawn(watch.run());
     let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
     let finished = finish(running, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     reporting.abort();
@@ -138,27 +145,51 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
 }
 
 /// Asks the database how it is, as lanes without work would not notice, and would take the first wake-up in hand only to hold it.
-/// What shows only in writing, a full disk, they notice by themselves.
-async fn watch(context: Arc<Context>, mut database: database::Watch, part: Part) {
-    let mut told = false;
-    while context.shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
-        match database.ask().await {
+/// What shows only in writing, a full disk, they notice by themselves. And it asks which kinds are paused.
+struct Watch {
+    context: Arc<Context>,
+    database: database::Watch,
+    part: Part,
+    /// Whether the outage that is known began here: what a batch in hand began, it ends.
+    told: bool,
+}
+
+impl Watch {
+    fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
+        let database = database::Watch::new(&context.settings.database, Role::Worker)?;
+        Ok(Self { context, database, part, told: false })
+    }
+
+    async fn run(mut self) {
+        let shutdown = self.context.shutdown.clone();
+        while shutdown.run_until_cancelled(tokio::time::sleep(WATCH_EVERY)).await.is_some() {
+            self.look().await;
+        }
+    }
+
+    async fn look(&mut self) {
+        let asked = Instant::now();
+        match self.database.ask().await {
             Ok(()) => {
-                part.up();
-                // What a batch in hand began, it ends.
-                if std::mem::take(&mut told) {
-                    context.postgres.ends();
+                self.part.up();
+                if std::mem::take(&mut self.told) {
+                    self.context.postgres.ends();
+                }
+                match self.database.pauses().await {
+                    Ok(pauses) => self.context.paused.are(pauses, asked),
+                    // What is known stays so.
+                    Err(error) => tracing::warn!(%error, "which kinds are paused now is not known"),
                 }
             }
             Err(error) => {
-                part.down(error.to_string());
-                told |= context.postgres.begins(&error);
+                self.part.down(error.to_string());
+                self.told |= self.context.postgres.begins(&error);
             }
         }
     }
 }
 
-/// How often the database is asked how it is.
+/// How often the database is asked how it is, and which kinds are paused.
 const WATCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.

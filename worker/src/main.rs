@@ -18,7 +18,7 @@ async fn main() -> ExitCode {
     let Arguments { common } = Arguments::parse();
     cli::serve("worker", &common, async |settings, health, shutdown| {
         tracing::info!(prefix = settings.naming.prefix, shards = settings.naming.shards, "worker started");
-        worker::run(settings, health, shutdown).await.map(|_| ExitCode::SUCCESS)
+        Box::pin(worker::run(settings, health, shutdown)).await.map(|_| ExitCode::SUCCESS)
     })
     .await
 }

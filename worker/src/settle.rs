@@ -8,11 +8,12 @@ use lapin::{BasicProperties, Channel, options::BasicAckOptions, types::AMQPValue
 use shared::{
     broker::{BrokerError, Outgoing, Publisher},
     dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
+    ladder::Hop,
     pack::{Waiting, pack_failed},
     settings,
     task::{Outcome, Reason},
     telemetry::trace_context,
-    topology::Topology,
+    topology::{Topology, shard_of},
     wakeup::{Malformed, PERSISTENT, Wakeup},
 };
 use uuid::Uuid;
@@ -109,6 +110,24 @@ impl Settle<'_> {
             }
         });
         self.publish(&alone.collect::<Vec<_>>(), patience).await?;
+        self.ack_up_to(message.delivery_tag).await
+    }
+
+    /// Sends a quarantined wake-up of a paused kind back to its own lane, where nobody takes it before the kind is resumed, and so nothing
+    /// is delivered in vain.
+    ///
+    /// # Errors
+    /// As [`Settle::settle`].
+    pub async fn send_home(&self, message: &Taken, wakeup: &Wakeup, patience: &Patience<'_>) -> Result<(), BrokerError> {
+        tracing::info!(kind = wakeup.kind, "a quarantined wake-up of a paused kind waits in its lane");
+        let shard = wakeup.subjects.first().map_or(0, |subject| shard_of(*subject, self.topology.shards()));
+        let home = Outgoing {
+            exchange: self.topology.exchange_of(Hop::Lane),
+            routing_key: Topology::routing_key(wakeup.kind, shard),
+            properties: wakeup.properties(),
+            body: wakeup.body(),
+        };
+        self.publish(&[home], patience).await?;
         self.ack_up_to(message.delivery_tag).await
     }
 

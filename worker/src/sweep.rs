@@ -20,6 +20,7 @@ use shared::{
     broker::{Broker, BrokerError, Outgoing},
     database::{statement, trouble, unanswered},
     pack::{Waiting, pack},
+    pause,
     task::Task,
     tasks,
     wakeup::TraceContext,
@@ -115,9 +116,11 @@ async fn round(
     if let Err(error) = letters.round(context).await {
         tell("the tending of dead letters was cut short; the next round goes on", None, &error.into());
     }
+    // Of a paused kind all that is due is overdue, and waits in its lane.
+    let paused = pause::all(&context.db).await?;
     let broker = Broker::connect(&context.settings.amqp, "kyhan sweep").await?;
     let mut done = Ok(());
-    for task in tasks::ALL {
+    for task in tasks::ALL.iter().filter(|task| paused.iter().all(|pause| pause.kind != task.kind())) {
         let mut count = 0;
         let swept = sweep(context, &broker, *task, views.entry(task.kind()).or_default(), &mut count).await;
         if count > 0 {

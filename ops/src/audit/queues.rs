@@ -56,12 +56,13 @@ impl Seen {
         matches!(self.role, Some(Role::Rung | Role::Lane | Role::Quarantine) | None)
     }
 
-    /// A forgotten rung that is gone is as it should be, and is passed over.
-    pub fn judge(&self) -> Option<Queue> {
+    /// A forgotten rung that is gone is as it should be, and is passed over. Nobody takes from lanes that are `resting`.
+    pub fn judge(&self, resting: &[String]) -> Option<Queue> {
         let waits = self.messages.is_some_and(|messages| messages > 0);
         let verdict = match (self.role, self.messages) {
             (None, None) => return None,
             (Some(_), None) => Verdict::Off,
+            (Some(Role::Lane), Some(_)) if resting.contains(&self.queue) => Verdict::note_if(waits),
             (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => {
                 Verdict::off_if(waits && self.consumers == Some(0))
             }

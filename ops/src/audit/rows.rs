@@ -9,6 +9,7 @@ use shared::{
     database::statement,
     due,
     ladder::{Hop, Ladder},
+    pause,
     settings::Settings,
     task::Task,
     tasks,
@@ -29,6 +30,8 @@ pub(super) struct Rows {
     pub in_outbox: u64,
     /// Canaries that wait, by the rung's queue.
     pub canaries: BTreeMap<String, u64>,
+    /// The kinds that are paused.
+    pub paused: Vec<String>,
 }
 
 /// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.
@@ -56,6 +59,7 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
         by_rung: vec![0; topology.ladder().rungs().len()],
         in_outbox: 0,
         canaries: canaries(snapshot, &topology).await?,
+        paused: pause::all(snapshot).await?.into_iter().map(|pause| pause.kind).collect(),
     };
     for task in tasks::ALL {
         candidates(snapshot, settings, topology.ladder(), *task, &mut rows).await?;
@@ -151,7 +155,8 @@ async fn candidates(
         due.overdue += number("overdue")?;
         rows.in_outbox += number("in_outbox")?;
     }
-    due.verdict = Verdict::off_if(due.overdue > 0);
+    let paused = rows.paused.iter().any(|kind| kind == task.kind());
+    due.verdict = if paused { Verdict::note_if(due.overdue > 0) } else { Verdict::off_if(due.overdue > 0) };
     rows.due.push(due);
     Ok(())
 }

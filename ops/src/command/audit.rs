@@ -4,15 +4,20 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use comfy_table::Table;
-use ops::audit::{self, Counted, Report, Verdict};
+use ops::{
+    actor::Actor,
+    audit::{self, Counted, Report, Verdict},
+};
+use sea_orm::DatabaseConnection;
 use shared::{broker::Broker, cli::say, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{table, with_schema};
+use super::{WrongUse, table, with_schema};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It only looks: nothing is written, and no message is taken. All counts of the database are of one moment.
+It only looks: nothing that it looks at is written, and no message is taken. That it was made, by whom and what it came to is recorded \
+in activity, for `ops status`. All counts of the database are of one moment.
 
   off   something is wrong
   note  nothing is wrong, and somebody may have something to do, like replaying dead letters
@@ -30,7 +35,12 @@ pub struct Audit {
     pub json: bool,
 }
 
-pub async fn audit(command: Audit, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn audit(
+    command: Audit,
+    actor: Result<Actor, WrongUse>,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let db = with_schema(settings).await?;
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;
@@ -40,7 +50,15 @@ pub async fn audit(command: Audit, settings: &Settings, stop: &CancellationToken
     } else {
         show(&report);
     }
+    // What was found holds all the same, say on a standby, where nothing can be written.
+    if let Err(error) = remember(&db, actor, &report).await {
+        eprintln!("ops: what the audit came to is not recorded: {error:#}");
+    }
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn remember(db: &DatabaseConnection, actor: Result<Actor, WrongUse>, report: &Report) -> anyhow::Result<()> {
+    Ok(audit::remember(db, &actor?, report).await?)
 }
 
 fn show(report: &Report) {
@@ -86,7 +104,10 @@ fn show(report: &Report) {
     section("Events", &counted(&report.events));
 
     say("");
-    if report.due.iter().any(|due| due.overdue > 0) {
+    for kind in &report.paused {
+        say(&format!("{kind} is paused, so what is due of it waits; see `ops status`."));
+    }
+    if report.due.iter().any(|due| due.overdue > 0 && !report.paused.iter().any(|kind| kind == due.kind)) {
         say("The sweep wakes what is overdue, if a worker runs; what failed for good is in `ops dead list`.");
     }
     if told.perhaps_missing > 0 {

@@ -8,7 +8,7 @@ use serde::Serialize;
 use shared::{
     database::{statement, trouble},
     settings::Settings,
-    task::{Outcome, Statements},
+    task::{NotApplied, Outcome, Statements},
     tasks,
 };
 use uuid::Uuid;
@@ -109,7 +109,14 @@ impl Replays {
             return Ok(Trial::without_money(Verdict::Unreadable, format!("nobody knows the kind {kind:?}")));
         };
         let before = moved(tx, subject).await?;
-        let outcomes = statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))]).await?;
+        let outcomes = match statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))]).await {
+            Ok(outcomes) => outcomes,
+            Err(NotApplied::Paused(pause)) => {
+                let why = format!("{kind} is paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
+                return Ok(Trial::without_money(Verdict::Fails, why));
+            }
+            Err(NotApplied::Database(error)) => return Err(error),
+        };
         // What waits for the commit to complain, complains now.
         tx.execute_unprepared("SET CONSTRAINTS ALL IMMEDIATE").await?;
         let (amount, customers) = moved(tx, subject).await?;

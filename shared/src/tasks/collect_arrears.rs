@@ -4,7 +4,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms, locked},
+    task::{Check, Examples, Recorded, Task, Terms, locked},
 };
 
 use super::order;
@@ -208,6 +208,10 @@ impl Task for CollectArrears {
 
     fn shown(&self) -> &'static str {
         order::SHOWN
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "activity", rows: "action = 'order.arrears_collected'" }
     }
 
     /// An effect and its records have the same moment, that of their transaction.

@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms},
+    task::{Check, Examples, Recorded, Task, Terms},
 };
 
 use super::order;
@@ -56,6 +56,10 @@ impl Task for ConfirmReceipt {
 
     fn shown(&self) -> &'static str {
         order::SHOWN
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "order_status_history", rows: "reason = 'confirm-receipt'" }
     }
 
     fn checks(&self) -> &'static [Check] {

@@ -3,7 +3,7 @@
 
 use crate::{
     event::EventType,
-    task::{Check, Examples, Task, Terms},
+    task::{Check, Examples, Recorded, Task, Terms},
 };
 
 pub struct PurgeCartItem;
@@ -52,6 +52,10 @@ impl Task for PurgeCartItem {
                     'moments', jsonb_build_object('added_at', added_at),
                     'money', '{}'::jsonb)
            FROM cart_items WHERE id = $1"
+    }
+
+    fn recorded(&self) -> Recorded {
+        Recorded { table: "activity", rows: "action = 'cart_item.purged' AND actor_kind = 'system'" }
     }
 
     fn checks(&self) -> &'static [Check] {

@@ -1,0 +1,69 @@
+//! What an operator has to do something about, in words. A pause is no trouble, and what waits because of it is none either; open dead
+//! letters are one.
+
+use std::time::Duration;
+
+use shared::{
+    settings::Settings,
+    topology::{CANARY, Topology},
+};
+
+use super::Status;
+use crate::shown::moment;
+
+pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
+    let topology = settings.topology();
+    let mut troubles = Vec::new();
+    queues(status, &topology, &mut troubles);
+    let grace_s = Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
+    rungs(status, &topology, grace_s, &mut troubles);
+    for kind in status.kinds.iter().filter(|kind| !is_paused(status, kind.kind)) {
+        if let Some(due_for_s) = kind.due_for_s.filter(|due_for_s| *due_for_s > grace_s) {
+            troubles.push(format!("{}: something is due for {due_for_s:.0} s and not applied; see `ops audit`", kind.kind));
+        }
+    }
+    if status.letters.open > 0 {
+        troubles.push(format!("{} dead letters are open; see `ops dead list`", status.letters.open));
+    }
+    if let Some(audited) = status.audited.as_ref().filter(|audited| audited.off > 0) {
+        troubles.push(format!("the audit of {} found {} checks off; run `ops audit` again", moment(audited.at), audited.off));
+    }
+    troubles
+}
+
+fn queues(status: &Status, topology: &Topology, troubles: &mut Vec<String>) {
+    let queues = status.lanes.iter().map(|lane| (&lane.queue, lane.messages));
+    let queues = queues.chain(status.rungs.iter().map(|rung| (&rung.queue, rung.messages)));
+    for (queue, _) in queues.chain(status.kept.iter().map(|kept| (&kept.queue, kept.messages))).filter(|(_, seen)| seen.is_none())
+    {
+        troubles.push(format!("{queue} is missing; run `ops topology declare`, then `ops rebuild`"));
+    }
+    let resting: Vec<String> = status.pauses.iter().flat_map(|pause| topology.lanes(&pause.kind)).collect();
+    for lane in status.lanes.iter().filter(|lane| lane.messages > Some(0) && lane.consumers == Some(0)) {
+        if !resting.contains(&lane.queue) {
+            troubles.push(format!("{} has due messages and nobody consumes it; is a worker running?", lane.queue));
+        }
+    }
+}
+
+fn rungs(status: &Status, topology: &Topology, grace_s: f64, troubles: &mut Vec<String>) {
+    let overdue = || status.rungs.iter().filter(|rung| rung.overdue_s > grace_s);
+    // Canaries that nobody has taken from their lane have left their rungs.
+    let canaries: Vec<String> = topology.lanes(CANARY).collect();
+    let kept = status.lanes.iter().find(|lane| canaries.contains(&lane.queue) && lane.messages > Some(0));
+    match kept {
+        Some(lane) if overdue().next().is_some() => {
+            troubles.push(format!("{} holds canaries that no worker has noted; whether the rungs move is not known", lane.queue));
+        }
+        Some(_) => {}
+        None => {
+            troubles.extend(
+                overdue().map(|rung| format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s)),
+            );
+        }
+    }
+}
+
+fn is_paused(status: &Status, kind: &str) -> bool {
+    status.pauses.iter().any(|pause| pause.kind == kind)
+}
