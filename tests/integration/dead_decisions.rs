@@ -85,7 +85,7 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
         let running = ops(stage, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await;
         assert!(running.code == 1 && running.err.contains(&plan) && running.err.contains(&id), "{running:?}");
         assert_eq!((in_state(stage, "open").await, stage.ask::<i64>("SELECT count(*) FROM activity").await), (2, 0));
-        stage.run("UPDATE replay_plans SET state = 'done'", []).await;
+        stage.run("UPDATE replay_plans SET state = 'done', finished_at = now()", []).await;
         assert_eq!(ops(stage, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await.code, 0);
     })
     .await;

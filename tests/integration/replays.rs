@@ -27,13 +27,12 @@ async fn letter(stage: &Stage, kind: Option<&str>, subject: Option<Uuid>) -> Uui
 /// An order on its way since a year, short of [`SHORT`], of a customer of its own or of this one.
 async fn short(stage: &Stage, customer: Option<Uuid>) -> Uuid {
     let id = Uuid::new_v4();
-    let customer = match customer {
-        Some(customer) => customer,
-        None => {
-            let sql = "INSERT INTO customers (id, full_name, phone, email, address) VALUES ($1, 'Trần Văn Kín', '0909', 'kin@example.vn', 'Huế')";
-            stage.run(sql, [id.into()]).await;
-            id
-        }
+    let customer = if let Some(customer) = customer {
+        customer
+    } else {
+        let sql = "INSERT INTO customers (id, full_name, phone, email, address) VALUES ($1, 'Trần Văn Kín', '0909', 'kin@example.vn', 'Huế')";
+        stage.run(sql, [id.into()]).await;
+        id
     };
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since, goods_due)
                VALUES ($1, 'BG-' || $1::text, $2, 'delivering', now() - interval '1 year', $3)";

@@ -77,8 +77,8 @@ async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
 async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() {
     on_stage(QUICK, async |stage| {
         let plan = "INSERT INTO replay_plans (state, made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount,
-                                              needs_approval, started_at, stopped_why)
-                    VALUES ($1, 'lan', 'because', '{}', 0, 0, 0, 0, false, now(), $2)";
+                                              needs_approval, started_at, stopped_why, finished_at)
+                    VALUES ($1, 'lan', 'because', '{}', 0, 0, 0, 0, false, now(), $2, CASE $1 WHEN 'done' THEN now() END)";
         for (state, stopped) in [("running", None), ("stopped", Some("3 failures")), ("done", None), ("planned", None)] {
             stage.run(plan, [state.into(), stopped.into()]).await;
         }

@@ -25,7 +25,7 @@ const LETTERS: &str = "
 const PLANS: &str = "
     SELECT line.letter_id, line.plan_id, line.verdict, line.why AS verdict_why, line.amount, line.result, line.result_why,
            line.result_amount, line.at, plan.state, plan.made_at, plan.made_by, plan.why, plan.approved_at, plan.approved_by,
-           plan.started_at, plan.stopped_why
+           plan.run_by, plan.started_at, plan.stopped_why
       FROM replay_plan_letters AS line JOIN replay_plans AS plan ON plan.id = line.plan_id
      WHERE line.letter_id = ANY($1) ORDER BY plan.made_at, line.position";
 
@@ -105,7 +105,8 @@ fn replay(row: &QueryResult) -> Result<Vec<Entry>, DbErr> {
         entries.push(Entry { at, what: "replay approved".into(), detail: named().with("by", text("approved_by")?) });
     }
     if let Some(at) = moment("started_at")? {
-        let detail = named().with("state", text("state")?).with("stopped_because", text("stopped_why")?);
+        let detail =
+            named().with("by", text("run_by")?).with("state", text("state")?).with("stopped_because", text("stopped_why")?);
         entries.push(Entry { at, what: "replay begun".into(), detail });
     }
     if let (Some(at), Some(result)) = (moment("at")?, row.try_get::<Option<String>>("", "result")?) {

@@ -35,6 +35,7 @@ use crate::command::{WrongUse, confirm, table};
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
                         Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use."
 )]
+#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct Replay {
     #[command(flatten)]
     filter: Filter,
@@ -277,7 +278,7 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
     say(&format!("refused when more than {letters} letters, or {}, would come to something else by then", Dong(amount)));
     match state.as_str() {
         "done" => {
-            say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)))
+            say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)));
         }
         _ if plan.waits_for_approval() => say(&format!("somebody other than {made_by} has to approve it: ops dead approve {id}")),
         state => {
