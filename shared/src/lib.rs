@@ -16,6 +16,7 @@ pub mod ladder;
 pub mod lifecycle;
 pub mod migration;
 pub mod money;
+mod order;
 pub mod outage;
 pub mod pack;
 pub mod pause;

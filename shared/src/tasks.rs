@@ -4,7 +4,6 @@ use crate::task::Task;
 
 mod collect_arrears;
 mod confirm_receipt;
-mod order;
 mod purge_cart_item;
 
 /// Every kind there is.

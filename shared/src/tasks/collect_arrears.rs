@@ -4,10 +4,9 @@
 
 use crate::{
     event::EventType,
+    order,
     task::{Check, Examples, Recorded, Task, Terms, locked},
 };
-
-use super::order;
 
 pub struct CollectArrears;
 

@@ -3,10 +3,9 @@
 
 use crate::{
     event::EventType,
+    order,
     task::{Check, Examples, Recorded, Task, Terms},
 };
-
-use super::order;
 
 pub struct ConfirmReceipt;
 

@@ -2,7 +2,7 @@
 //! with the customer, or where the goods are bought (policy points 6 and 7).
 
 /// See [`crate::task::Task::shown`].
-pub(super) const SHOWN: &str = "SELECT jsonb_build_object(
+pub(crate) const SHOWN: &str = "SELECT jsonb_build_object(
            'values', jsonb_build_object('code', code, 'status', status, 'on_hold', on_hold),
            'moments', jsonb_build_object(
                'delivering_since', delivering_since, 'received_at', received_at, 'out_of_stock_since', out_of_stock_since,
