@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz fault bench check services-up services-down clean
+.PHONY: help demo test fuzz fault bench walkthrough check services-up services-down clean
 
 ORDERS ?= 3000
 CARGO ?= cargo
@@ -43,6 +43,11 @@ fuzz: ## Search for bytes that break a decoder (SECONDS=60 a target)
 	             -max_total_time=$(SECONDS) -max_len=70000 -print_final_stats=1; \
 	     done; \
 	 fi
+
+walkthrough: ## Run docs/operations.md anew: a thousand dead letters, found, planned, approved, replayed
+	@$(CARGO) build --quiet --workspace --bins
+	@deploy/with-services target/debug/walkthrough > target/operations.md
+	@mv target/operations.md docs/operations.md
 
 check: ## Format, lints, documentation, scripts, the rules for dependencies
 	$(CARGO) fmt --all --check

@@ -1,0 +1,171 @@
+//! The walk-through of docs/operations.md, really run: a constraint makes a thousand charges fail, and operators find, understand,
+//! plan, approve, replay and audit them. It prints the page; what stands in it was said by the built binaries.
+
+use std::{
+    path::Path,
+    process::{ExitCode, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+use sea_orm::ConnectionTrait;
+use shared::{cli::say, database::statement};
+use tests::{
+    fleet,
+    sandbox::{Sandbox, eventually},
+};
+
+/// The published policy; only what fails is tried again sooner, and the sweep keeps away: it wakes overdue rows, those with a dead
+/// letter too, and what it applies is moot when its letter's turn comes.
+const SETTINGS: &str = r#"
+    [sweep]
+    every_ms = 3600000
+    [topology]
+    ladder = ["100ms", "1s", "5s", "30s", "5m", "1h", "6h", "1d", "7d", "30d"]
+    [worker]
+    retry = ["100ms"]
+    attempts_max = 3
+"#;
+
+const FOLDER: &str = "target/walkthrough";
+const ORDERS: i64 = 1_000;
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match walk().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("walkthrough: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn walk() -> Result<()> {
+    std::fs::create_dir_all(FOLDER)?;
+    let sandbox = Sandbox::new("walk", SETTINGS, &[]).await?;
+    let walked = story(&sandbox).await;
+    sandbox.remove().await?;
+    walked
+}
+
+async fn story(sandbox: &Sandbox) -> Result<()> {
+    sandbox.declare().await?;
+    tell(INTRODUCTION);
+    for sql in [
+        "INSERT INTO customers (id, full_name, phone, email, address)
+         SELECT gen_random_uuid(), 'Khách ' || n, '09', 'k@example.vn', 'Hà Nội' FROM generate_series(1, $1::bigint) AS n",
+        "INSERT INTO orders (id, code, customer_id, status, delivering_since, shipping_due)
+         SELECT gen_random_uuid(), 'BG-' || to_char(row_number() OVER (), 'FM00000'), id, 'delivering', now() - interval '2 days', 35000
+           FROM customers LIMIT $1",
+        "ALTER TABLE accounts ADD CONSTRAINT wallets_are_not_negative CHECK (kind <> 'wallet' OR balance >= 0)",
+        "INSERT INTO outbox (event_type, subject_id, occurred_at) SELECT 'order.shipped', id, delivering_since FROM orders LIMIT $1",
+    ] {
+        let values = if sql.contains("$1") { vec![ORDERS.into()] } else { Vec::new() };
+        sandbox.db.execute_raw(statement(sql, values)).await.with_context(|| sql.to_owned())?;
+    }
+    let log = Path::new(FOLDER).join("fleet.log");
+    let relay = fleet::start(fleet::command("producer", &sandbox.env, ["relay"])?, &log)?;
+    let worker = fleet::start(fleet::command("worker", &sandbox.env, [""; 0])?, &log)?;
+    eventually("the letters are stored", PATIENCE, async || {
+        Ok(ask::<i64>(sandbox, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await? == ORDERS)
+    })
+    .await;
+
+    tell("## Something is wrong");
+    shown(sandbox, &["status"]).await?;
+    shown(sandbox, &["dead", "list", "--groups"]).await?;
+    let groups = said(sandbox, &["dead", "list", "--groups", "--json"]).await?;
+    let group = first_group(&groups).with_context(|| groups.clone())?;
+    let letter: String = ask(sandbox, "SELECT left(id::text, 8) FROM dead_letters ORDER BY last_failed_at, id LIMIT 1").await?;
+    tell("One of them, with what a replay would do at this moment:");
+    shown(sandbox, &["dead", "show", &letter]).await?;
+
+    tell("## It is paused, mended, and planned\n\nNothing more is charged once this has returned:");
+    shown(
+        sandbox,
+        &["--as", "lan", "pause", "collect-arrears", "--why", "wallets may be negative by the policy; a constraint forbids it"],
+    )
+    .await?;
+    tell("```sql\nALTER TABLE accounts DROP CONSTRAINT wallets_are_not_negative;\n```");
+    sandbox.db.execute_unprepared("ALTER TABLE accounts DROP CONSTRAINT wallets_are_not_negative").await?;
+    shown(sandbox, &["--as", "lan", "resume", "collect-arrears", "--why", "the constraint is gone"]).await?;
+    shown(sandbox, &["--as", "lan", "dead", "replay", "--group", &group, "--plan", "--why", "the constraint is gone"]).await?;
+    let plan: String = ask(sandbox, "SELECT id::text FROM replay_plans").await?;
+
+    tell("## A second operator approves it");
+    shown(sandbox, &["--as", "lan", "dead", "replay", "--run", &plan, "--yes"]).await?;
+    shown(sandbox, &["--as", "lan", "dead", "approve", &plan, "--yes"]).await?;
+    shown(sandbox, &["--as", "hoa", "dead", "approve", &plan, "--yes", "--why", "checked three orders by hand"]).await?;
+
+    tell("## It is run, first with a limit of money");
+    let run = ["--as", "lan", "dead", "replay", "--run", &plan, "--yes", "--rate", "500"];
+    shown(sandbox, &[&run[..], &["--amount-max", "1.000.000"]].concat()).await?;
+    shown(sandbox, &run).await?;
+    tell("Pressed once more:");
+    shown(sandbox, &run).await?;
+    shown(sandbox, &["dead", "plans", &plan]).await?;
+
+    tell("## It is audited");
+    shown(sandbox, &["audit"]).await?;
+    shown(sandbox, &["dead", "list"]).await?;
+    shown(sandbox, &["explain", "BG-00001"]).await?;
+    for mut process in [worker, relay] {
+        fleet::terminate(&process).await?;
+        process.wait().await?;
+    }
+    Ok(())
+}
+
+const INTRODUCTION: &str = "\
+# Operations: dead letters, a walk-through
+
+`make walkthrough` runs this page anew, on a database and a name prefix of its own, and writes it: everything in a box was said by the built
+binaries. A thousand orders shipped two days ago, each short of 35.000 ₫ of shipping. Somebody has put a constraint on the wallets, so every charge fails, and after its last
+attempt is a dead letter.
+
+Two settings differ from the defaults: what fails is tried again after 100 ms, and the sweep looks once an hour. Left as it is, the sweep wakes overdue rows after its grace and
+then ever more rarely, also those with a dead letter: once the fault is mended it may charge some of them before the operators do. A run finds such letters changed, leaves
+them, and stops after ten of them; they are moot and close themselves. `ops pause` keeps the sweep away, and the replay too.
+";
+
+async fn ask<T: sea_orm::TryGetable>(sandbox: &Sandbox, sql: &str) -> Result<T> {
+    let row = sandbox.db.query_one_raw(statement(sql, [])).await?.context("no row")?;
+    row.try_get_by_index(0).with_context(|| sql.to_owned())
+}
+
+fn first_group(groups: &str) -> Option<String> {
+    let groups: serde_json::Value = serde_json::from_str(groups).ok()?;
+    let list = groups.get("groups").unwrap_or(&groups);
+    Some(list.get(0)?.get("group")?.as_str()?.to_owned())
+}
+
+/// What a command says, and how it ends.
+async fn output(sandbox: &Sandbox, arguments: &[&str]) -> Result<(String, i32)> {
+    let mut command = fleet::command("ops", &sandbox.env, arguments)?;
+    command.env("COLUMNS", "160").env("NO_COLOR", "1").stdin(Stdio::null());
+    let done = command.output().await?;
+    let said = [done.stdout, done.stderr].concat();
+    Ok((String::from_utf8(said)?, done.status.code().unwrap_or(-1)))
+}
+
+async fn said(sandbox: &Sandbox, arguments: &[&str]) -> Result<String> {
+    Ok(output(sandbox, arguments).await?.0)
+}
+
+/// A part of the page, and an empty line.
+fn tell(part: &str) {
+    say(part);
+    say("");
+}
+
+/// A command and what it says, as a box of the page.
+async fn shown(sandbox: &Sandbox, arguments: &[&str]) -> Result<()> {
+    let typed = arguments.iter().map(|one| if one.contains([' ', ';']) { format!("'{one}'") } else { (*one).to_owned() });
+    let (said, code) = output(sandbox, arguments).await?;
+    let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let code = if code == 0 { String::new() } else { format!("(exit code {code})\n") };
+    tell(&format!("```console\n$ ops {}\n{said}{code}```", typed.collect::<Vec<_>>().join(" ")));
+    Ok(())
+}
