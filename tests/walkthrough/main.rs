@@ -164,8 +164,8 @@ fn tell(part: &str) {
 async fn shown(sandbox: &Sandbox, arguments: &[&str]) -> Result<()> {
     let typed = arguments.iter().map(|one| if one.contains([' ', ';']) { format!("'{one}'") } else { (*one).to_owned() });
     let (said, code) = output(sandbox, arguments).await?;
-    let said: String = said.lines().map(|line| format!("{}\n", line.trim_end())).collect();
+    let said = said.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     let code = if code == 0 { String::new() } else { format!("(exit code {code})\n") };
-    tell(&format!("```console\n$ ops {}\n{said}{code}```", typed.collect::<Vec<_>>().join(" ")));
+    tell(&format!("```console\n$ ops {}\n{said}\n{code}```", typed.collect::<Vec<_>>().join(" ")));
     Ok(())
 }
