@@ -14,10 +14,12 @@ use crate::{policy::Policy, span::Span, task::Terms, topology::Topology, wakeup:
 mod policy_table;
 mod reader;
 mod secret;
+mod values;
 
 use reader::Reader;
 pub use reader::{Mistake, SAMPLE};
 pub use secret::SecretUrl;
+use values::{dong_or_none, forecast_every, keep, listen, log_filter, millis, prefix, size};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -300,92 +302,6 @@ impl fmt::Display for Settings {
 
 fn own_env() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-}
-
-fn millis(r: &mut Reader, key: &str, range: std::ops::RangeInclusive<u64>) -> u64 {
-    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    u64::try_from(r.number(key, signed(*range.start())..=signed(*range.end()))).unwrap_or_default()
-}
-
-fn size(r: &mut Reader, key: &str, most: usize) -> usize {
-    let most = i64::try_from(most).unwrap_or(i64::MAX);
-    usize::try_from(r.number(key, 1..=most)).unwrap_or(1)
-}
-
-fn prefix(r: &mut Reader) -> String {
-    const LENGTH_MAX: usize = 80;
-    let prefix = r.text("topology.prefix");
-    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if prefix.is_empty()
-        || prefix.len() > LENGTH_MAX
-        || !prefix.chars().all(plain)
-        || prefix == "amq"
-        || prefix.starts_with("amq.")
-    {
-        let why = format!(
-            "{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.', and not amq, which is RabbitMQ's own"
-        );
-        r.mistake("topology.prefix", why);
-    }
-    prefix
-}
-
-fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
-    let text = r.text(key);
-    if text == "none" {
-        return None;
-    }
-    let amount = text.replace('_', "").parse().ok();
-    if amount.is_none() {
-        r.mistake(key, format!("{text:?} is neither \"none\" nor a whole number of đồng"));
-    }
-    amount
-}
-
-fn keep(r: &mut Reader) -> Option<Span> {
-    let text = r.text("dead_letters.keep");
-    if text == "none" {
-        return None;
-    }
-    let span = text.parse();
-    if let Err(error) = &span {
-        r.mistake("dead_letters.keep", format!("{error}, or \"none\" to keep them for ever"));
-    }
-    span.ok()
-}
-
-fn forecast_every(r: &mut Reader) -> Option<Duration> {
-    const RANGE_MS: std::ops::RangeInclusive<u64> = 10..=24 * 60 * 60_000;
-    let text = r.text("forecast.every_ms");
-    if text == "none" {
-        return None;
-    }
-    let every_ms = text.replace('_', "").parse().ok().filter(|every_ms| RANGE_MS.contains(every_ms));
-    if every_ms.is_none() {
-        let (low, high) = (RANGE_MS.start(), RANGE_MS.end());
-        r.mistake("forecast.every_ms", format!("{text:?} is neither \"none\" nor a whole number from {low} to {high}"));
-    }
-    every_ms.map(Duration::from_millis)
-}
-
-fn listen(r: &mut Reader) -> Option<SocketAddr> {
-    let text = r.text("admin.listen");
-    if text == "none" {
-        return None;
-    }
-    let address = text.parse().ok();
-    if address.is_none() {
-        r.mistake("admin.listen", format!("{text:?} is neither \"none\" nor an address and port; write it like 0.0.0.0:9400"));
-    }
-    address
-}
-
-fn log_filter(r: &mut Reader) -> String {
-    let filter = r.text("telemetry.log");
-    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
-        r.mistake("telemetry.log", format!("{filter:?} is no filter ({error}); write it like \"info\" or \"worker=debug,info\""));
-    }
-    filter
 }
 
 #[cfg(test)]

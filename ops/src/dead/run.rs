@@ -164,7 +164,8 @@ impl Run<'_> {
         let (changed, amount) = drift(lines, &now);
         let tolerance = plan.tolerance();
         if changed.len() > tolerance.letters as usize || amount > tolerance.amount {
-            let named = changed.iter().take(NAMED_MAX).map(|at| difference(&lines[*at], &now[*at])).collect();
+            let name = |at: &usize| format!("{}: {}", lines[*at].about.letter, difference(&lines[*at], &now[*at]));
+            let named = changed.iter().take(NAMED_MAX).map(name).collect();
             return Err(RunError::Drifted(Box::new(Drift { letters: changed.len(), amount, named, tolerance })));
         }
         Ok(())
@@ -384,7 +385,7 @@ fn difference(line: &Line, now: &Trial) -> String {
         if amount > 0 { format!("{}, {}{why}", verdict.name(), Dong(amount)) } else { format!("{}{why}", verdict.name()) }
     };
     let (planned, found) = (said(line.verdict, line.amount, None), said(now.verdict, now.amount, now.why.as_deref()));
-    format!("{}: planned {planned}; now {found}", line.about.letter)
+    format!("planned {planned}; now {found}")
 }
 
 /// What came to something else than planned so far, and was tolerated.

@@ -160,10 +160,14 @@ async fn run(
 ) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, id).await?;
     if plan.state != "done" && !plan.waits_for_approval() {
-        let letters: i64 = plan::tallies(db, id).await?.iter().filter(|t| t.result.is_none()).map(|t| t.letters).sum();
-        let agreed = if plan.amount > 0 {
-            let (amount, customers) = (Dong(plan.amount), plan.customers);
-            let question = format!("This takes {amount} from the wallets of {customers} customers ({letters} letters are left).");
+        let tallies = plan::tallies(db, id).await?;
+        let left = || tallies.iter().filter(|tally| tally.result.is_none());
+        let (letters, amount): (i64, i64) = (left().map(|left| left.letters).sum(), left().map(|left| left.amount).sum());
+        let agreed = if amount > 0 {
+            let (amount, all, customers) = (Dong(amount), Dong(plan.amount), plan.customers);
+            let question = format!(
+                "This takes {amount} from wallets, for {letters} letters (the whole plan: {all} of {customers} customers)."
+            );
             confirm::typed(&question, &amount.to_string(), command.yes)?
         } else {
             confirm::confirmed(&format!("Replay {letters} letters? No money moves."), command.yes)?

@@ -1,0 +1,92 @@
+//! Values of settings that are more than a number in a range or a text: each reads one key, and says what would be right.
+
+use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
+
+use super::reader::Reader;
+use crate::span::Span;
+
+pub(super) fn millis(r: &mut Reader, key: &str, range: RangeInclusive<u64>) -> u64 {
+    let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
+    u64::try_from(r.number(key, signed(*range.start())..=signed(*range.end()))).unwrap_or_default()
+}
+
+pub(super) fn size(r: &mut Reader, key: &str, most: usize) -> usize {
+    let most = i64::try_from(most).unwrap_or(i64::MAX);
+    usize::try_from(r.number(key, 1..=most)).unwrap_or(1)
+}
+
+pub(super) fn prefix(r: &mut Reader) -> String {
+    const LENGTH_MAX: usize = 80;
+    let prefix = r.text("topology.prefix");
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if prefix.is_empty()
+        || prefix.len() > LENGTH_MAX
+        || !prefix.chars().all(plain)
+        || prefix == "amq"
+        || prefix.starts_with("amq.")
+    {
+        let why = format!(
+            "{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.', and not amq, which is RabbitMQ's own"
+        );
+        r.mistake("topology.prefix", why);
+    }
+    prefix
+}
+
+pub(super) fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
+    let text = r.text(key);
+    if text == "none" {
+        return None;
+    }
+    let amount = text.replace('_', "").parse().ok();
+    if amount.is_none() {
+        r.mistake(key, format!("{text:?} is neither \"none\" nor a whole number of đồng"));
+    }
+    amount
+}
+
+pub(super) fn keep(r: &mut Reader) -> Option<Span> {
+    let text = r.text("dead_letters.keep");
+    if text == "none" {
+        return None;
+    }
+    let span = text.parse();
+    if let Err(error) = &span {
+        r.mistake("dead_letters.keep", format!("{error}, or \"none\" to keep them for ever"));
+    }
+    span.ok()
+}
+
+pub(super) fn forecast_every(r: &mut Reader) -> Option<Duration> {
+    const RANGE_MS: RangeInclusive<u64> = 10..=24 * 60 * 60_000;
+    let text = r.text("forecast.every_ms");
+    if text == "none" {
+        return None;
+    }
+    let every_ms = text.replace('_', "").parse().ok().filter(|every_ms| RANGE_MS.contains(every_ms));
+    if every_ms.is_none() {
+        let (low, high) = (RANGE_MS.start(), RANGE_MS.end());
+        r.mistake("forecast.every_ms", format!("{text:?} is neither \"none\" nor a whole number from {low} to {high}"));
+    }
+    every_ms.map(Duration::from_millis)
+}
+
+pub(super) fn listen(r: &mut Reader) -> Option<SocketAddr> {
+    let text = r.text("admin.listen");
+    if text == "none" {
+        return None;
+    }
+    let address = text.parse().ok();
+    if address.is_none() {
+        r.mistake("admin.listen", format!("{text:?} is neither \"none\" nor an address and port; write it like 0.0.0.0:9400"));
+    }
+    address
+}
+
+pub(super) fn log_filter(r: &mut Reader) -> String {
+    let filter = r.text("telemetry.log");
+    if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
+        r.mistake("telemetry.log", format!("{filter:?} is no filter ({error}); write it like \"info\" or \"worker=debug,info\""));
+    }
+    filter
+}
