@@ -46,7 +46,7 @@ fuzz: ## Search for bytes that break a decoder (SECONDS=60 a target)
 
 walkthrough: ## Run docs/operations.md anew: a thousand dead letters, found, planned, approved, replayed
 	@$(CARGO) build --quiet --workspace --bins
-	@deploy/with-services target/debug/walkthrough > target/operations.md
+	@deploy/with-services sh -c "target/debug/walkthrough > target/operations.md"
 	@mv target/operations.md docs/operations.md
 
 check: ## Format, lints, documentation, scripts, the rules for dependencies

@@ -4,6 +4,7 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use sea_orm::DatabaseConnection;
 use shared::{
     database::{self, Role},
+    policy::in_force::{self, Governed},
     settings::Settings,
     task::Task,
     tasks,
@@ -34,9 +35,13 @@ fn kind(name: &str) -> Result<&'static str, String> {
 }
 
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
+    Ok(governed(settings).await?.db)
+}
+
+/// The database, and the settings with the policy that is in force in it.
+async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     let db = database::connect(&settings.database, Role::Ops).await?;
-    database::require_schema(&settings.database, &db).await?;
-    Ok(db)
+    Ok(in_force::of(db, settings).await?)
 }
 
 /// A kind of the list of tasks, from an argument.

@@ -12,10 +12,12 @@ pub mod forecast;
 pub mod pause;
 pub mod preview;
 pub mod rebuild;
+pub mod rollout;
 pub mod rungs;
 pub mod set_aside;
 pub mod shown;
 pub mod status;
+mod walk;
 
 /// What stopped an operator's command between the two servers.
 #[derive(Debug, thiserror::Error)]

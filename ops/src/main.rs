@@ -61,7 +61,7 @@ enum Command {
     Explain(explain::Explain),
     /// How many fall due on each coming day, and how much money with them
     Forecast(forecast::Forecast),
-    /// The policy: what another one would do
+    /// The policy: which one is in force, what another one would do, and putting it in force
     #[command(subcommand)]
     Policy(policy::Policy),
     /// Dead letters: what failed for good, or could not be understood
@@ -106,7 +106,7 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Resume(command) => pause::resume(command, &actor?, settings).await,
         Command::Explain(command) => return explain::explain(command, settings).await,
         Command::Forecast(command) => forecast::forecast(command, settings).await,
-        Command::Policy(command) => return policy::policy(command, settings).await,
+        Command::Policy(command) => return policy::policy(command, settings, actor, &shutdown).await,
         Command::Completions(_) => Ok(()),
         Command::Migrate(command) => schema::migrate(command, settings).await,
         Command::Triggers(command) => schema::triggers(command, settings).await,

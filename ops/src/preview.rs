@@ -133,7 +133,7 @@ fn question(task: &dyn Task, old: &Policy, new: &Policy) -> String {
     };
     format!(
         "WITH moved AS MATERIALIZED (
-            SELECT id, due_at AS before, due_at_new AS after FROM {compared} AS compared
+            SELECT id, due_at AS before, due_at_other AS after FROM {compared} AS compared
          ), busiest_before AS ({busiest_before}), busiest_after AS ({busiest_after})
          SELECT count(*) AS candidates,
                 count(*) FILTER (WHERE after < before) AS earlier,

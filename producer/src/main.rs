@@ -11,6 +11,7 @@ use shared::{
     cli::{self, Common, say},
     database::{self, Role, statement},
     event::{Event, EventType},
+    policy::in_force::{self, Governed},
     settings::Settings,
 };
 use uuid::Uuid;
@@ -67,7 +68,7 @@ async fn main() -> ExitCode {
 
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::Producer).await?;
-    database::require_schema(&settings.database, &db).await?;
+    let Governed { db, settings, .. } = in_force::of(db, settings).await?;
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
         bail!("no row of {} has the id {subject}", event_type.table());
@@ -76,7 +77,7 @@ async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Opt
         Some(at) => at,
         None => database::now(&db).await?,
     };
-    let producer = Producer::connect(settings).await?;
+    let producer = Producer::connect(&settings).await?;
     let event = Event { id: Uuid::new_v4(), event_type, subject, occurred_at };
     let beyond = producer.schedule(&[event]).await.context("nothing is scheduled")?;
     producer.close().await;

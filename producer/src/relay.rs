@@ -20,10 +20,12 @@ use shared::{
     database::{self, DatabaseError, Role, trouble, unanswered},
     health::{Health, Part, UNREACHED},
     outage::Outage,
+    policy::in_force::{self, Governed},
     settings::Settings,
     telemetry::trace_context,
     topology::Topology,
 };
+use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
@@ -80,37 +82,79 @@ pub struct Report {
 /// # Errors
 /// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
-    let relay = Relay {
-        settings,
-        topology: settings.topology(),
-        postgresql: health.part("postgresql"),
-        rabbitmq: health.part("rabbitmq"),
-        report: Mutex::default(),
-        counter: global::meter("kyhan")
-            .u64_counter("kyhan.relay.events")
-            .with_description("Events taken from the outbox")
-            .build(),
-    };
-    relay.postgresql.down(UNREACHED);
-    let Some(db) = database::connect_until(&settings.database, Role::Producer, &shutdown).await? else {
-        return Ok(relay.report());
-    };
-    relay.postgresql.up();
-    let reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
-    let done = relay.drain(&db, &shutdown, reporting).await;
-    relay.say();
+    let done = Done::new();
+    let mut reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
+    // One policy, one life: what is published and where follows from it.
+    while !shutdown.is_cancelled() {
+        Box::pin(live(settings, health, &done, &mut reporting, &shutdown)).await?;
+    }
+    done.say();
+    Ok(done.report())
+}
+
+/// Drains the outbox under the policy that is in force, until told to shut down or until another one is.
+async fn live(
+    settings: &Settings,
+    health: &Health,
+    done: &Done,
+    reporting: &mut Interval,
+    shutdown: &CancellationToken,
+) -> Result<(), RelayError> {
+    let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
+    postgresql.down(UNREACHED);
+    let Some(governed) = in_force::connect_until(settings, Role::Producer, shutdown).await? else { return Ok(()) };
+    let Governed { db, settings, number } = governed;
+    postgresql.up();
+    let relay = Relay { topology: settings.topology(), settings, policy: number, postgresql, rabbitmq, done };
+    let drained = relay.drain(&db, shutdown, reporting).await;
     // Closing waits for connections in use; those of a server that is away never come back.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
-    done.map(|()| relay.report())
+    drained
+}
+
+/// What was done so far.
+struct Done {
+    report: Mutex<Report>,
+    counter: Counter<u64>,
+}
+
+impl Done {
+    fn new() -> Self {
+        let counter =
+            global::meter("kyhan").u64_counter("kyhan.relay.events").with_description("Events taken from the outbox").build();
+        Self { report: Mutex::default(), counter }
+    }
+
+    fn count(&self, events: usize, wakeups: usize, set_aside: usize) {
+        let [events, wakeups, set_aside] = [events, wakeups, set_aside].map(|count| count as u64);
+        self.counter.add(events, &[KeyValue::new("outcome", "scheduled")]);
+        self.counter.add(set_aside, &[KeyValue::new("outcome", "set_aside")]);
+        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
+        report.events += events + set_aside;
+        report.wakeups += wakeups;
+        report.set_aside += set_aside;
+    }
+
+    fn report(&self) -> Report {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&self) {
+        let Report { events, wakeups, set_aside } = self.report();
+        if events > 0 {
+            tracing::info!(events, wakeups, set_aside, "relayed so far");
+        }
+    }
 }
 
 struct Relay<'a> {
-    settings: &'a Settings,
+    settings: Settings,
     topology: Topology,
+    /// The number of the policy of this life.
+    policy: Option<i64>,
     postgresql: Part,
     rabbitmq: Part,
-    report: Mutex<Report>,
-    counter: Counter<u64>,
+    done: &'a Done,
 }
 
 impl Relay<'_> {
@@ -119,7 +163,7 @@ impl Relay<'_> {
         &self,
         db: &DatabaseConnection,
         shutdown: &CancellationToken,
-        mut reporting: tokio::time::Interval,
+        reporting: &mut Interval,
     ) -> Result<(), RelayError> {
         let mut pauses = backoff();
         let amqp = &self.settings.amqp;
@@ -127,8 +171,8 @@ impl Relay<'_> {
         let outage = Outage::of("RabbitMQ");
         let mut connected = Broker::connect_first(amqp, "kyhan relay", &outage, shutdown).await?;
         while let Some(broker) = connected {
-            let before = self.report();
-            match self.over(&broker, db, shutdown, &mut reporting).await {
+            let before = self.done.report();
+            match self.over(&broker, db, shutdown, reporting).await {
                 Ok(()) => {
                     broker.close().await;
                     return Ok(());
@@ -138,7 +182,7 @@ impl Relay<'_> {
                     tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
                     self.rabbitmq.down(error.to_string());
                     broker.close().await;
-                    if self.report() != before {
+                    if self.done.report() != before {
                         pauses = backoff();
                     }
                     let pause = pauses.next().unwrap_or_default();
@@ -150,13 +194,13 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Batch after batch over one connection to the broker.
+    /// Batch after batch over one connection to the broker, until told to shut down or until another policy is in force.
     async fn over(
         &self,
         broker: &Broker,
         db: &DatabaseConnection,
         shutdown: &CancellationToken,
-        reporting: &mut tokio::time::Interval,
+        reporting: &mut Interval,
     ) -> Result<(), BrokerError> {
         broker.declare(&self.topology).await?;
         let publishers = [broker.publisher().await?, broker.publisher().await?];
@@ -164,7 +208,14 @@ impl Relay<'_> {
         let mut listener = None;
         let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
         let mut remembered = false;
+        let mut looked = Instant::now();
         while !shutdown.is_cancelled() {
+            if looked.elapsed() > in_force::LOOK_EVERY {
+                looked = Instant::now();
+                if self.is_outdated(db).await {
+                    break;
+                }
+            }
             if !remembered {
                 remembered = database::remember_rungs(db, &self.topology).await.is_ok();
             }
@@ -207,12 +258,21 @@ impl Relay<'_> {
             tokio::select! {
                 biased;
                 () = shutdown.cancelled() => {}
-                _ = reporting.tick() => self.say(),
+                _ = reporting.tick() => self.done.say(),
                 () = wait(&mut listener, pause) => {}
             }
         }
         close(publishers).await;
         Ok(())
+    }
+
+    /// Whether another policy is in force. Where nobody says so, this one is.
+    async fn is_outdated(&self, db: &DatabaseConnection) -> bool {
+        let outdated = in_force::number(db).await.is_ok_and(|number| number != self.policy);
+        if outdated {
+            tracing::info!("another policy is in force; the relay begins anew by it");
+        }
+        outdated
     }
 
     /// A round, if somebody answers: told to stop, it finishes the batches in hand within the grace; `None` when that was over.
@@ -299,22 +359,8 @@ impl Relay<'_> {
         outbox::set_aside(&tx, &plan.beyond).await?;
         let (events, set_aside) = (taken.events.len() - plan.beyond.len(), taken.set_aside + plan.beyond.len());
         tx.commit().await?;
-        self.count(events, plan.wakeups.len(), set_aside);
+        self.done.count(events, plan.wakeups.len(), set_aside);
         Ok(events + set_aside)
-    }
-
-    fn count(&self, events: usize, wakeups: usize, set_aside: usize) {
-        let [events, wakeups, set_aside] = [events, wakeups, set_aside].map(|count| count as u64);
-        self.counter.add(events, &[KeyValue::new("outcome", "scheduled")]);
-        self.counter.add(set_aside, &[KeyValue::new("outcome", "set_aside")]);
-        let mut report = self.report.lock().unwrap_or_else(PoisonError::into_inner);
-        report.events += events + set_aside;
-        report.wakeups += wakeups;
-        report.set_aside += set_aside;
-    }
-
-    fn report(&self) -> Report {
-        *self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait at most when the outbox is empty; makes sure that its notifications are heard.
@@ -331,13 +377,6 @@ impl Relay<'_> {
             }
         }
         Duration::from_millis(self.settings.relay.poll_ms)
-    }
-
-    fn say(&self) {
-        let Report { events, wakeups, set_aside } = self.report();
-        if events > 0 {
-            tracing::info!(events, wakeups, set_aside, "relayed so far");
-        }
     }
 }
 

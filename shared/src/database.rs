@@ -19,6 +19,7 @@ use crate::{
     migration::Migrator,
     outage::Outage,
     pause::{self, Pause},
+    policy::in_force,
     settings::Database,
     topology::{Role as QueueRole, Topology},
 };
@@ -49,6 +50,8 @@ pub enum DatabaseError {
     Connect { at: String, error: DbErr },
     #[error("the database at {at} lacks Kỳ Hạn's schema or is behind ({pending} migrations to go): run `ops migrate up`")]
     Schema { at: String, pending: usize },
+    #[error("the policy in force in the database at {at} cannot be told: {error}")]
+    Policy { at: String, error: DbErr },
 }
 
 impl DatabaseError {
@@ -143,17 +146,28 @@ impl Watch {
         Ok(())
     }
 
-    /// Which kinds are paused; to be asked of a server that has just answered.
+    /// What operators have decided; to be asked of a server that has just answered.
     ///
     /// # Errors
     /// The database's.
-    pub async fn pauses(&mut self) -> Result<Vec<Pause>, DbErr> {
+    pub async fn decided(&mut self) -> Result<Decided, DbErr> {
         let mut kept = self.connection.take().ok_or_else(unanswered)?;
-        let asked = sqlx::query_scalar::<_, String>(pause::ALL).fetch_one(&mut kept);
-        let said = tokio::time::timeout(self.within, asked).await.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
+        let sql = format!("SELECT ({}) AS pauses, {} AS policy", pause::ALL, in_force::NUMBER);
+        let asked = sqlx::query_as::<_, (String, Option<i64>)>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut kept);
+        let (pauses, policy) =
+            tokio::time::timeout(self.within, asked).await.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
         self.connection = Some(kept);
-        pause::read(&said)
+        Ok(Decided { pauses: pause::read(&pauses)?, policy })
     }
+}
+
+/// What operators have decided for the whole fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// Which kinds are paused.
+    pub pauses: Vec<Pause>,
+    /// The number of the policy in force, if one was applied.
+    pub policy: Option<i64>,
 }
 
 /// Whether a connection that comes back into the pool may be used again. sqlx waits for ever for one that comes back with an

@@ -10,10 +10,12 @@ use uuid::Uuid;
 use crate::{task::Reason, wakeup::Wakeup};
 
 mod cause;
+mod decided;
 mod headers;
 mod wire;
 
 pub use cause::{GROUP_MAX, cause_group};
+pub use decided::sql_decided;
 pub use headers::{fit_to_publish, headers_from_json, headers_to_json, without_deaths};
 
 /// The namespace of dead letters' ids (UUID version 5).

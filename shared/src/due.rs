@@ -1,4 +1,5 @@
-//! The one definition of *due*: a task's candidates, each moment plus the policy's span for it, the latest of them.
+//! The one definition of *due*: a task's candidates, each moment plus the policy's span for it, the latest of them; and of what a
+//! policy makes due earlier than the one before, its release, where that is staged ([`crate::policy::Stage`]).
 //! Recheck, sweep, forecast, explain and rebuild all read this query; nothing else says when something falls due.
 
 use crate::{event::EventType, policy::Policy, task::Task};
@@ -27,10 +28,10 @@ pub fn query_explained(task: &dyn Task, policy: &Policy) -> String {
     select(task, policy, &parts.collect::<String>(), "true")
 }
 
-/// The same by two policies: `due_at` by the one and `due_at_new` by the other, of the candidates as they are now.
+/// The same by two policies: `due_at` by the one and `due_at_other` by the other, of the candidates as they are now.
 #[must_use]
-pub fn query_compared(task: &dyn Task, policy: &Policy, new: &Policy) -> String {
-    select(task, policy, &format!(", {} AS due_at_new", due_at(task, new)), "true")
+pub fn query_compared(task: &dyn Task, policy: &Policy, other: &Policy) -> String {
+    select(task, policy, &format!(", {} AS due_at_other", due_at(task, other)), "true")
 }
 
 /// The same, of rows due before the SQL moment `before` and perhaps some others, in a form for which an index on the moment
@@ -41,13 +42,25 @@ pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
     select(task, policy, "", bound.as_deref().unwrap_or("true"))
 }
 
-/// The same, of rows due after the SQL moment `after` and not later than `until`, and of no others; `None` for a task that no
-/// index helps with, as [`query_before`] passes over it.
+/// The same, of rows due after the SQL moment `after` and not later than `until`, and perhaps of some that a stage of the policy
+/// releases at another moment; `None` for a task that no index helps with, as [`query_before`] passes over it.
 #[must_use]
 pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str) -> Option<String> {
     let (moment, span) = only_moment(task, policy)?;
     // Of moments outside the years that count, none falls between two moments of today.
-    Some(select(task, policy, "", &format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}")))
+    let mut bound = format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}");
+    if let Some(release) = policy.release(task) {
+        let (from, end) = (release.sql_from(), release.sql_until());
+        // What is released was due by the lines alone before the release, and by the policy before only after its beginning.
+        let mut released = format!("{moment} <= {from} - {span} AND {until} >= {from} AND {after} <= {end}");
+        if release.before.release(task).is_none()
+            && let Some((_, span)) = only_moment(task, release.before)
+        {
+            released = format!("{released} AND {moment} > {from} - {span}");
+        }
+        bound = format!("({bound}) OR ({released})");
+    }
+    Some(select(task, policy, "", &bound))
 }
 
 /// A moment that some other system wrote, cut to the years that count. A null stays one: `greatest()` and `least()` alone would
@@ -70,13 +83,24 @@ fn select(task: &dyn Task, policy: &Policy, more: &str, bound: &str) -> String {
     format!("(SELECT candidate.id, {due_at} AS due_at{more} FROM ({}) AS candidate WHERE {bound})", task.candidates())
 }
 
+/// When a candidate is due, its release by a stage included.
 fn due_at(task: &dyn Task, policy: &Policy) -> String {
     let moments: Vec<String> = task.counts_from().iter().filter_map(|event| alone(policy, task, *event)).collect();
-    match moments.as_slice() {
+    let by_lines = match moments.as_slice() {
         [] => NEVER.to_owned(),
         // It passes over nulls: a moment that has not happened does not count.
         moments => format!("greatest({})", moments.join(", ")),
-    }
+    };
+    let Some(release) = policy.release(task) else { return by_lines };
+    // Each is worked out once: OFFSET keeps the planner from writing it out wherever it is used. `least()` passes over nulls: what
+    // was never due before is released as well.
+    format!(
+        "(SELECT CASE WHEN by_lines <= {from} AND (before > {from} OR before IS NULL) THEN least(before, {released}) ELSE by_lines END
+            FROM (SELECT {by_lines} AS by_lines, {before} AS before OFFSET 0) AS due)",
+        from = release.sql_from(),
+        released = release.sql_moment("candidate.id"),
+        before = due_at(task, release.before),
+    )
 }
 
 /// When a candidate is due by one event's moment alone; `None` where the policy does not use the task.

@@ -28,6 +28,7 @@ impl MigratorTrait for Migrator {
             sql!("m0006_canaries"),
             sql!("m0007_heap_only"),
             sql!("m0008_dead_letters"),
+            sql!("m0009_policies"),
         ]
     }
 }

@@ -1,8 +1,14 @@
 //! The policy: which event wakes which task after how long. One table that operators edit, checked whole.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use crate::{event::EventType, span::Span, task::Task, tasks};
+
+pub mod in_force;
+mod stage;
+mod written;
+
+pub use stage::{Release, Stage};
 
 /// One line of the policy's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -13,10 +19,11 @@ pub struct Line {
     pub after: Span,
 }
 
-/// The whole table.
+/// The whole table, and how what it makes due earlier is released, if that is staged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     lines: Vec<Line>,
+    stage: Option<Box<Stage>>,
 }
 
 /// A line that cannot hold, by its place in the table and its field.
@@ -49,12 +56,37 @@ impl Policy {
                 mistakes.push(Mistake { line: at, field: "on", why });
             }
         }
-        if mistakes.is_empty() { Ok(Self { lines }) } else { Err(mistakes) }
+        if mistakes.is_empty() { Ok(Self { lines, stage: None }) } else { Err(mistakes) }
+    }
+
+    /// The same lines, staged so.
+    #[must_use]
+    pub fn staged(self, stage: Option<Stage>) -> Self {
+        Self { lines: self.lines, stage: stage.map(Box::new) }
+    }
+
+    /// How the policy takes hold, where it is staged.
+    #[must_use]
+    pub fn stage(&self) -> Option<&Stage> {
+        self.stage.as_deref()
+    }
+
+    /// How what it makes due earlier of one kind is released; `None`: all of it falls due by its lines alone.
+    #[must_use]
+    pub fn release(&self, task: &dyn Task) -> Option<Release<'_>> {
+        self.stage()?.release(task)
     }
 
     #[must_use]
     pub fn lines(&self) -> &[Line] {
         &self.lines
+    }
+
+    /// Whether both say the same of every event and task, in whatever order.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let within = |one: &Self, other: &Self| one.lines.iter().all(|line| other.lines.contains(line));
+        within(self, other) && within(other, self)
     }
 
     /// What an event wakes.
@@ -82,6 +114,15 @@ impl Policy {
     /// The exact durations in the table: each gets a rung of its own. Calendar months climb the ladder instead.
     pub fn durations(&self) -> impl Iterator<Item = Duration> {
         self.lines.iter().filter_map(|line| line.after.exact())
+    }
+}
+
+impl fmt::Display for Policy {
+    /// Its lines as in a `kyhan.toml`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|Line { on, task, after }| {
+            writeln!(f, "[[policy]]\non = \"{on}\"\ntask = \"{task}\"\nafter = \"{after}\"\n")
+        })
     }
 }
 

@@ -268,6 +268,12 @@ impl Settings {
         }
     }
 
+    /// The same with another policy.
+    #[must_use]
+    pub fn with_policy(&self, policy: Policy) -> Self {
+        Self { policy, ..self.clone() }
+    }
+
     /// The exchanges and queues that follow from these settings.
     #[must_use]
     pub fn topology(&self) -> Topology {
@@ -284,9 +290,7 @@ impl Settings {
 impl fmt::Display for Settings {
     /// As a `kyhan.toml`, secrets redacted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for line in self.policy.lines() {
-            writeln!(f, "[[policy]]\non = \"{}\"\ntask = \"{}\"\nafter = \"{}\"\n", line.on, line.task, line.after)?;
-        }
+        write!(f, "{}", self.policy)?;
         let mut section = "";
         for (key, value) in &self.held {
             let (of, name) = key.split_once('.').unwrap_or(("", key));

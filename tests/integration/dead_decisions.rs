@@ -1,13 +1,11 @@
 //! What operators decide about dead letters: with a reason and a record, once, and never about more than they mean.
 
 use serde_json::json;
-use tests::fleet;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use crate::{
-    letters::{Letter, json, ops},
-    stage::{QUICK, SOON, Stage, on_stage},
+    letters::{Letter, at_a_terminal, json, ops},
+    stage::{QUICK, Stage, on_stage},
 };
 
 /// How many letters are in a state.
@@ -224,30 +222,13 @@ async fn an_operator_at_a_terminal_is_asked_and_only_a_yes_counts() {
     on_stage(QUICK, async |stage| {
         Letter::default().store(stage).await;
         for (keys, code, open) in [("\r", 1, 1), ("n\r", 1, 1), ("x\r", 1, 1), ("yn\r", 1, 1), ("y\r", 0, 0)] {
-            assert_eq!(at_a_terminal(stage, "dead discard --all --why noise", keys).await, code, "{keys:?}");
+            assert_eq!(
+                at_a_terminal(stage, "dead discard --all --why noise", "Discard 1 letter for good?", keys).await,
+                code,
+                "{keys:?}"
+            );
             assert_eq!(in_state(stage, "open").await, open, "{keys:?}");
         }
     })
     .await;
-}
-
-/// Runs `ops` in a terminal of its own, which `script` of util-linux makes, and answers its question with these keys. The exit code.
-async fn at_a_terminal(stage: &Stage, arguments: &str, keys: &str) -> i32 {
-    let run = format!("exec '{}' {arguments}", fleet::binary("ops").expect("built").display());
-    let mut script = tokio::process::Command::new("script");
-    script.args(["--quiet", "--return", "--command", &run, "/dev/null"]).envs(&stage.sandbox.env).env("SHELL", "/bin/sh");
-    let piped = std::process::Stdio::piped;
-    let mut process = script.stdin(piped()).stdout(piped()).kill_on_drop(true).spawn().expect("script of util-linux");
-    let (mut input, mut output) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));
-    let mut said = Vec::new();
-    let asked = tokio::time::timeout(SOON, async {
-        while !String::from_utf8_lossy(&said).contains("Discard 1 letter for good?") {
-            assert!(output.read_buf(&mut said).await.expect("output") > 0, "{}", String::from_utf8_lossy(&said));
-        }
-    });
-    asked.await.expect("it asks");
-    input.write_all(keys.as_bytes()).await.expect("typed");
-    let rest = tokio::time::timeout(SOON, output.read_to_end(&mut said));
-    rest.await.expect("it leaves").expect("output");
-    process.wait().await.expect("an end").code().expect("an exit code")
 }

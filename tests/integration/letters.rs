@@ -3,9 +3,10 @@
 use chrono::{DateTime, Utc};
 use sea_orm::Value;
 use tests::fleet;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::stage::Stage;
+use crate::stage::{SOON, Stage};
 
 /// A letter; a test says what matters to it.
 pub struct Letter<'a> {
@@ -84,4 +85,26 @@ pub async fn json(stage: &Stage, arguments: &[&str]) -> serde_json::Value {
     let said = ops(stage, arguments).await;
     assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
     serde_json::from_str(&said.out).expect("JSON")
+}
+
+/// Runs `ops` in a terminal of its own, which `script` of util-linux makes, and answers its
+/// question with these keys. The exit code.
+pub async fn at_a_terminal(stage: &Stage, arguments: &str, question: &str, keys: &str) -> i32 {
+    let run = format!("exec '{}' {arguments}", fleet::binary("ops").expect("built").display());
+    let mut script = tokio::process::Command::new("script");
+    script.args(["--quiet", "--return", "--command", &run, "/dev/null"]).envs(&stage.sandbox.env).env("SHELL", "/bin/sh");
+    let piped = std::process::Stdio::piped;
+    let mut process = script.stdin(piped()).stdout(piped()).kill_on_drop(true).spawn().expect("script of util-linux");
+    let (mut input, mut output) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));
+    let mut said = Vec::new();
+    let asked = tokio::time::timeout(SOON, async {
+        while !String::from_utf8_lossy(&said).contains(question) {
+            assert!(output.read_buf(&mut said).await.expect("output") > 0, "{}", String::from_utf8_lossy(&said));
+        }
+    });
+    asked.await.expect("it asks");
+    input.write_all(keys.as_bytes()).await.expect("typed");
+    let rest = tokio::time::timeout(SOON, output.read_to_end(&mut said));
+    rest.await.expect("it leaves").expect("output");
+    process.wait().await.expect("an end").code().expect("an exit code")
 }

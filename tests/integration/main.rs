@@ -27,6 +27,8 @@ mod operators_forecast;
 mod outages;
 mod outbox;
 mod pauses;
+mod policies;
+mod policy_applied;
 mod policy_preview;
 mod processes;
 mod quarantine;

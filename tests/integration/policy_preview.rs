@@ -3,51 +3,16 @@
 use std::{path::PathBuf, time::Duration};
 
 use serde_json::Value;
-use shared::{settings::Settings, task::EXAMPLE_CUSTOMER};
+use shared::settings::Settings;
 use tests::{fleet, sandbox::always};
-use uuid::Uuid;
 
-use crate::stage::{Stage, on_stage, worker_with};
+use crate::{
+    policies::{File, SHORTER, delivering, in_cart, short},
+    stage::{Stage, on_stage, worker_with},
+};
 
 /// The published policy, with a sweep as soon as a worker leads.
 const FILE: &str = "[sweep]\n every_ms = 100\n grace_ms = 10\n";
-
-/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already.
-const SHORTER: &str = r#"
-    [[policy]]
-    on = "order.shipped"
-    task = "confirm-receipt"
-    after = "7d"
-    [[policy]]
-    on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
-    task = "collect-arrears"
-    after = "6h"
-    [[policy]]
-    on = "cart.item_added"
-    task = "purge-cart-item"
-    after = "7d"
-"#;
-
-/// A file of its own, gone with it.
-struct File(PathBuf);
-
-impl File {
-    fn new(text: &str) -> Self {
-        let path = std::env::temp_dir().join(format!("kyhan-preview-{}.toml", Uuid::new_v4()));
-        std::fs::write(&path, text).expect("a file");
-        Self(path)
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().expect("a path")
-    }
-}
-
-impl Drop for File {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 async fn previewed(stage: &Stage, file: &File) -> Value {
     let told = stage.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
@@ -60,29 +25,6 @@ fn kind<'a>(preview: &'a Value, kind: &str) -> &'a Value {
 
 fn numbers<const N: usize>(kind: &Value, names: [&str; N]) -> [i64; N] {
     names.map(|name| kind[name].as_i64().unwrap_or_else(|| panic!("{name} in {kind}")))
-}
-
-/// Orders on their way for 1 to `most` days, paid in full; half an hour apart from any border.
-async fn delivering(stage: &Stage, most: i32) {
-    let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
-               SELECT gen_random_uuid(), 'D-' || n, $1, 'delivering', now() - n * interval '1 day' + interval '30 minutes'
-                 FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
-}
-
-/// Orders received 1 to `most` hours ago, each short of as many thousands for goods and one for service.
-async fn short(stage: &Stage, most: i32) {
-    let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due, service_due)
-               SELECT gen_random_uuid(), 'R-' || n, $1, 'received', now() - n * interval '1 hour' + interval '10 minutes', n * 1000, 1
-                 FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
-}
-
-async fn in_cart(stage: &Stage, most: i32) {
-    let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
-               SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - n * interval '1 day' + interval '30 minutes'
-                 FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +98,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
         assert_eq!(busiest["subjects"], 1);
         assert!(busiest["day"].as_str().expect("a day") <= stage.ask::<String>(day).await.as_str(), "of as busy ones the first");
         let shown = stage.ops(&["policy", "preview", file.path()]).await.expect("a preview");
-        for said in ["14d", "20d", "never due any more", "Rungs that the workers declare", "ops topology prune"] {
+        for said in ["14d", "20d", "never due any more", "Rungs that are new", "ops topology prune"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
         let at_once =
@@ -165,7 +107,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
 
         // The other way round, what appears: a fleet whose policy does not know carts yet.
         let now = File::new(&std::fs::read_to_string(&file.0).expect("a file"));
-        let published = File::new(&Settings::read(None, stage.sandbox.env.clone()).map(|of| policy_of(&of)).expect("settings"));
+        let published = File::new(&Settings::read(None, stage.sandbox.env.clone()).expect("settings").policy.to_string());
         let mut command =
             fleet::command("ops", &stage.sandbox.env, ["policy", "preview", published.path(), "--json"]).expect("built");
         command.env("KYHAN_CONFIG", &now.0);
@@ -174,14 +116,6 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
         assert_eq!(kind(&back, "purge-cart-item")["lines"][0]["before"], Value::Null);
     })
     .await;
-}
-
-/// A policy as a file of settings has it.
-fn policy_of(settings: &Settings) -> String {
-    let line = |line: &shared::policy::Line| {
-        format!("[[policy]]\non = \"{}\"\ntask = \"{}\"\nafter = \"{}\"\n", line.on, line.task, line.after)
-    };
-    settings.policy.lines().iter().map(line).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -196,7 +130,7 @@ async fn a_file_that_cannot_hold_is_refused_with_every_mistake() {
             (File::new("[worker]\nbatch_max = 10"), vec!["has no [[policy]] of its own"]),
             (File::new(&format!("[worker]\nbatch_mx = 10\n{SHORTER}")), vec!["worker.batch_mx", "did you mean worker.batch_max"]),
             (File::new("policy = 3"), vec!["policy"]),
-            (File::new("[[policy"), vec!["kyhan-preview-"]),
+            (File::new("[[policy"), vec!["kyhan-policy-"]),
             (File(PathBuf::from("/nonexistent.toml")), vec!["/nonexistent.toml"]),
         ];
         for (file, complaints) in files {

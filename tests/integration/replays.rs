@@ -7,7 +7,10 @@ use shared::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 use uuid::Uuid;
 
-use crate::stage::{Stage, on_stage};
+use crate::{
+    letters::at_a_terminal,
+    stage::{Stage, on_stage},
+};
 
 /// The default policy; letters are made by hand, and no worker runs.
 const DEFAULTS: &str = "";
@@ -333,6 +336,45 @@ async fn letters_that_draw_on_one_wallet_are_counted_together() {
         assert_eq!(stage.ask::<i32>("SELECT customers FROM replay_plans").await, 1);
         run(stage, id, &[]).await.expect("a run");
         assert_eq!(charged(stage).await, 150_000);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn before_money_moves_the_amount_has_to_be_typed() {
+    on_stage(DEFAULTS, async |stage| {
+        many_short(stage, 2).await;
+        let run = format!("--as minh dead replay --run {}", plan(stage, &[]).await);
+        for (keys, code, taken) in [("\r", 1, 0), ("y\r", 1, 0), ("100.000 ₫\r", 1, 0), ("200.000 ₫\r", 0, 2 * SHORT)] {
+            assert_eq!(at_a_terminal(stage, &run, "Type 200.000 ₫ to go on", keys).await, code, "{keys:?}");
+            assert_eq!(charged(stage).await, taken, "{keys:?}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_about_an_order_that_is_hidden_or_deleted_is_moot_and_no_money_moves() {
+    on_stage(DEFAULTS, async |stage| {
+        many_short(stage, 3).await;
+        let ids = stage.order_ids().await;
+        // Settled otherwise and hidden since, and gone altogether.
+        let paid = "INSERT INTO accounts (id, kind, order_id) VALUES (gen_random_uuid(), 'goods', $1)";
+        stage.run(paid, [ids[0].into()]).await;
+        let transfer = "INSERT INTO transfers (id, debit_account, credit_account, amount, reason, order_id, idempotency_key)
+                        SELECT gen_random_uuid(), outside.id, goods.id, $2, 'payment', $1, 'paid at the door'
+                          FROM accounts AS goods, accounts AS outside
+                         WHERE goods.order_id = $1 AND goods.kind = 'goods' AND outside.kind = 'outside'";
+        stage.run("INSERT INTO accounts (id, kind) SELECT gen_random_uuid(), 'outside' WHERE NOT EXISTS (SELECT FROM accounts WHERE kind = 'outside')", []).await;
+        assert_eq!(stage.run(transfer, [ids[0].into(), SHORT.into()]).await, 1);
+        stage.run("UPDATE orders SET status = 'received', received_at = now() - interval '7 months', hidden_at = now() WHERE id = $1", [ids[0].into()]).await;
+        stage.run("DELETE FROM orders WHERE id = $1", [ids[1].into()]).await;
+        let id = plan(stage, &[]).await;
+        let verdicts = "SELECT array_agg(verdict || ' ' || amount ORDER BY verdict, amount) FROM replay_plan_letters";
+        assert_eq!(stage.ask::<Vec<String>>(verdicts).await, ["applies 100000", "moot 0", "moot 0"]);
+        run(stage, id, &[]).await.expect("replayed");
+        assert_eq!((charged(stage).await, letters(stage, "resolved").await, letters(stage, "replayed").await), (SHORT, 2, 1));
+        assert_eq!(stage.ask::<i64>("SELECT coalesce(sum(balance), 0)::bigint FROM accounts").await, 0);
     })
     .await;
 }

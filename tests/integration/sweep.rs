@@ -7,7 +7,10 @@ use shared::{database::statement, task::EXAMPLE_CUSTOMER, tasks};
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::{
+    letters::Letter,
+    stage::{QUICK, SOON, Stage, on_stage},
+};
 
 /// Of a sweep every 100 ms.
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
@@ -217,6 +220,54 @@ async fn a_row_that_keeps_failing_is_woken_ever_more_rarely() {
         assert!(stage.ask::<bool>(&format!("SELECT at - '{third}Z'::timestamptz >= interval '750 ms' FROM swept")).await);
         stage.run("ALTER TABLE orders DROP CONSTRAINT obstacle", []).await;
         stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is_left_to_them() {
+    on_stage(&swept("grace_ms = 100"), async |stage| {
+        let made = async |kind: &'static str, state: Option<(&str, &str)>| {
+            let (task, id) = (tasks::find(kind).expect("the kind"), Uuid::new_v4());
+            stage.run(task.examples().due, [id.into()]).await;
+            if let Some((state, decided)) = state {
+                let letter = Letter { kind: Some(kind), subject: Some(id), ..Letter::default() }.store(stage).await;
+                let sql = "UPDATE dead_letters SET state = $2, decided_at = now() - $3::text::interval, decided_by = 'lan', decided_why = 'so'
+                            WHERE id = $1 AND $2 <> 'open'";
+                stage.run(sql, [letter.into(), state.into(), decided.into()]).await;
+            }
+            (task, id)
+        };
+        let (open, now, long_ago) = (Some(("open", "0")), Some(("discarded", "0")), Some(("discarded", "2 years")));
+        let left = [made("collect-arrears", open).await, made("collect-arrears", now).await, made("confirm-receipt", now).await];
+        let woken = [
+            made("collect-arrears", None).await,
+            made("collect-arrears", long_ago).await,
+            made("confirm-receipt", None).await,
+            made("confirm-receipt", long_ago).await,
+            // Its fault has passed, and no money is moved.
+            made("confirm-receipt", open).await,
+        ];
+        // A rebuild makes wake-ups of the same rows, as does whoever looks how many there are.
+        let counted = stage.ops(&["rebuild", "--dry-run"]).await.expect("counts");
+        assert!(counted.contains("confirm-receipt: 3 pending") && counted.contains("collect-arrears: 2 pending"), "{counted}");
+        stage.ops(&["rebuild"]).await.expect("a rebuild");
+        let worker = stage.worker();
+        for (task, id) in woken {
+            eventually("the effect", SOON, async || Ok(stage.effects(task, id).await.iter().all(|count| *count == 1))).await;
+        }
+        stage.until("SELECT count(*) = 1 FROM dead_letters WHERE kind = 'confirm-receipt' AND state = 'resolved'").await;
+        let untouched = async || {
+            for (task, id) in left {
+                if stage.effects(task, id).await.iter().any(|count| *count != 0) {
+                    return Ok(false);
+                }
+            }
+            Ok(true)
+        };
+        always("nothing comes of what is the operators'", SEVERAL_ROUNDS, untouched).await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM swept JOIN dead_letters USING (kind, subject_id) WHERE state = 'open'").await, 0);
         worker.stop().await;
     })
     .await;

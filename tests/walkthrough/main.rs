@@ -15,11 +15,8 @@ use tests::{
     sandbox::{Sandbox, eventually},
 };
 
-/// The published policy; only what fails is tried again sooner, and the sweep keeps away: it wakes overdue rows, those with a dead
-/// letter too, and what it applies is moot when its letter's turn comes.
+/// The published policy; only what fails is tried again sooner.
 const SETTINGS: &str = r#"
-    [sweep]
-    every_ms = 3600000
     [topology]
     ladder = ["100ms", "1s", "5s", "30s", "5m", "1h", "6h", "1d", "7d", "30d"]
     [worker]
@@ -125,9 +122,7 @@ const INTRODUCTION: &str = "\
 binaries. A thousand orders shipped two days ago, each short of 35.000 ₫ of shipping. Somebody has put a constraint on the wallets, so every charge fails, and after its last
 attempt is a dead letter.
 
-Two settings differ from the defaults: what fails is tried again after 100 ms, and the sweep looks once an hour. Left as it is, the sweep wakes overdue rows after its grace and
-then ever more rarely, also those with a dead letter: once the fault is mended it may charge some of them before the operators do. A run finds such letters changed, leaves
-them, and stops after ten of them; they are moot and close themselves. `ops pause` keeps the sweep away, and the replay too.
+One setting differs from the defaults: what fails is tried again after 100 ms. The sweep looks as it always does, and leaves alone what takes money and has an open letter.
 ";
 
 async fn ask<T: sea_orm::TryGetable>(sandbox: &Sandbox, sql: &str) -> Result<T> {

@@ -63,7 +63,7 @@ pub(crate) struct Context {
     pub tally: Arc<Tally>,
     pub postgres: Outage,
     pub rabbitmq: Outage,
-    pub paused: Paused,
+    pub paused: Arc<Paused>,
     /// Stop taking.
     pub shutdown: CancellationToken,
     /// Stop waiting for a server, too.

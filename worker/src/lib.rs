@@ -29,6 +29,7 @@ use shared::{
     database::{self, DatabaseError, Role},
     health::{Health, Part, UNREACHED},
     outage::Outage,
+    policy::in_force::{self, Governed},
     settings::Settings,
     task::Statements,
     tasks,
@@ -38,11 +39,13 @@ use tokio::{
     sync::watch,
     task::{JoinError, JoinSet},
 };
-use tokio_util::sync::CancellationToken;
+use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use tally::Totals;
 
 use lane::{Context, Lane, Of};
+use paused::Paused;
+use tally::Tally;
 
 /// Why a worker ended by itself.
 #[derive(Debug, thiserror::Error)]
@@ -61,33 +64,55 @@ pub enum WorkerError {
 /// # Errors
 /// [`WorkerError`] when waiting would not help: a database without the schema, a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
+    let tally = Arc::new(Tally::new());
+    let known = Known { tally: Arc::clone(&tally), paused: Arc::new(Paused::new()) };
+    let report_every = Duration::from_millis(settings.telemetry.report_every_ms);
+    let _reporting = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&tally).report(report_every)));
+    // One policy, one life: statements and rungs follow from it.
+    let mut lived = Ok(());
+    while lived.is_ok() && !shutdown.is_cancelled() {
+        lived = Box::pin(live(settings, health, &known, &shutdown)).await;
+    }
+    tally.say();
+    lived.map(|()| tally.totals())
+}
+
+/// What a worker knows all its lives long.
+struct Known {
+    tally: Arc<Tally>,
+    paused: Arc<Paused>,
+}
+
+/// Works under the policy that is in force, until told to shut down or until another one is.
+async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
-    let tally = Arc::new(tally::Tally::new());
-    let topology = settings.topology();
     postgresql.down(UNREACHED);
-    let Some(db) = database::connect_until(&settings.database, Role::Worker, &shutdown).await? else { return Ok(tally.totals()) };
+    let Some(governed) = in_force::connect_until(settings, Role::Worker, shutdown).await? else { return Ok(()) };
+    let Governed { db, settings, number } = governed;
+    let topology = settings.topology();
     postgresql.up();
     rabbitmq.down(UNREACHED);
     let away = Outage::of("RabbitMQ");
-    if !declare(settings, &away, &shutdown).await? {
-        return Ok(tally.totals());
+    if !declare(&settings, &away, shutdown).await? {
+        return Ok(());
     }
     if let Err(error) = database::remember_rungs(&db, &topology).await {
         tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
     }
     let context = Arc::new(Context {
-        settings: settings.clone(),
         topology,
         name: name(),
         db,
         statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
-        tally: Arc::clone(&tally),
+        settings,
+        tally: Arc::clone(&known.tally),
         postgres: Outage::of("PostgreSQL"),
         rabbitmq: away,
-        paused: paused::Paused::new(),
-        shutdown: shutdown.clone(),
+        paused: Arc::clone(&known.paused),
+        shutdown: shutdown.child_token(),
         abandon: CancellationToken::new(),
     });
+    let settings = &context.settings;
     let mut running = JoinSet::new();
     let lanes = lanes(&context.topology, settings.worker.consumers, health);
     // Those of one kind, quarantine, the canaries, the dead letters' two, the sweep's two and the forecast. Kinds that are busy at once wait for each other.
@@ -95,9 +120,9 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     if max_connections < u32::from(consumers) + 7 {
         tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
     }
-    let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
+    let mut watch = Watch::new(Arc::clone(&context), postgresql, number)?;
     // Before anything is taken: of a kind that is paused already nothing shall be.
-    shutdown.run_until_cancelled(watch.look()).await;
+    context.shutdown.run_until_cancelled(watch.look()).await;
     for lane in lanes {
         running.spawn(lane.run(Arc::clone(&context)));
     }
@@ -107,12 +132,9 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     running.spawn(sweep::run(Arc::clone(&context), leads));
     running.spawn(forecast::run(Arc::clone(&context), led));
     running.spawn(watch.run());
-    let reporting = tokio::spawn(Arc::clone(&tally).report(Duration::from_millis(settings.telemetry.report_every_ms)));
     let finished = finish(running, &context, Duration::from_millis(settings.worker.grace_ms)).await;
-    reporting.abort();
-    tally.say();
     let _ = tokio::time::timeout(Duration::from_secs(5), context.db.clone().close()).await;
-    finished.map(|()| tally.totals())
+    finished
 }
 
 /// This process, for whoever reads what it left behind.
@@ -145,19 +167,22 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
 }
 
 /// Asks the database how it is, as lanes without work would not notice, and would take the first wake-up in hand only to hold it.
-/// What shows only in writing, a full disk, they notice by themselves. And it asks which kinds are paused.
+/// What shows only in writing, a full disk, they notice by themselves. And it asks what operators have decided: which kinds are paused,
+/// and which policy is in force.
 struct Watch {
     context: Arc<Context>,
     database: database::Watch,
     part: Part,
+    /// The number of the policy of this life.
+    policy: Option<i64>,
     /// Whether the outage that is known began here: what a batch in hand began, it ends.
     told: bool,
 }
 
 impl Watch {
-    fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
+    fn new(context: Arc<Context>, part: Part, policy: Option<i64>) -> Result<Self, DatabaseError> {
         let database = database::Watch::new(&context.settings.database, Role::Worker)?;
-        Ok(Self { context, database, part, told: false })
+        Ok(Self { context, database, part, policy, told: false })
     }
 
     async fn run(mut self) {
@@ -175,10 +200,13 @@ impl Watch {
                 if std::mem::take(&mut self.told) {
                     self.context.postgres.ends();
                 }
-                match self.database.pauses().await {
-                    Ok(pauses) => self.context.paused.are(pauses, asked),
+                match self.database.decided().await {
+                    Ok(decided) => {
+                        self.context.paused.are(decided.pauses, asked);
+                        self.obey(decided.policy);
+                    }
                     // What is known stays so.
-                    Err(error) => tracing::warn!(%error, "which kinds are paused now is not known"),
+                    Err(error) => tracing::warn!(%error, "what operators have decided is not known"),
                 }
             }
             Err(error) => {
@@ -187,10 +215,18 @@ impl Watch {
             }
         }
     }
+
+    /// Ends this life where another policy is in force: the next one is lived by that.
+    fn obey(&self, policy: Option<i64>) {
+        if policy != self.policy && !self.context.shutdown.is_cancelled() {
+            tracing::info!(number = policy, "another policy is in force; the lanes begin anew by it");
+            self.context.shutdown.cancel();
+        }
+    }
 }
 
-/// How often the database is asked how it is, and which kinds are paused.
-const WATCH_EVERY: Duration = Duration::from_secs(5);
+/// How often the database is asked how it is, and what operators have decided.
+const WATCH_EVERY: Duration = in_force::LOOK_EVERY;
 
 /// Declares the topology, waiting for the broker; `false` when told to shut down before.
 async fn declare(settings: &Settings, outage: &Outage, shutdown: &CancellationToken) -> Result<bool, BrokerError> {

@@ -9,10 +9,10 @@ use ops::{
     audit::{self, Counted, Report, Verdict},
 };
 use sea_orm::DatabaseConnection;
-use shared::{broker::Broker, cli::say, settings::Settings};
+use shared::{broker::Broker, cli::say, policy::in_force::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{WrongUse, table, with_schema};
+use super::{WrongUse, governed, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -41,7 +41,8 @@ pub async fn audit(
     settings: &Settings,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let db = with_schema(settings).await?;
+    let Governed { db, settings, .. } = governed(settings).await?;
+    let settings = &settings;
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;
     broker.close().await;

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use ops::actor::Actor;
-use shared::settings::Settings;
+use shared::{policy::in_force::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{WrongUse, with_schema};
+use super::{WrongUse, governed};
 
 mod decide;
 mod list;
@@ -38,7 +38,8 @@ pub async fn dead(
     actor: Result<Actor, WrongUse>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let db = with_schema(settings).await?;
+    let Governed { db, settings, .. } = governed(settings).await?;
+    let settings = &settings;
     match command {
         Dead::List(command) => list::list(command, &db, settings).await,
         Dead::Show(command) => show::show(command, &db, settings).await,

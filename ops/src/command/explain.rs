@@ -7,9 +7,9 @@ use ops::{
     explain::{self, Counted, Outlook, Subject, Waiting},
     shown::moment,
 };
-use shared::{cli::say, settings::Settings};
+use shared::{cli::say, policy::in_force::Governed, settings::Settings};
 
-use super::{table, with_schema};
+use super::{governed, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,7 +34,8 @@ pub struct Explain {
 }
 
 pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let db = with_schema(settings).await?;
+    let Governed { db, settings, .. } = governed(settings).await?;
+    let settings = &settings;
     let Some(explanation) = explain::explain(&db, settings, &command.name).await? else {
         bail!(
             "no order has the code or id {:?}, no cart item has this id, and nothing is on record about it; \
@@ -74,6 +75,9 @@ fn show_kind(kind: &Outlook) {
     say(&format!("  {}  {}", kind.kind, kind.due_at.map_or("not due".to_owned(), |due_at| format!("due {}", moment(due_at)))));
     for counted in kind.counts.iter().filter(|counted| counted.moment.is_some() || counted.own_line) {
         say(&format!("    {}", line(counted, kind.candidate)));
+    }
+    if let Some(since) = kind.released_since {
+        say(&format!("    due at once by a policy that holds since {}, and released little by little", moment(since)));
     }
     match &kind.wakeup {
         Waiting::None { why } => say(&format!("    wake-up: none: {why}")),

@@ -6,9 +6,9 @@ use ops::{
     forecast::{self, Falling},
     shown::moment,
 };
-use shared::{cli::say, money::Dong, settings::Settings};
+use shared::{cli::say, money::Dong, policy::in_force::Governed, settings::Settings};
 
-use super::{table, with_schema};
+use super::{governed, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -34,7 +34,8 @@ pub struct Forecast {
 const WIDTH: u16 = 100;
 
 pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<()> {
-    let db = with_schema(settings).await?;
+    let Governed { db, settings, .. } = governed(settings).await?;
+    let settings = &settings;
     let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
     if command.json {
         say(&serde_json::to_string_pretty(&forecast)?);

@@ -3,10 +3,10 @@
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use ops::rebuild;
-use shared::{broker::Broker, canary, cli::say, settings::Settings, task::Task, tasks};
+use shared::{broker::Broker, canary, cli::say, policy::in_force::Governed, settings::Settings, task::Task, tasks};
 use tokio_util::sync::CancellationToken;
 
-use super::{kind, with_schema};
+use super::{governed, kind};
 
 #[derive(clap::Args)]
 #[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
@@ -31,7 +31,8 @@ pub struct Rebuild {
 
 pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {
     let Rebuild { kind: only, dry_run, rate, restart, resume } = command;
-    let db = with_schema(settings).await?;
+    let Governed { db, settings, .. } = governed(settings).await?;
+    let settings = &settings;
     let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
     if dry_run {
         for task in chosen {

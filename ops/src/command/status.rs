@@ -29,12 +29,14 @@ mod screen;
 const EXIT_AWAY: u8 = 3;
 /// How long one look may take; then a server is away that says nothing.
 const LOOK_WITHIN: Duration = Duration::from_secs(60);
+/// Between the two looks of one status.
+const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-With --watch it looks again and again until Ctrl-C: on a terminal the screen is drawn anew, else one block follows the other, with \
---json one document a line. Two looks tell rates: by how many messages a second a queue grows (+) or drains (-), and how many \
-effects a second are recorded.
+It looks twice, a second apart, as only two looks tell rates: by how many messages a second a queue grows (+) or drains (-), and how many \
+effects a second are recorded. With --watch it looks again and again until Ctrl-C: on a terminal the screen is drawn anew, else one block \
+follows the other, with --json one document a line.
 
 Something is wrong when a queue is missing, when a lane holds due messages and nobody consumes it, when a rung does not move, when \
 something due is not applied within the sweep's grace, while dead letters are open, and when the last recorded audit found something off. \
@@ -67,7 +69,7 @@ pub async fn status(command: Status, settings: &Settings, stop: &CancellationTok
     let Status { json, watch: every } = command;
     let (mut servers, mut watch) = (None, Watch::default());
     let Some(every) = every.map(Duration::from_secs) else {
-        return match Box::pin(look(&mut servers, &mut watch, settings)).await {
+        return match Box::pin(twice(&mut servers, &mut watch, settings)).await {
             Ok(status) => {
                 let text = if json { serde_json::to_string_pretty(&status)? } else { screen::of(&status) };
                 close(servers).await;
@@ -120,6 +122,13 @@ async fn look(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> 
     };
     let looked = tokio::time::timeout(LOOK_WITHIN, looked).await;
     looked.unwrap_or_else(|_| Err(Unseen::Away(anyhow::anyhow!("a server did not answer within {LOOK_WITHIN:?}"))))
+}
+
+/// Looks, and once more: only two looks tell rates.
+async fn twice(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> Result<status::Status, Unseen> {
+    look(servers, watch, settings).await?;
+    tokio::time::sleep(BETWEEN_LOOKS).await;
+    look(servers, watch, settings).await
 }
 
 /// Whether a server is away, or something else has failed.

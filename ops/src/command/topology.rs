@@ -6,11 +6,12 @@ use shared::{
     broker::Broker,
     cli::say,
     database,
+    policy::in_force::Governed,
     settings::Settings,
     topology::{Argument, Queue},
 };
 
-use super::{table, with_schema};
+use super::{governed, table};
 
 #[derive(Subcommand)]
 pub enum Topology {
@@ -24,9 +25,16 @@ pub enum Topology {
 
 pub async fn topology(command: Topology, settings: &Settings) -> anyhow::Result<()> {
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
-    let topology = settings.topology();
     match command {
         Topology::Show => {
+            let topology = match governed(settings).await {
+                Ok(governed) => governed.settings.topology(),
+                // The broker can be looked at all the same.
+                Err(error) => {
+                    eprintln!("ops: {error:#}; these are the rungs of this process's own policy");
+                    settings.topology()
+                }
+            };
             let mut table = table(["queue", "depth", "consumers", "bound to", "arguments"]);
             for queue in topology.queues() {
                 let seen = broker.observe(&queue.name).await?;
@@ -43,14 +51,15 @@ pub async fn topology(command: Topology, settings: &Settings) -> anyhow::Result<
             say(&table.to_string());
         }
         Topology::Declare => {
-            let db = with_schema(settings).await?;
+            let Governed { db, settings, .. } = governed(settings).await?;
+            let topology = settings.topology();
             broker.declare(&topology).await?;
             database::remember_rungs(&db, &topology).await?;
             say(&format!("{} exchanges and {} queues are there", topology.exchanges().len(), topology.queues().len()));
         }
         Topology::Prune => {
-            let db = with_schema(settings).await?;
-            let pruned = rungs::prune(&db, &broker, &topology).await?;
+            let Governed { db, settings, .. } = governed(settings).await?;
+            let pruned = rungs::prune(&db, &broker, &settings.topology()).await?;
             if pruned.is_empty() {
                 say("the policy uses every rung there is");
             }

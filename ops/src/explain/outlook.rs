@@ -1,6 +1,6 @@
 //! What is still to come of one kind for one row: which lines of the policy count, when it is due by the one definition of *due*, and
 //! where its wake-up waits by the ladder. The broker cannot be asked for one message, so a place is what follows from the row: right
-//! for a wake-up that was published when its moment came.
+//! for a wake-up that was published when its moment came, or when a policy made it due earlier.
 
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ pub struct Outlook {
     pub candidate: bool,
     pub counts: Vec<Counted>,
     pub due_at: Option<DateTime<Utc>>,
+    /// Where not the lines alone decide when it is due: the change of policy since which what was due at once is released little by
+    /// little.
+    pub released_since: Option<DateTime<Utc>>,
     pub wakeup: Waiting,
     /// Its letters about which nobody has decided yet.
     pub open_letters: Vec<Uuid>,
@@ -94,7 +97,9 @@ pub(super) async fn of(
         (Some(due_at), _) => {
             // The latest of several moments decides; its event is the one whose wake-up comes at the right time.
             let moment = counts.iter().filter(|counted| counted.decides).find_map(|counted| counted.moment);
-            place(settings, task, id, (moment.unwrap_or(now), due_at), now)
+            // A policy that made it due earlier had its wake-up made anew.
+            let anew = settings.policy.release(task).map(|release| release.from.min(now));
+            place(settings, task, id, (moment.max(anew).unwrap_or(now), due_at), now)
         }
     };
     let open = "SELECT id FROM dead_letters WHERE subject_id = $1 AND kind = $2 AND state = 'open' ORDER BY last_failed_at, id";
@@ -112,6 +117,7 @@ pub(super) async fn of(
     Ok(Outlook {
         kind: task.kind(),
         candidate: candidate.is_some(),
+        released_since: released_since(settings, task, &counts, due_at),
         counts,
         due_at,
         wakeup,
@@ -139,6 +145,16 @@ fn counts(
         })
     };
     task.counts_from().iter().map(counted).collect()
+}
+
+fn released_since(
+    settings: &Settings,
+    task: &dyn Task,
+    counts: &[Counted],
+    due_at: Option<DateTime<Utc>>,
+) -> Option<DateTime<Utc>> {
+    let release = settings.policy.release(task)?;
+    (due_at.is_some() && counts.iter().all(|counted| !counted.decides)).then_some(release.from)
 }
 
 /// The newest event in the outbox that wakes this kind.

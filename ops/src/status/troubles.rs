@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::TimeDelta;
 use shared::{
     settings::Settings,
     topology::{CANARY, Topology},
@@ -10,6 +11,9 @@ use shared::{
 
 use super::Status;
 use crate::shown::moment;
+
+/// How long it may take to make the wake-ups of a policy; then whoever applied it was interrupted.
+const UNSCHEDULED_MAX: TimeDelta = TimeDelta::minutes(10);
 
 pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     let topology = settings.topology();
@@ -24,6 +28,12 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     }
     if status.letters.open > 0 {
         troubles.push(format!("{} dead letters are open; see `ops dead list`", status.letters.open));
+    }
+    if let Some(policy) = status.policy.as_ref().filter(|policy| !policy.scheduled && status.at - policy.at > UNSCHEDULED_MAX) {
+        troubles.push(format!(
+            "policy {}: not all wake-ups are made of what it made due earlier; apply the same file again",
+            policy.number
+        ));
     }
     if let Some(audited) = status.audited.as_ref().filter(|audited| audited.off > 0) {
         troubles.push(format!("the audit of {} found {} checks off; run `ops audit` again", moment(audited.at), audited.off));

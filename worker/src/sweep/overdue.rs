@@ -1,9 +1,10 @@
-//! What the sweep asks PostgreSQL: which rows are overdue by more than the grace, and were not woken by the sweep for this deadline
-//! lately. Each time it waits twice as long, up to a day, as a row that keeps failing has its attempts and its dead letter.
+//! What the sweep asks PostgreSQL: which rows are overdue by more than the grace, were not woken by the sweep for this deadline
+//! lately, and are not the operators'. Each time it waits twice as long, up to a day, as a row that keeps failing has its attempts and
+//! its dead letter.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Value};
-use shared::{database::statement, due, policy::Policy, task::Task};
+use shared::{database::statement, dead_letter, due, policy::Policy, task::Task};
 use uuid::Uuid;
 
 use super::view::Step;
@@ -90,7 +91,8 @@ fn question(task: &dyn Task, policy: &Policy, which: Which) -> String {
         "SELECT overdue.id, overdue.due_at
            FROM {due} AS overdue
                 LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
-          WHERE overdue.due_at <= {HORIZON} AND (swept.times IS NULL OR {PAUSE_ENDS} < now())
-          ORDER BY overdue.due_at, overdue.id LIMIT $4"
+          WHERE overdue.due_at <= {HORIZON} AND (swept.times IS NULL OR {PAUSE_ENDS} < now()) AND NOT {decided}
+          ORDER BY overdue.due_at, overdue.id LIMIT $4",
+        decided = dead_letter::sql_decided(task, "overdue")
     )
 }

@@ -4,7 +4,7 @@ use comfy_table::Table;
 use console::style;
 use ops::{
     shown::{moment, moment_or_dash, one_line},
-    status::{Group, Lane, Plan, Rung, Status},
+    status::{Applied, Group, Lane, Plan, Release, Rung, Status},
 };
 
 use super::super::table;
@@ -29,6 +29,7 @@ pub fn of(status: &Status) -> String {
         let (since, by, why) = (moment(pause.since), one_line(&pause.by), one_line(&pause.why));
         format!("{}  {} since {since} by {by}: {why}", style("PAUSED").yellow().bold(), pause.kind)
     }));
+    parts.extend(status.policy.iter().flat_map(policy));
     parts.extend(lanes(status));
     parts.push(kinds(status).to_string());
     parts.extend(rungs(status));
@@ -47,6 +48,17 @@ pub fn of(status: &Status) -> String {
     parts.extend(letters(status));
     parts.extend(plans(status));
     parts.join("\n")
+}
+
+fn policy(policy: &Applied) -> Vec<String> {
+    let (at, by, why) = (moment(policy.at), one_line(&policy.by), one_line(&policy.why));
+    let files = if policy.settings_differ { "; the settings here say something else" } else { "" };
+    let applied = format!("policy     {} in force since {at}, applied by {by}: {why}{files}", policy.number);
+    let release = |release: &Release| {
+        let (from, until) = (moment(release.from), moment(release.until));
+        format!("           {}: released from {from} to {until}", release.kind)
+    };
+    [applied].into_iter().chain(policy.releases.iter().map(release)).collect()
 }
 
 /// In place of everything, when a server is away.

@@ -1,0 +1,181 @@
+//! `ops policy apply`: another policy is put in force.
+
+use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
+
+use anyhow::bail;
+use clap::ValueHint;
+use indicatif::{ProgressBar, ProgressStyle};
+use ops::{
+    actor::Actor,
+    preview::{self, Preview},
+    rollout::{self, LEAD, Rollout},
+    shown::{moment, one_line},
+};
+use sea_orm::DatabaseConnection;
+use serde_json::json;
+use shared::{
+    broker::Broker,
+    cli::say,
+    database,
+    money::Dong,
+    policy::{
+        Policy,
+        in_force::{self, Applied, Governed},
+    },
+    settings::Settings,
+    task::Task,
+    tasks,
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    super::{confirm, governed, why},
+    RATE, policy_of,
+    preview::shown,
+};
+
+#[derive(clap::Args)]
+#[command(after_help = "\
+FILE is a kyhan.toml, as for `ops policy preview`. Its policy is in force in this database from the moment of its commit on, whatever \
+lies in the files of the workers and relays: they learn of it within seconds and begin anew by it, without a restart. The other settings \
+of FILE are checked and not used.
+
+What it makes due later, or never, is so at once. What it makes due at once is released evenly at --rate, each row at a moment of its \
+own and never later than it was due before; what falls due in the days to come does so when it does. Their wake-ups are made anew. \
+Nobody has to wait for the release, and it needs nobody: it is part of the policy.
+
+Interrupted, the same command goes on. To take a policy back, apply the one before.
+
+Examples:
+  ops policy apply kyhan-new.toml --why 'ten days are enough, says the board'
+  ops policy apply kyhan-new.toml --why 'ten days are enough' --rate 5 --yes --json
+
+Exit codes: 0 it is in force and every wake-up is made; 1 not so, which is said; 2 FILE cannot hold, or nobody could be asked.")]
+pub struct Apply {
+    /// A kyhan.toml with the other policy
+    #[arg(value_hint = ValueHint::FilePath)]
+    pub file: PathBuf,
+    /// Why, for the record
+    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
+    pub why: String,
+    /// How many of a kind are released a second
+    #[arg(long, value_name = "SUBJECTS", default_value_t = RATE)]
+    pub rate: NonZeroU32,
+    /// Do not ask
+    #[arg(long)]
+    pub yes: bool,
+    /// One JSON document when all is done, instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+    let new = policy_of(&command.file)?;
+    let governed = governed(settings).await?;
+    if new.says_the_same(&governed.settings.policy) {
+        return again(&command, &governed, stop).await;
+    }
+    let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
+    if !command.json {
+        say(&shown(&preview, command.rate));
+    }
+    if !agreed(&preview, command.yes)? {
+        bail!("nothing was changed");
+    }
+    let settings = governed.settings.with_policy(new.clone());
+    // Before the commit: a rung that cannot be had must not be waited for by a fleet that needs it.
+    let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
+    broker.declare(&settings.topology()).await?;
+    database::remember_rungs(&governed.db, &settings.topology()).await?;
+    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why };
+    let applied = rollout::put_in_force(&governed, actor, rollout).await?;
+    if !command.json {
+        say(&format!("\npolicy {} is in force", applied.number));
+        for line in releases(&applied.policy) {
+            say(&line);
+        }
+    }
+    let scheduled = schedule(&governed.db, &broker, &settings, &applied, Some(&preview), stop).await?;
+    broker.close().await;
+    told(&command, &applied, scheduled)
+}
+
+/// It is in force already; perhaps whoever applied it was interrupted.
+async fn again(command: &Apply, governed: &Governed, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+    let Some(applied) = in_force::read(&governed.db).await? else {
+        say("this policy is in force already: it is that of the settings, and no other was applied; nothing was changed");
+        return Ok(ExitCode::SUCCESS);
+    };
+    let since =
+        format!("policy {} is in force since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
+    if applied.scheduled_at.is_some() {
+        say(&format!("{since}; every wake-up is made; nothing was changed"));
+        return Ok(ExitCode::SUCCESS);
+    }
+    eprintln!("ops: {since}; going on with its wake-ups");
+    let broker = Broker::connect(&governed.settings.amqp, "kyhan ops").await?;
+    broker.declare(&governed.settings.topology()).await?;
+    let scheduled = schedule(&governed.db, &broker, &governed.settings, &applied, None, stop).await?;
+    broker.close().await;
+    told(command, &applied, scheduled)
+}
+
+fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
+    let at_once: i64 = preview.kinds.iter().map(|kind| kind.at_once).sum();
+    let amount: i64 = preview.kinds.iter().filter_map(|kind| kind.at_once_amount).sum();
+    if amount > 0 {
+        let amount = Dong(amount);
+        let question = format!("This makes {at_once} rows due at once, and takes up to {amount} from wallets, little by little.");
+        return confirm::typed(&question, &amount.to_string(), yes);
+    }
+    confirm::confirmed(&format!("Put this policy in force across the fleet? It makes {at_once} rows due at once."), yes)
+}
+
+/// Makes the wake-ups; how many, or `None` when it was told to stop before the end.
+async fn schedule(
+    db: &DatabaseConnection,
+    broker: &Broker,
+    settings: &Settings,
+    applied: &Applied,
+    preview: Option<&Preview>,
+    stop: &CancellationToken,
+) -> anyhow::Result<Option<u64>> {
+    let bar = match preview {
+        Some(preview) => {
+            let earlier: i64 = preview.kinds.iter().map(|kind| kind.earlier + kind.appear).sum();
+            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
+            ProgressBar::new(earlier.unsigned_abs()).with_style(style)
+        }
+        None => ProgressBar::new_spinner(),
+    };
+    let bar = bar.with_message("wake-ups");
+    let whole = rollout::schedule(db, broker, settings, applied, stop, |count| bar.inc(count as u64)).await;
+    bar.finish_and_clear();
+    Ok(whole?.then(|| bar.position()))
+}
+
+fn told(command: &Apply, applied: &Applied, scheduled: Option<u64>) -> anyhow::Result<ExitCode> {
+    let Some(scheduled) = scheduled else {
+        bail!("policy {} is in force, but not all wake-ups are made; apply the same file again to go on", applied.number);
+    };
+    if command.json {
+        let release = |task: &&dyn Task| {
+            let release = applied.policy.release(*task)?;
+            Some(json!({ "kind": task.kind(), "from": release.from, "until": release.until() }))
+        };
+        let releases: Vec<_> = tasks::ALL.iter().filter_map(release).collect();
+        let told = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });
+        say(&serde_json::to_string_pretty(&told)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    say(&format!("{scheduled} rows are due earlier than they were, and have their wake-ups"));
+    say("lay `ops policy show` into the kyhan.toml of every process, so that the files say what holds");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn releases(policy: &Policy) -> impl Iterator<Item = String> {
+    tasks::ALL.iter().filter_map(|task| {
+        let release = policy.release(*task)?;
+        Some(format!("{}: released from {} to {}", task.kind(), moment(release.from), moment(release.until())))
+    })
+}

@@ -1,0 +1,99 @@
+//! A walk over rows of one kind in id order: their wake-ups are made, page after page, each confirmed before it is remembered how far
+//! the walk has come. One that was interrupted goes on where it stopped.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use shared::{
+    broker::{Broker, Outgoing, Publisher},
+    database::statement,
+    pack::{Waiting, pack},
+    settings::Settings,
+    task::Task,
+    wakeup::TraceContext,
+};
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use crate::OpsError;
+
+/// Most rows that are read, published and remembered at a time.
+const PAGE: i64 = 5_000;
+
+pub(crate) struct Walk<'a> {
+    pub db: &'a DatabaseConnection,
+    pub broker: &'a Broker,
+    pub settings: &'a Settings,
+    pub task: &'a dyn Task,
+    /// SQL: a subquery of `id` and `due_at`, under the name `due`.
+    pub due: &'a str,
+    /// SQL: which of its rows.
+    pub which: &'a str,
+    /// Most subjects a second.
+    pub rate: u32,
+    pub stop: &'a CancellationToken,
+}
+
+impl Walk<'_> {
+    /// Makes the wake-ups of the rows behind `cursor`; `remember`s how far it has come after each page, and tells `progress` of it.
+    /// `false` when it was told to stop before the end.
+    pub(crate) async fn run(
+        &self,
+        mut cursor: Option<Uuid>,
+        remember: impl AsyncFn(Uuid) -> Result<(), DbErr>,
+        mut progress: impl FnMut(usize),
+    ) -> Result<bool, OpsError> {
+        let publisher = self.broker.publisher().await?;
+        let mut ended = false;
+        while !ended && !self.stop.is_cancelled() {
+            let began = Instant::now();
+            let page = self.page(cursor).await?;
+            let count = page.len();
+            match page.last().map(|waiting| waiting.subject) {
+                None => ended = true,
+                Some(last) => {
+                    self.publish(&publisher, page).await?;
+                    remember(last).await?;
+                    cursor = Some(last);
+                    progress(count);
+                    let pace = Duration::from_micros(count as u64 * 1_000_000 / u64::from(self.rate.max(1)));
+                    self.stop.run_until_cancelled(tokio::time::sleep_until(began + pace)).await;
+                }
+            }
+        }
+        publisher.close().await;
+        Ok(ended)
+    }
+
+    async fn page(&self, cursor: Option<Uuid>) -> Result<Vec<Waiting>, DbErr> {
+        let Self { due, which, .. } = self;
+        let sql = format!(
+            "SELECT due.id, due.due_at, clock_timestamp() AS now FROM {due} AS due
+              WHERE due.due_at IS NOT NULL AND ({which}) AND {beyond} ORDER BY due.id LIMIT $1",
+            beyond = beyond(cursor)
+        );
+        let rows = self.db.query_all_raw(statement(&sql, [PAGE.into()])).await?;
+        rows.iter()
+            .map(|row| {
+                let (due_at, now): (DateTime<Utc>, DateTime<Utc>) = (row.try_get("", "due_at")?, row.try_get("", "now")?);
+                let subject = row.try_get("", "id")?;
+                Ok(Waiting { kind: self.task.kind(), subject, due_at, wait: due_at - now, attempt: 0 })
+            })
+            .collect()
+    }
+
+    async fn publish(&self, publisher: &Publisher, page: Vec<Waiting>) -> Result<(), OpsError> {
+        let topology = self.settings.topology();
+        let pack_max = self.settings.naming.pack_max;
+        let packed = pack(page, topology.ladder(), topology.shards(), pack_max, &TraceContext::default());
+        let messages: Vec<Outgoing> = packed.iter().map(|packed| Outgoing::of(packed, &topology)).collect();
+        Ok(publisher.publish_all(&messages).await?)
+    }
+}
+
+/// SQL: the rows of `due` behind a cursor.
+pub(crate) fn beyond(cursor: Option<Uuid>) -> String {
+    cursor.map_or("true".to_owned(), |cursor| format!("due.id > '{cursor}'"))
+}

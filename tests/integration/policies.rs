@@ -1,0 +1,68 @@
+//! Other policies for tests, as files, and rows that they make due.
+
+use std::path::PathBuf;
+
+use shared::task::EXAMPLE_CUSTOMER;
+use uuid::Uuid;
+
+use crate::stage::Stage;
+
+/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already.
+pub const SHORTER: &str = r#"
+    [[policy]]
+    on = "order.shipped"
+    task = "confirm-receipt"
+    after = "7d"
+    [[policy]]
+    on = ["order.shipped", "order.received", "order.out_of_stock", "order.fees_changed"]
+    task = "collect-arrears"
+    after = "6h"
+    [[policy]]
+    on = "cart.item_added"
+    task = "purge-cart-item"
+    after = "7d"
+"#;
+
+/// A file of its own, gone with it.
+pub struct File(pub PathBuf);
+
+impl File {
+    pub fn new(text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("kyhan-policy-{}.toml", Uuid::new_v4()));
+        std::fs::write(&path, text).expect("a file");
+        Self(path)
+    }
+
+    pub fn path(&self) -> &str {
+        self.0.to_str().expect("a path")
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+/// Orders on their way for 1 to `most` days, paid in full; half an hour apart from any border.
+pub async fn delivering(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+               SELECT gen_random_uuid(), 'D-' || n, $1, 'delivering', now() - n * interval '1 day' + interval '30 minutes'
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}
+
+/// Orders received 1 to `most` hours ago, each short of as many thousands for goods and one for service.
+pub async fn short(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due, service_due)
+               SELECT gen_random_uuid(), 'R-' || n, $1, 'received', now() - n * interval '1 hour' + interval '10 minutes', n * 1000, 1
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}
+
+pub async fn in_cart(stage: &Stage, most: i32) {
+    let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
+               SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - n * interval '1 day' + interval '30 minutes'
+                 FROM generate_series(1, $2::int) AS n";
+    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+}

@@ -1,0 +1,286 @@
+//! `ops policy apply`: another policy is in force across a running fleet, and what it makes due at once is released little by little,
+//! whoever dies meanwhile.
+
+use std::{num::NonZeroU32, time::Duration};
+
+use ops::{
+    actor::Actor,
+    preview,
+    rollout::{self, LEAD, Rollout, RolloutError},
+};
+use shared::{
+    due,
+    policy::{
+        Policy, Stage as Staged,
+        in_force::{self, Governed},
+    },
+    settings::Settings,
+    task::Task,
+    tasks,
+};
+use tests::sandbox::always;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    letters::{at_a_terminal, json, ops},
+    policies::{File, SHORTER, delivering, in_cart, short},
+    stage::{Stage, on_stage},
+};
+
+/// The published policy, and nothing swept: whatever is applied was woken.
+const FILE: &str = "[sweep]\n every_ms = 3600000\n[relay]\n poll_ms = 100";
+
+fn lan() -> Actor {
+    Actor::new(Some("lan")).expect("a name")
+}
+
+fn settings(stage: &Stage, file: &str) -> Settings {
+    let file = File::new(file);
+    Settings::read(Some(&file.0), stage.sandbox.env.clone()).expect("settings")
+}
+
+async fn governed(stage: &Stage) -> Governed {
+    in_force::of(stage.sandbox.db.clone(), stage.settings()).await.expect("what holds")
+}
+
+/// Puts a policy in force that releases so many of a kind a second, with or without its wake-ups.
+async fn put_in_force(stage: &Stage, under: &Governed, policy: &Policy, rate: u32) -> Result<in_force::Applied, RolloutError> {
+    let preview = preview::preview(&stage.sandbox.db, &under.settings, policy).await.expect("a preview");
+    let rate = NonZeroU32::new(rate).expect("a rate");
+    let rollout = Rollout { policy: policy.clone(), preview: &preview, rate, lead: Duration::ZERO, why: "a test" };
+    rollout::put_in_force(under, &lan(), rollout).await
+}
+
+fn receipts() -> &'static dyn Task {
+    tasks::find("confirm-receipt").expect("the kind")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due_at_once() {
+    on_stage(FILE, async |stage| {
+        // By a week instead of two: 30 of them are due at once, and of the short ones, by 6 hours instead of a day, 14.
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   SELECT gen_random_uuid(), 'W-' || n, id, 'delivering', now() - interval '7 days' - n * interval '1 hour'
+                     FROM customers, generate_series(1, 30) AS n";
+        stage.run(sql, []).await;
+        delivering(stage, 3).await;
+        short(stage, 20).await;
+        in_cart(stage, 3).await;
+        let (worker, relay) = (stage.worker(), stage.relay());
+        let file = File::new(SHORTER);
+        let apply = ["--as", "lan", "policy", "apply", file.path(), "--why", "the board", "--rate", "6", "--yes", "--json"];
+        let told = json(stage, &apply).await;
+        assert_eq!((told["number"].as_i64(), told["scheduled"].as_u64()), (Some(1), Some(30 + 3 + 20 + 3)), "{told}");
+
+        // What is shipped from now on waits in the new policy's rung: the relay knows.
+        let fresh = uuid::Uuid::new_v4();
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since) SELECT $1, 'F', id, 'delivering', now() FROM customers";
+        stage.run(sql, [fresh.into()]).await;
+        let rung = format!("{}7d", stage.topology().rung_prefix());
+        let in_rung = async || stage.sandbox.broker().await.expect("a broker").observe(&rung).await.expect("a look").map(|seen| seen.messages);
+        let before = in_rung().await;
+        tokio::time::sleep(in_force::LOOK_EVERY + Duration::from_secs(1)).await;
+        stage.event("order.shipped", fresh).await;
+        stage.until("SELECT count(*) = 0 FROM outbox WHERE event_type = 'order.shipped'").await;
+        assert!(in_rung().await > before, "{before:?}");
+
+        stage.until("SELECT count(*) = 30 FROM order_status_history WHERE reason = 'confirm-receipt'").await;
+        stage.until("SELECT count(DISTINCT order_id) = 14 FROM transfers WHERE reason = 'arrears'").await;
+        let applied = in_force::read(&stage.sandbox.db).await.expect("an answer").expect("a policy");
+        let release = applied.policy.release(receipts()).expect("a release");
+        assert_eq!((release.over_ms, release.from - applied.at), (5_000, chrono::TimeDelta::from_std(LEAD).expect("a lead")));
+        // Each at its moment, never before, and woken by its own wake-up.
+        let sql = format!(
+            "SELECT array_agg(extract(epoch FROM at - {moment})::float8)
+               FROM order_status_history JOIN orders ON orders.id = order_id WHERE order_status_history.reason = 'confirm-receipt'",
+            moment = release.sql_moment("orders.id")
+        );
+        let late = stage.ask::<Vec<f64>>(&sql).await;
+        assert!(late.iter().all(|late| *late >= 0.0), "{late:?}");
+        assert!(late.iter().all(|late| *late < 10.0), "{late:?}");
+        let spread = "SELECT extract(epoch FROM max(at) - min(at))::float8 FROM order_status_history WHERE reason = 'confirm-receipt'";
+        assert!(stage.ask::<f64>(spread).await > 2.5, "30 rows at 6 a second");
+        let rest = "SELECT count(*) = 4 FROM orders WHERE status = 'delivering'";
+        always("the others wait", Duration::from_millis(500), async || Ok(stage.ask::<bool>(rest).await)).await;
+
+        // The receipts' own arrears are due only in 6 hours; nothing is off meanwhile.
+        let again = ops(stage, &apply).await;
+        assert!(again.code == 0 && again.out.contains("applied by lan") && again.out.contains("nothing was changed"), "{again:?}");
+        let recorded = "SELECT detail ->> 'by' || ': ' || (detail ->> 'why') FROM activity WHERE action = 'policy.applied'";
+        assert_eq!(stage.ask::<String>(recorded).await, "lan: the board");
+        let status = json(stage, &["status", "--json"]).await;
+        assert_eq!(status["policy"]["number"], 1);
+        assert_eq!((&status["policy"]["scheduled"], &status["policy"]["settings_differ"]), (&true.into(), &true.into()), "{status}");
+        let shown = ops(stage, &["policy", "show"]).await.out;
+        assert!(shown.contains("applied") && shown.contains("by lan: the board") && shown.contains("after = \"6h\""), "{shown}");
+        let again = settings(stage, &shown).policy;
+        assert!(again.says_the_same(&applied.policy), "what is shown is a file of settings");
+        worker.stop().await;
+        relay.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_applies() {
+    on_stage(FILE, async |stage| {
+        delivering(stage, 13).await;
+        let before = governed(stage).await;
+        let new = settings(stage, SHORTER).policy;
+        let (one, other) = futures::join!(put_in_force(stage, &before, &new, 10), put_in_force(stage, &before, &new, 10));
+        let (applied, refused) = if one.is_ok() { (one, other) } else { (other, one) };
+        let applied = applied.expect("one of them");
+        assert!(matches!(refused, Err(RolloutError::Changed { .. })), "{refused:?}");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'policy.applied'").await, 1);
+
+        // Whoever was first is interrupted before any wake-up is made.
+        let (broker, stop) = (stage.sandbox.broker().await.expect("a broker"), CancellationToken::new());
+        stop.cancel();
+        let whole = rollout::schedule(&stage.sandbox.db, &broker, stage.settings(), &applied, &stop, |_| ()).await;
+        assert!(!whole.expect("no failure"));
+        stage.run("UPDATE policies SET applied_at = now() - interval '1 hour'", []).await;
+        let troubled = ops(stage, &["status"]).await;
+        assert!(troubled.code == 1 && troubled.out.contains("not all wake-ups are made"), "{troubled:?}");
+        let file = File::new(SHORTER);
+        let gone_on = json(stage, &["policy", "apply", file.path(), "--why", "once more", "--yes", "--json"]).await;
+        assert_eq!((&gone_on["number"], &gone_on["scheduled"]), (&applied.number.into(), &13.into()), "{gone_on}");
+        let scheduled = "SELECT scheduled_at IS NOT NULL AND scheduled_to ? 'confirm-receipt' FROM policies";
+        assert!(stage.ask::<bool>(scheduled).await);
+        let calm = ops(stage, &["status"]).await;
+        assert!(!calm.out.contains("wake-ups are made"), "{calm:?}");
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 6 FROM order_status_history WHERE reason = 'confirm-receipt'").await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
+    const SWEPT: &str = "[sweep]\n every_ms = 100\n grace_ms = 10\n lookback_ms = 60000";
+    on_stage(SWEPT, async |stage| {
+        delivering(stage, 13).await;
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   SELECT gen_random_uuid(), 'S-' || n, id, 'delivering', now() - interval '8 days' FROM customers, generate_series(1, 200) AS n";
+        stage.run(sql, []).await;
+        // Of a release over two hours, half is over; nobody has made a wake-up. Nothing falls due while the test looks.
+        let (policy, before) = (settings(stage, SHORTER).policy, stage.settings().policy.clone());
+        let now = shared::database::now(&stage.sandbox.db).await.expect("a moment");
+        let staged = Staged { before, from: now - chrono::TimeDelta::hours(1), over_ms: [("confirm-receipt", 7_200_000)].into() };
+        let policy = policy.staged(Some(staged));
+        let moment = policy.release(receipts()).expect("a release").sql_moment("id");
+        stage.run(&format!("DELETE FROM orders WHERE abs(extract(epoch FROM {moment} - now())) < 120"), []).await;
+        let released = format!("SELECT array_agg(id ORDER BY id) FROM orders WHERE delivering_since < now() - interval '7 days' AND {moment} < now()");
+        let released = stage.ask::<Vec<uuid::Uuid>>(&released).await;
+        assert!((50..150).contains(&released.len()), "{}", released.len());
+        in_force::apply(&stage.sandbox.db, &policy, "lan", "a test").await.expect("in force");
+
+        // The bounded question tells of exactly what the whole one tells of.
+        let (after, until) = ("now() - interval '40 minutes'", "now() + interval '30 minutes'");
+        let between = due::query_between(receipts(), &policy, after, until).expect("an index helps");
+        let ids = |due: &str| format!("SELECT array_agg(id ORDER BY id) FROM {due} AS due WHERE due_at > {after} AND due_at <= {until}");
+        let asked = stage.ask::<Vec<uuid::Uuid>>(&ids(&between)).await;
+        assert_eq!(asked, stage.ask::<Vec<uuid::Uuid>>(&ids(&due::query(receipts(), &policy))).await);
+        assert!(asked.len() > 50);
+
+        let worker = stage.worker();
+        let count = released.len();
+        stage.until(&format!("SELECT count(*) = {count} FROM order_status_history WHERE reason = 'confirm-receipt'")).await;
+        let received = "SELECT array_agg(id ORDER BY id) FROM orders WHERE status = 'received'";
+        let still = async || Ok(stage.ask::<Vec<uuid::Uuid>>(received).await == released);
+        always("exactly what is released is swept", Duration::from_millis(800), still).await;
+        worker.stop().await;
+        let overdue = json(stage, &["forecast", "--json"]).await["kinds"][0]["overdue"]["subjects"].as_i64();
+        assert_eq!(overdue, Some(0));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothing_more() {
+    on_stage(FILE, async |stage| {
+        delivering(stage, 13).await;
+        let (published, shorter) = (stage.settings().policy.clone(), settings(stage, SHORTER).policy);
+        let due = async |policy: &Policy| {
+            let overdue = format!("SELECT count(*) FROM {} AS due WHERE due_at <= now()", due::query(receipts(), policy));
+            stage.ask::<i64>(&overdue).await
+        };
+        // One a minute, as it were: what is released within the test is nothing.
+        let first = put_in_force(stage, &governed(stage).await, &shorter, 1).await.expect("applied");
+        let staged =
+            Staged { over_ms: [("confirm-receipt", 86_400_000)].into(), ..first.policy.stage().expect("a stage").clone() };
+        let slowly = shorter.clone().staged(Some(staged));
+        in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
+        assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
+        let back = put_in_force(stage, &governed(stage).await, &published, 1).await.expect("applied");
+        assert_eq!((back.policy.stage(), due(&back.policy).await), (None, 0));
+        // To and fro: each stage lies in the one before, up to so many.
+        let mut policy = slowly;
+        let refused = loop {
+            in_force::apply(&stage.sandbox.db, &policy, "lan", "slower").await.expect("in force");
+            let after = if policy.lines() == shorter.lines() { "5d" } else { "7d" };
+            let next = settings(stage, &SHORTER.replace("\"7d\"", &format!("\"{after}\""))).policy;
+            match put_in_force(stage, &governed(stage).await, &next, 1).await {
+                Ok(applied) => {
+                    let stage = applied.policy.stage().expect("a stage");
+                    assert!(stage.depth() <= 3);
+                    let over_ms = stage.over_ms.keys().map(|kind| (*kind, 86_400_000)).collect();
+                    policy = applied.policy.clone().staged(Some(Staged { over_ms, ..stage.clone() }));
+                }
+                Err(error) => break error,
+            }
+        };
+        assert!(matches!(refused, RolloutError::Busy { .. }), "{refused}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
+    on_stage(FILE, async |stage| {
+        delivering(stage, 13).await;
+        let (file, bad) = (File::new(SHORTER), File::new(&SHORTER.replace("\"7d\"", "\"a week\"")));
+        let asked = ops(stage, &["policy", "apply", file.path(), "--why", "nobody is there"]).await;
+        assert!(
+            asked.code == 2 && asked.err.contains("Nobody is at a terminal") && asked.out.contains("6 rows fall due at once"),
+            "{asked:?}"
+        );
+        let refused = ops(stage, &["policy", "apply", bad.path(), "--why", "a mistake", "--yes"]).await;
+        assert!(refused.code == 2 && refused.err.contains("policy[0].after"), "{refused:?}");
+        let unreasoned = ops(stage, &["policy", "apply", file.path(), "--yes"]).await;
+        assert_eq!(unreasoned.code, 2, "{unreasoned:?}");
+        let same = File::new(&stage.settings().policy.to_string());
+        let idle = ops(stage, &["policy", "apply", same.path(), "--why", "no change", "--yes"]).await;
+        assert!(idle.code == 0 && idle.out.contains("in force already"), "{idle:?}");
+        let nothing = "SELECT (SELECT count(*) FROM policies) + (SELECT count(*) FROM activity)";
+        assert_eq!(stage.ask::<i64>(nothing).await, 0);
+        // Where money is to move, a yes is not enough.
+        short(stage, 7).await;
+        let (apply, question) = (format!("policy apply {} --why why", file.path()), "Type 7.001 ₫ to go on");
+        assert_eq!(at_a_terminal(stage, &apply, question, "y\r").await, 1);
+        assert_eq!(stage.ask::<i64>(nothing).await, 0);
+        assert_eq!(at_a_terminal(stage, &apply, question, "7.001 ₫\r").await, 0);
+        assert_eq!(stage.ask::<i64>(nothing).await, 2);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
+    on_stage(FILE, async |stage| {
+        let sql = r#"INSERT INTO policies (policy, applied_by, why)
+                     VALUES ('{"lines":[{"on":"order.shipped","task":"make-coffee","after":"1d"}]}', 'lan', 'later')"#;
+        stage.run(sql, []).await;
+        let said = ops(stage, &["forecast"]).await;
+        assert!(
+            said.code == 1
+                && said.err.contains("policy 1, which is in force, cannot be read")
+                && said.err.contains("make-coffee"),
+            "{said:?}"
+        );
+        let shutdown = CancellationToken::new();
+        let worker = worker::run(stage.settings(), &shared::health::Health::new(), shutdown).await;
+        assert!(worker.is_err_and(|error| error.to_string().contains("make-coffee")));
+    })
+    .await;
+}
