@@ -52,7 +52,10 @@ pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str)
     if let Some(release) = policy.release(task) {
         let (from, end) = (release.sql_from(), release.sql_until());
         // What is released was due by the lines alone before the release, and by the policy before only after its beginning.
-        let mut released = format!("{moment} <= {from} - {span} AND {until} >= {from} AND {after} <= {end}");
+        // Where the two have no moment in common nothing is looked at, whatever an index holds.
+        let mut released = format!(
+            "{moment} <= CASE WHEN {until} >= {from} AND {after} <= {end} THEN {from} - {span} ELSE '-infinity'::timestamptz END"
+        );
         if release.before.release(task).is_none()
             && let Some((_, span)) = only_moment(task, release.before)
         {

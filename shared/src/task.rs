@@ -47,6 +47,12 @@ pub trait Task: Send + Sync {
         None
     }
 
+    /// How many batches one worker applies at a time, however many consumers a lane has. `None`: as many as that. Where subjects share
+    /// rows that the effect locks, as orders their customer's wallet, batches wait for each other, and more of them wait longer.
+    fn batches_at_once(&self) -> Option<u16> {
+        None
+    }
+
     /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
     fn locks(&self) -> Vec<String> {
         Vec::new()

@@ -154,8 +154,10 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
     };
     let mut lanes = Vec::new();
     for shard in 0..topology.shards() {
-        for kind in tasks::kinds() {
-            lanes.push(lane(Of::Kind(kind), topology.lane(kind, shard), Some(Topology::routing_key(kind, shard)), consumers));
+        for task in tasks::ALL {
+            let (kind, most) = (task.kind(), task.batches_at_once().unwrap_or(u16::MAX));
+            let routing_key = Some(Topology::routing_key(kind, shard));
+            lanes.push(lane(Of::Kind(kind), topology.lane(kind, shard), routing_key, consumers.min(most)));
         }
         lanes.push(lane(Of::Canaries, topology.lane(CANARY, shard), None, 1));
     }

@@ -67,6 +67,11 @@ impl Task for CollectArrears {
         )
     }
 
+    /// Measured: docs/performance.md.
+    fn batches_at_once(&self) -> Option<u16> {
+        Some(2)
+    }
+
     fn locks(&self) -> Vec<String> {
         // By status, which is locked by now, and not by what is short, which is not: an order that is to be left alone gets no
         // account, and one that a refund makes short at this moment has all that it needs.
