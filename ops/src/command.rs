@@ -34,8 +34,11 @@ fn kind(name: &str) -> Result<&'static str, String> {
     task(name).map(Task::kind)
 }
 
+/// The database, whatever its policy is.
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
-    Ok(governed(settings).await?.db)
+    let db = database::connect(&settings.database, Role::Ops).await?;
+    database::require_schema(&settings.database, &db).await?;
+    Ok(db)
 }
 
 /// The database, and the settings with the policy that is in force in it.

@@ -76,11 +76,12 @@ pub struct Busy {
     pub subjects: i64,
 }
 
-/// Compares the policy of these settings with another one.
+/// Compares the policy of these settings with another one; of kinds whose lines are the same, a release goes on.
 ///
 /// # Errors
 /// The database's.
 pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
+    let new = &new.clone().carrying_over(&settings.policy);
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
     let at = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")?;

@@ -4,20 +4,21 @@
 //! The policy holds from the commit of its row on. Whoever is killed after that leaves wake-ups unmade, which the same command makes
 //! when it is run again, and the sweep if nobody does.
 
-use std::{collections::BTreeMap, num::NonZeroU32, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use serde_json::json;
 use shared::{
     broker::Broker,
-    database::statement,
+    database::{self, statement},
     dead_letter, due,
     policy::{
-        Policy, Stage,
+        Policy, Release,
         in_force::{self, Applied, Governed, LOOK_EVERY},
     },
     settings::Settings,
+    span::Span,
     task::Task,
     tasks,
 };
@@ -32,25 +33,27 @@ use crate::{
 };
 
 /// How long after its commit a policy begins to make anything due earlier: by then every process looks for it, finishes what it has in
-/// hand and begins anew. One that has not yet would put a wake-up off to the deadline that was.
+/// hand and begins anew. A relay that has not yet would send a wake-up to where the policy before told it to.
 pub const LEAD: Duration = LOOK_EVERY.saturating_mul(3);
 
 /// The advisory lock of whoever puts a policy in force: "kyhan" in ASCII, then 3.
 const ROLLING: i64 = 0x6b_7968_616e_0003;
 
-/// Stages that may lie in each other: each one is asked about for every row.
+/// Releases of a kind that may lie in each other: each one is asked about for every row.
 const DEPTH_MAX: usize = 3;
 
 /// Most wake-ups a second.
-const RATE: u32 = 20_000;
+const WAKEUPS_PER_S: u32 = 20_000;
 
 /// Why a policy was not put in force. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RolloutError {
     #[error("another policy was applied in the meantime, by {by}; look at what this one would do now, and apply it again")]
     Changed { by: String },
-    #[error("{DEPTH_MAX} policies are taking hold one after the other; apply another one after {until}")]
-    Busy { until: DateTime<Utc> },
+    #[error(
+        "{kind}: {DEPTH_MAX} policies are taking hold one after the other; make it due earlier once more after {until}, or take them back"
+    )]
+    Busy { kind: &'static str, until: DateTime<Utc> },
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
 }
@@ -75,14 +78,27 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
     let tx = governed.db.begin().await?;
     tx.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [ROLLING.into()])).await?;
     let last = in_force::read(&tx).await?;
-    if last.as_ref().map(|last| last.number) != governed.number {
+    if last.as_ref().map(|last| last.number) != governed.settings.policy.number() {
         return Err(RolloutError::Changed { by: last.map(|last| last.by).unwrap_or_default() });
     }
     let row = tx.query_one_raw(statement("SELECT now() AS now", [])).await?;
-    let now: DateTime<Utc> = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "now")?;
+    let since: DateTime<Utc> = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "now")?;
     let Rollout { policy, preview, rate, lead, why } = rollout;
-    let lead = TimeDelta::from_std(lead).unwrap_or_default();
-    let policy = policy.staged(stage(&governed.settings.policy, preview, rate, now, lead)?);
+    let from = since + TimeDelta::from_std(lead).unwrap_or_default();
+    let mut policy = policy.carrying_over(&governed.settings.policy);
+    for change in &preview.kinds {
+        if !is_earlier(change, &policy, &governed.settings.policy) {
+            continue;
+        }
+        // A release that is over makes no difference any more.
+        let before = governed.settings.policy.of_kind(change.kind, since);
+        let release = Release { before, since, from, over_ms: over_ms(change.at_once, rate) };
+        let task = tasks::find(change.kind);
+        if let Some(earlier) = task.and_then(|task| release.before.release(task).filter(|_| release.depth(task) > DEPTH_MAX)) {
+            return Err(RolloutError::Busy { kind: change.kind, until: earlier.until() });
+        }
+        policy = policy.releasing(change.kind, release);
+    }
     let number = in_force::apply(&tx, &policy, actor.name(), why).await?;
     let changed = json!({ "number": number, "rate": rate, "kinds": preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).map(|kind| {
         let Change { kind, lines, earlier, later, appear, vanish, at_once, at_once_amount, .. } = kind;
@@ -95,29 +111,14 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
     Ok(applied)
 }
 
-/// How a policy takes hold in the place of `before`; `None` where it makes nothing due earlier.
-fn stage(
-    before: &Policy,
-    preview: &Preview,
-    rate: NonZeroU32,
-    now: DateTime<Utc>,
-    lead: TimeDelta,
-) -> Result<Option<Stage>, RolloutError> {
-    let earlier = preview.kinds.iter().filter(|kind| kind.earlier > 0 || kind.appear > 0);
-    let over_ms: BTreeMap<_, _> = earlier.map(|kind| (kind.kind, over_ms(kind.at_once, rate))).collect();
-    if over_ms.is_empty() {
-        return Ok(None);
-    }
-    // One that has come to its end makes no difference any more.
-    let before = match before.stage() {
-        Some(stage) if stage.until() <= now => before.clone().staged(None),
-        _ => before.clone(),
-    };
-    let stage = Stage { before, from: now + lead, over_ms };
-    match stage.before.stage() {
-        Some(earlier) if stage.depth() > DEPTH_MAX => Err(RolloutError::Busy { until: earlier.until() }),
-        _ => Ok(Some(stage)),
-    }
+/// Whether lines were changed so that a row may be due earlier: then there is a release, even if no row would be due at once by now.
+fn is_earlier(change: &Change, new: &Policy, old: &Policy) -> bool {
+    let Some(task) = tasks::find(change.kind).filter(|_| !change.lines.is_empty()) else { return false };
+    task.counts_from().iter().any(|event| match (old.span(task, *event), new.span(task, *event)) {
+        (_, None) => false,
+        (Some(Span::Exact(old)), Some(Span::Exact(new))) => new < old,
+        (old, new) => old != new,
+    })
 }
 
 /// Over how many milliseconds so many are released.
@@ -126,8 +127,9 @@ pub fn over_ms(count: i64, rate: NonZeroU32) -> u64 {
     u64::try_from(count).unwrap_or_default().saturating_mul(1000).div_ceil(rate.get().into())
 }
 
-/// Makes the wake-ups of everything that the policy in force has made due earlier, and tells `progress` of each page. `false` when it
-/// was told to stop before the end.
+/// Makes the wake-ups of everything that is due earlier by the policy in force than it was when the last wake-ups were made, and tells
+/// `progress` of each page. It begins when the release does: what comes until then, a process may have put where the policy before
+/// told it to. `false` when it was told to stop before the end.
 ///
 /// # Errors
 /// [`OpsError`]; running it again goes on where it stopped.
@@ -139,25 +141,34 @@ pub async fn schedule(
     stop: &CancellationToken,
     mut progress: impl FnMut(usize),
 ) -> Result<bool, OpsError> {
+    let unscheduled = in_force::unscheduled(db).await?;
+    if let Some(begins) = applied.policy.releases().map(|(_, release)| release.from).max() {
+        let left = (begins - database::now(db).await?).to_std().unwrap_or_default();
+        stop.run_until_cancelled(tokio::time::sleep(left)).await;
+    }
     for task in tasks::ALL.iter().copied() {
-        let Some(release) = applied.policy.release(task) else { continue };
-        let due = due::query_compared(task, &applied.policy, release.before);
+        // The first of those whose wake-ups are not all made; what it carries over was made by the one that began it.
+        let own = |it: &Applied| it.policy.release(task).filter(|release| release.since == it.at).cloned();
+        let Some(first) = unscheduled.iter().find_map(own) else { continue };
+        let due = due::query_compared(task, &applied.policy, &first.before);
         let which = format!(
             "(due.due_at_other IS NULL OR due.due_at < due.due_at_other) AND NOT {}",
             dead_letter::sql_decided(task, "due")
         );
         let cursor = scheduled_to(db, applied.number, task).await?;
         let remember = async |last: Uuid| {
-            let sql = "UPDATE policies SET scheduled_to = scheduled_to || jsonb_build_object($2::text, $3::text) WHERE id = $1";
+            let sql =
+                "UPDATE policies SET scheduled_to = scheduled_to || jsonb_build_object($2::text, $3::text), went_on_at = now()
+                        WHERE id = $1";
             let values = [applied.number.into(), task.kind().into(), last.to_string().into()];
             db.execute_raw(statement(sql, values)).await.map(|_| ())
         };
-        let walk = Walk { db, broker, settings, task, due: &due, which: &which, rate: RATE, stop };
+        let walk = Walk { db, broker, settings, task, due: &due, which: &which, rate: WAKEUPS_PER_S, stop };
         if !walk.run(cursor, remember, &mut progress).await? {
             return Ok(false);
         }
     }
-    let sql = "UPDATE policies SET scheduled_at = now() WHERE id = $1 AND scheduled_at IS NULL";
+    let sql = "UPDATE policies SET scheduled_at = now() WHERE id <= $1 AND scheduled_at IS NULL";
     db.execute_raw(statement(sql, [applied.number.into()])).await?;
     Ok(true)
 }

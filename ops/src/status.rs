@@ -11,7 +11,7 @@ use shared::{
     broker::{Broker, Observed},
     canary::{self, RungAge},
     pause::{self, Pause},
-    policy::in_force,
+    policy,
     settings::Settings,
     span::compact,
     topology::{Queue, Role, Topology},
@@ -20,11 +20,11 @@ use tokio::time::Instant;
 
 use crate::OpsError;
 
-mod policy;
+mod in_force;
 mod rows;
 mod troubles;
 
-pub use policy::{Applied, Release};
+pub use in_force::{InForce, Release};
 
 pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
 
@@ -38,7 +38,7 @@ pub struct Status {
     /// Kinds of which nothing is applied. That is nobody's mistake, and no trouble.
     pub pauses: Vec<Pause>,
     /// The policy that was applied last; `None`: that of each process's settings is in force.
-    pub policy: Option<Applied>,
+    pub policy: Option<InForce>,
     /// Due wake-ups, and the canaries that have come.
     pub lanes: Vec<Lane>,
     pub kinds: Vec<Kind>,
@@ -112,8 +112,8 @@ impl Watch {
     /// # Errors
     /// [`OpsError`] when a server is away.
     pub async fn look(&mut self, db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Status, OpsError> {
-        let applied = in_force::read(db).await?;
-        let (own, settings) = (settings, &in_force::under(settings, applied.as_ref()));
+        let applied = policy::in_force::read(db).await?;
+        let (own, settings) = (settings, &policy::in_force::under(settings, applied.as_ref()));
         let topology = settings.topology();
         let ages = canary::ages(db, &topology).await?;
         let mut now = Before { at: Instant::now(), depths: HashMap::new(), last: HashMap::new() };
@@ -139,7 +139,7 @@ impl Watch {
             at,
             troubles: Vec::new(),
             pauses: pause::all(db).await?,
-            policy: applied.map(|applied| policy::told(applied, own, at)),
+            policy: applied.map(|applied| in_force::told(applied, own, at)),
             lanes,
             kinds: rows::kinds(db, settings, before.map(|before| &before.last).zip(over_s), &mut now.last).await?,
             rungs,

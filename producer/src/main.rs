@@ -68,7 +68,7 @@ async fn main() -> ExitCode {
 
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::Producer).await?;
-    let Governed { db, settings, .. } = in_force::of(db, settings).await?;
+    let Governed { db, settings } = in_force::of(db, settings).await?;
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
         bail!("no row of {} has the id {subject}", event_type.table());

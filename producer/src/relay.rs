@@ -103,9 +103,9 @@ async fn live(
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
     let Some(governed) = in_force::connect_until(settings, Role::Producer, shutdown).await? else { return Ok(()) };
-    let Governed { db, settings, number } = governed;
+    let Governed { db, settings } = governed;
     postgresql.up();
-    let relay = Relay { topology: settings.topology(), settings, policy: number, postgresql, rabbitmq, done };
+    let relay = Relay { topology: settings.topology(), settings, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
     // Closing waits for connections in use; those of a server that is away never come back.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
@@ -150,8 +150,6 @@ impl Done {
 struct Relay<'a> {
     settings: Settings,
     topology: Topology,
-    /// The number of the policy of this life.
-    policy: Option<i64>,
     postgresql: Part,
     rabbitmq: Part,
     done: &'a Done,
@@ -208,11 +206,11 @@ impl Relay<'_> {
         let mut listener = None;
         let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
         let mut remembered = false;
-        let mut looked = Instant::now();
+        let mut looked: Option<Instant> = None;
         while !shutdown.is_cancelled() {
-            if looked.elapsed() > in_force::LOOK_EVERY {
-                looked = Instant::now();
-                if self.is_outdated(db).await {
+            if looked.is_none_or(|looked| looked.elapsed() > in_force::LOOK_EVERY) {
+                looked = Some(Instant::now());
+                if shutdown.run_until_cancelled(self.is_outdated(db)).await.unwrap_or(true) {
                     break;
                 }
             }
@@ -268,7 +266,7 @@ impl Relay<'_> {
 
     /// Whether another policy is in force. Where nobody says so, this one is.
     async fn is_outdated(&self, db: &DatabaseConnection) -> bool {
-        let outdated = in_force::number(db).await.is_ok_and(|number| number != self.policy);
+        let outdated = in_force::number(db).await.is_ok_and(|number| number != self.settings.policy.number());
         if outdated {
             tracing::info!("another policy is in force; the relay begins anew by it");
         }

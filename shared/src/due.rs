@@ -1,5 +1,5 @@
 //! The one definition of *due*: a task's candidates, each moment plus the policy's span for it, the latest of them; and of what a
-//! policy makes due earlier than the one before, its release, where that is staged ([`crate::policy::Stage`]).
+//! policy makes due earlier than the one before, its release, where that is staged ([`crate::policy::Release`]).
 //! Recheck, sweep, forecast, explain and rebuild all read this query; nothing else says when something falls due.
 
 use crate::{event::EventType, policy::Policy, task::Task};
@@ -18,14 +18,15 @@ pub fn query(task: &dyn Task, policy: &Policy) -> String {
 }
 
 /// The same with what it follows from: for each event of the task, as columns of its name and of `<event> due`, the moment and when
-/// the row would be due by it alone.
+/// the row would be due by it alone; and, where the policy releases the kind, as `due before`, when it was due by the policy before.
 #[must_use]
 pub fn query_explained(task: &dyn Task, policy: &Policy) -> String {
     let parts = task.counts_from().iter().map(|event| {
         let alone = alone(policy, task, *event).unwrap_or(NEVER.to_owned());
         format!(r#", {moment} AS "{event}", {alone} AS "{event} due""#, moment = bounded(&moment(*event)))
     });
-    select(task, policy, &parts.collect::<String>(), "true")
+    let before = policy.release(task).map(|release| format!(r#", {} AS "due before""#, due_at(task, &release.before)));
+    select(task, policy, &parts.chain(before).collect::<String>(), "true")
 }
 
 /// The same by two policies: `due_at` by the one and `due_at_other` by the other, of the candidates as they are now.
@@ -42,8 +43,8 @@ pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
     select(task, policy, "", bound.as_deref().unwrap_or("true"))
 }
 
-/// The same, of rows due after the SQL moment `after` and not later than `until`, and perhaps of some that a stage of the policy
-/// releases at another moment; `None` for a task that no index helps with, as [`query_before`] passes over it.
+/// The same, of rows due after the SQL moment `after` and not later than `until`, and perhaps of some that the policy releases
+/// at another moment; `None` for a task that no index helps with, as [`query_before`] passes over it.
 #[must_use]
 pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str) -> Option<String> {
     let (moment, span) = only_moment(task, policy)?;
@@ -51,15 +52,15 @@ pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str)
     let mut bound = format!("{moment} > {after} - {span} AND {moment} <= {until} - {span}");
     if let Some(release) = policy.release(task) {
         let (from, end) = (release.sql_from(), release.sql_until());
-        // What is released was due by the lines alone before the release, and by the policy before only after its beginning.
+        // What is released was due by the lines alone before the release, and by the policy before only after this one was applied.
         // Where the two have no moment in common nothing is looked at, whatever an index holds.
         let mut released = format!(
             "{moment} <= CASE WHEN {until} >= {from} AND {after} <= {end} THEN {from} - {span} ELSE '-infinity'::timestamptz END"
         );
         if release.before.release(task).is_none()
-            && let Some((_, span)) = only_moment(task, release.before)
+            && let Some((_, span)) = only_moment(task, &release.before)
         {
-            released = format!("{released} AND {moment} > {from} - {span}");
+            released = format!("{released} AND {moment} > {since} - {span}", since = release.sql_since());
         }
         bound = format!("({bound}) OR ({released})");
     }
@@ -86,7 +87,7 @@ fn select(task: &dyn Task, policy: &Policy, more: &str, bound: &str) -> String {
     format!("(SELECT candidate.id, {due_at} AS due_at{more} FROM ({}) AS candidate WHERE {bound})", task.candidates())
 }
 
-/// When a candidate is due, its release by a stage included.
+/// When a candidate is due, its release included.
 fn due_at(task: &dyn Task, policy: &Policy) -> String {
     let moments: Vec<String> = task.counts_from().iter().filter_map(|event| alone(policy, task, *event)).collect();
     let by_lines = match moments.as_slice() {
@@ -98,11 +99,12 @@ fn due_at(task: &dyn Task, policy: &Policy) -> String {
     // Each is worked out once: OFFSET keeps the planner from writing it out wherever it is used. `least()` passes over nulls: what
     // was never due before is released as well.
     format!(
-        "(SELECT CASE WHEN by_lines <= {from} AND (before > {from} OR before IS NULL) THEN least(before, {released}) ELSE by_lines END
+        "(SELECT CASE WHEN by_lines <= {from} AND (before > {since} OR before IS NULL) THEN least(before, {released}) ELSE by_lines END
             FROM (SELECT {by_lines} AS by_lines, {before} AS before OFFSET 0) AS due)",
+        since = release.sql_since(),
         from = release.sql_from(),
         released = release.sql_moment("candidate.id"),
-        before = due_at(task, release.before),
+        before = due_at(task, &release.before),
     )
 }
 

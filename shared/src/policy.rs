@@ -1,14 +1,16 @@
 //! The policy: which event wakes which task after how long. One table that operators edit, checked whole.
 
-use std::{fmt, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
 
 use crate::{event::EventType, span::Span, task::Task, tasks};
 
 pub mod in_force;
-mod stage;
+mod release;
 mod written;
 
-pub use stage::{Release, Stage};
+pub use release::Release;
 
 /// One line of the policy's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,7 +25,8 @@ pub struct Line {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     lines: Vec<Line>,
-    stage: Option<Box<Stage>>,
+    releases: BTreeMap<&'static str, Release>,
+    number: Option<i64>,
 }
 
 /// A line that cannot hold, by its place in the table and its field.
@@ -56,25 +59,52 @@ impl Policy {
                 mistakes.push(Mistake { line: at, field: "on", why });
             }
         }
-        if mistakes.is_empty() { Ok(Self { lines, stage: None }) } else { Err(mistakes) }
+        if mistakes.is_empty() { Ok(Self { lines, ..Self::default() }) } else { Err(mistakes) }
     }
 
-    /// The same lines, staged so.
+    /// The same, with a release of a kind.
     #[must_use]
-    pub fn staged(self, stage: Option<Stage>) -> Self {
-        Self { lines: self.lines, stage: stage.map(Box::new) }
-    }
-
-    /// How the policy takes hold, where it is staged.
-    #[must_use]
-    pub fn stage(&self) -> Option<&Stage> {
-        self.stage.as_deref()
+    pub fn releasing(mut self, kind: &'static str, release: Release) -> Self {
+        self.releases.insert(kind, release);
+        self
     }
 
     /// How what it makes due earlier of one kind is released; `None`: all of it falls due by its lines alone.
     #[must_use]
-    pub fn release(&self, task: &dyn Task) -> Option<Release<'_>> {
-        self.stage()?.release(task)
+    pub fn release(&self, task: &dyn Task) -> Option<&Release> {
+        self.releases.get(task.kind())
+    }
+
+    /// Every release, by kind.
+    pub fn releases(&self) -> impl Iterator<Item = (&'static str, &Release)> {
+        self.releases.iter().map(|(kind, release)| (*kind, release))
+    }
+
+    /// What it says of one kind, its release included if that is not over `at` a moment.
+    #[must_use]
+    pub fn of_kind(&self, kind: &'static str, at: DateTime<Utc>) -> Self {
+        let lines = self.lines.iter().filter(|line| line.task == kind).copied().collect();
+        let release = self.releases.get(kind).filter(|release| release.until() > at);
+        let releases = release.map(|release| (kind, release.clone())).into_iter().collect();
+        Self { lines, releases, number: None }
+    }
+
+    /// The same, where the lines of a kind are those of the policy `before`, with its release of that kind: what is not changed goes on.
+    #[must_use]
+    pub fn carrying_over(mut self, before: &Self) -> Self {
+        for (kind, release) in before.releases() {
+            let of_kind = |policy: &Self| policy.of_kind(kind, DateTime::<Utc>::MAX_UTC);
+            if of_kind(&self).says_the_same(&of_kind(before)) {
+                self.releases.insert(kind, release.clone());
+            }
+        }
+        self
+    }
+
+    /// Its number among the policies that were applied to the database; `None`: it is that of a process's settings.
+    #[must_use]
+    pub const fn number(&self) -> Option<i64> {
+        self.number
     }
 
     #[must_use]

@@ -15,7 +15,7 @@ use crate::{
     due,
     event::EventType,
     pause::{self, Pause},
-    policy::Policy,
+    policy::{Policy, in_force},
 };
 
 /// A kind of work, one file in `tasks/` each.
@@ -184,12 +184,17 @@ pub enum NotApplied {
     /// An operator has paused the kind. Nothing has failed, and no attempt is spent by it.
     #[error("{0}")]
     Paused(Pause),
+    /// Another policy is in force than the one by which it was to be applied. Nothing has failed here either.
+    #[error("another policy is in force by now")]
+    Outdated,
     #[error(transparent)]
     Database(#[from] DbErr),
 }
 
 /// The statements of one task under one policy, written once and prepared by the server once per connection.
 pub struct Statements {
+    /// The number of their policy.
+    policy: Option<i64>,
     lock: String,
     locks: Vec<String>,
     effect: String,
@@ -199,15 +204,17 @@ impl Statements {
     #[must_use]
     pub fn new(task: &dyn Task, terms: &Terms<'_>) -> Self {
         Self {
+            policy: terms.policy.number(),
             // In id order, so that two batches over the same rows wait for each other instead of deadlocking.
             // The effect is a statement of its own after it: its snapshot sees what the locks waited for.
-            // It is the first one, and so the one that looks for a pause. PostgreSQL takes a statement's locks on tables before the
+            // It is the first one, and so the one that looks for what operators have decided: a pause, another policy. PostgreSQL takes a statement's locks on tables before the
             // snapshot by which it sees, and keeps them to the end: who does not see a pause that is committed holds them still,
             // and `ops pause` waits for it.
             lock: format!(
-                "SELECT count(*), {paused} AS paused
+                "SELECT count(*), {paused} AS paused, {policy} AS policy
                    FROM (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE) AS locked",
                 paused = pause::scalar(task.kind()),
+                policy = in_force::NUMBER,
                 table = task.table(),
             ),
             locks: task.locks(),
@@ -244,13 +251,16 @@ impl Statements {
     /// In a transaction that is READ COMMITTED, as all of ours are: what it sees of pauses has to be younger than its locks.
     ///
     /// # Errors
-    /// [`NotApplied`]: the kind is paused, or the database's. Nothing is written then, as the transaction is the caller's to roll back.
+    /// [`NotApplied`]: the kind is paused, another policy is in force, or the database's. Nothing is written then, as the transaction is the caller's to roll back.
     pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, NotApplied> {
         let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
         let locked = tx.query_one_raw(statement(&self.lock, [ids.clone().into()])).await?;
         let locked = locked.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
         if let Some(pause) = locked.try_get::<Option<String>>("", "paused")? {
             return Err(NotApplied::Paused(pause::read(&pause)?));
+        }
+        if locked.try_get::<Option<i64>>("", "policy")? != self.policy {
+            return Err(NotApplied::Outdated);
         }
         for lock in &self.locks {
             tx.execute_raw(statement(lock, [ids.clone().into()])).await?;

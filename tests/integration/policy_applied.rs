@@ -11,20 +11,20 @@ use ops::{
 use shared::{
     due,
     policy::{
-        Policy, Stage as Staged,
+        Policy, Release,
         in_force::{self, Governed},
     },
     settings::Settings,
     task::Task,
     tasks,
 };
-use tests::sandbox::always;
+use tests::sandbox::{always, eventually};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     letters::{at_a_terminal, json, ops},
     policies::{File, SHORTER, delivering, in_cart, short},
-    stage::{Stage, on_stage},
+    stage::{SOON, Stage, on_stage},
 };
 
 /// The published policy, and nothing swept: whatever is applied was woken.
@@ -76,13 +76,14 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let fresh = uuid::Uuid::new_v4();
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since) SELECT $1, 'F', id, 'delivering', now() FROM customers";
         stage.run(sql, [fresh.into()]).await;
-        let rung = format!("{}7d", stage.topology().rung_prefix());
-        let in_rung = async || stage.sandbox.broker().await.expect("a broker").observe(&rung).await.expect("a look").map(|seen| seen.messages);
-        let before = in_rung().await;
-        tokio::time::sleep(in_force::LOOK_EVERY + Duration::from_secs(1)).await;
-        stage.event("order.shipped", fresh).await;
-        stage.until("SELECT count(*) = 0 FROM outbox WHERE event_type = 'order.shipped'").await;
-        assert!(in_rung().await > before, "{before:?}");
+        let (broker, rung) = (stage.sandbox.broker().await.expect("a broker"), format!("{}7d", stage.topology().rung_prefix()));
+        let waiting = async || broker.observe(&rung).await.expect("a look").map_or(0, |seen| seen.messages);
+        let before = waiting().await;
+        eventually("it waits there", SOON, async || {
+            stage.event("order.shipped", fresh).await;
+            Ok(waiting().await > before)
+        })
+        .await;
 
         stage.until("SELECT count(*) = 30 FROM order_status_history WHERE reason = 'confirm-receipt'").await;
         stage.until("SELECT count(DISTINCT order_id) = 14 FROM transfers WHERE reason = 'arrears'").await;
@@ -105,7 +106,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
 
         // The receipts' own arrears are due only in 6 hours; nothing is off meanwhile.
         let again = ops(stage, &apply).await;
-        assert!(again.code == 0 && again.out.contains("applied by lan") && again.out.contains("nothing was changed"), "{again:?}");
+        assert!(again.code == 0 && again.err.contains("applied by lan") && again.err.contains("nothing was changed"), "{again:?}");
         let recorded = "SELECT detail ->> 'by' || ': ' || (detail ->> 'why') FROM activity WHERE action = 'policy.applied'";
         assert_eq!(stage.ask::<String>(recorded).await, "lan: the board");
         let status = json(stage, &["status", "--json"]).await;
@@ -138,14 +139,17 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         stop.cancel();
         let whole = rollout::schedule(&stage.sandbox.db, &broker, stage.settings(), &applied, &stop, |_| ()).await;
         assert!(!whole.expect("no failure"));
-        stage.run("UPDATE policies SET applied_at = now() - interval '1 hour'", []).await;
+        stage.run("UPDATE policies SET went_on_at = now() - interval '1 hour'", []).await;
         let troubled = ops(stage, &["status"]).await;
         assert!(troubled.code == 1 && troubled.out.contains("not all wake-ups are made"), "{troubled:?}");
-        let file = File::new(SHORTER);
-        let gone_on = json(stage, &["policy", "apply", file.path(), "--why", "once more", "--yes", "--json"]).await;
-        assert_eq!((&gone_on["number"], &gone_on["scheduled"]), (&applied.number.into(), &13.into()), "{gone_on}");
-        let scheduled = "SELECT scheduled_at IS NOT NULL AND scheduled_to ? 'confirm-receipt' FROM policies";
-        assert!(stage.ask::<bool>(scheduled).await);
+        // Another one comes first, about carts alone: with its wake-ups, those of the first are made.
+        let file =
+            File::new(&SHORTER.replace("after = \"7d\"", "after = \"5d\"").replacen("after = \"5d\"", "after = \"7d\"", 1));
+        let gone_on = json(stage, &["policy", "apply", file.path(), "--why", "carts, too", "--yes", "--json"]).await;
+        assert_eq!((&gone_on["number"], &gone_on["scheduled"]), (&(applied.number + 1).into(), &13.into()), "{gone_on}");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM policies WHERE scheduled_at IS NULL").await, 0);
+        let carried_over = governed(stage).await.settings.policy.release(receipts()).cloned();
+        assert_eq!(carried_over.as_ref(), applied.policy.release(receipts()), "what is not changed goes on");
         let calm = ops(stage, &["status"]).await;
         assert!(!calm.out.contains("wake-ups are made"), "{calm:?}");
         let worker = stage.worker();
@@ -163,26 +167,56 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    SELECT gen_random_uuid(), 'S-' || n, id, 'delivering', now() - interval '8 days' FROM customers, generate_series(1, 200) AS n";
         stage.run(sql, []).await;
+        // By the policy before these are due soon, some of them before they are released.
+        let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   SELECT gen_random_uuid(), 'L-' || n, id, 'delivering', now() - interval '14 days' + interval '30 minutes'
+                     FROM customers, generate_series(1, 50) AS n";
+        stage.run(sql, []).await;
         // Of a release over two hours, half is over; nobody has made a wake-up. Nothing falls due while the test looks.
-        let (policy, before) = (settings(stage, SHORTER).policy, stage.settings().policy.clone());
         let now = shared::database::now(&stage.sandbox.db).await.expect("a moment");
-        let staged = Staged { before, from: now - chrono::TimeDelta::hours(1), over_ms: [("confirm-receipt", 7_200_000)].into() };
-        let policy = policy.staged(Some(staged));
-        let moment = policy.release(receipts()).expect("a release").sql_moment("id");
+        let hours = chrono::TimeDelta::hours;
+        let release = |before: &Policy, ago| Release {
+            before: before.of_kind("confirm-receipt", now),
+            since: now - hours(ago),
+            from: now - hours(ago),
+            over_ms: 7_200_000,
+        };
+        let policy = |after: &str| settings(stage, &SHORTER.replace("7d", after)).policy;
+        let before = &stage.settings().policy;
+        let released = policy("7d").releasing("confirm-receipt", release(before, 1));
+        let moment = released.release(receipts()).expect("a release").sql_moment("orders.id");
         stage.run(&format!("DELETE FROM orders WHERE abs(extract(epoch FROM {moment} - now())) < 120"), []).await;
-        let released = format!("SELECT array_agg(id ORDER BY id) FROM orders WHERE delivering_since < now() - interval '7 days' AND {moment} < now()");
-        let released = stage.ask::<Vec<uuid::Uuid>>(&released).await;
-        assert!((50..150).contains(&released.len()), "{}", released.len());
-        in_force::apply(&stage.sandbox.db, &policy, "lan", "a test").await.expect("in force");
+        let earliest = format!("least(delivering_since + interval '14 days', {moment})");
+        let due = due::query(receipts(), &released);
+        let never_later = format!(
+            "SELECT array[count(*) FILTER (WHERE due_at <> {earliest}), count(*) FILTER (WHERE due_at < {moment}), count(*)]
+               FROM {due} AS due JOIN orders USING (id) WHERE delivering_since < now() - interval '7 days'"
+        );
+        let [wrong, before_release, all] = stage.ask::<Vec<i64>>(&never_later).await[..] else { panic!("three counts") };
+        assert!(wrong == 0 && before_release > 5 && all > before_release, "{wrong} {before_release} {all}");
+        let earlier = format!("SELECT array_agg(id ORDER BY id) FROM orders WHERE delivering_since < now() - interval '7 days' AND {earliest} < now()");
+        let earlier = stage.ask::<Vec<uuid::Uuid>>(&earlier).await;
+        assert!((50..150).contains(&earlier.len()), "{}", earlier.len());
 
-        // The bounded question tells of exactly what the whole one tells of.
-        let (after, until) = ("now() - interval '40 minutes'", "now() + interval '30 minutes'");
-        let between = due::query_between(receipts(), &policy, after, until).expect("an index helps");
-        let ids = |due: &str| format!("SELECT array_agg(id ORDER BY id) FROM {due} AS due WHERE due_at > {after} AND due_at <= {until}");
-        let asked = stage.ask::<Vec<uuid::Uuid>>(&ids(&between)).await;
-        assert_eq!(asked, stage.ask::<Vec<uuid::Uuid>>(&ids(&due::query(receipts(), &policy))).await);
-        assert!(asked.len() > 50);
+        // The bounded question tells of exactly what the whole one tells of, also of a release in another, of a kind that was never due
+        // before, and of calendar months.
+        let policies = [
+            released.clone(),
+            policy("5d").releasing("confirm-receipt", release(&released, 0)),
+            policy("7d").releasing("confirm-receipt", release(&Policy::default(), 1)),
+            policy("7d").releasing("confirm-receipt", release(&policy("1 month"), 1)),
+        ];
+        for policy in &policies {
+            let (after, until) = ("now() - interval '40 minutes'", "now() + interval '30 minutes'");
+            let between = due::query_between(receipts(), policy, after, until).expect("an index helps");
+            let ids = |due: &str| format!("SELECT array_agg(id ORDER BY id) FROM {due} AS due WHERE due_at > {after} AND due_at <= {until}");
+            let asked = stage.ask::<Vec<uuid::Uuid>>(&ids(&between)).await;
+            assert_eq!(asked, stage.ask::<Vec<uuid::Uuid>>(&ids(&due::query(receipts(), policy))).await);
+            assert!(asked.len() > 20, "{}", asked.len());
+        }
 
+        in_force::apply(&stage.sandbox.db, &released, "lan", "a test").await.expect("in force");
+        let released = earlier;
         let worker = stage.worker();
         let count = released.len();
         stage.until(&format!("SELECT count(*) = {count} FROM order_status_history WHERE reason = 'confirm-receipt'")).await;
@@ -205,28 +239,27 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
             let overdue = format!("SELECT count(*) FROM {} AS due WHERE due_at <= now()", due::query(receipts(), policy));
             stage.ask::<i64>(&overdue).await
         };
-        // One a minute, as it were: what is released within the test is nothing.
+        let in_a_day = |policy: &Policy| {
+            let slowly = |(kind, release): (&'static str, &Release)| (kind, Release { over_ms: 86_400_000, ..release.clone() });
+            let slowly: Vec<_> = policy.releases().map(slowly).collect();
+            slowly.into_iter().fold(policy.clone(), |policy, (kind, release)| policy.releasing(kind, release))
+        };
         let first = put_in_force(stage, &governed(stage).await, &shorter, 1).await.expect("applied");
-        let staged =
-            Staged { over_ms: [("confirm-receipt", 86_400_000)].into(), ..first.policy.stage().expect("a stage").clone() };
-        let slowly = shorter.clone().staged(Some(staged));
+        // Over a day: what is released within the test is nothing.
+        let slowly = in_a_day(&first.policy);
         in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
         let back = put_in_force(stage, &governed(stage).await, &published, 1).await.expect("applied");
-        assert_eq!((back.policy.stage(), due(&back.policy).await), (None, 0));
-        // To and fro: each stage lies in the one before, up to so many.
+        assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
+        // Shorter and shorter: each release lies in the one before, up to so many.
         let mut policy = slowly;
         let refused = loop {
             in_force::apply(&stage.sandbox.db, &policy, "lan", "slower").await.expect("in force");
-            let after = if policy.lines() == shorter.lines() { "5d" } else { "7d" };
-            let next = settings(stage, &SHORTER.replace("\"7d\"", &format!("\"{after}\""))).policy;
+            let depth = policy.release(receipts()).expect("a release").depth(receipts());
+            assert!(depth <= 3);
+            let next = settings(stage, &SHORTER.replace("\"7d\"", &format!("\"{}d\"", 6 - depth))).policy;
             match put_in_force(stage, &governed(stage).await, &next, 1).await {
-                Ok(applied) => {
-                    let stage = applied.policy.stage().expect("a stage");
-                    assert!(stage.depth() <= 3);
-                    let over_ms = stage.over_ms.keys().map(|kind| (*kind, 86_400_000)).collect();
-                    policy = applied.policy.clone().staged(Some(Staged { over_ms, ..stage.clone() }));
-                }
+                Ok(applied) => policy = in_a_day(&applied.policy),
                 Err(error) => break error,
             }
         };
@@ -249,9 +282,6 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
         assert!(refused.code == 2 && refused.err.contains("policy[0].after"), "{refused:?}");
         let unreasoned = ops(stage, &["policy", "apply", file.path(), "--yes"]).await;
         assert_eq!(unreasoned.code, 2, "{unreasoned:?}");
-        let same = File::new(&stage.settings().policy.to_string());
-        let idle = ops(stage, &["policy", "apply", same.path(), "--why", "no change", "--yes"]).await;
-        assert!(idle.code == 0 && idle.out.contains("in force already"), "{idle:?}");
         let nothing = "SELECT (SELECT count(*) FROM policies) + (SELECT count(*) FROM activity)";
         assert_eq!(stage.ask::<i64>(nothing).await, 0);
         // Where money is to move, a yes is not enough.
@@ -266,6 +296,40 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_first_policy_that_is_applied_may_be_the_one_that_the_files_say() {
+    on_stage(FILE, async |stage| {
+        let file = File::new(&stage.settings().policy.to_string());
+        let first = ops(stage, &["policy", "apply", file.path(), "--why", "so that files do not matter", "--yes"]).await;
+        assert!(first.code == 0 && first.err.contains("no policy was applied to this database yet"), "{first:?}");
+        let policy = governed(stage).await.settings.policy;
+        assert_eq!((policy.number(), policy.releases().count()), (Some(1), 0));
+        let down = ops(stage, &["migrate", "down"]).await;
+        assert!(down.code == 1 && down.err.contains("would be in force no more"), "{down:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_applied_any_more_by_a_policy_that_was_replaced() {
+    on_stage(FILE, async |stage| {
+        let worker = stage.worker();
+        let (one, wakes) = (stage.delivering().await, |order| vec![stage.wakeup("confirm-receipt", &[order])]);
+        stage.publish(wakes(one)).await;
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        // The worker has not heard of it when the next wake-up comes.
+        let longer = settings(stage, &SHORTER.replace("7d", "9 years")).policy;
+        in_force::apply(&stage.sandbox.db, &longer, "lan", "nine years").await.expect("in force");
+        let other = stage.delivering().await;
+        stage.publish(wakes(other)).await;
+        let waits = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await == 1);
+        always("it waits", in_force::LOOK_EVERY + Duration::from_secs(2), waits).await;
+        let totals = worker.stop().await;
+        assert_eq!((totals.applied, totals.postponed, totals.retried), (1, 1, 0), "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
     on_stage(FILE, async |stage| {
         let sql = r#"INSERT INTO policies (policy, applied_by, why)
@@ -274,7 +338,7 @@ async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
         let said = ops(stage, &["forecast"]).await;
         assert!(
             said.code == 1
-                && said.err.contains("policy 1, which is in force, cannot be read")
+                && said.err.contains("policy 1, which was applied, cannot be read")
                 && said.err.contains("make-coffee"),
             "{said:?}"
         );

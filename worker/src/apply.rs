@@ -1,7 +1,7 @@
 //! Apply: rechecks and writes a batch in one transaction. A batch that fails is split in halves until what breaks it stands
 //! alone; its neighbours are applied. An outage spends no attempt: it is waited out. A row that breaks the connection again and
-//! again, each time after the server had answered, is no outage. Nothing of a paused kind is applied, and that spends no attempt
-//! either.
+//! again, each time after the server had answered, is no outage. Nothing of a paused kind is applied, nor anything by a policy that is
+//! not in force any more, and that spends no attempt either.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -39,11 +39,14 @@ pub enum Unanswered {
     Abandoned,
     /// The kind is paused.
     Paused(Pause),
+    /// Another policy is in force.
+    Outdated,
 }
 
 /// Why one try came to nothing.
 enum Failed {
     Paused(Pause),
+    Outdated,
     Database(DbErr, Trouble),
 }
 
@@ -81,6 +84,10 @@ pub async fn apply(
             Err(Failed::Paused(pause)) => {
                 patience.postgres_is_back();
                 return Err(Unanswered::Paused(pause));
+            }
+            Err(Failed::Outdated) => {
+                patience.postgres_is_back();
+                return Err(Unanswered::Outdated);
             }
             Err(Failed::Database(error, trouble)) => (error, trouble),
         };
@@ -134,6 +141,7 @@ async fn transaction(
         // On an error the transaction rolls back as it is dropped.
         let outcomes = statements.apply(&tx, part).await.map_err(|not_applied| match not_applied {
             NotApplied::Paused(pause) => Failed::Paused(pause),
+            NotApplied::Outdated => Failed::Outdated,
             NotApplied::Database(error) => known(error),
         })?;
         tx.commit().await.map_err(known)?;

@@ -16,6 +16,7 @@ use shared::{
     database::{statement, trouble, within},
     due,
     policy::Policy,
+    settings,
     task::Task,
     tasks,
 };
@@ -44,46 +45,56 @@ struct Point {
 }
 
 /// What the exporter is told when it asks: the points and when they were counted.
-type Told = Arc<Mutex<Option<(Instant, Vec<Point>)>>>;
+#[derive(Clone, Default)]
+pub(crate) struct Told(Arc<Mutex<Option<Counted>>>);
+
+type Counted = (Instant, Vec<Point>);
+
+impl Told {
+    /// An observable gauge, unlike one that is recorded, forgets what it is not told again. Numbers last for a few rounds: one that hangs
+    /// must not freeze them.
+    pub(crate) fn new(settings: settings::Forecast) -> Self {
+        let told = Self::default();
+        let Some(every) = settings.every else { return told };
+        let (asked, lasts) = (told.clone(), every * ROUNDS_MISSED_MAX);
+        let _registered = global::meter("kyhan")
+            .u64_observable_gauge("kyhan.forecast.due")
+            .with_unit("{subject}")
+            .with_description(
+                "Subjects that fall due between now and then, by kind; at -1h, that fell due and are not applied yet",
+            )
+            .with_callback(move |observer| {
+                let told = asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let points = told.iter().filter(|(at, _)| at.elapsed() < lasts).flat_map(|(_, points)| points);
+                for Point { kind, within, due } in points {
+                    observer.observe(*due, &[KeyValue::new("kind", *kind), KeyValue::new("within", *within)]);
+                }
+            })
+            .build();
+        told
+    }
+
+    fn tell(&self, points: Option<Vec<Point>>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = points.map(|points| (Instant::now(), points));
+    }
+}
 
 /// Forecasts while `leads` says so, until the sweep is gone.
-pub(crate) async fn run(context: Arc<Context>, mut leads: watch::Receiver<bool>) {
+pub(crate) async fn run(context: Arc<Context>, told: Told, mut leads: watch::Receiver<bool>) {
     let Some(every) = context.settings.forecast.every else { return };
-    let told = gauge(every * ROUNDS_MISSED_MAX);
+    // Under another policy, perhaps, something else was told.
+    told.tell(None);
     while leads.wait_for(|leads| *leads).await.is_ok() {
         let sweeps = tokio::select! {
             never = rounds(&context, every, &told) => match never {},
             deposed = leads.wait_for(|leads| !*leads) => deposed.is_ok(),
         };
         // Another process tells now, and two that differ would be one too many.
-        tell(&told, None);
+        told.tell(None);
         if !sweeps {
             return;
         }
     }
-}
-
-/// An observable gauge, unlike one that is recorded, forgets what it is not told again. Numbers last for `lasts`: a round that
-/// hangs must not freeze them.
-fn gauge(lasts: Duration) -> Told {
-    let told = Told::default();
-    let asked = Arc::clone(&told);
-    let _registered = global::meter("kyhan")
-        .u64_observable_gauge("kyhan.forecast.due")
-        .with_unit("{subject}")
-        .with_description("Subjects that fall due between now and then, by kind; at -1h, that fell due and are not applied yet")
-        .with_callback(move |observer| {
-            let told = asked.lock().unwrap_or_else(PoisonError::into_inner);
-            for Point { kind, within, due } in told.iter().filter(|(at, _)| at.elapsed() < lasts).flat_map(|(_, points)| points) {
-                observer.observe(*due, &[KeyValue::new("kind", *kind), KeyValue::new("within", *within)]);
-            }
-        })
-        .build();
-    told
-}
-
-fn tell(told: &Told, points: Option<Vec<Point>>) {
-    *told.lock().unwrap_or_else(PoisonError::into_inner) = points.map(|points| (Instant::now(), points));
 }
 
 /// Counts round after round.
@@ -102,7 +113,7 @@ async fn rounds(context: &Context, every: Duration, told: &Told) -> Infallible {
                 Err(error) => tracing::warn!(kind = task.kind(), %error, "no forecast"),
             }
         }
-        tell(told, Some(points));
+        told.tell(Some(points));
     }
 }
 

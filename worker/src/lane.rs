@@ -71,6 +71,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Ends this life, as another policy is in force: the next one is lived by that.
+    pub(crate) fn outdated(&self) {
+        if !self.shutdown.is_cancelled() {
+            tracing::info!("another policy is in force; the lanes begin anew by it");
+            self.shutdown.cancel();
+        }
+    }
+
     /// Waits until nothing of a kind is to be taken, and says why.
     async fn barred(&self, kind: Option<&'static str>) -> End {
         tokio::select! {
@@ -328,6 +336,10 @@ impl Lane {
             let outcomes = match outcomes {
                 Ok(outcomes) => outcomes,
                 Err(Unanswered::Abandoned) => return Ok(Some(Left::ToldTo)),
+                Err(Unanswered::Outdated) => {
+                    context.outdated();
+                    return Ok(Some(Left::ToldTo));
+                }
                 Err(Unanswered::Paused(pause)) => {
                     context.paused.met(pause);
                     return match batch.alone() {

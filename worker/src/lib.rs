@@ -43,6 +43,7 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 pub use tally::Totals;
 
+use forecast::Told;
 use lane::{Context, Lane, Of};
 use paused::Paused;
 use tally::Tally;
@@ -65,7 +66,7 @@ pub enum WorkerError {
 /// [`WorkerError`] when waiting would not help: a database without the schema, a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
     let tally = Arc::new(Tally::new());
-    let known = Known { tally: Arc::clone(&tally), paused: Arc::new(Paused::new()) };
+    let known = Known { tally: Arc::clone(&tally), paused: Arc::new(Paused::new()), forecast: Told::new(settings.forecast) };
     let report_every = Duration::from_millis(settings.telemetry.report_every_ms);
     let _reporting = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&tally).report(report_every)));
     // One policy, one life: statements and rungs follow from it.
@@ -81,6 +82,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
 struct Known {
     tally: Arc<Tally>,
     paused: Arc<Paused>,
+    forecast: Told,
 }
 
 /// Works under the policy that is in force, until told to shut down or until another one is.
@@ -88,7 +90,7 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
     let Some(governed) = in_force::connect_until(settings, Role::Worker, shutdown).await? else { return Ok(()) };
-    let Governed { db, settings, number } = governed;
+    let Governed { db, settings } = governed;
     let topology = settings.topology();
     postgresql.up();
     rabbitmq.down(UNREACHED);
@@ -120,7 +122,7 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
     if max_connections < u32::from(consumers) + 7 {
         tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
     }
-    let mut watch = Watch::new(Arc::clone(&context), postgresql, number)?;
+    let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
     // Before anything is taken: of a kind that is paused already nothing shall be.
     context.shutdown.run_until_cancelled(watch.look()).await;
     for lane in lanes {
@@ -130,7 +132,7 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
     drop(rabbitmq);
     let (leads, led) = watch::channel(false);
     running.spawn(sweep::run(Arc::clone(&context), leads));
-    running.spawn(forecast::run(Arc::clone(&context), led));
+    running.spawn(forecast::run(Arc::clone(&context), known.forecast.clone(), led));
     running.spawn(watch.run());
     let finished = finish(running, &context, Duration::from_millis(settings.worker.grace_ms)).await;
     let _ = tokio::time::timeout(Duration::from_secs(5), context.db.clone().close()).await;
@@ -175,16 +177,14 @@ struct Watch {
     context: Arc<Context>,
     database: database::Watch,
     part: Part,
-    /// The number of the policy of this life.
-    policy: Option<i64>,
     /// Whether the outage that is known began here: what a batch in hand began, it ends.
     told: bool,
 }
 
 impl Watch {
-    fn new(context: Arc<Context>, part: Part, policy: Option<i64>) -> Result<Self, DatabaseError> {
+    fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
         let database = database::Watch::new(&context.settings.database, Role::Worker)?;
-        Ok(Self { context, database, part, policy, told: false })
+        Ok(Self { context, database, part, told: false })
     }
 
     async fn run(mut self) {
@@ -205,7 +205,9 @@ impl Watch {
                 match self.database.decided().await {
                     Ok(decided) => {
                         self.context.paused.are(decided.pauses, asked);
-                        self.obey(decided.policy);
+                        if decided.policy != self.context.settings.policy.number() {
+                            self.context.outdated();
+                        }
                     }
                     // What is known stays so.
                     Err(error) => tracing::warn!(%error, "what operators have decided is not known"),
@@ -215,14 +217,6 @@ impl Watch {
                 self.part.down(error.to_string());
                 self.told |= self.context.postgres.begins(&error);
             }
-        }
-    }
-
-    /// Ends this life where another policy is in force: the next one is lived by that.
-    fn obey(&self, policy: Option<i64>) {
-        if policy != self.policy && !self.context.shutdown.is_cancelled() {
-            tracing::info!(number = policy, "another policy is in force; the lanes begin anew by it");
-            self.context.shutdown.cancel();
         }
     }
 }
@@ -265,7 +259,8 @@ async fn finish(mut lanes: JoinSet<()>, context: &Context, grace: Duration) -> R
     context.shutdown.cancel();
     context.abandon.cancel();
     let _ = tokio::time::timeout(FAREWELL, all(&mut lanes)).await;
-    lanes.abort_all();
+    // To the end: this process may live on under another policy.
+    lanes.shutdown().await;
     Ok(ended?)
 }
 

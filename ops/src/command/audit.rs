@@ -41,7 +41,7 @@ pub async fn audit(
     settings: &Settings,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let Governed { db, settings, .. } = governed(settings).await?;
+    let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;

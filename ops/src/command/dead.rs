@@ -38,7 +38,7 @@ pub async fn dead(
     actor: Result<Actor, WrongUse>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    let Governed { db, settings, .. } = governed(settings).await?;
+    let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     match command {
         Dead::List(command) => list::list(command, &db, settings).await,

@@ -34,7 +34,7 @@ pub struct Explain {
 }
 
 pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let Governed { db, settings, .. } = governed(settings).await?;
+    let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let Some(explanation) = explain::explain(&db, settings, &command.name).await? else {
         bail!(

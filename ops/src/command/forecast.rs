@@ -34,7 +34,7 @@ pub struct Forecast {
 const WIDTH: u16 = 100;
 
 pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<()> {
-    let Governed { db, settings, .. } = governed(settings).await?;
+    let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
     if command.json {

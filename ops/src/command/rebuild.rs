@@ -31,7 +31,7 @@ pub struct Rebuild {
 
 pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {
     let Rebuild { kind: only, dry_run, rate, restart, resume } = command;
-    let Governed { db, settings, .. } = governed(settings).await?;
+    let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
     if dry_run {

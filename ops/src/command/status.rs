@@ -39,7 +39,8 @@ effects a second are recorded. With --watch it looks again and again until Ctrl-
 follows the other, with --json one document a line.
 
 Something is wrong when a queue is missing, when a lane holds due messages and nobody consumes it, when a rung does not move, when \
-something due is not applied within the sweep's grace, while dead letters are open, and when the last recorded audit found something off. \
+something due is not applied within the sweep's grace, while dead letters are open, when nobody makes the wake-ups of a policy that was \
+applied, and when the last recorded audit found something off. \
 A kind that is paused is shown, and neither it nor what waits for it is wrong.
 
 Exit codes, for monitoring; with --watch that of the last look: 0 nothing is wrong, 1 something is, 2 wrong use, 3 a server is away, so \

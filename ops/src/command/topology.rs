@@ -51,14 +51,14 @@ pub async fn topology(command: Topology, settings: &Settings) -> anyhow::Result<
             say(&table.to_string());
         }
         Topology::Declare => {
-            let Governed { db, settings, .. } = governed(settings).await?;
+            let Governed { db, settings } = governed(settings).await?;
             let topology = settings.topology();
             broker.declare(&topology).await?;
             database::remember_rungs(&db, &topology).await?;
             say(&format!("{} exchanges and {} queues are there", topology.exchanges().len(), topology.queues().len()));
         }
         Topology::Prune => {
-            let Governed { db, settings, .. } = governed(settings).await?;
+            let Governed { db, settings } = governed(settings).await?;
             let pruned = rungs::prune(&db, &broker, &settings.topology()).await?;
             if pruned.is_empty() {
                 say("the policy uses every rung there is");

@@ -115,6 +115,9 @@ impl Replays {
                 let why = format!("{kind} is paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
                 return Ok(Trial::without_money(Verdict::Fails, why));
             }
+            Err(outdated @ NotApplied::Outdated) => {
+                return Ok(Trial::without_money(Verdict::Fails, format!("{outdated}; run it once more")));
+            }
             Err(NotApplied::Database(error)) => return Err(error),
         };
         // What waits for the commit to complain, complains now.

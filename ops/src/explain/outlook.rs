@@ -97,9 +97,13 @@ pub(super) async fn of(
         (Some(due_at), _) => {
             // The latest of several moments decides; its event is the one whose wake-up comes at the right time.
             let moment = counts.iter().filter(|counted| counted.decides).find_map(|counted| counted.moment);
-            // A policy that made it due earlier had its wake-up made anew.
-            let anew = settings.policy.release(task).map(|release| release.from.min(now));
-            place(settings, task, id, (moment.max(anew).unwrap_or(now), due_at), now)
+            place(
+                settings,
+                task,
+                id,
+                (moment.max(made_anew(settings, task, candidate.as_ref(), due_at, now)?).unwrap_or(now), due_at),
+                now,
+            )
         }
     };
     let open = "SELECT id FROM dead_letters WHERE subject_id = $1 AND kind = $2 AND state = 'open' ORDER BY last_failed_at, id";
@@ -145,6 +149,19 @@ fn counts(
         })
     };
     task.counts_from().iter().map(counted).collect()
+}
+
+/// When its wake-up was made anew, if a policy made it due earlier.
+fn made_anew(
+    settings: &Settings,
+    task: &dyn Task,
+    candidate: Option<&QueryResult>,
+    due_at: DateTime<Utc>,
+    now: DateTime<Utc>,
+) -> Result<Option<DateTime<Utc>>, DbErr> {
+    let (Some(release), Some(row)) = (settings.policy.release(task), candidate) else { return Ok(None) };
+    let before: Option<DateTime<Utc>> = row.try_get("", "due before")?;
+    Ok(before.is_none_or(|before| due_at < before).then_some(release.from.min(now)))
 }
 
 fn released_since(

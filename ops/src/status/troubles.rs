@@ -12,7 +12,7 @@ use shared::{
 use super::Status;
 use crate::shown::moment;
 
-/// How long it may take to make the wake-ups of a policy; then whoever applied it was interrupted.
+/// For how long no wake-up of a policy may be made while some are to be; then whoever applied it was interrupted.
 const UNSCHEDULED_MAX: TimeDelta = TimeDelta::minutes(10);
 
 pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
@@ -29,7 +29,9 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     if status.letters.open > 0 {
         troubles.push(format!("{} dead letters are open; see `ops dead list`", status.letters.open));
     }
-    if let Some(policy) = status.policy.as_ref().filter(|policy| !policy.scheduled && status.at - policy.at > UNSCHEDULED_MAX) {
+    if let Some(policy) =
+        status.policy.as_ref().filter(|policy| !policy.scheduled && status.at - policy.went_on_at > UNSCHEDULED_MAX)
+    {
         troubles.push(format!(
             "policy {}: not all wake-ups are made of what it made due earlier; apply the same file again",
             policy.number

@@ -1,1 +1,9 @@
+-- Without this table each process goes by its own settings: nobody shall come to that unawares.
+DO $$
+BEGIN
+    IF EXISTS (SELECT FROM policies) THEN
+        RAISE EXCEPTION 'a policy was applied to this database, and would be in force no more'
+            USING HINT = 'Lay what `ops policy show` prints into the kyhan.toml of every process, then delete the rows of policies.';
+    END IF;
+END $$;
 DROP TABLE policies;

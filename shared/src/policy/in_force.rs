@@ -4,12 +4,12 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
 use tokio_util::sync::CancellationToken;
 
 use super::{Policy, written::Written};
 use crate::{
-    database::{self, DatabaseError, Role, statement, trouble, within},
+    database::{self, DatabaseError, Role, Trouble, statement, trouble, within},
     settings::Settings,
 };
 
@@ -27,35 +27,53 @@ pub(crate) const NUMBER: &str = "(SELECT max(id) FROM policies)";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Applied {
     pub number: i64,
+    /// With its number.
     pub policy: Policy,
     pub at: DateTime<Utc>,
     /// The operator who applied it.
     pub by: String,
     pub why: String,
+    /// When some of its wake-ups were made last, or when it was applied.
+    pub went_on_at: DateTime<Utc>,
     /// When the last wake-up was confirmed of what it made due earlier; `None` while some are to be made.
     pub scheduled_at: Option<DateTime<Utc>>,
 }
+
+/// The columns that [`of_row`] reads.
+const COLUMNS: &str = "id, policy::text AS policy, applied_at, applied_by, why, went_on_at, scheduled_at";
 
 /// The policy that was applied last, if one was.
 ///
 /// # Errors
 /// The database's; [`DbErr::Type`] where it cannot be read, as that of a later version.
 pub async fn read(db: &impl ConnectionTrait) -> Result<Option<Applied>, DbErr> {
-    let sql =
-        "SELECT id, policy::text AS policy, applied_at, applied_by, why, scheduled_at FROM policies ORDER BY id DESC LIMIT 1";
-    let Some(row) = db.query_one_raw(statement(sql, [])).await? else { return Ok(None) };
+    let sql = format!("SELECT {COLUMNS} FROM policies ORDER BY id DESC LIMIT 1");
+    db.query_one_raw(statement(&sql, [])).await?.map(|row| of_row(&row)).transpose()
+}
+
+/// Those whose wake-ups are not all made, oldest first.
+///
+/// # Errors
+/// As [`read`].
+pub async fn unscheduled(db: &impl ConnectionTrait) -> Result<Vec<Applied>, DbErr> {
+    let sql = format!("SELECT {COLUMNS} FROM policies WHERE scheduled_at IS NULL ORDER BY id");
+    db.query_all_raw(statement(&sql, [])).await?.iter().map(of_row).collect()
+}
+
+fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
     let number = row.try_get("", "id")?;
-    let unreadable = |why: String| DbErr::Type(format!("policy {number}, which is in force, cannot be read: {why}"));
+    let unreadable = |why: String| DbErr::Type(format!("policy {number}, which was applied, cannot be read: {why}"));
     let text: String = row.try_get("", "policy")?;
     let written: Written = serde_json::from_str(&text).map_err(|error| unreadable(error.to_string()))?;
-    Ok(Some(Applied {
+    Ok(Applied {
         number,
-        policy: written.read().map_err(unreadable)?,
+        policy: Policy { number: Some(number), ..written.read().map_err(unreadable)? },
         at: row.try_get("", "applied_at")?,
         by: row.try_get("", "applied_by")?,
         why: row.try_get("", "why")?,
+        went_on_at: row.try_get("", "went_on_at")?,
         scheduled_at: row.try_get("", "scheduled_at")?,
-    }))
+    })
 }
 
 /// Its number alone.
@@ -83,8 +101,6 @@ pub struct Governed {
     pub db: DatabaseConnection,
     /// Those of the process, with the policy in force.
     pub settings: Settings,
-    /// The number of the policy in force; `None` where it is that of the process's own settings.
-    pub number: Option<i64>,
 }
 
 /// What holds in a database whose schema is to be checked first.
@@ -113,7 +129,9 @@ pub async fn connect_until(
                 tell(settings, applied.as_ref());
                 return Ok(Some(govern(db, settings, applied.as_ref())));
             }
-            Err(error) if trouble(&error).is_outage() => tracing::debug!(%error, "which policy is in force is not known yet"),
+            Err(error) if trouble(&error) != Trouble::Failure => {
+                tracing::debug!(%error, "which policy is in force is not known yet")
+            }
             Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
         }
         if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN_AFTER)).await.is_none() {
@@ -129,7 +147,7 @@ pub fn under(settings: &Settings, applied: Option<&Applied>) -> Settings {
 }
 
 fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>) -> Governed {
-    Governed { db, settings: under(settings, applied), number: applied.map(|applied| applied.number) }
+    Governed { db, settings: under(settings, applied) }
 }
 
 /// Whoever edited a file expects it to hold.

@@ -1,4 +1,4 @@
-//! How a policy is written in `policies`: its lines, and its stage with the policy before, as JSON. What was written once is read for
+//! How a policy is written in `policies`: its lines, and its releases with the policy before, as JSON. What was written once is read for
 //! ever; a field that is not known is a mistake, as it could change what is due.
 
 use std::collections::BTreeMap;
@@ -6,15 +6,15 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Line, Policy, Stage};
+use super::{Line, Policy, Release};
 use crate::{task::Task, tasks};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Written {
     lines: Vec<WrittenLine>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    stage: Option<Box<WrittenStage>>,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    releases: BTreeMap<String, WrittenRelease>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -27,10 +27,11 @@ struct WrittenLine {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct WrittenStage {
+struct WrittenRelease {
     before: Written,
+    since: DateTime<Utc>,
     from: DateTime<Utc>,
-    over_ms: BTreeMap<String, u64>,
+    over_ms: u64,
 }
 
 impl Written {
@@ -40,12 +41,16 @@ impl Written {
             task: line.task.to_owned(),
             after: line.after.to_string(),
         };
-        let stage = |stage: &Stage| WrittenStage {
-            before: Self::of(&stage.before),
-            from: stage.from,
-            over_ms: stage.over_ms.iter().map(|(kind, over_ms)| ((*kind).to_owned(), *over_ms)).collect(),
+        let release = |release: &Release| WrittenRelease {
+            before: Self::of(&release.before),
+            since: release.since,
+            from: release.from,
+            over_ms: release.over_ms,
         };
-        Self { lines: policy.lines.iter().map(line).collect(), stage: policy.stage().map(|it| Box::new(stage(it))) }
+        Self {
+            lines: policy.lines().iter().map(line).collect(),
+            releases: policy.releases().map(|(kind, it)| (kind.to_owned(), release(it))).collect(),
+        }
     }
 
     /// What it says; or why this build cannot tell, as that of a later version.
@@ -55,8 +60,7 @@ impl Written {
             let said = mistakes.iter().map(|mistake| format!("line {}: {}: {}", mistake.line + 1, mistake.field, mistake.why));
             said.collect::<Vec<_>>().join("; ")
         })?;
-        let stage = self.stage.map(|stage| stage.read()).transpose()?;
-        Ok(policy.staged(stage))
+        self.releases.into_iter().try_fold(policy, |policy, (name, release)| Ok(policy.releasing(kind(&name)?, release.read()?)))
     }
 }
 
@@ -70,11 +74,10 @@ impl WrittenLine {
     }
 }
 
-impl WrittenStage {
-    fn read(self) -> Result<Stage, String> {
-        let over_ms =
-            self.over_ms.into_iter().map(|(name, over_ms)| Ok((kind(&name)?, over_ms))).collect::<Result<_, String>>()?;
-        Ok(Stage { before: self.before.read()?, from: self.from, over_ms })
+impl WrittenRelease {
+    fn read(self) -> Result<Release, String> {
+        let Self { before, since, from, over_ms } = self;
+        Ok(Release { before: before.read()?, since, from, over_ms })
     }
 }
 
@@ -94,10 +97,11 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_in_the_middle_of_two_stages_is_read_as_it_was_written() {
-        let from = "2026-11-24T08:00:00.123456Z".parse().unwrap();
-        let stage = |before, over_ms| Some(Stage { before, from, over_ms: [("confirm-receipt", over_ms)].into() });
-        let twice = policy("7d").staged(stage(policy("10d").staged(stage(policy("6 months"), 1)), u64::MAX));
+    fn a_policy_in_the_middle_of_two_releases_is_read_as_it_was_written() {
+        let since = "2026-11-24T08:00:00.123456Z".parse().unwrap();
+        let release = |before, over_ms| Release { before, since, from: since, over_ms };
+        let once = policy("10d").releasing("confirm-receipt", release(policy("6 months"), 1));
+        let twice = policy("7d").releasing("confirm-receipt", release(once, u64::MAX));
         let text = serde_json::to_string(&Written::of(&twice)).unwrap();
         assert_eq!(serde_json::from_str::<Written>(&text).unwrap().read().unwrap(), twice);
     }

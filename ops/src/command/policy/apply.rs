@@ -2,7 +2,7 @@
 
 use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 
-use anyhow::bail;
+use anyhow::{Context, bail};
 use clap::ValueHint;
 use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
@@ -19,12 +19,10 @@ use shared::{
     database,
     money::Dong,
     policy::{
-        Policy,
+        Release,
         in_force::{self, Applied, Governed},
     },
     settings::Settings,
-    task::Task,
-    tasks,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -44,7 +42,10 @@ What it makes due later, or never, is so at once. What it makes due at once is r
 own and never later than it was due before; what falls due in the days to come does so when it does. Their wake-ups are made anew. \
 Nobody has to wait for the release, and it needs nobody: it is part of the policy.
 
-Interrupted, the same command goes on. To take a policy back, apply the one before.
+Interrupted, the same command goes on. To take a policy back, apply the one before: what is not released by then is not. To release it \
+more slowly, take it back, and apply it once more.
+
+Every process has to run a version that knows of this: an older one goes by its file, whatever was applied.
 
 Examples:
   ops policy apply kyhan-new.toml --why 'ten days are enough, says the board'
@@ -72,8 +73,13 @@ pub struct Apply {
 pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let governed = governed(settings).await?;
-    if new.says_the_same(&governed.settings.policy) {
-        return again(&command, &governed, stop).await;
+    if new.says_the_same(&governed.settings.policy)
+        && let Some(applied) = in_force::read(&governed.db).await?
+    {
+        return again(&command, &governed, &applied, stop).await;
+    }
+    if governed.settings.policy.number().is_none() {
+        eprintln!("ops: {FIRST}");
     }
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
     if !command.json {
@@ -82,6 +88,8 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     if !agreed(&preview, command.yes)? {
         bail!("nothing was changed");
     }
+    // What was shown may have been read for long.
+    let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
     let settings = governed.settings.with_policy(new.clone());
     // Before the commit: a rung that cannot be had must not be waited for by a fleet that needs it.
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
@@ -91,8 +99,8 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     let applied = rollout::put_in_force(&governed, actor, rollout).await?;
     if !command.json {
         say(&format!("\npolicy {} is in force", applied.number));
-        for line in releases(&applied.policy) {
-            say(&line);
+        for (kind, release) in applied.policy.releases() {
+            say(&format!("{kind}: released from {} to {}", moment(release.from), moment(release.until())));
         }
     }
     let scheduled = schedule(&governed.db, &broker, &settings, &applied, Some(&preview), stop).await?;
@@ -100,24 +108,24 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     told(&command, &applied, scheduled)
 }
 
+/// What whoever applies the first policy has to know.
+const FIRST: &str = "no policy was applied to this database yet: the fleet goes by its files, and what is said here is said of a fleet that goes by \
+                     the settings of this process. Name another file of settings with --config where they differ";
+
 /// It is in force already; perhaps whoever applied it was interrupted.
-async fn again(command: &Apply, governed: &Governed, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Some(applied) = in_force::read(&governed.db).await? else {
-        say("this policy is in force already: it is that of the settings, and no other was applied; nothing was changed");
-        return Ok(ExitCode::SUCCESS);
-    };
+async fn again(command: &Apply, governed: &Governed, applied: &Applied, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let since =
         format!("policy {} is in force since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
     if applied.scheduled_at.is_some() {
-        say(&format!("{since}; every wake-up is made; nothing was changed"));
-        return Ok(ExitCode::SUCCESS);
+        eprintln!("ops: {since}; every wake-up is made; nothing was changed");
+        return told(command, applied, 0);
     }
     eprintln!("ops: {since}; going on with its wake-ups");
     let broker = Broker::connect(&governed.settings.amqp, "kyhan ops").await?;
     broker.declare(&governed.settings.topology()).await?;
-    let scheduled = schedule(&governed.db, &broker, &governed.settings, &applied, None, stop).await?;
+    let scheduled = schedule(&governed.db, &broker, &governed.settings, applied, None, stop).await?;
     broker.close().await;
-    told(command, &applied, scheduled)
+    told(command, applied, scheduled)
 }
 
 fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
@@ -131,7 +139,7 @@ fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
     confirm::confirmed(&format!("Put this policy in force across the fleet? It makes {at_once} rows due at once."), yes)
 }
 
-/// Makes the wake-ups; how many, or `None` when it was told to stop before the end.
+/// Makes the wake-ups; how many.
 async fn schedule(
     db: &DatabaseConnection,
     broker: &Broker,
@@ -139,7 +147,7 @@ async fn schedule(
     applied: &Applied,
     preview: Option<&Preview>,
     stop: &CancellationToken,
-) -> anyhow::Result<Option<u64>> {
+) -> anyhow::Result<u64> {
     let bar = match preview {
         Some(preview) => {
             let earlier: i64 = preview.kinds.iter().map(|kind| kind.earlier + kind.appear).sum();
@@ -148,34 +156,30 @@ async fn schedule(
         }
         None => ProgressBar::new_spinner(),
     };
-    let bar = bar.with_message("wake-ups");
-    let whole = rollout::schedule(db, broker, settings, applied, stop, |count| bar.inc(count as u64)).await;
+    let bar = bar.with_message("the fleet learns of it; then the wake-ups");
+    bar.tick();
+    let mut made = 0;
+    let whole = rollout::schedule(db, broker, settings, applied, stop, |count| {
+        made += count as u64;
+        bar.set_position(made);
+    });
+    let whole = whole.await;
     bar.finish_and_clear();
-    Ok(whole?.then(|| bar.position()))
+    let unmade =
+        || format!("policy {} is in force, but not all wake-ups are made; apply the same file again to go on", applied.number);
+    anyhow::ensure!(whole.with_context(unmade)?, unmade());
+    Ok(made)
 }
 
-fn told(command: &Apply, applied: &Applied, scheduled: Option<u64>) -> anyhow::Result<ExitCode> {
-    let Some(scheduled) = scheduled else {
-        bail!("policy {} is in force, but not all wake-ups are made; apply the same file again to go on", applied.number);
-    };
+fn told(command: &Apply, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
     if command.json {
-        let release = |task: &&dyn Task| {
-            let release = applied.policy.release(*task)?;
-            Some(json!({ "kind": task.kind(), "from": release.from, "until": release.until() }))
-        };
-        let releases: Vec<_> = tasks::ALL.iter().filter_map(release).collect();
+        let release = |(kind, release): (&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
+        let releases: Vec<_> = applied.policy.releases().map(release).collect();
         let told = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });
         say(&serde_json::to_string_pretty(&told)?);
         return Ok(ExitCode::SUCCESS);
     }
-    say(&format!("{scheduled} rows are due earlier than they were, and have their wake-ups"));
+    say(&format!("{scheduled} wake-ups were made of what is due earlier than it was"));
     say("lay `ops policy show` into the kyhan.toml of every process, so that the files say what holds");
     Ok(ExitCode::SUCCESS)
-}
-
-fn releases(policy: &Policy) -> impl Iterator<Item = String> {
-    tasks::ALL.iter().filter_map(|task| {
-        let release = policy.release(*task)?;
-        Some(format!("{}: released from {} to {}", task.kind(), moment(release.from), moment(release.until())))
-    })
 }

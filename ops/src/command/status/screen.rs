@@ -4,7 +4,7 @@ use comfy_table::Table;
 use console::style;
 use ops::{
     shown::{moment, moment_or_dash, one_line},
-    status::{Applied, Group, Lane, Plan, Release, Rung, Status},
+    status::{Group, InForce, Lane, Plan, Release, Rung, Status},
 };
 
 use super::super::table;
@@ -50,7 +50,7 @@ pub fn of(status: &Status) -> String {
     parts.join("\n")
 }
 
-fn policy(policy: &Applied) -> Vec<String> {
+fn policy(policy: &InForce) -> Vec<String> {
     let (at, by, why) = (moment(policy.at), one_line(&policy.by), one_line(&policy.why));
     let files = if policy.settings_differ { "; the settings here say something else" } else { "" };
     let applied = format!("policy     {} in force since {at}, applied by {by}: {why}{files}", policy.number);

@@ -2,17 +2,19 @@
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
-use shared::{policy::in_force, settings::Settings, tasks};
+use shared::{policy::in_force::Applied, settings::Settings};
 
 /// A policy that was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Applied {
+pub struct InForce {
     pub number: i64,
     pub at: DateTime<Utc>,
     pub by: String,
     pub why: String,
     /// Whether every wake-up is made of what it made due earlier.
     pub scheduled: bool,
+    /// When some of them were made last.
+    pub went_on_at: DateTime<Utc>,
     /// What it made due at once and is not released altogether yet.
     pub releases: Vec<Release>,
     /// Whether the settings of the process that looked say something else.
@@ -27,19 +29,17 @@ pub struct Release {
     pub until: DateTime<Utc>,
 }
 
-pub(super) fn told(applied: in_force::Applied, own: &Settings, now: DateTime<Utc>) -> Applied {
-    let in_force::Applied { number, policy, at, by, why, scheduled_at } = applied;
-    let releases = tasks::ALL.iter().filter_map(|task| {
-        let release = policy.release(*task).filter(|release| release.until() > now)?;
-        Some(Release { kind: task.kind(), from: release.from, until: release.until() })
-    });
-    Applied {
+pub(super) fn told(applied: Applied, own: &Settings, now: DateTime<Utc>) -> InForce {
+    let Applied { number, policy, at, by, why, went_on_at, scheduled_at } = applied;
+    let releases = policy.releases().filter(|(_, release)| release.until() > now);
+    InForce {
         number,
         at,
         by,
         why,
         scheduled: scheduled_at.is_some(),
-        releases: releases.collect(),
+        went_on_at,
+        releases: releases.map(|(kind, release)| Release { kind, from: release.from, until: release.until() }).collect(),
         settings_differ: !policy.says_the_same(&own.policy),
     }
 }
