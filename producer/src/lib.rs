@@ -32,6 +32,9 @@ use flush::{Flushing, Terms};
 /// your transaction has committed; if your process dies in between, the wake-up is lost until a sweep finds the overdue row.
 /// An outbox row in your transaction has no such gap.
 ///
+/// It schedules by the policy of the settings that it is given. Where one was applied to the database, give it those of
+/// [`shared::policy::in_force::of`]; else its wake-ups come by the policy before, and a sweep makes up for those that come late.
+///
 /// One for a whole process: callers that come together share wake-ups and wait for each other's confirms, and what is refused of
 /// one is not refused of the others.
 pub struct Producer {

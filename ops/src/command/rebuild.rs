@@ -73,8 +73,9 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationT
         };
         let bar = bar.with_message(task.kind());
         let whole = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await?;
-        bar.finish();
+        // To finish it puts it at its end, wherever that was expected.
         let made = bar.position();
+        bar.finish();
         if !whole {
             bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
         }

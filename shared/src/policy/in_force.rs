@@ -130,7 +130,7 @@ pub async fn connect_until(
                 return Ok(Some(govern(db, settings, applied.as_ref())));
             }
             Err(error) if trouble(&error) != Trouble::Failure => {
-                tracing::debug!(%error, "which policy is in force is not known yet")
+                tracing::debug!(%error, "which policy is in force is not known yet");
             }
             Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
         }
