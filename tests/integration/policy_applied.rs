@@ -144,7 +144,7 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         assert!(troubled.code == 1 && troubled.out.contains("not all wake-ups are made"), "{troubled:?}");
         // Another one comes first, about carts alone: with its wake-ups, those of the first are made.
         let file =
-            File::new(&SHORTER.replace("after = \"7d\"", "after = \"5d\"").replacen("after = \"5d\"", "after = \"7d\"", 1));
+            File::new(&SHORTER.replace("after = \"7d\"", "after = \"1d\"").replacen("after = \"1d\"", "after = \"7d\"", 1));
         let gone_on = json(stage, &["policy", "apply", file.path(), "--why", "carts, too", "--yes", "--json"]).await;
         assert_eq!((&gone_on["number"], &gone_on["scheduled"]), (&(applied.number + 1).into(), &13.into()), "{gone_on}");
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM policies WHERE scheduled_at IS NULL").await, 0);
