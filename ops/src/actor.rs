@@ -25,6 +25,12 @@ impl Actor {
         if name.is_empty() || name.chars().any(char::is_control) { Err(Nobody) } else { Ok(Self { name: name.to_owned() }) }
     }
 
+    /// Whoever set a machine to do what has to be done whoever it is: a container's user often has no name.
+    #[must_use]
+    pub fn unknown() -> Self {
+        Self { name: "unknown".to_owned() }
+    }
+
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

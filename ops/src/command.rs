@@ -2,7 +2,9 @@
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use sea_orm::DatabaseConnection;
+use serde_json::Value;
 use shared::{
+    cli::say,
     database::{self, Role},
     policy::in_force::{self, Governed},
     settings::Settings,
@@ -45,6 +47,20 @@ async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> 
 async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     Ok(in_force::of(db, settings).await?)
+}
+
+/// For commands that have no other option.
+#[derive(clap::Args)]
+pub struct Json {
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What a command came to, for machines or for people.
+fn answer(json: bool, document: &Value, text: &str) -> anyhow::Result<()> {
+    say(&if json { serde_json::to_string_pretty(document)? } else { text.to_owned() });
+    Ok(())
 }
 
 /// A kind of the list of tasks, from an argument.

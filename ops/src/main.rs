@@ -108,15 +108,20 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Forecast(command) => forecast::forecast(command, settings).await,
         Command::Policy(command) => return policy::policy(command, settings, actor, &shutdown).await,
         Command::Completions(_) => Ok(()),
-        Command::Migrate(command) => schema::migrate(command, settings).await,
-        Command::Triggers(command) => schema::triggers(command, settings).await,
-        Command::Topology(command) => topology::topology(command, settings).await,
-        Command::Rebuild(command) => rebuild::rebuild(command, settings, &shutdown).await,
+        Command::Migrate(command) => schema::migrate(command, settings, &anybody(actor)).await,
+        Command::Triggers(command) => schema::triggers(command, settings, &anybody(actor)).await,
+        Command::Topology(command) => topology::topology(command, settings, &anybody(actor)).await,
+        Command::Rebuild(command) => rebuild::rebuild(command, settings, &anybody(actor), &shutdown).await,
         Command::Audit(command) => return audit::audit(command, actor, settings, &shutdown).await,
         Command::Dead(command) => return dead::dead(*command, settings, actor, &shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
     };
     done.map(|()| ExitCode::SUCCESS)
+}
+
+/// What a deployment does by itself is done whoever it is, and recorded of a nameless user, too.
+fn anybody(actor: Result<Actor, WrongUse>) -> Actor {
+    actor.unwrap_or_else(|_| Actor::unknown())
 }
 
 #[cfg(test)]

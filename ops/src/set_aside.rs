@@ -1,6 +1,7 @@
 //! Events that made no sense: listed, and put back into the outbox once what was wrong is put right.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
+use serde::Serialize;
 use serde_json::json;
 use shared::database::statement;
 use uuid::Uuid;
@@ -8,7 +9,7 @@ use uuid::Uuid;
 use crate::actor::Actor;
 
 /// An event set aside by the relay.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct SetAside {
     pub id: i64,
     pub event_type: String,

@@ -65,8 +65,8 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
         let id = Letter::default().store(stage).await.to_string();
         for (arguments, said) in [
             (&["--id", &id, "--yes"][..], "--why"),
-            (&["--id", &id, "--yes", "--why", "  "], "a reason is one line"),
-            (&["--id", &id, "--yes", "--why", "a\nb"], "a reason is one line"),
+            (&["--id", &id, "--yes", "--why", "  "], "a reason has 1 to 500 characters, on one line"),
+            (&["--id", &id, "--yes", "--why", "a\nb"], "a reason has 1 to 500 characters, on one line"),
             (&["--id", &id, "--why", "noise"], "Discard 1 letter for good? Nobody is at a terminal to answer; say --yes"),
             (&["--why", "noise", "--yes"], "or say --all"),
             (&["--state", "all", "--why", "noise", "--yes"], "only open letters"),

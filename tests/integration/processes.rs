@@ -2,10 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use shared::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::{
+    letters,
+    stage::{QUICK, SOON, on_stage},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_down() {
@@ -39,6 +43,50 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         let said = [first, second, third].map(|up| up.expect("up again"));
         assert_eq!(said.iter().filter(|said| said.contains("0 migrations applied")).count(), 2, "{said:?}");
         stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
+    on_stage(QUICK, async |stage| {
+        stage.delivering().await;
+        for (arguments, told, recorded) in [
+            (&["triggers", "install"][..], json!({ "installed": true }), Some("triggers.installed")),
+            (&["triggers", "remove"], json!({ "installed": false }), Some("triggers.removed")),
+            (&["migrate", "down", "--steps", "1"], json!({ "taken_back": 1 }), Some("schema.taken_back")),
+            (&["migrate", "up"], json!({ "applied": 1 }), Some("schema.migrated")),
+            (&["migrate", "up"], json!({ "applied": 0 }), None),
+            (
+                &["rebuild", "--kind", "confirm-receipt"],
+                json!([{ "kind": "confirm-receipt", "scheduled": 1 }]),
+                Some("wakeups.rebuilt"),
+            ),
+            (&["rebuild", "--dry-run", "--kind", "purge-cart-item"], json!([{ "kind": "purge-cart-item", "pending": 0 }]), None),
+            (&["topology", "prune"], json!({ "removed": [], "waiting": [] }), None),
+            (&["set-aside", "list"], json!({ "total": 0, "events": [] }), None),
+            (&["set-aside", "retry", "--all"], json!({ "retried": 0 }), None),
+            (&["resume", "confirm-receipt", "--why", "calm"], json!({ "kind": "confirm-receipt", "changed": false }), None),
+        ] {
+            let before: i64 = stage.ask("SELECT count(*) FROM activity").await;
+            let said = letters::json(stage, &[&["--as", "lan"], arguments, &["--json"]].concat()).await;
+            assert_eq!(said, told, "{arguments:?}");
+            assert_eq!(
+                stage.ask::<i64>("SELECT count(*) FROM activity").await - before,
+                i64::from(recorded.is_some()),
+                "{arguments:?}"
+            );
+            if let Some(action) = recorded {
+                let last = "SELECT action || ' by ' || (detail ->> 'by') FROM activity ORDER BY id DESC LIMIT 1";
+                assert_eq!(stage.ask::<String>(last).await, format!("{action} by lan"));
+            }
+        }
+        let declared = letters::json(stage, &["topology", "declare", "--json"]).await;
+        let shown = letters::json(stage, &["topology", "show", "--json"]).await;
+        assert_eq!(Some(shown.as_array().expect("queues").len() as u64), declared["queues"].as_u64(), "{declared} {shown}");
+        assert!(letters::json(stage, &["migrate", "status", "--json"]).await[0]["applied"].as_bool().expect("a state"));
+        let paused = letters::json(stage, &["--as", "lan", "pause", "confirm-receipt", "--why", "a test", "--json"]).await;
+        assert_eq!((&paused["paused"]["by"], &paused["changed"]), (&"lan".into(), &true.into()), "{paused}");
     })
     .await;
 }

@@ -10,10 +10,11 @@ use ops::{
     shown::{moment, one_line},
 };
 use sea_orm::DatabaseConnection;
+use serde_json::json;
 use shared::{cli::say, settings::Settings, task::Task};
 use tokio_util::sync::CancellationToken;
 
-use super::{task, why, with_schema};
+use super::{answer, task, why, with_schema};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,6 +39,9 @@ pub struct Pause {
     /// How long to wait for what is being applied at this moment
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub wait: u64,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 #[derive(clap::Args)]
@@ -50,18 +54,29 @@ pub struct Resume {
     /// Why, for the record
     #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
     pub why: String,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
 }
 
 pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Pause { kind: task, why, wait } = command;
+    let Pause { kind: task, why, wait, json } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
-    if let Paused::Before(pause) = pause::pause(&db, actor, task, &why).await? {
+    let (pause, changed) = match pause::pause(&db, actor, task, &why).await? {
+        Paused::Now(pause) => (pause, true),
+        Paused::Before(pause) => (pause, false),
+    };
+    if !changed && !json {
         let (since, by, why) = (moment(pause.since), one_line(&pause.by), one_line(&pause.why));
         say(&format!("{kind} is paused already, since {since} by {by}: {why}; nothing was changed"));
     }
     // Also where it was paused already: whoever paused it may not have waited to the end.
     match nobody_applies(&db, task, Duration::from_secs(wait), stop).await? {
-        0 => say(&format!("{kind} is paused: nothing more of it is applied until `ops resume {kind}`")),
+        0 => answer(
+            json,
+            &json!({ "paused": pause, "changed": changed }),
+            &format!("{kind} is paused: nothing more of it is applied until `ops resume {kind}`"),
+        )?,
         left => bail!("{kind} is paused, but {} may still be committed; run it again to wait on", began_before(left)),
     }
     Ok(ExitCode::SUCCESS)
@@ -94,16 +109,21 @@ fn began_before(count: usize) -> String {
 }
 
 pub async fn resume(command: Resume, actor: &Actor, settings: &Settings) -> anyhow::Result<()> {
-    let Resume { kind: task, why } = command;
+    let Resume { kind: task, why, json } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
-    say(&match pause::resume(&db, actor, task, &why).await? {
-        Resumed::Now(pause) => {
-            format!("{kind} is resumed; it was paused since {} by {}", moment(pause.since), one_line(&pause.by))
-        }
-        Resumed::Before(None) => format!("{kind} is not paused, and never was; nothing was changed"),
-        Resumed::Before(Some((at, by))) => {
-            format!("{kind} is not paused since {}, when {} resumed it; nothing was changed", moment(at), one_line(&by))
-        }
-    });
-    Ok(())
+    let resumed = pause::resume(&db, actor, task, &why).await?;
+    let document = json!({ "kind": kind, "changed": matches!(resumed, Resumed::Now(_)) });
+    answer(
+        json,
+        &document,
+        &match resumed {
+            Resumed::Now(pause) => {
+                format!("{kind} is resumed; it was paused since {} by {}", moment(pause.since), one_line(&pause.by))
+            }
+            Resumed::Before(None) => format!("{kind} is not paused, and never was; nothing was changed"),
+            Resumed::Before(Some((at, by))) => {
+                format!("{kind} is not paused since {}, when {} resumed it; nothing was changed", moment(at), one_line(&by))
+            }
+        },
+    )
 }

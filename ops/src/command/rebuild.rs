@@ -2,11 +2,15 @@
 
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
-use ops::rebuild;
-use shared::{broker::Broker, canary, cli::say, policy::in_force::Governed, settings::Settings, task::Task, tasks};
+use ops::{
+    actor::{Actor, id_of},
+    rebuild,
+};
+use serde_json::json;
+use shared::{broker::Broker, canary, policy::in_force::Governed, settings::Settings, task::Task, tasks};
 use tokio_util::sync::CancellationToken;
 
-use super::{governed, kind};
+use super::{Json, answer, governed, kind};
 
 #[derive(clap::Args)]
 #[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
@@ -27,21 +31,25 @@ pub struct Rebuild {
     /// Go on after an earlier rebuild, even where that was interrupted over an hour ago
     #[arg(long)]
     pub resume: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
-pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<()> {
-    let Rebuild { kind: only, dry_run, rate, restart, resume } = command;
+pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<()> {
+    let Rebuild { kind: only, dry_run, rate, restart, resume, json: Json { json } } = command;
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
+    let (mut lines, mut document) = (Vec::new(), Vec::new());
     if dry_run {
         for task in chosen {
             let all = rebuild::pending(&db, settings, task, None).await?;
             let stands = rebuild::interrupted(&db, settings, task).await?;
             let note = stands.map(|stands| format!("; a rebuild was interrupted at {} after {}", stands.at, stands.cursor));
-            say(&format!("{}: {all} pending{}", task.kind(), note.unwrap_or_default()));
+            lines.push(format!("{}: {all} pending{}", task.kind(), note.unwrap_or_default()));
+            document.push(json!({ "kind": task.kind(), "pending": all }));
         }
-        return Ok(());
+        return answer(json, &document.into(), &lines.join("\n"));
     }
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
@@ -61,7 +69,7 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationT
                     stands.at
                 );
             }
-            say(&format!("{}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at));
+            eprintln!("ops: {}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at);
         }
         let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
             Ok(pending) => {
@@ -76,11 +84,14 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, stop: &CancellationT
         // To finish it puts it at its end, wherever that was expected.
         let made = bar.position();
         bar.finish();
+        let changed = json!({ "kind": task.kind(), "scheduled": made, "whole": whole });
+        actor.record(&db, "wakeups.rebuilt", ("kind", id_of(task.kind())), None, changed).await?;
         if !whole {
             bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
         }
-        say(&format!("{}: {made} subjects scheduled again", task.kind()));
+        lines.push(format!("{}: {made} subjects scheduled again", task.kind()));
+        document.push(json!({ "kind": task.kind(), "scheduled": made }));
     }
     broker.close().await;
-    Ok(())
+    answer(json, &document.into(), &lines.join("\n"))
 }

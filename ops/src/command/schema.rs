@@ -2,76 +2,98 @@
 
 use anyhow::Context;
 use clap::Subcommand;
+use ops::actor::{Actor, id_of};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
+use serde_json::{Value, json};
 use shared::{
-    cli::say,
-    database::{self, Role},
+    database::{self, Role, statement},
     migration::{self, Migrator},
     settings::Settings,
     triggers,
 };
 
-use super::{table, with_schema};
+use super::{Json, answer, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum Migrate {
     /// Apply every migration that is to go
-    Up,
+    Up(Json),
     /// Take migrations back, newest first; their tables' data is gone
     Down {
         /// How many
         #[arg(long, default_value_t = 1)]
         steps: u32,
+        #[command(flatten)]
+        json: Json,
     },
     /// Show which migrations were applied
-    Status,
+    Status(Json),
 }
 
 #[derive(Subcommand)]
 pub enum Triggers {
     /// Install them; again is no harm
-    Install,
+    Install(Json),
     /// Remove them; again is no harm
-    Remove,
+    Remove(Json),
 }
 
-pub async fn migrate(command: Migrate, settings: &Settings) -> anyhow::Result<()> {
+pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     match command {
-        Migrate::Up => {
+        Migrate::Up(Json { json }) => {
             let applied = migration::up(&db).await.context("migrating up")?;
-            say(&format!("{applied} migrations applied; the schema is up to date"));
+            if applied > 0 {
+                record(&db, actor, "schema.migrated", json!({ "applied": applied })).await?;
+            }
+            answer(json, &json!({ "applied": applied }), &format!("{applied} migrations applied; the schema is up to date"))
         }
-        Migrate::Down { steps } => {
+        Migrate::Down { steps, json: Json { json } } => {
             let taken_back = migration::down(&db, steps).await.context("migrating down")?;
-            say(&format!("{taken_back} migrations taken back"));
+            // Unless the record itself was taken back.
+            if taken_back > 0 && has_record(&db).await? {
+                record(&db, actor, "schema.taken_back", json!({ "taken_back": taken_back })).await?;
+            }
+            answer(json, &json!({ "taken_back": taken_back }), &format!("{taken_back} migrations taken back"))
         }
-        Migrate::Status => {
-            let mut table = table(["migration", "state"]);
+        Migrate::Status(Json { json }) => {
+            let (mut table, mut document) = (table(["migration", "state"]), Vec::new());
             for migration in Migrator::get_migration_with_status(&db).await? {
                 let state = match migration.status() {
                     MigrationStatus::Applied => "applied",
                     MigrationStatus::Pending => "to go",
                 };
                 table.add_row([migration.name(), state]);
+                document
+                    .push(json!({ "migration": migration.name(), "applied": migration.status() == MigrationStatus::Applied }));
             }
-            say(&table.to_string());
+            answer(json, &document.into(), &table.to_string())
         }
     }
-    Ok(())
 }
 
-pub async fn triggers(command: Triggers, settings: &Settings) -> anyhow::Result<()> {
+pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     match command {
-        Triggers::Install => {
+        Triggers::Install(Json { json }) => {
             triggers::install(&db).await?;
-            say("changes of orders and cart_items, and refunds, are events now");
+            record(&db, actor, "triggers.installed", json!({ "installed": true })).await?;
+            answer(json, &json!({ "installed": true }), "changes of orders and cart_items, and refunds, are events now")
         }
-        Triggers::Remove => {
+        Triggers::Remove(Json { json }) => {
             triggers::remove(&db).await?;
-            say("the triggers are removed; events come from the order system itself");
+            record(&db, actor, "triggers.removed", json!({ "installed": false })).await?;
+            answer(json, &json!({ "installed": false }), "the triggers are removed; events come from the order system itself")
         }
     }
-    Ok(())
+}
+
+async fn record(db: &DatabaseConnection, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
+    actor.record(db, action, ("schema", id_of("schema")), None, changed).await
+}
+
+async fn has_record(db: &DatabaseConnection) -> Result<bool, DbErr> {
+    let row = db.query_one_raw(statement("SELECT to_regclass('activity') IS NOT NULL AS kept", [])).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?.try_get("", "kept")
 }

@@ -3,9 +3,10 @@
 use anyhow::bail;
 use clap::Subcommand;
 use ops::{actor::Actor, set_aside};
+use serde_json::json;
 use shared::{cli::say, settings::Settings};
 
-use super::{WrongUse, table, with_schema};
+use super::{Json, WrongUse, answer, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum SetAside {
@@ -14,6 +15,8 @@ pub enum SetAside {
         /// At most so many
         #[arg(long, default_value_t = 100)]
         limit: u64,
+        #[command(flatten)]
+        json: Json,
     },
     /// Put them back into the outbox
     Retry {
@@ -23,6 +26,8 @@ pub enum SetAside {
         /// All of them
         #[arg(long)]
         all: bool,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
@@ -30,8 +35,11 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
     const NAME_SHOWN: usize = 80;
     let db = with_schema(settings).await?;
     match command {
-        SetAside::List { limit } => {
+        SetAside::List { limit, json: Json { json } } => {
             let (found, all) = set_aside::list(&db, limit).await?;
+            if json {
+                return answer(true, &json!({ "total": all, "events": found }), "");
+            }
             if found.is_empty() {
                 say("nothing is set aside");
                 return Ok(());
@@ -53,12 +61,12 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 say(&format!("{more} more; see --limit"));
             }
         }
-        SetAside::Retry { ids, .. } => {
+        SetAside::Retry { ids, json: Json { json }, .. } => {
             let back = set_aside::retry(&db, &actor?, &ids).await?;
             if back < ids.len() as u64 {
                 bail!("{back} events are back in the outbox; the other ids are not set aside: see `ops set-aside list`");
             }
-            say(&format!("{back} events are back in the outbox"));
+            answer(json, &json!({ "retried": back }), &format!("{back} events are back in the outbox"))?;
         }
     }
     Ok(())

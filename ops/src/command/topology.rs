@@ -1,32 +1,36 @@
 //! `ops topology`: RabbitMQ's exchanges and queues.
 
 use clap::Subcommand;
-use ops::rungs;
+use ops::{
+    actor::{Actor, id_of},
+    rungs::{self, Pruned},
+};
+use sea_orm::{DatabaseConnection, DbErr};
+use serde_json::{Value, json};
 use shared::{
     broker::Broker,
-    cli::say,
     database,
     policy::in_force::Governed,
     settings::Settings,
     topology::{Argument, Queue},
 };
 
-use super::{governed, table};
+use super::{Json, answer, governed, table};
 
 #[derive(Subcommand)]
 pub enum Topology {
     /// Show every queue: depth, consumers, arguments
-    Show,
+    Show(Json),
     /// Declare what is missing; again is no harm
-    Declare,
+    Declare(Json),
     /// Remove empty rungs that the policy no longer uses
-    Prune,
+    Prune(Json),
 }
 
-pub async fn topology(command: Topology, settings: &Settings) -> anyhow::Result<()> {
+pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     match command {
-        Topology::Show => {
+        Topology::Show(Json { json }) => {
             let topology = match governed(settings).await {
                 Ok(governed) => governed.settings.topology(),
                 // The broker can be looked at all the same.
@@ -36,42 +40,58 @@ pub async fn topology(command: Topology, settings: &Settings) -> anyhow::Result<
                 }
             };
             let mut table = table(["queue", "depth", "consumers", "bound to", "arguments"]);
+            let mut document = Vec::new();
             for queue in topology.queues() {
                 let seen = broker.observe(&queue.name).await?;
                 let (depth, consumers) =
                     seen.map_or(("missing".into(), "-".into()), |seen| (seen.messages.to_string(), seen.consumers.to_string()));
                 let bound = format!("{} {}", queue.exchange, queue.routing_key);
                 let difference = if seen.is_some() { broker.difference(&queue).await? } else { None };
+                document.push(json!({
+                    "queue": queue.name,
+                    "messages": seen.as_ref().map(|seen| seen.messages),
+                    "consumers": seen.as_ref().map(|seen| seen.consumers),
+                    "exchange": queue.exchange,
+                    "routing_key": queue.routing_key,
+                    "difference": difference.as_ref().map(|found| found.difference.clone()),
+                }));
                 let arguments = match difference {
                     None => arguments(&queue),
                     Some(difference) => format!("{}\ndiffers: {}", arguments(&queue), difference.difference),
                 };
                 table.add_row([queue.name.clone(), depth, consumers, bound, arguments]);
             }
-            say(&table.to_string());
+            answer(json, &document.into(), &table.to_string())?;
         }
-        Topology::Declare => {
+        Topology::Declare(Json { json }) => {
             let Governed { db, settings } = governed(settings).await?;
             let topology = settings.topology();
             broker.declare(&topology).await?;
             database::remember_rungs(&db, &topology).await?;
-            say(&format!("{} exchanges and {} queues are there", topology.exchanges().len(), topology.queues().len()));
+            let (exchanges, queues) = (topology.exchanges().len(), topology.queues().len());
+            let document = json!({ "exchanges": exchanges, "queues": queues });
+            record(&db, actor, "topology.declared", document.clone()).await?;
+            answer(json, &document, &format!("{exchanges} exchanges and {queues} queues are there"))?;
         }
-        Topology::Prune => {
+        Topology::Prune(Json { json }) => {
             let Governed { db, settings } = governed(settings).await?;
             let pruned = rungs::prune(&db, &broker, &settings.topology()).await?;
-            if pruned.is_empty() {
-                say("the policy uses every rung there is");
+            let removed: Vec<&String> =
+                pruned.iter().filter(|(_, done)| *done == Pruned::Removed).map(|(queue, _)| queue).collect();
+            if !removed.is_empty() {
+                record(&db, actor, "topology.pruned", json!({ "queues": removed })).await?;
             }
-            for (queue, done) in pruned {
-                say(&match done {
-                    rungs::Pruned::Removed => format!("{queue}: removed"),
-                    rungs::Pruned::Gone => format!("{queue}: was gone already"),
-                    rungs::Pruned::Waiting(count) => {
-                        format!("{queue}: still holds {count} wake-ups; prune again when they have expired")
-                    }
-                });
-            }
+            let told = |(queue, done): &(String, Pruned)| match done {
+                Pruned::Removed => format!("{queue}: removed"),
+                Pruned::Gone => format!("{queue}: was gone already"),
+                Pruned::Waiting(count) => format!("{queue}: still holds {count} wake-ups; prune again when they have expired"),
+            };
+            let text = match pruned.as_slice() {
+                [] => "the policy uses every rung there is".to_owned(),
+                pruned => pruned.iter().map(told).collect::<Vec<_>>().join("\n"),
+            };
+            let waiting = pruned.iter().filter(|(_, done)| matches!(done, Pruned::Waiting(_))).map(|(queue, _)| queue);
+            answer(json, &json!({ "removed": removed, "waiting": waiting.collect::<Vec<_>>() }), &text)?;
         }
     }
     broker.close().await;
@@ -84,4 +104,8 @@ fn arguments(queue: &Queue) -> String {
         Argument::Number(number) => format!("{name}={number}"),
     });
     shown.collect::<Vec<_>>().join("\n")
+}
+
+async fn record(db: &DatabaseConnection, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
+    actor.record(db, action, ("topology", id_of("topology")), None, changed).await
 }

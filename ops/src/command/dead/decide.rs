@@ -10,10 +10,11 @@ use ops::{
     shown,
 };
 use sea_orm::DatabaseConnection;
+use serde_json::json;
 use shared::cli::say;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, confirm::confirmed, kind};
+use crate::command::{WrongUse, answer, confirm::confirmed, kind, why};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -38,10 +39,13 @@ pub struct Discard {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// One JSON document instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 pub async fn discard(command: Discard, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Discard { filter, all, why, yes } = command;
+    let Discard { filter, all, why, yes, json } = command;
     if filter.state != State::Open {
         return Err(WrongUse("only open letters can be discarded: leave --state out".to_owned()).into());
     }
@@ -62,13 +66,14 @@ pub async fn discard(command: Discard, db: &DatabaseConnection, actor: &Actor) -
         bail!("not confirmed; nothing is discarded");
     }
     let Discarded { discarded, decided } = decide::discard(db, actor, &ids, &why).await?;
-    if decided > 0 {
+    if decided > 0 && !json {
         say(&format!("{} left as they are: somebody else has decided about them meanwhile", letters(decided)));
     }
     if discarded == 0 {
         bail!("nothing is discarded");
     }
-    say(&format!("{} discarded", letters(discarded)));
+    let document = json!({ "discarded": discarded, "left": decided });
+    answer(json, &document, &format!("{} discarded", letters(discarded)))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -124,10 +129,13 @@ pub struct Repair {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// One JSON document instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 pub async fn repair(command: Repair, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Repair { id, kind, subject, why, yes } = command;
+    let Repair { id, kind, subject, why, yes, json } = command;
     let id = letter::named(db, &id).await?;
     let Some(old) = letter::by_id(db, id).await? else { bail!("the letter {id} is gone") };
     let mut changes = Vec::new();
@@ -142,18 +150,9 @@ pub async fn repair(command: Repair, db: &DatabaseConnection, actor: &Actor) -> 
         bail!("not confirmed; nothing is repaired");
     }
     let repaired_as = decide::repair(db, actor, id, Correction { kind, subject }, &why).await?;
-    say(&format!("{id} is resolved; repaired as {repaired_as}, which is open"));
+    let document = json!({ "letter": id, "repaired_as": repaired_as });
+    answer(json, &document, &format!("{id} is resolved; repaired as {repaired_as}, which is open"))?;
     Ok(ExitCode::SUCCESS)
-}
-
-/// A reason that says something, on one line.
-fn why(text: &str) -> Result<String, String> {
-    const MOST: usize = 500;
-    let text = text.trim();
-    if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > MOST {
-        return Err(format!("a reason is one line of at most {MOST} characters"));
-    }
-    Ok(text.to_owned())
 }
 
 fn letters(count: u64) -> String {

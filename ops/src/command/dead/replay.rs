@@ -25,7 +25,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, confirm, table};
+use crate::command::{WrongUse, answer, confirm, table};
 
 #[derive(clap::Args)]
 #[command(
@@ -91,6 +91,9 @@ pub struct Approve {
     /// Do not ask
     #[arg(long)]
     yes: bool,
+    /// One JSON document instead of text
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(clap::Args)]
@@ -216,13 +219,16 @@ fn told_of(report: &Report) -> String {
 
 pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, command.plan).await?;
-    show(db, &plan, false).await?;
+    if !command.json {
+        show(db, &plan, false).await?;
+    }
     let amount = Dong(plan.amount);
     if !confirm::typed("Approve it?", &amount.to_string(), command.yes)? {
         bail!("not approved");
     }
     let plan = plan::approve(db, command.plan, actor, command.why.as_deref()).await?;
-    say(&format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id));
+    let said = format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id);
+    answer(command.json, &json!({ "plan": plan }), &said)?;
     Ok(ExitCode::SUCCESS)
 }
 
