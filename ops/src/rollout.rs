@@ -111,14 +111,16 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
     Ok(applied)
 }
 
-/// Whether lines were changed so that a row may be due earlier: then there is a release, even if no row would be due at once by now.
+/// Whether lines were changed so that a row is due earlier than it was, as in the middle of a release by a longer span than that has,
+/// or may be: then there is a release, even if no row would be due at once by now.
 fn is_earlier(change: &Change, new: &Policy, old: &Policy) -> bool {
     let Some(task) = tasks::find(change.kind).filter(|_| !change.lines.is_empty()) else { return false };
-    task.counts_from().iter().any(|event| match (old.span(task, *event), new.span(task, *event)) {
+    let may_be = task.counts_from().iter().any(|event| match (old.span(task, *event), new.span(task, *event)) {
         (_, None) => false,
         (Some(Span::Exact(old)), Some(Span::Exact(new))) => new < old,
         (old, new) => old != new,
-    })
+    });
+    may_be || change.earlier > 0 || change.appear > 0
 }
 
 /// Over how many milliseconds so many are released.

@@ -249,6 +249,11 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
         let slowly = in_a_day(&first.policy);
         in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
+        // Nine days are longer than seven, and yet earlier for what is not released: four rows, one a second.
+        let longer = settings(stage, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
+        let longer = put_in_force(stage, &governed(stage).await, &longer, 1).await.expect("applied");
+        assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
+        in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         let back = put_in_force(stage, &governed(stage).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
         // Shorter and shorter: each release lies in the one before, up to so many.
