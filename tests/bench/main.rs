@@ -47,6 +47,9 @@ struct Arguments {
     /// How often each figure and its ceiling are measured, in turns [default: 5, quick 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: Option<u16>,
+    /// How many wait unpacked in the rungs, where that is measured [default: 1000000, quick 100000]
+    #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    waiting: Option<u32>,
     /// Where the reports go
     #[arg(long, value_name = "DIR", default_value = FOLDER)]
     out: PathBuf,
@@ -97,7 +100,7 @@ async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
 }
 
 async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
-    let Arguments { quick, only, rounds, out } = arguments;
+    let Arguments { quick, only, rounds, waiting, out } = arguments;
     let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(only.as_str()));
     let groups: Vec<&Group> = GROUPS.iter().filter(|group| group.names.iter().any(|name| wanted(name))).collect();
     if groups.is_empty() {
@@ -107,7 +110,7 @@ async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let rounds = rounds.map_or(if *quick { 1 } else { 5 }, usize::from);
     eprintln!("bench: starting servers of its own");
-    let stage = Stage::set(*quick, rounds, only.clone()).await?;
+    let stage = Stage::set(*quick, rounds, only.clone(), *waiting).await?;
     let machine = machine::describe(&stage).await?;
     let mut figures = Vec::new();
     for group in groups {

@@ -24,12 +24,13 @@ pub struct Stage {
     pub quick: bool,
     rounds: usize,
     only: Vec<String>,
+    waiting: Option<u32>,
     began: Instant,
 }
 
 impl Stage {
     /// Starts the servers, with commit timestamps kept.
-    pub async fn set(quick: bool, rounds: usize, only: Vec<String>) -> Result<Self> {
+    pub async fn set(quick: bool, rounds: usize, only: Vec<String>, waiting: Option<u32>) -> Result<Self> {
         let began = Instant::now();
         let folder = tests::pair::root().join(FOLDER);
         std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
@@ -39,7 +40,7 @@ impl Stage {
         admin.close().await?;
         pair.stop(Server::Postgres).await?;
         pair.up().await?;
-        Ok(Self { pair, quick, rounds, only, began })
+        Ok(Self { pair, quick, rounds, only, waiting, began })
     }
 
     /// Whether a figure of this name was asked for.
@@ -50,6 +51,11 @@ impl Stage {
     /// How many of something: in full, or in a quick run.
     pub const fn of<T: Copy>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
+    }
+
+    /// How many messages wait, where that is measured.
+    pub fn waiting(&self) -> usize {
+        self.waiting.map_or_else(|| self.of(1_000_000, 100_000), |waiting| waiting as usize)
     }
 
     /// How often a measurement is made: as often as asked for, and no more than `most`.

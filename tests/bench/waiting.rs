@@ -1,4 +1,4 @@
-//! With a million messages waiting in the rungs: scheduling and draining, beside the same before they were there and after they
+//! With a million messages waiting in the rungs, or as many as are asked for: scheduling and draining, beside the same before they were there and after they
 //! were gone. Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker has come to rest:
 //! what it does with a million messages just after it took or lost them is no part of their waiting.
 
@@ -38,7 +38,7 @@ type Phase = [Vec<f64>; 3];
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let sandbox = stage.sandbox("waiting", CONFIRM_RECEIPT.policy, &[]).await?;
     let broker = sandbox.broker().await?;
-    let count = stage.of(1_000_000, 100_000);
+    let count = stage.waiting();
 
     rest(stage).await?;
     let before = phase(stage, &sandbox, &broker, "none waiting yet").await?;
