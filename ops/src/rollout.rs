@@ -100,11 +100,8 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
         policy = policy.releasing(change.kind, release);
     }
     let number = in_force::apply(&tx, &policy, actor.name(), why).await?;
-    let changed = json!({ "number": number, "rate": rate, "kinds": preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).map(|kind| {
-        let Change { kind, lines, earlier, later, appear, vanish, at_once, at_once_amount, .. } = kind;
-        json!({ "kind": kind, "lines": lines, "earlier": earlier, "later": later, "appear": appear, "vanish": vanish,
-                "at_once": at_once, "at_once_amount": at_once_amount })
-    }).collect::<Vec<_>>() });
+    let changes: Vec<&Change> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
+    let changed = json!({ "number": number, "rate": rate, "kinds": changes });
     actor.record(&tx, "policy.applied", ("policy", id_of("policy")), Some(why), changed).await?;
     let applied = in_force::read(&tx).await?.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?;
     tx.commit().await?;

@@ -198,6 +198,11 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
         let earlier = stage.ask::<Vec<uuid::Uuid>>(&earlier).await;
         assert!((50..150).contains(&earlier.len()), "{}", earlier.len());
 
+        // Until the first is released nothing is due that was not, also of what the policy before makes due in that time.
+        let first = Release { since: now, from: now + hours(1), ..release(before, 0) };
+        let soon = due::query(receipts(), &policy("7d").releasing("confirm-receipt", first));
+        assert_eq!(stage.ask::<i64>(&format!("SELECT count(*) FROM {soon} AS due WHERE due_at <= now()")).await, 0);
+
         // The bounded question tells of exactly what the whole one tells of, also of a release in another, of a kind that was never due
         // before, and of calendar months.
         let policies = [

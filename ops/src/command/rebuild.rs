@@ -80,12 +80,15 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
             Err(_) => ProgressBar::new_spinner(),
         };
         let bar = bar.with_message(task.kind());
-        let whole = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await?;
+        let rebuilt = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await;
         // To finish it puts it at its end, wherever that was expected.
         let made = bar.position();
         bar.finish();
-        let changed = json!({ "kind": task.kind(), "scheduled": made, "whole": whole });
-        actor.record(&db, "wakeups.rebuilt", ("kind", id_of(task.kind())), None, changed).await?;
+        // Also of what ended too early: its wake-ups are made.
+        let changed = json!({ "kind": task.kind(), "scheduled": made, "whole": matches!(rebuilt, Ok(true)) });
+        let recorded = actor.record(&db, "wakeups.rebuilt", ("kind", id_of(task.kind())), None, changed).await;
+        let whole = rebuilt?;
+        recorded?;
         if !whole {
             bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
         }

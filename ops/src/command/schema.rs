@@ -3,7 +3,7 @@
 use anyhow::Context;
 use clap::Subcommand;
 use ops::actor::{Actor, id_of};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
 use serde_json::{Value, json};
 use shared::{
@@ -74,22 +74,24 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
 }
 
 pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
-    let db = with_schema(settings).await?;
+    let tx = with_schema(settings).await?.begin().await?;
     match command {
         Triggers::Install(Json { json }) => {
-            triggers::install(&db).await?;
-            record(&db, actor, "triggers.installed", json!({ "installed": true })).await?;
+            triggers::install(&tx).await?;
+            record(&tx, actor, "triggers.installed", json!({ "installed": true })).await?;
+            tx.commit().await?;
             answer(json, &json!({ "installed": true }), "changes of orders and cart_items, and refunds, are events now")
         }
         Triggers::Remove(Json { json }) => {
-            triggers::remove(&db).await?;
-            record(&db, actor, "triggers.removed", json!({ "installed": false })).await?;
+            triggers::remove(&tx).await?;
+            record(&tx, actor, "triggers.removed", json!({ "installed": false })).await?;
+            tx.commit().await?;
             answer(json, &json!({ "installed": false }), "the triggers are removed; events come from the order system itself")
         }
     }
 }
 
-async fn record(db: &DatabaseConnection, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
+async fn record(db: &impl ConnectionTrait, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
     actor.record(db, action, ("schema", id_of("schema")), None, changed).await
 }
 

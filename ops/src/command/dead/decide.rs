@@ -16,6 +16,20 @@ use uuid::Uuid;
 
 use crate::command::{WrongUse, answer, confirm::confirmed, kind, why};
 
+/// How whatever is decided about letters is decided.
+#[derive(clap::Args)]
+struct Decision {
+    /// Why; it goes into the record, so name no customer and no source of goods
+    #[arg(long, value_name = "TEXT", value_parser = why)]
+    why: String,
+    /// Do not ask
+    #[arg(long)]
+    yes: bool,
+    /// One JSON document instead of text
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(clap::Args)]
 #[command(after_help = "\
 Only open letters are discarded, and none while a plan is running with one of them. They stay in the table, as discarded, with who \
@@ -33,19 +47,12 @@ pub struct Discard {
     /// Every open letter: for when nothing else is named
     #[arg(long, help_heading = "Which letters")]
     all: bool,
-    /// Why; it goes into the record, so name no customer and no source of goods
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: String,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// One JSON document instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    decision: Decision,
 }
 
 pub async fn discard(command: Discard, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Discard { filter, all, why, yes, json } = command;
+    let Discard { filter, all, decision: Decision { why, yes, json } } = command;
     if filter.state != State::Open {
         return Err(WrongUse("only open letters can be discarded: leave --state out".to_owned()).into());
     }
@@ -123,19 +130,12 @@ pub struct Repair {
     /// The id of the row that it should have been about
     #[arg(long, value_name = "UUID")]
     subject: Option<Uuid>,
-    /// Why; it goes into the record, so name no customer and no source of goods
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: String,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// One JSON document instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    decision: Decision,
 }
 
 pub async fn repair(command: Repair, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Repair { id, kind, subject, why, yes, json } = command;
+    let Repair { id, kind, subject, decision: Decision { why, yes, json } } = command;
     let id = letter::named(db, &id).await?;
     let Some(old) = letter::by_id(db, id).await? else { bail!("the letter {id} is gone") };
     let mut changes = Vec::new();
