@@ -64,8 +64,9 @@ impl Actor {
         changed: Value,
     ) -> Result<(), DbErr> {
         let detail = json!({ "by": self.name, "why": why, "changed": changed });
+        // Whoever it says to be, the login is what the server has checked.
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
-                   SELECT 'staff', $1, $2, subject.id, $4 FROM unnest($3::uuid[]) WITH ORDINALITY AS subject (id, place)
+                   SELECT 'staff', $1, $2, subject.id, $4::jsonb || jsonb_build_object('login', session_user) FROM unnest($3::uuid[]) WITH ORDINALITY AS subject (id, place)
                     ORDER BY subject.place";
         let values = [action.into(), subject_kind.into(), subjects.to_vec().into(), detail.into()];
         tx.execute_raw(statement(sql, values)).await.map(|_| ())

@@ -12,15 +12,19 @@ use shared::{
     tasks,
 };
 
+pub mod activity;
 pub mod audit;
 pub mod completions;
 pub mod confirm;
+pub mod customer;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
 pub mod pause;
 pub mod policy;
 pub mod rebuild;
+pub mod retention;
+pub mod roles;
 pub mod schema;
 pub mod set_aside;
 pub mod status;

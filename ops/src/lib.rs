@@ -3,15 +3,18 @@
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
 
+pub mod activity;
 pub mod actor;
 pub mod audit;
 pub mod bar;
+pub mod customer;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
 pub mod pause;
 pub mod preview;
 pub mod rebuild;
+pub mod retention;
 pub mod rollout;
 pub mod rungs;
 pub mod set_aside;

@@ -13,7 +13,8 @@ use tokio_util::sync::CancellationToken;
 mod command;
 
 use command::{
-    WrongUse, audit, completions, dead, explain, forecast, pause, policy, rebuild, schema, set_aside, status, topology,
+    WrongUse, activity, audit, completions, customer, dead, explain, forecast, pause, policy, rebuild, retention, roles, schema,
+    set_aside, status, topology,
 };
 
 /// The exit code for wrong use; clap's own.
@@ -41,6 +42,9 @@ enum Command {
     /// The database's schema
     #[command(subcommand)]
     Migrate(schema::Migrate),
+    /// The roles of PostgreSQL, each with the least rights
+    #[command(subcommand)]
+    Roles(roles::Roles),
     /// The optional triggers that turn changes of orders and cart_items, and refunds, into events
     #[command(subcommand)]
     Triggers(schema::Triggers),
@@ -64,6 +68,15 @@ enum Command {
     /// The policy: which one is in force, what another one would do, and putting it in force
     #[command(subcommand)]
     Policy(policy::Policy),
+    /// Orders that are kept as they are, and hidden ones put back on line
+    #[command(subcommand)]
+    Retention(retention::Retention),
+    /// The sealed record of what was done
+    #[command(subcommand)]
+    Activity(activity::Activity),
+    /// One customer: as staff may know them, all that is held about them, their erasure
+    #[command(subcommand)]
+    Customer(customer::Customer),
     /// Dead letters: what failed for good, or could not be understood
     #[command(subcommand)]
     Dead(Box<dead::Dead>),
@@ -109,6 +122,10 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Policy(command) => return policy::policy(command, settings, actor, &shutdown).await,
         Command::Completions(_) => Ok(()),
         Command::Migrate(command) => schema::migrate(command, settings, &anybody(actor)).await,
+        Command::Roles(command) => roles::roles(command, settings, &anybody(actor)).await,
+        Command::Retention(command) => retention::retention(command, settings, actor).await,
+        Command::Activity(command) => return activity::activity(command, settings).await,
+        Command::Customer(command) => customer::customer(command, settings, actor).await,
         Command::Triggers(command) => schema::triggers(command, settings, &anybody(actor)).await,
         Command::Topology(command) => topology::topology(command, settings, &anybody(actor)).await,
         Command::Rebuild(command) => rebuild::rebuild(command, settings, &anybody(actor), &shutdown).await,

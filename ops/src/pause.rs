@@ -135,7 +135,7 @@ fn of_row(row: &sea_orm::QueryResult) -> Result<Pause, DbErr> {
 }
 
 async fn last_resumed(tx: &DatabaseTransaction, kind: &str) -> Result<Option<(DateTime<Utc>, String)>, DbErr> {
-    let sql = "SELECT at, detail ->> 'by' AS by FROM activity
+    let sql = "SELECT at, detail ->> 'by' AS by FROM activity_operations
                 WHERE subject_id = $1 AND subject_kind = 'kind' AND action = 'kind.resumed' ORDER BY id DESC LIMIT 1";
     let row = tx.query_one_raw(statement(sql, [id_of(kind).into()])).await?;
     row.map(|row| Ok((row.try_get("", "at")?, row.try_get("", "by")?))).transpose()

@@ -50,10 +50,8 @@ pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, 
 /// # Errors
 /// The database's; nothing is put back then.
 pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Result<u64, DbErr> {
-    let sql = "WITH back AS (DELETE FROM set_aside WHERE $1 OR id = ANY($2) RETURNING *),
-               put AS (INSERT INTO outbox (event_id, event_type, subject_id, occurred_at, data)
-                       SELECT event_id, event_type, subject_id, occurred_at, data FROM back ORDER BY id)
-               SELECT event_id FROM back ORDER BY id";
+    // Whatever the order system put into them stays unread.
+    let sql = "SELECT kyhan_retry_set_aside($1, $2)";
     let tx = db.begin().await?;
     let back = tx.query_all_raw(statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
     let events = back.iter().map(|row| row.try_get_by_index(0)).collect::<Result<Vec<Uuid>, _>>()?;

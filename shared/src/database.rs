@@ -11,15 +11,15 @@ use sea_orm::{
         postgres::{PgConnectOptions, PgConnection},
     },
 };
-use sea_orm_migration::MigratorTrait;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     broker::backoff,
-    migration::Migrator,
+    migration,
     outage::Outage,
     pause::{self, Pause},
     policy::in_force,
+    roles,
     settings::Database,
     topology::{Role as QueueRole, Topology},
 };
@@ -31,6 +31,8 @@ pub enum Role {
     /// Its sessions set `kyhan.effect`: what they change raises events by itself, so the outbox triggers stay quiet.
     Worker,
     Ops,
+    /// For migrations: whoever logs in acts as the tables' owner.
+    Owner,
 }
 
 impl Role {
@@ -39,6 +41,7 @@ impl Role {
             Self::Producer => "kyhan producer",
             Self::Worker => "kyhan worker",
             Self::Ops => "kyhan ops",
+            Self::Owner => "kyhan owner",
         }
     }
 }
@@ -91,7 +94,8 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
 
 /// What every session of ours is set to.
 fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
-    let (lock, statement) = (settings.lock_timeout_ms, if role == Role::Ops { 0 } else { settings.statement_timeout_ms });
+    let (lock, statement) =
+        (settings.lock_timeout_ms, if matches!(role, Role::Ops | Role::Owner) { 0 } else { settings.statement_timeout_ms });
     move |options| {
         let options = options.application_name(role.application_name()).options([
             // An operator's question may take its time.
@@ -102,7 +106,11 @@ fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConn
             // "Already exists, skipping" is no news.
             ("client_min_messages", "warning".to_owned()),
         ]);
-        if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
+        match role {
+            Role::Worker => options.options([("kyhan.effect", "on")]),
+            Role::Owner => options.options([("role", roles::OWNER)]),
+            Role::Producer | Role::Ops => options,
+        }
     }
 }
 
@@ -246,23 +254,11 @@ pub async fn connect_until(
 /// [`DatabaseError::Schema`], which says what to run.
 pub async fn require_schema(settings: &Database, db: &DatabaseConnection) -> Result<(), DatabaseError> {
     let at = || settings.url.to_string();
-    match pending_migrations(db).await {
+    match migration::pending(db).await {
         Ok(0) => Ok(()),
         Ok(pending) => Err(DatabaseError::Schema { at: at(), pending }),
         Err(error) => Err(DatabaseError::Connect { at: at(), error }),
     }
-}
-
-/// Only reads: the migrator's own question creates its table where there is none.
-async fn pending_migrations(db: &DatabaseConnection) -> Result<usize, DbErr> {
-    let kept = db.query_one_raw(statement("SELECT to_regclass('seaql_migrations') IS NOT NULL AS kept", [])).await?;
-    let mut applied = Vec::new();
-    if kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
-        for row in db.query_all_raw(statement("SELECT version FROM seaql_migrations", [])).await? {
-            applied.push(row.try_get::<String>("", "version")?);
-        }
-    }
-    Ok(Migrator::migrations().iter().filter(|migration| !applied.iter().any(|name| name == migration.name())).count())
 }
 
 /// A statement for PostgreSQL.
@@ -327,6 +323,30 @@ pub fn trouble(error: &DbErr) -> Trouble {
         sqlx::Error::Io(_) | sqlx::Error::Protocol(_) | sqlx::Error::WorkerCrashed => Trouble::Cut,
         sqlx::Error::Tls(_) | sqlx::Error::PoolTimedOut | sqlx::Error::PoolClosed => Trouble::Away,
         _ => Trouble::Failure,
+    }
+}
+
+/// Whether something is there already that was to be made.
+pub(crate) fn is_duplicate(error: &DbErr) -> bool {
+    matches!(sqlstate(error).as_deref(), Some("23505" | "42710"))
+}
+
+/// Whether the login may not do what was asked of it, which no trying again changes.
+#[must_use]
+pub fn is_refused(error: &DbErr) -> bool {
+    sqlstate(error).as_deref() == Some("42501")
+}
+
+/// The code by which PostgreSQL names an error.
+fn sqlstate(error: &DbErr) -> Option<String> {
+    match error {
+        DbErr::Conn(RuntimeErr::SqlxError(cause))
+        | DbErr::Exec(RuntimeErr::SqlxError(cause))
+        | DbErr::Query(RuntimeErr::SqlxError(cause)) => match cause.as_ref() {
+            sqlx::Error::Database(said) => said.code().map(Into::into),
+            _ => None,
+        },
+        _ => None,
     }
 }
 

@@ -40,6 +40,7 @@ pub fn query_compared(task: &dyn Task, policy: &Policy, other: &Policy) -> Strin
 #[must_use]
 pub fn query_before(task: &dyn Task, policy: &Policy, before: &str) -> String {
     let bound = only_moment(task, policy).map(|(moment, span)| format!("{moment} < {before} - {span}"));
+    let bound = bound.or_else(|| floor(task, policy, before));
     select(task, policy, "", bound.as_deref().unwrap_or("true"))
 }
 
@@ -80,6 +81,14 @@ fn only_moment(task: &dyn Task, policy: &Policy) -> Option<(String, String)> {
     let [only] = task.counts_from() else { return None };
     let exact = policy.span(task, *only)?.exact()?;
     Some((moment(*only), format!("interval '{}.{:03} seconds'", exact.as_secs(), exact.subsec_millis())))
+}
+
+/// A condition that every row due before a moment fulfils, by the column that no moment of the task precedes.
+fn floor(task: &dyn Task, policy: &Policy, before: &str) -> Option<String> {
+    let column = task.not_before()?;
+    // It is due by its latest moment, so not before any of them is a span old.
+    let span = task.counts_from().iter().find_map(|event| policy.span(task, *event))?;
+    Some(format!("candidate.{column} <= {}", span.sql_before_at_the_latest(before)))
 }
 
 fn select(task: &dyn Task, policy: &Policy, more: &str, bound: &str) -> String {

@@ -3,7 +3,7 @@
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 
-use crate::database::statement;
+use crate::{database::statement, roles};
 
 /// Every migration, in order.
 pub struct Migrator;
@@ -29,6 +29,9 @@ impl MigratorTrait for Migrator {
             sql!("m0007_heap_only"),
             sql!("m0008_dead_letters"),
             sql!("m0009_policies"),
+            sql!("m0010_retention"),
+            sql!("m0011_confidentiality"),
+            sql!("m0012_seals"),
         ]
     }
 }
@@ -44,8 +47,26 @@ pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     let turn = turn(db).await?;
     let pending = Migrator::get_pending_migrations(db).await?.len();
     Migrator::up(db, None).await?;
+    roles::grant(db).await?;
     turn.commit().await?;
     Ok(pending)
+}
+
+/// Whether every migration was applied.
+pub(crate) async fn is_complete(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    Ok(pending(db).await? == 0)
+}
+
+/// How many migrations are to go. It only reads: the migrator's own question creates its table where there is none.
+pub(crate) async fn pending(db: &impl ConnectionTrait) -> Result<usize, DbErr> {
+    let kept = db.query_one_raw(statement("SELECT to_regclass('seaql_migrations') IS NOT NULL AS kept", [])).await?;
+    let mut applied = Vec::new();
+    if kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
+        for row in db.query_all_raw(statement("SELECT version FROM seaql_migrations", [])).await? {
+            applied.push(row.try_get::<String>("", "version")?);
+        }
+    }
+    Ok(Migrator::migrations().iter().filter(|migration| !applied.iter().any(|name| name == migration.name())).count())
 }
 
 /// Takes back the newest `steps` migrations. How many there were to take back.
@@ -61,7 +82,7 @@ pub async fn down(db: &DatabaseConnection, steps: u32) -> Result<usize, DbErr> {
 }
 
 /// Waits for this process's turn, which lasts as long as the transaction.
-async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+pub(crate) async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
     let turn = db.begin().await?;
     // The lock timeout is for rows; another migration may take its time.
     turn.execute_unprepared("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0").await?;

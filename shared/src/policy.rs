@@ -41,7 +41,8 @@ impl Policy {
     /// A policy of these lines.
     ///
     /// # Errors
-    /// Every mistake at once: a task told to count from an event that it knows no moment for, a pair named twice.
+    /// Every mistake at once: a task told to count from an event that it knows no moment for, a span shorter than what
+    /// is promised, a pair named twice.
     pub fn new(lines: Vec<Line>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         for (at, line) in lines.iter().enumerate() {
@@ -53,6 +54,10 @@ impl Policy {
                 let known = task.counts_from().iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
                 let why = format!("{} cannot count from {}; it counts from {known}", line.task, line.on);
                 mistakes.push(Mistake { line: at, field: "on", why });
+            }
+            if let Some(shortest) = task.shortest().filter(|shortest| !line.after.covers(*shortest)) {
+                let why = format!("{} may not come before {shortest}", line.task);
+                mistakes.push(Mistake { line: at, field: "after", why });
             }
             if lines[..at].iter().any(|other| (other.on, other.task) == (line.on, line.task)) {
                 let why = format!("{} → {} stands in an earlier line already", line.on, line.task);

@@ -19,7 +19,7 @@ mod values;
 use reader::Reader;
 pub use reader::{Mistake, SAMPLE};
 pub use secret::SecretUrl;
-use values::{dong_or_none, forecast_every, keep, listen, log_filter, millis, prefix, size};
+use values::{at_least_six_months, delete_after, dong_or_none, forecast_every, keep, listen, log_filter, millis, prefix, size};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -33,6 +33,8 @@ pub struct Settings {
     pub worker: Worker,
     pub sweep: Sweep,
     pub dead_letters: DeadLetters,
+    pub retention: Retention,
+    pub statistics: Statistics,
     pub forecast: Forecast,
     pub admin: Admin,
     pub telemetry: Telemetry,
@@ -117,6 +119,24 @@ pub struct DeadLetters {
     pub approval_above: Option<i64>,
     /// Letters that a run replays a second.
     pub rate: NonZeroU32,
+}
+
+/// `retention.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// After how long finance and activity records that are about no order on line leave the views of what is on line.
+    pub records: Span,
+    /// How long after it was hidden an order is deleted, and after how long sealed activity is; `None`: never.
+    pub delete_after: Option<Span>,
+}
+
+/// `statistics.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Statistics {
+    /// Customers that a group has to have at least.
+    pub min_customers: u16,
+    /// The most that one customer may make up of any figure of a group, in percent.
+    pub max_share_percent: u16,
 }
 
 /// `forecast.*`
@@ -237,6 +257,11 @@ impl Settings {
             approval_above: dong_or_none(r, "dead_letters.approval_above"),
             rate: NonZeroU32::new(r.number("dead_letters.rate", 1u32..=100_000)).unwrap_or(NonZeroU32::MIN),
         };
+        let retention = Retention { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) };
+        let statistics = Statistics {
+            min_customers: r.number("statistics.min_customers", 3u16..=1_000),
+            max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
+        };
         let admin = Admin { listen: listen(r) };
         let telemetry =
             Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
@@ -259,6 +284,8 @@ impl Settings {
                 worker,
                 sweep,
                 dead_letters,
+                retention,
+                statistics,
                 forecast,
                 admin,
                 telemetry,
@@ -353,6 +380,7 @@ mod tests {
                 "order.out_of_stock collect-arrears 1d",
                 "order.fees_changed collect-arrears 1d",
                 "cart.item_added purge-cart-item 30d",
+                "order.recorded hide-order 6 months",
             ]
         );
     }
@@ -400,6 +428,16 @@ mod tests {
             every_ms = 0
             [admin]
             listen = "localhost"
+            [retention]
+            mode = "shred"
+            records = "5 months"
+            delete_after = "183d"
+            [statistics]
+            min_customers = 2
+            [[policy]]
+            on = "order.recorded"
+            task = "hide-order"
+            after = "183d"
             [[policy]]
             on = "order.shiped"
             task = "confirm-receipt"
@@ -427,10 +465,15 @@ mod tests {
             "dead_letters.keep: \"for ever\" is no duration",
             "forecast.every_ms: \"0\" is neither \"none\" nor a whole number from 10 to 86400000",
             "admin.listen: \"localhost\" is neither \"none\" nor an address and port; write it like 0.0.0.0:9400",
-            "policy[0].on: unknown event type \"order.shiped\"",
-            "policy[1].on: collect-arrears cannot count from cart.item_added",
-            "policy[2].task: there is no task \"make-coffee\"; known are confirm-receipt",
-            "policy[2].after: \"two weeks or so\" is no duration",
+            "retention.mode: \"shred\" is neither \"hide\" nor \"delete\"",
+            "retention.records: 5 months is shorter than the 6 months that the policy promises",
+            "retention.delete_after: 183d is shorter than the 6 months that the policy promises",
+            "statistics.min_customers: 2 is no whole number from 3 to 1000",
+            "policy[0].after: hide-order may not come before 6 months",
+            "policy[1].on: unknown event type \"order.shiped\"",
+            "policy[2].on: collect-arrears cannot count from cart.item_added",
+            "policy[3].task: there is no task \"make-coffee\"; known are confirm-receipt",
+            "policy[3].after: \"two weeks or so\" is no duration",
             "KYHAN_WORKER_PREFECH: no setting has this name; did you mean KYHAN_WORKER_PREFETCH?",
         ] {
             assert!(mistakes.contains(expected), "missing {expected:?} in:\n{mistakes}");

@@ -45,6 +45,44 @@ impl Span {
         }
     }
 
+    /// The SQL expression for a moment of which this much is sure: whatever one span after it is not later than the `timestamptz`
+    /// expression `end`, is not later than it. Close to the latest such moment.
+    #[must_use]
+    pub fn sql_before_at_the_latest(self, end: &str) -> String {
+        match self {
+            Self::Exact(ms) => format!("{end} - interval '{}.{:03} seconds'", ms / 1000, ms % 1000),
+            // From 31 August, six months lead to 28 February, and back from there to 28 August.
+            Self::Months(months) => format!("{} + interval '4 days'", Self::sql_months_ago(months, end)),
+        }
+    }
+
+    /// The SQL expression for a moment one span before the `timestamptz` expression `end`: whatever is earlier than it is older than
+    /// the span at `end`.
+    #[must_use]
+    pub fn sql_ago(self, end: &str) -> String {
+        match self {
+            Self::Exact(ms) => format!("{end} - interval '{}.{:03} seconds'", ms / 1000, ms % 1000),
+            Self::Months(months) => Self::sql_months_ago(months, end),
+        }
+    }
+
+    /// Months later it is `end` again, or less.
+    fn sql_months_ago(months: u32, end: &str) -> String {
+        format!("({end} AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '{months} months') AT TIME ZONE 'Asia/Ho_Chi_Minh'")
+    }
+
+    /// Whether it is never shorter than `other`, whenever either begins.
+    #[must_use]
+    pub const fn covers(self, other: Self) -> bool {
+        match (self, other) {
+            (Self::Exact(own), Self::Exact(other)) => own >= other,
+            (Self::Months(own), Self::Months(other)) => own >= other,
+            (Self::Exact(own), Self::Months(_)) => own >= other.longest_ms(),
+            // The shortest months are a February and what follows it.
+            (Self::Months(own), Self::Exact(other)) => own as u64 * 28 * DAY_MS >= other,
+        }
+    }
+
     /// The exact duration, where there is one.
     #[must_use]
     pub const fn exact(self) -> Option<Duration> {

@@ -16,6 +16,7 @@ use crate::{
     event::EventType,
     pause::{self, Pause},
     policy::{Policy, in_force},
+    span::Span,
 };
 
 /// A kind of work, one file in `tasks/` each.
@@ -40,6 +41,17 @@ pub trait Task: Send + Sync {
     /// SQL for every row that the task could apply to: `id`, and per event of [`Task::counts_from`] the moment it counts
     /// from, as a column of the event's name (null where there is none). *Due* follows from it and the policy: see [`due`].
     fn candidates(&self) -> &'static str;
+
+    /// The shortest span that a policy may give it, where something promises one.
+    fn shortest(&self) -> Option<Span> {
+        None
+    }
+
+    /// A column of the candidates, with an index of its own, that none of their moments precedes: by it the sweep passes over rows that
+    /// cannot be due. `None` where there is none, or where the task counts from one such column anyhow.
+    fn not_before(&self) -> Option<&'static str> {
+        None
+    }
 
     /// SQL for the money that the effect would move, were it applied now: `id` and `amount` in đồng, one row for each candidate that
     /// costs somebody something, and perhaps for other rows. `None`: the effect moves no money.

@@ -4,11 +4,16 @@ use crate::task::Task;
 
 mod collect_arrears;
 mod confirm_receipt;
+mod hide_order;
 mod purge_cart_item;
 
 /// Every kind there is.
-pub static ALL: &[&dyn Task] =
-    &[&confirm_receipt::ConfirmReceipt, &purge_cart_item::PurgeCartItem, &collect_arrears::CollectArrears];
+pub static ALL: &[&dyn Task] = &[
+    &confirm_receipt::ConfirmReceipt,
+    &purge_cart_item::PurgeCartItem,
+    &collect_arrears::CollectArrears,
+    &hide_order::HideOrder,
+];
 
 /// The task of this kind.
 #[must_use]
@@ -26,6 +31,6 @@ mod tests {
     #[test]
     fn the_kinds_on_the_wire_are_pinned() {
         let kinds: Vec<_> = super::kinds().collect();
-        assert_eq!(kinds, ["confirm-receipt", "purge-cart-item", "collect-arrears"]);
+        assert_eq!(kinds, ["confirm-receipt", "purge-cart-item", "collect-arrears", "hide-order"]);
     }
 }

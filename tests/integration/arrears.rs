@@ -14,6 +14,7 @@ use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, TransactionTrait};
 use shared::{
     database::{self, Role, Trouble, statement, trouble},
+    roles::Named,
     task::{EXAMPLE_CUSTOMER, Outcome, Statements, Terms},
     tasks,
 };
@@ -128,7 +129,7 @@ async fn sums_are_zero(stage: &Stage) {
 
 /// Applies the task to these orders, by itself.
 async fn collect(stage: &Stage, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
-    let db = database::connect(&stage.settings().database, Role::Worker).await.expect("a database");
+    let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
     let terms = Terms { policy: &stage.settings().policy, wallet_floor: floor };
     let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &terms);
     let mut asked: Vec<_> = orders.iter().map(|order| (*order, Uuid::new_v4())).collect();
@@ -484,6 +485,8 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
 async fn a_transfer_is_never_changed_or_removed() {
     on_stage(QUICK, async |stage| {
         wallet(stage, EXAMPLE_CUSTOMER, 5).await;
+        let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'x', 'customer', $1)";
+        stage.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
         for sql in ["UPDATE transfers SET amount = 1", "DELETE FROM transfers", "TRUNCATE transfers", "DELETE FROM activity"] {
             let refused = stage.sandbox.db.execute_unprepared(sql).await.expect_err(sql).to_string();
             assert!(refused.contains("insert only"), "{refused}");

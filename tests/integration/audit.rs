@@ -5,7 +5,6 @@ use serde_json::Value;
 use shared::{
     database::statement,
     task::{EXAMPLE_CUSTOMER, Task},
-    tasks,
     topology::Role,
 };
 use tests::{fleet, sandbox::eventually};
@@ -76,11 +75,11 @@ async fn waiting(stage: &Stage, count: i64) -> Vec<Uuid> {
 /// One subject of each kind with its effect, made by a worker.
 async fn applied(stage: &Stage) -> Vec<(&'static dyn Task, Uuid)> {
     let mut subjects = Vec::new();
-    for task in tasks::ALL {
+    for task in stage.tasks() {
         let id = Uuid::new_v4();
         stage.run(task.examples().due, [id.into()]).await;
         stage.publish(vec![stage.wakeup(task.kind(), &[id])]).await;
-        subjects.push((*task, id));
+        subjects.push((task, id));
     }
     let worker = stage.worker();
     for (task, id) in &subjects {

@@ -42,7 +42,7 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
         let recorded = "SELECT count(*) FROM dead_letters AS letter JOIN activity ON activity.subject_id = letter.id
                          WHERE letter.state = 'discarded' AND decided_by = 'Lan' AND decided_why = 'a port scan' AND decided_at = activity.at
                            AND action = 'dead_letter.discarded' AND subject_kind = 'dead_letter'
-                           AND detail = '{\"by\": \"Lan\", \"why\": \"a port scan\", \"changed\": {\"state\": [\"open\", \"discarded\"]}}'";
+                           AND detail - 'login' = '{\"by\": \"Lan\", \"why\": \"a port scan\", \"changed\": {\"state\": [\"open\", \"discarded\"]}}'";
         assert_eq!(stage.ask::<i64>(recorded).await, 3);
         assert_eq!((in_state(stage, "open").await, activities(stage, "dead_letter.discarded").await), (1, 3));
 
@@ -124,7 +124,7 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
         assert_eq!(stage.ask::<i64>(same).await, 1);
         let new = stage.ask::<Uuid>("SELECT id FROM dead_letters WHERE repaired_from IS NOT NULL").await.to_string();
         assert!(done.out.contains(&new), "{done:?}");
-        let recorded = stage.ask::<serde_json::Value>("SELECT detail FROM activity WHERE action = 'dead_letter.repaired'").await;
+        let recorded = stage.ask::<serde_json::Value>("SELECT detail - 'login' FROM activity WHERE action = 'dead_letter.repaired'").await;
         let changed = json!({
             "state": ["open", "resolved"], "repaired_as": new,
             "kind": ["confirm-receipt", "confirm-receipt"], "subject_id": [wrong, right],

@@ -189,19 +189,19 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
         let mut expected = BTreeMap::new();
         let mut add =
             |cause: &str, standing: &str| *expected.entry((cause.to_owned(), standing.to_owned())).or_insert(0_i64) += 1;
-        for task in tasks::ALL {
+        for task in stage.tasks() {
             for cause in ["lock timeout", "violates check"] {
                 let subject = Uuid::new_v4();
                 stage.run(task.examples().due, [subject.into()]).await;
-                about(stage, *task, subject, cause).await;
+                about(stage, task, subject, cause).await;
                 add(cause, "due");
             }
-            about(stage, *task, Uuid::new_v4(), "lock timeout").await;
+            about(stage, task, Uuid::new_v4(), "lock timeout").await;
             add("lock timeout", "gone");
             let subject = Uuid::new_v4();
             stage.run(task.examples().due, [subject.into()]).await;
             stage.run(task.examples().moot, [subject.into()]).await;
-            about(stage, *task, subject, "lock timeout").await;
+            about(stage, task, subject, "lock timeout").await;
             // What makes an example moot may also delete it.
             let there = stage.ask::<bool>(&format!("SELECT EXISTS (SELECT FROM {} WHERE id = '{subject}')", task.table())).await;
             add("lock timeout", if there { "moot" } else { "gone" });

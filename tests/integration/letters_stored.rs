@@ -320,7 +320,7 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
     let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    grace_ms = 3600000");
     on_stage(&file, async |stage| {
         let mut letters = Vec::new();
-        for task in tasks::ALL {
+        for task in stage.tasks() {
             let subject = Uuid::new_v4();
             stage.run(task.examples().due, [subject.into()]).await;
             stage.run(task.examples().moot, [subject.into()]).await;

@@ -7,7 +7,8 @@ use uuid::Uuid;
 
 use crate::stage::Stage;
 
-/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already.
+/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already. What is hidden, and when,
+/// stays.
 pub const SHORTER: &str = r#"
     [[policy]]
     on = "order.shipped"
@@ -21,6 +22,10 @@ pub const SHORTER: &str = r#"
     on = "cart.item_added"
     task = "purge-cart-item"
     after = "7d"
+    [[policy]]
+    on = "order.recorded"
+    task = "hide-order"
+    after = "6 months"
 "#;
 
 /// A file of its own, gone with it.

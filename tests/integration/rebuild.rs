@@ -1,7 +1,7 @@
 //! Rebuild: a broker lost with its disk loses nothing, as every wake-up is made again from the rows; on a healthy broker it does
 //! no harm; interrupted, it goes on.
 
-use shared::tasks;
+use shared::task::Task;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
@@ -24,11 +24,11 @@ async fn a_broker_lost_with_its_disk_loses_no_deadline() {
     let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
     on_stage(&file, async |stage| {
         let mut subjects = Vec::new();
-        for task in tasks::ALL {
+        for task in stage.tasks() {
             for _ in 0..10 {
                 let id = Uuid::new_v4();
                 stage.run(task.examples().due, [id.into()]).await;
-                subjects.push((*task, id));
+                subjects.push((task, id));
             }
         }
         // Half of the orders fall due in a second only.
@@ -37,9 +37,12 @@ async fn a_broker_lost_with_its_disk_loses_no_deadline() {
         stage.run(later, []).await;
         lose_the_broker(stage).await;
         let counted = stage.ops(&["rebuild", "--dry-run"]).await.expect("counted");
-        assert!(tasks::kinds().all(|kind| counted.contains(&format!("{kind}: 10 pending"))), "{counted}");
+        assert!(stage.tasks().map(Task::kind).all(|kind| counted.contains(&format!("{kind}: 10 pending"))), "{counted}");
         let rebuilt = stage.ops(&["rebuild"]).await.expect("rebuilt");
-        assert!(tasks::kinds().all(|kind| rebuilt.contains(&format!("{kind}: 10 subjects scheduled again"))), "{rebuilt}");
+        assert!(
+            stage.tasks().map(Task::kind).all(|kind| rebuilt.contains(&format!("{kind}: 10 subjects scheduled again"))),
+            "{rebuilt}"
+        );
         let worker = stage.worker();
         for (task, id) in &subjects {
             eventually("the effect", SOON, async || Ok(stage.effects(*task, *id).await.iter().all(|count| *count == 1))).await;

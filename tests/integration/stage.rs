@@ -16,14 +16,16 @@ use shared::{
     health::Health,
     ladder::{Hop, Ladder},
     pack::{Waiting, pack},
+    roles::Named,
     settings::Settings,
     task::{EXAMPLE_CUSTOMER, Task},
+    tasks,
     topology::{Argument, Arguments, Role, Topology},
     wakeup::TraceContext,
 };
 use tests::{
     fleet,
-    sandbox::{Sandbox, eventually},
+    sandbox::{Sandbox, as_role, eventually},
 };
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -54,6 +56,11 @@ pub const QUICK: &str = r#"
     [sweep]
     every_ms = 3600000
 "#;
+
+/// The same with the kind that counts in calendar months, of which there are no milliseconds.
+pub fn every_kind(file: &str) -> String {
+    format!("[[policy]]\non = \"order.recorded\"\ntask = \"hide-order\"\nafter = \"6 months\"\n{file}")
+}
 
 /// How long a test waits for something that should happen at once.
 pub const SOON: Duration = Duration::from_secs(30);
@@ -98,6 +105,7 @@ impl<T> Running<T> {
 
 /// A worker with other settings than its stage's.
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
+    let settings = as_role(&settings, Named::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
@@ -113,12 +121,18 @@ impl Stage {
         self.settings().topology()
     }
 
+    /// The kinds that this stage's policy uses.
+    pub fn tasks(&self) -> impl Iterator<Item = &'static dyn Task> {
+        let policy = &self.settings().policy;
+        tasks::ALL.iter().copied().filter(|task| policy.lines().iter().any(|line| line.task == task.kind()))
+    }
+
     pub fn worker(&self) -> Running<worker::Totals> {
         worker_with(self.settings().clone())
     }
 
     pub fn relay(&self) -> Running<producer::relay::Report> {
-        let (settings, shutdown) = (self.settings().clone(), CancellationToken::new());
+        let (settings, shutdown) = (as_role(self.settings(), Named::Producer).expect("settings"), CancellationToken::new());
         let token = shutdown.clone();
         let handle =
             tokio::spawn(

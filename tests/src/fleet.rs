@@ -3,13 +3,16 @@
 use std::{
     collections::BTreeMap,
     env,
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     process::Stdio,
 };
 
 use anyhow::{Context, Result, bail};
+use shared::roles::Named;
 use tokio::process::{Child, Command};
+
+use crate::sandbox::url_as_role;
 
 /// One of the built binaries, beside the one that runs.
 ///
@@ -21,7 +24,25 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("the binary {name} is not built; run `cargo build --workspace --bins`"))
 }
 
-/// A command of a binary in a sandbox's environment, and no other settings.
+/// The role as which a command logs into PostgreSQL; `None`: an administrator.
+fn role(name: &str, arguments: &[OsString]) -> Option<Named> {
+    const TELLING: [&str; 4] = ["migrate", "triggers", "roles", "customer"];
+    // Options may stand before the command.
+    let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
+    let at = words.iter().position(|word| TELLING.contains(word)).unwrap_or(0);
+    let word = |at: usize| words.get(at).copied().unwrap_or_default();
+    match (name, word(at), word(at + 1)) {
+        ("worker", ..) => Some(Named::Worker),
+        ("producer", ..) => Some(Named::Producer),
+        ("ops", "migrate" | "triggers", _) => Some(Named::Owner),
+        ("ops", "customer", "export" | "erase") => Some(Named::OrderSystem),
+        ("ops", "roles", _) => None,
+        ("ops", ..) => Some(Named::Ops),
+        _ => None,
+    }
+}
+
+/// A command of a binary in a sandbox's environment, and no other settings, with the login of its role.
 ///
 /// # Errors
 /// When the binary was not built.
@@ -34,7 +55,12 @@ pub fn command(
     for (name, _) in env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("KYHAN_")) {
         command.env_remove(name);
     }
-    command.args(arguments).envs(settings).env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").stdin(Stdio::null()).kill_on_drop(true);
+    let arguments: Vec<OsString> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
+    command.args(&arguments).envs(settings);
+    if let (Some(role), Some(url)) = (role(name, &arguments), settings.get("KYHAN_DATABASE_URL")) {
+        command.env("KYHAN_DATABASE_URL", url_as_role(url, role)?);
+    }
+    command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").stdin(Stdio::null()).kill_on_drop(true);
     Ok(command)
 }
 

@@ -9,7 +9,8 @@ use shared::{
     broker::{Broker, BrokerError},
     database::{self, Role},
     migration,
-    settings::Settings,
+    roles::{self, Named, Passwords},
+    settings::{SecretUrl, Settings},
 };
 use uuid::Uuid;
 
@@ -34,11 +35,12 @@ impl Servers {
     }
 }
 
-/// A database and a prefix of one's own.
+/// A database and a prefix of one's own, with a login for each role. Rows are arranged and looked at with the rights of an
+/// administrator; whatever is tried out acts with its role's: see [`as_role`].
 pub struct Sandbox {
     pub settings: Settings,
     pub db: DatabaseConnection,
-    /// The environment by which the fleet's processes find it.
+    /// The environment by which the fleet's processes find it; [`crate::fleet::command`] gives each the login of its role.
     pub env: BTreeMap<String, String>,
     servers: Servers,
     database: String,
@@ -81,8 +83,29 @@ impl Sandbox {
         let settings = Settings::read(Some(&path), env.clone())?;
         env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
         let db = database::connect(&settings.database, Role::Ops).await?;
-        migration::up(&db).await?;
+        roles::install(&db, &Passwords::new()).await.context("installing the roles")?;
+        for role in Named::ALL {
+            let (login, password) = login(&database, role);
+            db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
+        }
+        let owner = roles::connect_as_owner(&as_role(&settings, Named::Owner)?.database).await?;
+        migration::up(&owner).await?;
+        owner.close().await?;
         Ok(Self { settings, db, env, servers, database })
+    }
+
+    /// A connection with the login of a role.
+    ///
+    /// # Errors
+    /// When it cannot be had.
+    pub async fn connect_as(&self, role: Named) -> Result<DatabaseConnection> {
+        let door = match role {
+            Named::Producer => Role::Producer,
+            Named::Worker => Role::Worker,
+            Named::Ops | Named::OrderSystem => Role::Ops,
+            Named::Owner => Role::Owner,
+        };
+        Ok(database::connect(&as_role(&self.settings, role)?.database, door).await?)
     }
 
     /// The name of its database.
@@ -145,6 +168,9 @@ impl Sandbox {
             .execute_unprepared(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database))
             .await
             .context(self.database.clone())?;
+        for role in Named::ALL {
+            admin.execute_unprepared(&format!("DROP ROLE {}", login(&self.database, role).0)).await?;
+        }
         admin.close().await?;
         if let Some(path) = self.env.get("KYHAN_CONFIG") {
             let _ = std::fs::remove_file(path);
@@ -161,6 +187,35 @@ impl Sandbox {
         broker.close().await;
         Ok(())
     }
+}
+
+/// The login of a role in a sandbox's database, and its password.
+fn login(database: &str, role: Named) -> (String, String) {
+    let own = database.rsplit('_').next().unwrap_or(database);
+    (format!("kyhan_{own}_{}", role.name().trim_start_matches("kyhan_")), own.to_owned())
+}
+
+/// A sandbox's URL with the login of a role.
+///
+/// # Errors
+/// When it is no URL.
+pub fn url_as_role(url: &str, role: Named) -> Result<String> {
+    let mut url = url::Url::parse(url)?;
+    let (user, password) = login(url.path().trim_start_matches('/'), role);
+    let set = url.set_username(&user).and_then(|()| url.set_password(Some(&password)));
+    anyhow::ensure!(set.is_ok(), "a URL without a host has no login");
+    Ok(url.into())
+}
+
+/// Settings of a sandbox with the login of a role.
+///
+/// # Errors
+/// When its URL is none.
+pub fn as_role(settings: &Settings, role: Named) -> Result<Settings> {
+    let url = url_as_role(settings.database.url.expose(), role)?;
+    let mut settings = settings.clone();
+    settings.database.url = SecretUrl::parse(&url, &["postgres", "postgresql"]).map_err(anyhow::Error::msg)?;
+    Ok(settings)
 }
 
 /// Asks again and again, for so long, whether something still holds.

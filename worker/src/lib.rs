@@ -13,6 +13,7 @@ mod lane;
 mod patience;
 mod paused;
 mod prefetch;
+mod records;
 pub mod settle;
 mod store;
 mod sweep;

@@ -28,7 +28,7 @@ use shared::{
 use tokio::sync::watch;
 use uuid::Uuid;
 
-use crate::{canary::Keeper, lane::Context, tend::Tender};
+use crate::{canary::Keeper, lane::Context, records::Records, tend::Tender};
 
 mod overdue;
 mod view;
@@ -44,6 +44,13 @@ const ROUND_MAX: Duration = Duration::from_secs(600);
 
 /// How long a round goes on with a kind's deep look, and how long PostgreSQL may take for one of its queries.
 const DEEP_MAX: Duration = Duration::from_secs(10);
+
+/// What the leader does besides.
+struct Duties {
+    canaries: Keeper,
+    letters: Tender,
+    records: Records,
+}
 
 /// What the leader has looked at, kind by kind.
 type Views = HashMap<&'static str, View>;
@@ -70,7 +77,7 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
         .with_unit("{subject}")
         .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
         .build();
-    let (canaries, mut letters) = (Keeper::new(), Tender::new());
+    let mut duties = Duties { canaries: Keeper::new(), letters: Tender::new(), records: Records::new() };
     let mut views = Views::default();
     let every = Duration::from_millis(context.settings.sweep.every_ms);
     let mut leadership = None;
@@ -78,8 +85,7 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
         // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
         // A server that is cut off would never answer.
-        let round =
-            tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &mut views, &woken, &canaries, &mut letters));
+        let round = tokio::time::timeout(ROUND_MAX, round(&context, &mut leadership, &mut views, &woken, &mut duties));
         let Some(done) = context.shutdown.run_until_cancelled(round).await else { break };
         let done = done.unwrap_or_else(|_| Err(SweepError::Database(unanswered())));
         if let Err(error) = done {
@@ -106,15 +112,17 @@ async fn round(
     leadership: &mut Option<PoolConnection<Postgres>>,
     views: &mut Views,
     woken: &Counter<u64>,
-    canaries: &Keeper,
-    letters: &mut Tender,
+    duties: &mut Duties,
 ) -> Result<(), SweepError> {
     if !is_leader(context, leadership).await? {
         return Ok(());
     }
     // They need no broker, and keep nothing from being swept.
-    if let Err(error) = letters.round(context).await {
+    if let Err(error) = duties.letters.round(context).await {
         tell("the tending of dead letters was cut short; the next round goes on", None, &error.into());
+    }
+    if let Err(error) = duties.records.round(context).await {
+        tell("the keeping of the records was cut short; the next round goes on", None, &error.into());
     }
     // Of a paused kind all that is due is overdue, and waits in its lane.
     let paused = pause::all(&context.db).await?;
@@ -134,7 +142,7 @@ async fn round(
             Err(error) => done = Err(error),
         }
     }
-    done = done.and(canaries.round(context, &broker).await.map_err(Into::into));
+    done = done.and(duties.canaries.round(context, &broker).await.map_err(Into::into));
     broker.close().await;
     context.db.execute_unprepared(FORGET).await?;
     done
@@ -178,7 +186,15 @@ async fn sweep(
     }
     let (horizon, batch_max) = (horizon(context).await?, sweep.batch_max as usize);
     if !has_index(context, task) {
+        if view.is_resting() {
+            return Ok(());
+        }
+        let asked = Instant::now();
         let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await?;
+        // A full round leaves the rest to the next.
+        if found.len() < batch_max {
+            view.rests_after(asked.elapsed());
+        }
         return wake(context, broker, task, &found, woken).await;
     }
     let (after, pauses_after) = view.begins(horizon, millis(sweep.lookback_ms));

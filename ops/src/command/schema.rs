@@ -7,13 +7,14 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
 use serde_json::{Value, json};
 use shared::{
-    database::{self, Role, statement},
+    database::{self, statement},
     migration::{self, Migrator},
+    roles,
     settings::Settings,
     triggers,
 };
 
-use super::{Json, answer, table, with_schema};
+use super::{Json, answer, table};
 
 #[derive(Subcommand)]
 pub enum Migrate {
@@ -40,7 +41,7 @@ pub enum Triggers {
 }
 
 pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
-    let db = database::connect(&settings.database, Role::Ops).await?;
+    let db = roles::connect_as_owner(&settings.database).await?;
     match command {
         Migrate::Up(Json { json }) => {
             let applied = migration::up(&db).await.context("migrating up")?;
@@ -74,7 +75,9 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
 }
 
 pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
-    let tx = with_schema(settings).await?.begin().await?;
+    let db = roles::connect_as_owner(&settings.database).await?;
+    database::require_schema(&settings.database, &db).await?;
+    let tx = db.begin().await?;
     match command {
         Triggers::Install(Json { json }) => {
             triggers::install(&tx).await?;

@@ -41,7 +41,7 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
         entries.extend(replay(&row)?);
     }
     let sql = format!(
-        "SELECT {} AS at, actor_kind, action, detail FROM activity WHERE subject_id = ANY($1) ORDER BY at, id",
+        "SELECT {} AS at, actor_kind, action, detail FROM activity_operations WHERE subject_id = ANY($1) ORDER BY at, id",
         bounded("at")
     );
     for row in snapshot.query_all_raw(statement(&sql, [plans.into()])).await? {

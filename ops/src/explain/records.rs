@@ -14,6 +14,7 @@ pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'stati
     let Some(table) = table else { return Ok(Vec::new()) };
     let columns = "SELECT quote_literal(attname) || ', ' || quote_ident(attname) AS pair FROM pg_attribute
                     WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND atttypid = 'timestamptz'::regtype
+                      AND has_column_privilege(attrelid, attnum, 'SELECT')
                     ORDER BY attnum";
     let mut pairs = Vec::new();
     for row in snapshot.query_all_raw(statement(columns, [table.into()])).await? {
@@ -61,7 +62,8 @@ const SOURCES: [(&str, Tell); 7] = [
     ),
     (
         "SELECT {at} AS at, id, event_type, reason, least(greatest(occurred_at, '1970-01-01'), '9999-12-31') AS occurred_at
-           FROM (SELECT *, set_aside_at AS at FROM set_aside WHERE subject_id = $1) AS aside ORDER BY at, id",
+           FROM (SELECT id, event_type, reason, occurred_at, set_aside_at AS at FROM set_aside WHERE subject_id = $1) AS aside
+          ORDER BY at, id",
         event,
     ),
     (
@@ -74,7 +76,11 @@ const SOURCES: [(&str, Tell); 7] = [
           WHERE transfers.order_id = $1 ORDER BY at, debit.kind, credit.kind, transfers.id",
         transfer,
     ),
-    ("SELECT {at} AS at, actor_kind, action, detail FROM activity WHERE subject_id = $1 ORDER BY at, id", activity),
+    (
+        "SELECT {at} AS at, actor_kind, action, (SELECT detail FROM activity_operations AS own WHERE own.id = activity.id) AS detail
+           FROM activity WHERE subject_id = $1 ORDER BY at, id",
+        activity,
+    ),
     ("SELECT {at} AS at, kind, due_at, times FROM swept WHERE subject_id = $1 ORDER BY at, kind", swept),
     (
         "SELECT {at} AS at, outstanding FROM (SELECT *, tried_at AS at FROM arrears_outstanding WHERE order_id = $1) AS tried",
@@ -122,7 +128,8 @@ fn transfer(row: &QueryResult) -> Result<Entry, DbErr> {
 /// rest of a detail may be anything.
 pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
     let (actor, action): (String, String) = (row.try_get("", "actor_kind")?, row.try_get("", "action")?);
-    let detail: Value = row.try_get("", "detail")?;
+    // Of a customer's there is none to be had.
+    let detail = row.try_get::<Option<Value>>("", "detail")?.unwrap_or_default();
     let text = |key: &str| detail.get(key).and_then(Value::as_str).map(ToOwned::to_owned).map(Fact::Text);
     let word = |key: &str| detail.get(key).and_then(Value::as_str).map(Fact::word);
     let money = |value: Option<&Value>| value.and_then(Value::as_i64).map(Fact::Money);
@@ -140,8 +147,8 @@ pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
                 .with("wakeup", wakeup.map(Fact::Id))
         }
         // As `Actor::record` writes them.
-        "staff" if detail.as_object().is_some_and(|detail| detail.len() == 3 && detail.contains_key("changed")) => {
-            facts.with("operator", text("by")).with("why", text("why"))
+        "staff" if detail.as_object().is_some_and(|detail| detail.len() == 4 && detail.contains_key("changed")) => {
+            facts.with("operator", text("by")).with("login", text("login")).with("why", text("why"))
         }
         _ => facts,
     };

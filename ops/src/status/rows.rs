@@ -203,7 +203,7 @@ pub(super) async fn swept(db: &DatabaseConnection) -> Result<Swept, DbErr> {
 /// The last audit that was recorded.
 pub(super) async fn audited(db: &DatabaseConnection) -> Result<Option<Audited>, DbErr> {
     let sql = "SELECT at, detail ->> 'by' AS by, (detail -> 'changed' ->> 'off')::bigint AS off
-                 FROM activity WHERE subject_id = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
+                 FROM activity_operations WHERE subject_id = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
     let row = db.query_one_raw(statement(sql, [id_of(AUDIT).into(), FINISHED.into()])).await?;
     row.map(|row| Ok(Audited { at: row.try_get("", "at")?, by: row.try_get("", "by")?, off: row.try_get("", "off")? }))
         .transpose()

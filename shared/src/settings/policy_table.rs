@@ -38,7 +38,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
         });
         // With another mistake in the line, the rest of it is checked all the same; nothing comes of it.
         if let Some(task) = task {
-            let after = after.unwrap_or(Span::Exact(1));
+            let after = after.or_else(|| tasks::find(task)?.shortest()).unwrap_or(Span::Exact(1));
             places.extend(std::iter::repeat_n(at, on.len()));
             lines.extend(on.into_iter().map(|on| Line { on, task, after }));
         }

@@ -16,8 +16,9 @@ use crate::span::Span;
 /// The sample file: every key, its default and what it means.
 pub const SAMPLE: &str = include_str!("../../../kyhan.toml");
 
-/// Environment variables of Kỳ Hạn that are no settings: where the file is, and what the services script reads.
-const NOT_SETTINGS: [&str; 2] = ["KYHAN_CONFIG", "KYHAN_SERVICES_"];
+/// Environment variables of Kỳ Hạn that are no settings: where the file is, what the services script reads, and the passwords that
+/// `ops roles install` sets.
+const NOT_SETTINGS: [&str; 3] = ["KYHAN_CONFIG", "KYHAN_SERVICES_", "KYHAN_ROLES_"];
 
 /// One thing that is wrong, where, and what would be right.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -57,6 +57,31 @@ pub(super) fn keep(r: &mut Reader) -> Option<Span> {
     span.ok()
 }
 
+/// What the policy promises to keep on line (point 4).
+const SIX_MONTHS: Span = Span::Months(6);
+
+pub(super) fn at_least_six_months(r: &mut Reader, key: &'static str) -> Span {
+    match r.text(key).parse::<Span>() {
+        Ok(span) if span.covers(SIX_MONTHS) => return span,
+        Ok(span) => r.mistake(key, format!("{span} is shorter than the {SIX_MONTHS} that the policy promises")),
+        Err(error) => r.mistake(key, error.to_string()),
+    }
+    SIX_MONTHS
+}
+
+/// How long after it was hidden something is deleted, if it ever is.
+pub(super) fn delete_after(r: &mut Reader) -> Option<Span> {
+    let after = at_least_six_months(r, "retention.delete_after");
+    match r.text("retention.mode").as_str() {
+        "hide" => None,
+        "delete" => Some(after),
+        other => {
+            r.mistake("retention.mode", format!("{other:?} is neither \"hide\" nor \"delete\""));
+            None
+        }
+    }
+}
+
 pub(super) fn forecast_every(r: &mut Reader) -> Option<Duration> {
     const RANGE_MS: RangeInclusive<u64> = 10..=24 * 60 * 60_000;
     let text = r.text("forecast.every_ms");

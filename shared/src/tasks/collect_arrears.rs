@@ -224,7 +224,7 @@ impl Task for CollectArrears {
             Check {
                 name: "charges without an activity",
                 sql: "SELECT count(*) FROM transfers
-                       WHERE reason = 'arrears'
+                       WHERE reason = 'arrears' AND at > (SELECT since FROM activity_kept)
                          AND NOT EXISTS (SELECT FROM activity
                                           WHERE activity.subject_id = transfers.order_id AND activity.at = transfers.at
                                             AND activity.action = 'order.arrears_collected')",
@@ -232,7 +232,7 @@ impl Task for CollectArrears {
             Check {
                 name: "activities whose amounts differ from their charges",
                 sql: "SELECT count(*)
-                        FROM activity LEFT JOIN (
+                        FROM activity_operations AS activity LEFT JOIN (
                                  SELECT order_id, at, jsonb_object_agg(kind, amount) AS amounts
                                    FROM (SELECT transfers.order_id, transfers.at, accounts.kind, sum(amount) AS amount
                                            FROM transfers JOIN accounts ON accounts.id = transfers.credit_account
@@ -259,11 +259,12 @@ impl Task for CollectArrears {
                         FROM (SELECT order_id AS id, at, to_status FROM order_status_history
                                WHERE from_status = 'out_of_stock' AND reason = 'collect-arrears: parcel on record') AS history
                              FULL JOIN (
-                                 SELECT subject_id AS id, at, detail ->> 'restored_to' AS to_status FROM activity
+                                 SELECT subject_id AS id, at, detail ->> 'restored_to' AS to_status FROM activity_operations
                                   WHERE action = 'order.arrears_collected' AND actor_kind = 'system'
                                     AND detail ->> 'restored_to' IS NOT NULL) AS recorded
                              USING (id, at, to_status)
-                       WHERE history.id IS NULL OR recorded.id IS NULL",
+                       WHERE (history.id IS NULL OR recorded.id IS NULL) AND at > (SELECT since FROM activity_kept)
+                         AND NOT EXISTS (SELECT FROM deleted_orders WHERE deleted_orders.id = coalesce(history.id, recorded.id))",
             },
         ]
     }

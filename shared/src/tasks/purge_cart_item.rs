@@ -72,7 +72,7 @@ impl Task for PurgeCartItem {
                 // Of the same stay in the cart, that is; our sessions write moments in UTC, so their texts can be compared.
                 name: "items whose purge is recorded twice",
                 sql: "SELECT count(*)
-                        FROM (SELECT FROM activity WHERE action = 'cart_item.purged' AND actor_kind = 'system'
+                        FROM (SELECT FROM activity_operations WHERE action = 'cart_item.purged' AND actor_kind = 'system'
                                GROUP BY subject_id, detail -> 'added_at' HAVING count(*) > 1) AS twice",
             },
         ]

@@ -1,7 +1,7 @@
 //! What the leader has looked at of one kind, and what it looks at next. It is only a leader's memory: with none, rows are looked
 //! at once more. Moments are the database's; how long a query took only sets the pace.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
@@ -13,12 +13,18 @@ const STRETCH_MIN: TimeDelta = TimeDelta::seconds(1);
 const QUICK: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_secs(1);
 
+/// A look at all rows of a kind is repeated only after so many times as long as it took: it is to take no more than a thirtieth of one
+/// connection's time, however many rows there are.
+const REST: u32 = 30;
+
 /// What the leader has looked at of one kind.
 #[derive(Default)]
 pub(super) struct View {
     /// Up to where the last complete look at the recent past went.
     seen: Option<DateTime<Utc>>,
     deep: Option<Deep>,
+    /// Until when a kind whose rows are all looked at is not looked at again.
+    rests_until: Option<Instant>,
 }
 
 /// A look at all that lies before the recent past, from the newest to the oldest.
@@ -40,6 +46,16 @@ pub(super) enum Step {
 }
 
 impl View {
+    /// Whether a look at all rows was made so lately that another one would keep PostgreSQL busy.
+    pub fn is_resting(&self) -> bool {
+        self.rests_until.is_some_and(|until| Instant::now() < until)
+    }
+
+    /// All rows were looked at, which took so long.
+    pub fn rests_after(&mut self, took: Duration) {
+        self.rests_until = Instant::now().checked_add(took * REST);
+    }
+
     /// The moment after which a look at the recent past begins, and the one after which pauses have to have ended, when it goes up
     /// to `horizon`. The looks overlap by the lookback, as what commits late was invisible to the one that should have seen it;
     /// pauses are the leader's own rows, and overlap with nobody's.

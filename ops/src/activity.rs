@@ -1,0 +1,247 @@
+//! Verifying the sealed record of what was done (policy point 5): every range of activity against its seal, and the seals against each
+//! other. What it finds was changed, removed or slipped in by somebody who may do everything, as nobody else can.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, QueryResult, TransactionTrait,
+};
+use serde::Serialize;
+use sha2::{Digest as _, Sha256};
+use shared::database::statement;
+use uuid::Uuid;
+
+/// Seals that are read together.
+const PAGE: i64 = 1_000;
+
+/// What was looked at, and what is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verified {
+    pub seals: u64,
+    /// Rows that are as they were sealed.
+    pub rows: u64,
+    /// Ranges whose rows were removed because of their age.
+    pub removed: u64,
+    /// Rows that are not sealed yet.
+    pub unsealed: i64,
+    /// The newest seal: noted down outside of the database it tells, later, whether the chain was rewritten since.
+    pub head: Option<Head>,
+    pub faults: Vec<Fault>,
+    /// Whether this login may read the rows, which were then hashed by a statement of ours. Else the database's own function was asked.
+    pub read_directly: bool,
+}
+
+/// A seal by which a chain can be recognised.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Head {
+    pub number: i64,
+    /// In hexadecimal.
+    pub hash: String,
+}
+
+impl std::str::FromStr for Head {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let wrong = || "write it as NUMBER:HASH, as `ops activity verify` and the workers' log tell them".to_owned();
+        let (number, hash) = text.trim().split_once(':').ok_or_else(wrong)?;
+        let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
+        let hash = hash.to_ascii_lowercase();
+        if hash.len() != 64 || !hash.bytes().all(|digit| digit.is_ascii_hexdigit()) {
+            return Err(wrong());
+        }
+        Ok(Self { number, hash })
+    }
+}
+
+impl std::fmt::Display for Head {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.number, self.hash)
+    }
+}
+
+/// Something that is not as it was sealed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Fault {
+    /// The seal; none where it is about no seal.
+    pub seal: Option<i64>,
+    /// The ids of activity that it covers.
+    pub first_id: Option<i64>,
+    pub last_id: Option<i64>,
+    pub sealed_at: Option<DateTime<Utc>>,
+    pub what: String,
+}
+
+/// A row of `activity_seals`.
+struct Seal {
+    number: i64,
+    first_id: i64,
+    last_id: i64,
+    rows: i64,
+    digest: Vec<u8>,
+    sealed_at: DateTime<Utc>,
+    /// As PostgreSQL hashes it.
+    sealed_epoch: String,
+    hash: Vec<u8>,
+    removed: Option<Removed>,
+}
+
+/// That its rows were removed.
+#[derive(Clone, Copy)]
+struct Removed {
+    /// Before they were six months old.
+    early: bool,
+}
+
+impl Seal {
+    fn of_row(row: &QueryResult) -> Result<Self, DbErr> {
+        Ok(Self {
+            number: row.try_get("", "number")?,
+            first_id: row.try_get("", "first_id")?,
+            last_id: row.try_get("", "last_id")?,
+            rows: row.try_get("", "rows")?,
+            digest: row.try_get("", "digest")?,
+            sealed_at: row.try_get("", "sealed_at")?,
+            sealed_epoch: row.try_get("", "sealed_epoch")?,
+            hash: row.try_get("", "hash")?,
+            removed: row.try_get::<Option<bool>>("", "removed_early")?.map(|early| Removed { early }),
+        })
+    }
+
+    /// The hash that it should have behind a chain: as the migration's kyhan_seal_hash() makes it.
+    fn hash_after(&self, before: &[u8]) -> Vec<u8> {
+        let Self { number, first_id, last_id, rows, sealed_epoch, .. } = self;
+        let text = format!("[{number}, {first_id}, {last_id}, {rows}, \"{}\", \"{sealed_epoch}\"]", hex(&self.digest));
+        Sha256::new().chain_update(before).chain_update(text).finalize().to_vec()
+    }
+
+    fn fault(&self, what: impl Into<String>) -> Fault {
+        Fault {
+            seal: Some(self.number),
+            first_id: Some(self.first_id),
+            last_id: Some(self.last_id),
+            sealed_at: Some(self.sealed_at),
+            what: what.into(),
+        }
+    }
+}
+
+/// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier. `tell` is told how many seals were looked at
+/// of how many.
+///
+/// # Errors
+/// The database's.
+pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: impl FnMut(u64, u64)) -> Result<Verified, DbErr> {
+    let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
+    let all: i64 = scalar(&snapshot, "SELECT count(*) FROM activity_seals").await?;
+    let read_directly = scalar(&snapshot, "SELECT has_column_privilege('activity', 'detail', 'SELECT')").await?;
+    let digest = if read_directly { DIGEST } else { "SELECT rows, digest FROM kyhan_activity_digest($1, $2)" };
+    let mut verified = Verified { seals: 0, rows: 0, removed: 0, unsealed: 0, head: None, faults: Vec::new(), read_directly };
+    let (mut number, mut last_id, mut hash) = (0, 0, Vec::new());
+    loop {
+        let page = page(&snapshot, number).await?;
+        for seal in &page {
+            if seal.number != number + 1 {
+                verified.faults.push(seal.fault(format!("the seals between {number} and this one are missing")));
+            } else if seal.first_id != last_id + 1 {
+                verified.faults.push(seal.fault("its range does not follow on the one before"));
+            } else if seal.hash != seal.hash_after(&hash) {
+                verified
+                    .faults
+                    .push(seal.fault("it does not follow from the seals before it: this seal or its hash was changed"));
+            }
+            if noted.is_some_and(|noted| noted.number == seal.number && noted.hash != hex(&seal.hash)) {
+                verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));
+            }
+            compare(&snapshot, digest, seal, &mut verified).await?;
+            (number, last_id) = (seal.number, seal.last_id);
+            hash.clone_from(&seal.hash);
+            verified.seals += 1;
+            tell(verified.seals, u64::try_from(all).unwrap_or_default());
+        }
+        if page.is_empty() {
+            break;
+        }
+    }
+    if let Some(noted) = noted.filter(|noted| noted.number > number) {
+        verified.faults.push(bare(format!("seal {} was noted down and is missing: the chain was cut short", noted.number)));
+    }
+    let outside: i64 = scalar(&snapshot, "SELECT count(*) FROM activity WHERE id < 1").await?;
+    if outside > 0 {
+        verified.faults.push(bare(format!("{outside} rows have ids below 1, where no seal covers them: they were slipped in")));
+    }
+    let row = snapshot.query_one_raw(statement("SELECT count(*) AS rows FROM activity WHERE id > $1", [last_id.into()])).await?;
+    verified.unsealed = row.map_or(Ok(0), |row| row.try_get("", "rows"))?;
+    verified.head = (number > 0).then(|| Head { number, hash: hex(&hash) });
+    for message in snapshot.query_all_raw(statement("SELECT message_id FROM kyhan_messages_altered()", [])).await? {
+        let id: Option<Uuid> = message.try_get("", "message_id")?;
+        let name = id.map_or_else(|| "a message".to_owned(), |id| format!("message {id}"));
+        verified.faults.push(bare(format!("{name} is not what was recorded of it, or is gone")));
+    }
+    snapshot.rollback().await?;
+    Ok(verified)
+}
+
+/// A range against its seal.
+async fn compare(snapshot: &DatabaseTransaction, digest: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
+    let row = snapshot.query_one_raw(statement(digest, [seal.first_id.into(), seal.last_id.into()])).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
+    let (rows, found): (i64, Vec<u8>) = (row.try_get("", "rows")?, row.try_get("", "digest")?);
+    if let Some(removed) = seal.removed {
+        verified.removed += 1;
+        if removed.early {
+            verified.faults.push(seal.fault("its rows were removed before they were six months old"));
+        }
+        if rows > 0 {
+            verified.faults.push(seal.fault(format!("its rows were removed, and {rows} are there: they were slipped in")));
+        }
+    } else if rows != seal.rows {
+        verified.faults.push(seal.fault(format!("{} rows were sealed, and {rows} are there", seal.rows)));
+    } else if found != seal.digest {
+        verified.faults.push(seal.fault("its rows are not what was sealed: at least one was changed"));
+    } else {
+        verified.rows += u64::try_from(rows).unwrap_or_default();
+    }
+    Ok(())
+}
+
+/// As the migration's kyhan_activity_digest(), which whoever may do everything could have changed.
+const DIGEST: &str = r"SELECT count(*) AS rows, pg_catalog.sha256(pg_catalog.convert_to(coalesce(string_agg(pg_catalog.jsonb_build_array(
+           id, extract(epoch FROM at)::text, actor_kind, actor_id, action, subject_kind, subject_id, detail)::text,
+           E'\n' ORDER BY id), ''), 'UTF8')) AS digest
+      FROM activity WHERE id BETWEEN $1 AND $2";
+
+async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<Seal>, DbErr> {
+    let sql = "SELECT seal.*, extract(epoch FROM sealed_at)::text AS sealed_epoch,
+                      removal.removed_at < (sealed_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months')
+                                           AT TIME ZONE 'Asia/Ho_Chi_Minh' AS removed_early
+                 FROM activity_seals AS seal LEFT JOIN activity_removals AS removal USING (number)
+                WHERE number > $1 ORDER BY number LIMIT $2";
+    snapshot.query_all_raw(statement(sql, [after.into(), PAGE.into()])).await?.iter().map(Seal::of_row).collect()
+}
+
+async fn scalar<T: sea_orm::TryGetable>(snapshot: &DatabaseTransaction, sql: &str) -> Result<T, DbErr> {
+    let row = snapshot.query_one_raw(statement(sql, [])).await?;
+    Ok(row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?.try_get_by_index(0)?)
+}
+
+fn bare(what: String) -> Fault {
+    Fault { seal: None, first_id: None, last_id: None, sealed_at: None, what }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_noted_seal_is_read_as_it_is_told() {
+        let head = Head { number: 12, hash: "ab".repeat(32) };
+        assert_eq!(head.to_string().parse(), Ok(head));
+        for wrong in ["", "12", "12:ab", "0:00", "x:00"] {
+            assert!(wrong.parse::<Head>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! `ops retention`: which orders are kept as they are, and putting a hidden one back on line.
+
+use chrono::{DateTime, Utc};
+use clap::Subcommand;
+use ops::{
+    actor::Actor,
+    retention::{self, Done},
+    shown::{moment, one_line},
+};
+use serde_json::{Value, json};
+use shared::{cli::say, settings::Settings};
+
+use super::{Json, WrongUse, answer, table, why, with_schema};
+
+#[derive(Subcommand)]
+pub enum Retention {
+    /// Keep an order as it is: it is not hidden, and not deleted, until it is released
+    #[command(after_help = "Example:\n  ops retention hold BG-2026-001234 --why 'khiếu nại, đang kiểm tra'")]
+    Hold(Change),
+    /// Let go of an order that was held
+    Release(Change),
+    /// Put a hidden order back on line; it stays there for six months at least
+    Unhide(Change),
+    /// List what is held
+    List(Json),
+}
+
+#[derive(clap::Args)]
+pub struct Change {
+    /// The order's code or id
+    #[arg(value_name = "CODE|ID")]
+    pub order: String,
+    /// Why, for the record
+    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
+    pub why: String,
+    /// One JSON document instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
+    let db = with_schema(settings).await?;
+    match command {
+        Retention::Hold(Change { order, why, json }) => {
+            let (hold, changed) = match retention::hold(&db, &actor?, &order, &why).await? {
+                Done::Now(hold) => (hold, true),
+                Done::Before(hold) => (hold, false),
+            };
+            let code = hold.code.escape_debug();
+            let text = if changed {
+                format!("{code} is held: it stays as it is until `ops retention release {code}`")
+            } else {
+                let (since, by, why) = (moment(hold.since), one_line(&hold.by), one_line(&hold.why));
+                format!("{code} is held already, since {since} by {by}: {why}; nothing was changed")
+            };
+            answer(json, &json!({ "hold": hold, "changed": changed }), &text)
+        }
+        Retention::Release(Change { order, why, json }) => {
+            let (code, hold) = retention::release(&db, &actor?, &order, &why).await?;
+            let code = code.escape_debug();
+            let text = match &hold {
+                Some(hold) => format!("{code} is released; it was held since {} by {}", moment(hold.since), one_line(&hold.by)),
+                None => format!("{code} is not held; nothing was changed"),
+            };
+            answer(json, &json!({ "hold": hold, "changed": hold.is_some() }), &text)
+        }
+        Retention::Unhide(Change { order, why, json }) => match retention::unhide(&db, &actor?, &order, &why).await? {
+            Done::Now((code, since)) => {
+                answer(json, &unhidden(&code, since), &format!("{} is back on line", code.escape_debug()))
+            }
+            Done::Before((code, _)) => {
+                answer(json, &unhidden(&code, None), &format!("{} is on line; nothing was changed", code.escape_debug()))
+            }
+        },
+        Retention::List(Json { json }) => {
+            let holds = retention::holds(&db).await?;
+            if json {
+                return answer(true, &json!({ "holds": holds }), "");
+            }
+            if holds.is_empty() {
+                say("nothing is held");
+                return Ok(());
+            }
+            let mut table = table(["order", "id", "since", "by", "why"]);
+            for hold in &holds {
+                let code = hold.code.escape_debug().to_string();
+                table.add_row([code, hold.order.to_string(), moment(hold.since), one_line(&hold.by), one_line(&hold.why)]);
+            }
+            say(&table.to_string());
+            Ok(())
+        }
+    }
+}
+
+fn unhidden(code: &str, since: Option<DateTime<Utc>>) -> Value {
+    json!({ "code": code, "was_hidden_at": since, "changed": since.is_some() })
+}

@@ -1,0 +1,245 @@
+//! One customer: who it is as staff may know it, all that is held about somebody, and its erasure (policy points 6 and 7). What is
+//! personal is read and changed with a login of the order system's role alone; the server refuses it to operators'.
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use serde::Serialize;
+use serde_json::{Value, json};
+use shared::{
+    confidential::Confidential,
+    database::{is_refused, statement},
+};
+use uuid::Uuid;
+
+use crate::actor::Actor;
+
+/// A customer as staff may see one: enough to recognise somebody known already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Masked {
+    pub id: Uuid,
+    pub name: String,
+    pub phone: String,
+    pub email: String,
+    pub created_at: DateTime<Utc>,
+    pub erased_at: Option<DateTime<Utc>>,
+    pub orders: i64,
+    pub orders_on_line: i64,
+    /// The wallet's, in đồng.
+    pub balance: i64,
+}
+
+/// Why nothing was told or done.
+#[derive(Debug, thiserror::Error)]
+pub enum CustomerError {
+    #[error("there is no customer {0}")]
+    Unknown(Uuid),
+    #[error(
+        "the login {0} may not read personal data: use one of kyhan_order_system, as whoever serves customers by name has, in \
+         KYHAN_DATABASE_URL"
+    )]
+    Refused(String),
+    #[error("{}", refused_because(.0))]
+    Open(Vec<Obstacle>),
+    #[error("PostgreSQL: {0}")]
+    Database(DbErr),
+}
+
+/// What keeps a customer's data from being erased.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Obstacle {
+    /// A wallet that is not empty, in đồng.
+    Balance(i64),
+    /// An order that is under way, short of money, disputed or held, by its code.
+    Order(String),
+}
+
+fn refused_because(obstacles: &[Obstacle]) -> String {
+    let told = obstacles.iter().map(|obstacle| match obstacle {
+        Obstacle::Balance(balance) => format!("the wallet holds {}", shared::money::Dong(*balance)),
+        Obstacle::Order(code) => format!("order {} is under way, short of money, disputed or held", code.escape_debug()),
+    });
+    format!("nothing was erased: {}", told.collect::<Vec<_>>().join("; "))
+}
+
+/// What an erasure cleared.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Erased {
+    pub orders: u64,
+    pub sources: u64,
+    pub messages: u64,
+    pub products: u64,
+    pub events: u64,
+}
+
+/// A customer, masked by the database.
+///
+/// # Errors
+/// [`CustomerError`].
+pub async fn show(db: &DatabaseConnection, id: Uuid) -> Result<Masked, CustomerError> {
+    let sql = "SELECT masked.*,
+                      (SELECT count(*) FROM orders WHERE customer_id = $1) AS orders,
+                      (SELECT count(*) FROM orders WHERE customer_id = $1 AND hidden_at IS NULL) AS orders_on_line,
+                      coalesce((SELECT balance FROM accounts WHERE customer_id = $1 AND kind = 'wallet'), 0) AS balance
+                 FROM customers_masked AS masked WHERE masked.id = $1";
+    let row = db.query_one_raw(statement(sql, [id.into()])).await.map_err(CustomerError::Database)?;
+    let row = row.ok_or(CustomerError::Unknown(id))?;
+    let masked = || {
+        Ok::<_, DbErr>(Masked {
+            id,
+            name: row.try_get("", "name")?,
+            phone: row.try_get("", "phone")?,
+            email: row.try_get("", "email")?,
+            created_at: row.try_get("", "created_at")?,
+            erased_at: row.try_get("", "erased_at")?,
+            orders: row.try_get("", "orders")?,
+            orders_on_line: row.try_get("", "orders_on_line")?,
+            balance: row.try_get("", "balance")?,
+        })
+    };
+    masked().map_err(CustomerError::Database)
+}
+
+/// Everything that is held about a customer, to be handed to that customer. That it was is recorded, and with it who did it and why.
+///
+/// # Errors
+/// [`CustomerError`].
+pub async fn export(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str) -> Result<Confidential<Value>, CustomerError> {
+    let tx = begin(db, id).await?;
+    let row = tx.query_one_raw(statement(EXPORT, [id.into()])).await;
+    let row = match row {
+        Ok(row) => row.ok_or(CustomerError::Unknown(id))?,
+        Err(error) => return Err(refused(db, error).await),
+    };
+    let held: Value = row.try_get("", "held").map_err(CustomerError::Database)?;
+    let record = actor.record(&tx, "customer.exported", ("customer", id), Some(why), json!({ "exported": true }));
+    record.await.map_err(CustomerError::Database)?;
+    tx.commit().await.map_err(CustomerError::Database)?;
+    Ok(Confidential::new(held))
+}
+
+/// `$1`: the customer. Sources come by their own policy, as the transaction acts in the customer's name.
+const EXPORT: &str = "
+    WITH own_orders AS (SELECT * FROM orders WHERE customer_id = $1),
+         own_items AS (SELECT * FROM cart_items WHERE customer_id = $1),
+         own_accounts AS (
+            SELECT * FROM accounts WHERE (kind = 'wallet' AND customer_id = $1) OR order_id IN (SELECT id FROM own_orders)),
+         subjects AS (SELECT id FROM own_orders UNION SELECT id FROM own_items UNION SELECT $1)
+    SELECT jsonb_build_object(
+               'customer', to_jsonb(customer),
+               'orders', (SELECT coalesce(jsonb_agg(to_jsonb(o) || jsonb_build_object(
+                              'source', (SELECT to_jsonb(s) - 'order_id' FROM order_sources s WHERE s.order_id = o.id),
+                              'history', (SELECT coalesce(jsonb_agg(to_jsonb(h) - 'order_id' ORDER BY h.id), '[]')
+                                            FROM order_status_history h WHERE h.order_id = o.id),
+                              'messages', (SELECT coalesce(jsonb_agg(jsonb_build_object('author', m.author, 'body', m.body, 'at', m.at)
+                                                                     ORDER BY m.at, m.id), '[]')
+                                             FROM order_messages m WHERE m.order_id = o.id),
+                              'outstanding', (SELECT outstanding FROM arrears_outstanding a WHERE a.order_id = o.id),
+                              'hold', (SELECT to_jsonb(r) - 'order_id' FROM retention_holds r WHERE r.order_id = o.id)
+                          ) ORDER BY o.created_at, o.id), '[]') FROM own_orders o),
+               'cart', (SELECT coalesce(jsonb_agg(to_jsonb(i) ORDER BY i.added_at, i.id), '[]') FROM own_items i),
+               'accounts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.kind, a.id), '[]') FROM own_accounts a),
+               'transfers', (SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.at, t.id), '[]') FROM transfers t
+                              WHERE t.debit_account IN (SELECT id FROM own_accounts)
+                                 OR t.credit_account IN (SELECT id FROM own_accounts)),
+               'activity', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.id), '[]') FROM activity a
+                             WHERE a.subject_id IN (SELECT id FROM subjects) OR a.actor_id = $1
+                                OR a.detail ->> 'customer_id' = $1::text),
+               'events', (SELECT coalesce(jsonb_agg(event ORDER BY event ->> 'occurred_at'), '[]')
+                            FROM (SELECT to_jsonb(e) AS event FROM outbox e WHERE e.subject_id IN (SELECT id FROM subjects)
+                                  UNION ALL
+                                  SELECT to_jsonb(e) FROM set_aside e WHERE e.subject_id IN (SELECT id FROM subjects)) AS waiting),
+               'dead_letters', (SELECT coalesce(jsonb_agg(jsonb_build_object(
+                                           'id', d.id, 'state', d.state, 'kind', d.kind, 'subject', d.subject_id, 'reason', d.reason,
+                                           'last_failed_at', d.last_failed_at) ORDER BY d.last_failed_at), '[]')
+                                  FROM dead_letters d WHERE d.subject_id IN (SELECT id FROM subjects))) AS held
+      FROM customers AS customer WHERE customer.id = $1";
+
+/// Clears a customer's personal data, everywhere: who it is, what was said, what was bought and where. The ledger, the history and the
+/// sealed record stay, and name ids alone.
+///
+/// # Errors
+/// [`CustomerError::Open`] while money is outstanding, an order under way, or a hold stands; the others. Nothing is erased then.
+pub async fn erase(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str) -> Result<Erased, CustomerError> {
+    let tx = begin(db, id).await?;
+    let erased = match clear(&tx, id).await {
+        Ok(erased) => erased,
+        Err(CustomerError::Database(error)) => return Err(refused(db, error).await),
+        Err(error) => return Err(error),
+    };
+    let record = actor.record(&tx, "customer.erased", ("customer", id), Some(why), json!(erased));
+    record.await.map_err(CustomerError::Database)?;
+    tx.commit().await.map_err(CustomerError::Database)?;
+    Ok(erased)
+}
+
+async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerError> {
+    let run = async |sql: &str| {
+        let done = tx.execute_raw(statement(sql, [id.into()])).await.map_err(CustomerError::Database)?;
+        Ok::<_, CustomerError>(done.rows_affected())
+    };
+    // Nobody makes an order or moves money for this customer until this is decided.
+    if run("SELECT FROM customers WHERE id = $1 FOR UPDATE").await? == 0 {
+        return Err(CustomerError::Unknown(id));
+    }
+    let orders = run("SELECT FROM orders WHERE customer_id = $1 ORDER BY id FOR UPDATE").await?;
+    run("SELECT FROM accounts WHERE customer_id = $1 AND kind = 'wallet' FOR UPDATE").await?;
+    let obstacles = obstacles(tx, id).await.map_err(CustomerError::Database)?;
+    if !obstacles.is_empty() {
+        return Err(CustomerError::Open(obstacles));
+    }
+    run("UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = coalesce(erased_at, now())
+          WHERE id = $1")
+    .await?;
+    Ok(Erased {
+        orders,
+        sources: run("DELETE FROM order_sources WHERE order_id IN (SELECT id FROM orders WHERE customer_id = $1)").await?,
+        // Without its salt, what is recorded of a message says nothing about it.
+        messages: run("UPDATE order_messages SET author = '', body = '', salt = NULL
+                        WHERE salt IS NOT NULL AND order_id IN (SELECT id FROM orders WHERE customer_id = $1)")
+        .await?,
+        products: run("DELETE FROM cart_items WHERE customer_id = $1 AND order_id IS NULL").await?
+            + run("UPDATE cart_items SET product_ref = '', product_name = '' WHERE customer_id = $1 AND product_ref <> ''")
+                .await?,
+        events: run(&EVENTS.replace("events", "outbox")).await? + run(&EVENTS.replace("events", "set_aside")).await?,
+    })
+}
+
+/// What the order system put into its events about a customer.
+const EVENTS: &str = "UPDATE events SET data = NULL
+     WHERE data IS NOT NULL AND subject_id IN (
+         SELECT id FROM orders WHERE customer_id = $1 UNION SELECT id FROM cart_items WHERE customer_id = $1 UNION SELECT $1)";
+
+/// What keeps this customer's data from being erased.
+async fn obstacles(tx: &DatabaseTransaction, id: Uuid) -> Result<Vec<Obstacle>, DbErr> {
+    let mut obstacles = Vec::new();
+    let sql = "SELECT balance FROM accounts WHERE customer_id = $1 AND kind = 'wallet' AND balance <> 0";
+    if let Some(row) = tx.query_one_raw(statement(sql, [id.into()])).await? {
+        obstacles.push(Obstacle::Balance(row.try_get("", "balance")?));
+    }
+    let sql = "SELECT code FROM orders WHERE customer_id = $1 AND NOT EXISTS (SELECT FROM settled_orders WHERE settled_orders.id = orders.id)
+                ORDER BY code";
+    for row in tx.query_all_raw(statement(sql, [id.into()])).await? {
+        obstacles.push(Obstacle::Order(row.try_get("", "code")?));
+    }
+    Ok(obstacles)
+}
+
+/// A transaction that acts in a customer's name: see the policies of `order_sources`.
+async fn begin(db: &DatabaseConnection, id: Uuid) -> Result<DatabaseTransaction, CustomerError> {
+    let begun = async {
+        let tx = db.begin().await?;
+        tx.execute_raw(statement("SELECT set_config('kyhan.customer_id', $1, true)", [id.to_string().into()])).await?;
+        Ok(tx)
+    };
+    begun.await.map_err(CustomerError::Database)
+}
+
+/// What to do about it, where the server refused the login.
+async fn refused(db: &DatabaseConnection, error: DbErr) -> CustomerError {
+    if !is_refused(&error) {
+        return CustomerError::Database(error);
+    }
+    let row = db.query_one_raw(statement("SELECT session_user::text AS login", [])).await;
+    let login = row.ok().flatten().and_then(|row| row.try_get("", "login").ok());
+    CustomerError::Refused(login.unwrap_or_else(|| "of this connection".to_owned()))
+}

@@ -1,0 +1,15 @@
+DROP FUNCTION kyhan_publish_statistics(integer, numeric);
+DROP VIEW market_statistics;
+DROP TABLE statistics_rule, published_months, published_statistics;
+DROP TRIGGER messages_are_recorded ON order_messages;
+DROP FUNCTION kyhan_messages_recorded(), kyhan_message_digest(order_messages);
+ALTER TABLE order_messages DROP COLUMN salt;
+DROP VIEW activity_operations, customers_masked, own_imports;
+ALTER TABLE customers DROP COLUMN erased_at;
+DROP FUNCTION kyhan_masked_email(text), kyhan_masked_phone(text), kyhan_masked_name(text);
+DROP POLICY sources_go_for_the_customer ON order_sources;
+DROP POLICY sources_change_for_the_customer ON order_sources;
+DROP POLICY sources_are_the_customers ON order_sources;
+DROP POLICY sources_are_written ON order_sources;
+ALTER TABLE order_sources NO FORCE ROW LEVEL SECURITY, DISABLE ROW LEVEL SECURITY;
+DROP FUNCTION kyhan_customer();

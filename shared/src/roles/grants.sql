@@ -1,0 +1,106 @@
+-- Which role may do what: everything is taken, then exactly this is given. Run by the owner of the tables, in one transaction, so that
+-- a running fleet never sees it half done; again is no harm. docs/confidentiality.md says which promise each line keeps.
+--
+-- kyhan_producer      the relay and the library for Rust callers
+-- kyhan_worker        the fleet
+-- kyhan_ops           operators: what a worker may, to replay what died, and the tables they decide by
+-- kyhan_order_system  the order system; the only one that may read personal data, and sources only in their customer's name
+-- kyhan_owner         owns everything, for migrations alone
+--
+-- PostgreSQL asks whoever locks a row (FOR UPDATE, FOR NO KEY UPDATE) for the right to change some column of it. Where that is all the
+-- right is for, it says so.
+
+-- Whatever the owner has in this schema is taken from everybody else first.
+DO $$
+DECLARE
+    ours record;
+BEGIN
+    FOR ours IN SELECT oid::regclass AS name FROM pg_class
+                 WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
+                   AND relowner = 'kyhan_owner'::regrole LOOP
+        EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC, kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system', ours.name);
+    END LOOP;
+    FOR ours IN SELECT oid::regprocedure AS name FROM pg_proc
+                 WHERE pronamespace = current_schema()::regnamespace AND prosecdef AND proowner = 'kyhan_owner'::regrole LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system', ours.name);
+    END LOOP;
+END $$;
+
+-- Whether the schema is there, which policy is in force, what is paused.
+GRANT SELECT ON seaql_migrations, policies TO kyhan_producer, kyhan_worker, kyhan_ops;
+GRANT SELECT ON pauses TO kyhan_producer, kyhan_worker, kyhan_ops;
+GRANT INSERT ON rungs TO kyhan_producer, kyhan_worker, kyhan_ops;
+
+-- The relay. It moves an event's data from one table to the other, and reads none of it.
+GRANT SELECT, DELETE ON outbox TO kyhan_producer;
+GRANT UPDATE (occurred_at) ON outbox TO kyhan_producer; -- to lock
+GRANT INSERT ON set_aside TO kyhan_producer;
+GRANT SELECT (event_id, reason) ON set_aside TO kyhan_producer;
+GRANT SELECT (id) ON orders, cart_items TO kyhan_producer;
+
+-- Effects. What an order is, without who speaks about it and where it is bought; of a product in the cart, not what it is.
+GRANT SELECT (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due,
+              shipping_due, service_due, fees_changed_at, on_hold, hidden_at, created_at, updated_at)
+   ON orders TO kyhan_worker, kyhan_ops;
+GRANT UPDATE (status, received_at, out_of_stock_since, hidden_at, updated_at) ON orders TO kyhan_worker, kyhan_ops;
+GRANT SELECT, INSERT ON order_status_history TO kyhan_worker, kyhan_ops;
+GRANT SELECT (id, customer_id, quantity, added_at, order_id), DELETE ON cart_items TO kyhan_worker, kyhan_ops;
+GRANT UPDATE (added_at) ON cart_items TO kyhan_worker, kyhan_ops; -- to lock
+GRANT SELECT, INSERT (kind, customer_id, order_id) ON accounts TO kyhan_worker, kyhan_ops;
+GRANT UPDATE (kind) ON accounts TO kyhan_worker, kyhan_ops; -- to lock: a trigger refuses any change
+GRANT SELECT, INSERT (debit_account, credit_account, amount, reason, order_id, idempotency_key) ON transfers
+   TO kyhan_worker, kyhan_ops;
+GRANT SELECT, INSERT, UPDATE, DELETE ON arrears_outstanding TO kyhan_worker, kyhan_ops;
+GRANT INSERT (event_type, subject_id, occurred_at) ON outbox TO kyhan_worker, kyhan_ops;
+GRANT SELECT ON order_information, settled_orders TO kyhan_worker, kyhan_ops;
+
+-- The record: when it was is the database's to say, and nobody changes it.
+GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity TO kyhan_worker, kyhan_ops;
+GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity TO kyhan_worker, kyhan_ops;
+
+-- The sweep's leader.
+GRANT SELECT, INSERT, UPDATE, DELETE ON swept, canaries, dead_letters TO kyhan_worker;
+GRANT SELECT ON records_retention TO kyhan_worker;
+GRANT UPDATE (hidden_before) ON records_retention TO kyhan_worker;
+GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric),
+    kyhan_delete_hidden_orders(timestamptz, integer), kyhan_remove_activity(timestamptz, integer) TO kyhan_worker;
+
+-- Operators.
+GRANT SELECT, INSERT, UPDATE ON dead_letters, replay_plans, replay_plan_letters, rebuilds TO kyhan_ops;
+GRANT INSERT, DELETE ON pauses, retention_holds TO kyhan_ops;
+GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention TO kyhan_ops;
+GRANT DELETE ON rungs, rebuilds, canaries TO kyhan_ops;
+GRANT INSERT (policy, applied_by, why) ON policies TO kyhan_ops;
+GRANT UPDATE (scheduled_to, scheduled_at, went_on_at) ON policies TO kyhan_ops;
+GRANT SELECT (id, event_id, event_type, subject_id, occurred_at) ON outbox TO kyhan_ops;
+GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, reason, set_aside_at) ON set_aside TO kyhan_ops;
+GRANT EXECUTE ON FUNCTION kyhan_retry_set_aside(boolean, bigint[]), kyhan_activity_digest(bigint, bigint), kyhan_messages_altered()
+   TO kyhan_ops;
+GRANT SELECT ON activity_operations, activity_kept, activity_seals, activity_removals, customers_masked, market_statistics, deleted_orders TO kyhan_ops;
+
+-- The order system. It hides, deletes and undoes nothing that the policy keeps.
+GRANT SELECT, INSERT ON customers TO kyhan_order_system;
+GRANT UPDATE (full_name, phone, email, address, erased_at) ON customers TO kyhan_order_system;
+GRANT SELECT ON orders TO kyhan_order_system;
+GRANT INSERT (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due,
+              shipping_due, service_due, fees_changed_at, on_hold, created_at, updated_at)
+   ON orders TO kyhan_order_system;
+GRANT UPDATE (status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due, shipping_due, service_due,
+              fees_changed_at, on_hold, updated_at)
+   ON orders TO kyhan_order_system;
+GRANT SELECT, INSERT ON order_status_history TO kyhan_order_system;
+GRANT SELECT (id, order_id, author, body, at, salt), INSERT (id, order_id, author, body) ON order_messages TO kyhan_order_system;
+GRANT UPDATE (author, body, salt) ON order_messages TO kyhan_order_system; -- to erase; any other change is found
+GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- row by row: see its policies
+GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system;
+GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;
+GRANT UPDATE (kind) ON accounts TO kyhan_order_system; -- to lock: a trigger refuses any change
+GRANT SELECT, INSERT ON transfers TO kyhan_order_system;
+GRANT SELECT ON arrears_outstanding, retention_holds, settled_orders TO kyhan_order_system;
+GRANT SELECT, INSERT (event_type, subject_id, occurred_at, data), UPDATE (data) ON outbox TO kyhan_order_system;
+GRANT SELECT, UPDATE (data) ON set_aside TO kyhan_order_system;
+GRANT SELECT (id, state, kind, subject_id, reason, last_failed_at) ON dead_letters TO kyhan_order_system;
+GRANT INSERT (actor_kind, actor_id, action, subject_kind, subject_id, detail) ON activity TO kyhan_order_system;
+GRANT SELECT ON activity TO kyhan_order_system;
+GRANT SELECT ON orders_online, transfers_online, activity_online, own_imports, customers_masked, market_statistics
+   TO kyhan_order_system;

@@ -1,0 +1,43 @@
+//! Publishes the market's statistics, month by month: each once, when it has been over for a month. The database judges what may be
+//! shown; this says by which rule (policy point 6).
+
+use std::time::{Duration, Instant};
+
+use sea_orm::{ConnectionTrait, DbErr};
+use shared::database::{statement, within};
+
+use crate::lane::Context;
+
+/// How often it is looked whether a month is to be published.
+const EVERY: Duration = Duration::from_secs(3_600);
+/// Months that one round publishes; a database that is new to it has many.
+const MONTHS_MAX: u32 = 12;
+/// How long PostgreSQL may take for a month, should it not give up by itself.
+const ANSWER_WITHIN: Duration = Duration::from_secs(60);
+
+#[derive(Default)]
+pub(super) struct Publisher {
+    /// When there was nothing left to publish.
+    done: Option<Instant>,
+}
+
+impl Publisher {
+    pub(super) async fn round(&mut self, context: &Context) -> Result<(), DbErr> {
+        if self.done.is_some_and(|done| done.elapsed() < EVERY) {
+            return Ok(());
+        }
+        let rule = context.settings.statistics;
+        let sql = "SELECT kyhan_publish_statistics($1, $2::integer / 100.0)::text AS month";
+        for _ in 0..MONTHS_MAX {
+            let values = [i32::from(rule.min_customers).into(), i32::from(rule.max_share_percent).into()];
+            let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, values))).await?;
+            let row = row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?;
+            let Some(month) = row.try_get::<Option<String>>("", "month")? else {
+                self.done = Some(Instant::now());
+                break;
+            };
+            tracing::info!(month, "a month of market statistics is published");
+        }
+        Ok(())
+    }
+}
