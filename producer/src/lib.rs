@@ -16,6 +16,7 @@
 
 mod flush;
 mod outbox;
+pub mod record;
 pub mod relay;
 pub mod schedule;
 

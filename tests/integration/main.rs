@@ -8,6 +8,7 @@
     reason = "counts of a few thousand"
 )]
 
+mod activity;
 mod admin;
 mod arrears;
 mod audit;
@@ -23,6 +24,7 @@ mod journey;
 mod letters;
 mod letters_stored;
 mod library;
+mod market;
 mod operators_forecast;
 mod outages;
 mod outbox;
@@ -35,6 +37,8 @@ mod quarantine;
 mod rebuild;
 mod receipts;
 mod replays;
+mod roles;
+mod sources;
 mod stage;
 mod status;
 mod sweep;

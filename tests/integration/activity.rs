@@ -1,0 +1,319 @@
+//! The sealed record (policy point 5): what is done afterwards to a row of activity is found, whoever did it, and the range is named; and
+//! what is said about an order is recorded as it is said.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use serde_json::Value;
+use shared::{database::statement, roles::Named, task::EXAMPLE_CUSTOMER};
+use tests::sandbox::always;
+use uuid::Uuid;
+
+use crate::{
+    letters::ops,
+    stage::{QUICK, Stage, on_stage},
+};
+
+/// The quick policy with a leader that looks every 100 ms.
+fn sealing() -> String {
+    QUICK.replace("every_ms = 3600000", "every_ms = 100")
+}
+
+async fn recorded(stage: &Stage, count: i64) {
+    let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+               SELECT 'staff', 'order.noted', 'order', gen_random_uuid(), jsonb_build_object('n', n) FROM generate_series(1, $1::bigint) AS n";
+    stage.run(sql, [count.into()]).await;
+}
+
+const ALL_SEALED: &str = "SELECT coalesce((SELECT max(last_id) FROM activity_seals), 0) >= (SELECT max(id) FROM activity)";
+
+/// What `ops activity verify` says, and its exit code.
+async fn verified(stage: &Stage, more: &[&str]) -> (Value, i32) {
+    let done = ops(stage, &[&["activity", "verify", "--json"][..], more].concat()).await;
+    (serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{done:?}")), done.code)
+}
+
+/// The one fault that is found: its range and what is wrong.
+fn only_fault(verified: &(Value, i32)) -> (i64, i64, String) {
+    let (said, code) = verified;
+    let faults = said["faults"].as_array().expect("faults");
+    assert!(*code == 1 && faults.len() == 1, "{said}");
+    let number = |name: &str| faults[0][name].as_i64().unwrap_or(-1);
+    (number("first_id"), number("last_id"), faults[0]["what"].as_str().expect("a text").to_owned())
+}
+
+/// What somebody does who may do everything, and leaves the triggers as they were.
+async fn as_superuser(stage: &Stage, sql: &str) {
+    let tx = stage.sandbox.db.begin().await.expect("a transaction");
+    for sql in ["SET LOCAL session_replication_role = replica", sql] {
+        tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    tx.commit().await.expect("a commit");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_its_range_named() {
+    on_stage(&sealing(), async |stage| {
+        let worker = stage.worker();
+        for _ in 0..3 {
+            recorded(stage, 40).await;
+            stage.until(ALL_SEALED).await;
+        }
+        worker.stop().await;
+        let (said, code) = verified(stage, &[]).await;
+        assert_eq!((code, &said["rows"], &said["unsealed"]), (0, &120.into(), &0.into()), "{said}");
+        let seals = said["seals"].as_i64().expect("a count");
+        assert!(seals >= 3, "{said}");
+        let head = format!("{}:{}", said["head"]["number"], said["head"]["hash"].as_str().expect("a hash"));
+        assert_eq!(verified(stage, &["--seal", &head]).await.1, 0);
+
+        let range = "SELECT jsonb_build_array(first_id, last_id) FROM activity_seals WHERE 60 BETWEEN first_id AND last_id";
+        let range: Value = stage.ask(range).await;
+        let of_range = (range[0].as_i64().expect("an id"), range[1].as_i64().expect("an id"));
+        // The same moment in other words, the same JSON in another order: no change. Every column counts.
+        as_superuser(stage, "UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
+        assert_eq!(verified(stage, &[]).await.1, 0);
+        for (change, back) in [
+            ("at = at + interval '1 microsecond'", "at = at - interval '1 microsecond'"),
+            ("actor_kind = 'system'", "actor_kind = 'staff'"),
+            ("actor_id = subject_id", "actor_id = NULL"),
+            ("action = 'order.notes'", "action = 'order.noted'"),
+            ("subject_kind = 'orders'", "subject_kind = 'order'"),
+            ("detail = '{\"n\": 21}'", "detail = '{\"n\": 20}'"),
+        ] {
+            as_superuser(stage, &format!("UPDATE activity SET {change} WHERE id = 60")).await;
+            let (first, last, what) = only_fault(&verified(stage, &[]).await);
+            assert_eq!((first, last), of_range, "{change}");
+            assert_eq!(what, "its rows are not what was sealed: at least one was changed");
+            as_superuser(stage, &format!("UPDATE activity SET {back} WHERE id = 60")).await;
+            assert_eq!(verified(stage, &[]).await.1, 0, "{back}");
+        }
+        as_superuser(stage, "CREATE TABLE kept AS SELECT * FROM activity WHERE id = 60; DELETE FROM activity WHERE id = 60").await;
+        let (first, last, what) = only_fault(&verified(stage, &[]).await);
+        assert_eq!((first, last), of_range);
+        assert!(what.ends_with("39 are there") || what.contains("rows were sealed, and"), "{what}");
+        as_superuser(stage, "INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
+        assert_eq!(verified(stage, &[]).await.1, 0);
+        let slipped = "INSERT INTO activity (id, actor_kind, action, subject_kind, subject_id) OVERRIDING SYSTEM VALUE
+                       VALUES (-1, 'system', 'x', 'x', gen_random_uuid())";
+        as_superuser(stage, slipped).await;
+        assert!(only_fault(&verified(stage, &[]).await).2.contains("slipped in"));
+        as_superuser(stage, "DELETE FROM activity WHERE id = -1").await;
+
+        // Whoever makes the chain anew is found with a seal that was noted down; who cuts it short, too.
+        let last = "DELETE FROM activity_seals WHERE number = (SELECT max(number) FROM activity_seals)";
+        as_superuser(stage, last).await;
+        assert_eq!(verified(stage, &[]).await.1, 0);
+        assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("cut short"));
+        as_superuser(stage, "UPDATE activity SET action = 'order.forged' WHERE id = 1").await;
+        as_superuser(stage, "DELETE FROM activity_seals").await;
+        let forged = format!("SELECT kyhan_seal_activity(1000, 120 / {seals})");
+        for _ in 0..seals {
+            stage.run(&forged, []).await;
+        }
+        assert_eq!(verified(stage, &[]).await.1, 0, "by itself the forged chain is sound");
+        assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("the chain was rewritten"));
+        // A seal in the middle that is changed does not follow any more.
+        as_superuser(stage, "UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
+        assert!(only_fault(&verified(stage, &[]).await).2.contains("does not follow from the seals before it"));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
+    on_stage(QUICK, async |stage| {
+        recorded(stage, 10).await;
+        stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+        as_superuser(stage, "UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
+        // Somebody who may do everything makes the function say what was sealed.
+        stage
+            .run(
+                "CREATE OR REPLACE FUNCTION kyhan_activity_digest(first_id bigint, last_id bigint, OUT rows bigint, OUT digest bytea)
+                 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS
+                 $$ SELECT seal.rows, seal.digest FROM activity_seals AS seal WHERE seal.first_id = $1 $$",
+                [],
+            )
+            .await;
+        assert_eq!(verified(stage, &[]).await.1, 0, "operators may only ask the function");
+        let db = stage.sandbox.connect_as(Named::OrderSystem).await;
+        let db = db.expect("a login");
+        stage.run("GRANT SELECT ON activity_seals, activity_removals TO kyhan_order_system", []).await;
+        stage.run("GRANT EXECUTE ON FUNCTION kyhan_messages_altered() TO kyhan_order_system", []).await;
+        let read = ::ops::activity::verify(&db, None, |_, _| {}).await.expect("verified");
+        assert!(read.read_directly && read.faults.len() == 1, "{read:?}");
+        db.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_sealed_that_a_transaction_may_still_add_to() {
+    on_stage(&sealing(), async |stage| {
+        // It has its id, and has not committed; another one with a later id has.
+        let slow = stage.sandbox.db.begin().await.expect("a transaction");
+        let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'slow', 'order', gen_random_uuid())";
+        slow.execute_unprepared(sql).await.expect("written");
+        recorded(stage, 5).await;
+        let worker = stage.worker();
+        let unsealed = "SELECT count(*) = 0 FROM activity_seals";
+        always("it is not sealed", Duration::from_millis(800), async || Ok(stage.ask::<bool>(unsealed).await)).await;
+        slow.commit().await.expect("a commit");
+        stage.until(ALL_SEALED).await;
+        worker.stop().await;
+        let (said, code) = verified(stage, &[]).await;
+        assert_eq!((code, &said["rows"]), (0, &6.into()), "{said}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
+    on_stage(&sealing(), async |stage| {
+        let mut worker = stage.worker();
+        for round in 0..6 {
+            let writers: Vec<_> = (0..4)
+                .map(|_| {
+                    let db = stage.sandbox.db.clone();
+                    tokio::spawn(async move {
+                        for n in 0..20_i64 {
+                            let tx = db.begin().await.expect("a transaction");
+                            let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id)
+                                       SELECT 'staff', 'order.noted', 'order', gen_random_uuid() FROM generate_series(1, 7)";
+                            tx.execute_unprepared(sql).await.expect("written");
+                            // Ids that never become rows are part of a range, too.
+                            if n % 3 == 0 { tx.rollback().await.expect("rolled back") } else { tx.commit().await.expect("a commit") }
+                        }
+                    })
+                })
+                .collect();
+            for writer in writers {
+                writer.await.expect("no panic");
+            }
+            if round % 2 == 1 {
+                worker.stop().await;
+                worker = stage.worker();
+            }
+        }
+        stage.until(ALL_SEALED).await;
+        worker.stop().await;
+        let (said, code) = verified(stage, &[]).await;
+        let rows: i64 = stage.ask("SELECT count(*) FROM activity").await;
+        assert_eq!((code, said["rows"].as_i64()), (0, Some(rows)), "{said}");
+        assert!(rows > 1_000 && said["seals"].as_i64() > Some(3), "{said}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let said = "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'người nói', $2)";
+        // By SQL, and by the library, each in the caller's transaction; in a customer's name and in staff's.
+        let tx = db.begin().await.expect("a transaction");
+        tx.execute_raw(statement("SELECT set_config('kyhan.customer_id', $1, true)", [EXAMPLE_CUSTOMER.to_string().into()])).await.expect("set");
+        tx.execute_raw(statement(said, [order.into(), "Bao giờ hàng về?".into()])).await.expect("said");
+        tx.commit().await.expect("a commit");
+        let tx = db.begin().await.expect("a transaction");
+        let message = producer::record::Message { order, author: "nhân viên".to_owned().into(), body: "Ngày mai.".to_owned().into() };
+        let id = producer::record::message(&tx, &message).await.expect("said");
+        tx.commit().await.expect("a commit");
+        let lost = db.begin().await.expect("a transaction");
+        producer::record::message(&lost, &message).await.expect("said");
+        lost.rollback().await.expect("rolled back");
+
+        let recorded = "SELECT string_agg(actor_kind || ' ' || coalesce(actor_id::text, '-') || ' ' || subject_id, ', ' ORDER BY id) FROM activity
+                         WHERE action = 'order.message_recorded'";
+        assert_eq!(stage.ask::<String>(recorded).await, format!("customer {EXAMPLE_CUSTOMER} {order}, staff - {order}"));
+        let whole: String = stage.ask("SELECT string_agg(to_jsonb(activity)::text, ' ') FROM activity").await;
+        assert!(!whole.contains("Ngày mai") && !whole.contains("người nói"), "{whole}");
+        assert_eq!(verified(stage, &[]).await.1, 0);
+        for change in ["body = 'Hôm nay.'", "author = 'ai đó'", "at = at + interval '1 s'", "salt = gen_random_uuid()"] {
+            let tx = stage.sandbox.db.begin().await.expect("a transaction");
+            tx.execute_raw(statement(&format!("CREATE TABLE before AS SELECT * FROM order_messages WHERE id = '{id}'"), [])).await.expect("kept");
+            tx.execute_raw(statement(&format!("UPDATE order_messages SET {change} WHERE id = '{id}'"), [])).await.expect("changed");
+            tx.commit().await.expect("a commit");
+            let found = verified(stage, &[]).await;
+            assert!(only_fault(&found).2.contains(&id.to_string()), "{change}");
+            stage.run("UPDATE order_messages AS m SET body = b.body, author = b.author, at = b.at, salt = b.salt FROM before AS b WHERE b.id = m.id", []).await;
+            stage.run("DROP TABLE before", []).await;
+            assert_eq!(verified(stage, &[]).await.1, 0);
+        }
+        stage.run("DELETE FROM order_messages WHERE id = $1", [id.into()]).await;
+        assert!(only_fault(&verified(stage, &[]).await).2.contains("is gone"));
+        db.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators_learn_only_that_it_was() {
+    on_stage(QUICK, async |stage| {
+        let order = stage.delivering().await;
+        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let action = producer::record::Action {
+            actor: producer::record::Actor::Customer(EXAMPLE_CUSTOMER),
+            action: "order.address_changed",
+            subject: ("order", order),
+            detail: serde_json::json!({ "field": "address", "said": "12 Hàng Bài" }),
+        };
+        let tx = db.begin().await.expect("a transaction");
+        producer::record::action(&tx, &action).await.expect("recorded");
+        tx.rollback().await.expect("rolled back");
+        let tx = db.begin().await.expect("a transaction");
+        producer::record::action(&tx, &action).await.expect("recorded");
+        tx.commit().await.expect("a commit");
+        db.close().await.expect("closed");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
+        let told = stage.ops(&["explain", &order.to_string()]).await.expect("told");
+        assert!(told.contains("recorded of customer") && told.contains("order.address_changed"), "{told}");
+        assert!(!told.contains("Hàng Bài"), "{told}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn old_ranges_go_whole_with_their_seals_intact_and_young_or_needed_ones_stay() {
+    on_stage(QUICK, async |stage| {
+        let (hidden, online) = (stage.delivering().await, stage.delivering().await);
+        stage.run("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = $1", [hidden.into()]).await;
+        let about = async |order: Uuid| {
+            let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'order.noted', 'order', $1)";
+            stage.run(sql, [order.into()]).await;
+            stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+        };
+        for order in [hidden, online, hidden, Uuid::new_v4(), hidden] {
+            about(order).await;
+        }
+        // Four of the five are older than six months; the chain is made anew with those moments, as nobody can wait for it.
+        as_superuser(stage, "CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
+        let anew = "INSERT INTO activity_seals SELECT number, first_id, last_id, rows, digest, sealed, kyhan_seal_hash(coalesce((SELECT hash FROM activity_seals ORDER BY number DESC LIMIT 1), ''), number, first_id, last_id, rows, digest, sealed)
+                      FROM ranges CROSS JOIN LATERAL (SELECT CASE WHEN number < 5 THEN now() - interval '13 months' ELSE now() - interval '5 months' END AS sealed) AS s WHERE number = $1";
+        for number in 1..=5_i64 {
+            stage.run(anew, [number.into()]).await;
+        }
+        assert_eq!(verified(stage, &[]).await.1, 0);
+        let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    [retention]\n    mode = \"delete\"");
+        let path = crate::policies::File::new(&file);
+        let settings = shared::settings::Settings::read(Some(&path.0), stage.sandbox.env.clone()).expect("settings");
+        let worker = crate::stage::worker_with(settings);
+        stage.until("SELECT count(*) = 3 FROM activity_removals").await;
+        stage.until(ALL_SEALED).await;
+        let (said, code) = verified(stage, &[]).await;
+        assert_eq!((code, &said["removed"]), (0, &3.into()), "{said}");
+        let left = "SELECT string_agg(subject_id::text, ',' ORDER BY id) FROM activity WHERE action = 'order.noted'";
+        assert_eq!(stage.ask::<String>(left).await, format!("{online},{hidden}"), "one about an order on line, and a young one");
+        assert!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'activity.removed'").await >= 1, "it is recorded");
+        worker.stop().await;
+        // Nobody removes a young range, by whichever way; and what is slipped into a removed one is found.
+        for sql in ["DELETE FROM activity", "INSERT INTO activity_removals VALUES (5)", "INSERT INTO activity_removals VALUES (2, now() - interval '1 year')"] {
+            stage.sandbox.db.execute_unprepared(sql).await.expect_err(sql);
+        }
+        assert_eq!(stage.ask::<i64>("SELECT kyhan_remove_activity(now() + interval '1 year', 100)").await, 0);
+        as_superuser(stage, "INSERT INTO activity_removals VALUES (5); DELETE FROM activity USING activity_seals AS seal WHERE number = 5 AND id BETWEEN first_id AND last_id").await;
+        assert!(only_fault(&verified(stage, &[]).await).2.contains("before they were six months old"));
+    })
+    .await;
+}

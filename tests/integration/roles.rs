@@ -1,0 +1,193 @@
+//! The roles: each tries what it must not, and the server itself refuses it (policy points 4 to 7). No code of ours stands in between.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
+use shared::{
+    database::{is_refused, statement},
+    roles::Named,
+    task::EXAMPLE_CUSTOMER,
+};
+
+use crate::{
+    letters::ops,
+    stage::{QUICK, Stage, on_stage},
+};
+
+/// What nobody may but those who are named.
+const FORBIDDEN: [(&str, &[Named]); 33] = {
+    use Named::{Ops, OrderSystem, Owner, Worker};
+    [
+        // Personal data: policy point 7.
+        ("SELECT full_name FROM customers", &[OrderSystem, Owner]),
+        ("SELECT phone FROM customers", &[OrderSystem, Owner]),
+        ("SELECT email FROM customers", &[OrderSystem, Owner]),
+        ("SELECT address FROM customers", &[OrderSystem, Owner]),
+        ("SELECT customers FROM customers", &[OrderSystem, Owner]),
+        ("SELECT count(*) FROM customers WHERE phone LIKE '09%'", &[OrderSystem, Owner]),
+        ("COPY customers TO STDOUT", &[OrderSystem, Owner]),
+        ("SELECT product_name FROM cart_items", &[OrderSystem, Owner]),
+        ("SELECT product_ref FROM cart_items", &[OrderSystem, Owner]),
+        ("SELECT body FROM order_messages", &[OrderSystem, Owner]),
+        ("SELECT author FROM order_messages", &[OrderSystem, Owner]),
+        ("SELECT detail FROM activity", &[OrderSystem, Owner]),
+        ("SELECT data FROM set_aside", &[OrderSystem, Owner]),
+        // Sources: policy point 6. Those who may ask get no row: see sources.rs.
+        ("SELECT supplier_name FROM order_sources", &[OrderSystem, Owner]),
+        ("SELECT count(*) FROM order_sources", &[OrderSystem, Owner]),
+        ("SELECT supplier_name FROM own_imports", &[OrderSystem, Owner]),
+        ("ALTER TABLE order_sources DISABLE ROW LEVEL SECURITY", &[Owner]),
+        ("SET row_security = off; SELECT supplier_name FROM order_sources", &[]),
+        // The ledger, whose owner is bound by its trigger.
+        ("UPDATE transfers SET amount = 1", &[]),
+        ("DELETE FROM transfers", &[]),
+        ("UPDATE accounts SET balance = 1", &[Owner]),
+        ("UPDATE accounts SET kind = 'outside', customer_id = NULL", &[]),
+        // The record: policy point 5.
+        ("UPDATE activity SET action = 'x'", &[]),
+        ("DELETE FROM activity", &[]),
+        ("TRUNCATE activity", &[]),
+        ("UPDATE activity_seals SET rows = 0", &[]),
+        ("INSERT INTO activity_removals (number) SELECT max(number) FROM activity_seals", &[]),
+        (
+            "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id) VALUES ('2020-01-01', 'system', 'x', 'x', gen_random_uuid())",
+            &[Owner],
+        ),
+        // What is kept: policy point 4.
+        ("DELETE FROM orders", &[Owner]),
+        ("UPDATE orders SET hidden_at = now()", &[Worker, Ops, Owner]),
+        ("SELECT kyhan_delete_hidden_orders(now(), 1)", &[Worker, Owner]),
+        ("DELETE FROM order_status_history", &[Owner]),
+        // And what is none of their business.
+        ("INSERT INTO policies (policy, applied_by, why) VALUES ('{}', 'x', 'x')", &[Ops, Owner]),
+    ]
+};
+
+/// What PostgreSQL says of a statement that is rolled back whatever comes of it.
+async fn tried(db: &DatabaseConnection, sql: &str) -> Result<(), sea_orm::DbErr> {
+    let tx = db.begin().await.expect("a transaction");
+    let done = tx.execute_unprepared(sql).await.map(|_| ());
+    let _ = tx.rollback().await;
+    done
+}
+
+/// Something to be read and changed in every table that the tries are about.
+async fn populate(stage: &Stage) {
+    let order = stage.delivering().await;
+    stage.in_cart().await;
+    stage.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'Bao giờ?')", [order.into()]).await;
+    stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [order.into()]).await;
+    stage.run("INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'a', 'b', 'c')", [order.into()]).await;
+    stage.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
+    let paid = "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
+                SELECT outside.id, wallet.id, 1000, 'nạp ví', 'paid' FROM accounts outside, accounts wallet
+                 WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'";
+    stage.run(paid, []).await;
+    stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_server_refuses_each_role_what_it_must_not_do() {
+    on_stage(QUICK, async |stage| {
+        populate(stage).await;
+        for role in Named::ALL {
+            let db = stage.sandbox.connect_as(role).await.expect("a login");
+            for (sql, allowed) in FORBIDDEN {
+                let done = tried(&db, sql).await;
+                if allowed.contains(&role) {
+                    // Else the try would prove nothing: it is the right that is missing, not the table.
+                    if let Err(error) = done {
+                        assert!(!is_refused(&error), "{role} may: {sql}: {error}");
+                    }
+                } else {
+                    let error = done.expect_err(&format!("{role}: {sql}"));
+                    // With row_security off, a policy refuses by itself.
+                    assert!(is_refused(&error) || sql.contains("row_security"), "{role}: {sql}: {error}");
+                }
+            }
+            db.close().await.expect("closed");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
+    on_stage(QUICK, async |stage| {
+        let others = "SELECT coalesce(string_agg(name, ', '), '') FROM (
+                SELECT relname::text AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
+                   AND pg_get_userbyid(relowner) <> 'kyhan_owner'
+                UNION ALL
+                SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
+            ) AS others";
+        assert_eq!(stage.ask::<String>(others).await, "");
+        // Whatever runs with its owner's rights is given to somebody by name, and finds its tables whatever a session has in its way.
+        let open = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
+                     WHERE pronamespace = 'public'::regnamespace AND prosecdef
+                       AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
+                            OR NOT coalesce(array_to_string(proconfig, ','), '') LIKE '%search_path=public, pg_temp%')";
+        assert_eq!(stage.ask::<String>(open).await, "");
+        let everybodys = "SELECT coalesce(string_agg(relname, ', '), '') FROM pg_class, aclexplode(relacl) AS acl
+                           WHERE relnamespace = 'public'::regnamespace AND acl.grantee = 0";
+        assert_eq!(stage.ask::<String>(everybodys).await, "");
+        // A login of a role is no more than the role.
+        let powers = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kyhan\\_%' AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls)";
+        assert_eq!(stage.ask::<i64>(powers).await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_locks_what_it_judges_and_changes_no_more_than_its_effects_do() {
+    on_stage(QUICK, async |stage| {
+        populate(stage).await;
+        let db = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+        for sql in [
+            "SELECT FROM accounts FOR NO KEY UPDATE",
+            "SELECT FROM orders FOR NO KEY UPDATE",
+            "SELECT FROM cart_items FOR NO KEY UPDATE",
+            "UPDATE accounts SET kind = kind",
+        ] {
+            tried(&db, sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+        for column in ["customer_id", "code", "goods_due", "parcel_recorded_at", "on_hold", "created_at", "delivering_since"] {
+            let error = tried(&db, &format!("UPDATE orders SET {column} = {column}")).await.expect_err(column);
+            assert!(is_refused(&error), "{column}: {error}");
+        }
+        db.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_hand() {
+    on_stage(QUICK, async |stage| {
+        let grants = "SELECT jsonb_agg(jsonb_build_array(relname, relacl::text, (
+                              SELECT jsonb_agg(jsonb_build_array(attname, attacl::text) ORDER BY attname) FROM pg_attribute
+                               WHERE attrelid = pg_class.oid AND attacl IS NOT NULL)) ORDER BY relname)::text
+                        FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+        let before: String = stage.ask(grants).await;
+        stage.run("GRANT SELECT ON customers TO kyhan_worker", []).await;
+        stage.run("GRANT SELECT (supplier_name) ON order_sources TO kyhan_ops", []).await;
+        stage.run("GRANT SELECT ON order_messages TO PUBLIC", []).await;
+        let done = ops(stage, &["roles", "install"]).await;
+        assert!(done.code == 0 && done.out.contains("granted"), "{done:?}");
+        let sorted = |acl: &str| {
+            let mut words: Vec<String> = acl.split(['{', '}', ',', '"', '[', ']', ' ']).map(ToOwned::to_owned).collect();
+            words.sort();
+            words
+        };
+        assert_eq!(sorted(&stage.ask::<String>(grants).await), sorted(&before));
+        let refused = ops(stage, &["--as", "lan", "migrate", "status"]).await;
+        assert_eq!(refused.code, 0, "{refused:?}");
+        // What an operator's login may not, it is told.
+        let id = EXAMPLE_CUSTOMER.to_string();
+        let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
+        let error = ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
+        let said = error.expect_err("refused").to_string();
+        assert!(said.contains("may not read personal data: use one of kyhan_order_system") && !said.contains(&id), "{said}");
+        db.close().await.expect("closed");
+        let unrecorded = statement("SELECT count(*) AS n FROM activity WHERE action = 'customer.exported'", []);
+        let row = stage.sandbox.db.query_one_raw(unrecorded).await.expect("a count").expect("a row");
+        assert_eq!(row.try_get::<i64>("", "n").expect("a count"), 0);
+    })
+    .await;
+}
