@@ -12,6 +12,7 @@ mod admin;
 mod arrears;
 mod audit;
 mod bad_input;
+mod broker_users;
 mod canaries;
 mod conformance;
 mod dead_decisions;

@@ -72,11 +72,8 @@ impl Pair {
         pair.rabbitmq = own("rabbitmq_dir")?.into();
         (pair.node, pair.epmd_port) = (own("rabbitmq_node")?, own("rabbitmq_epmd_port")?);
         pair.servers = Servers { database_url: own("postgres_own_url")?, amqp_url: own("rabbitmq_own_url")? };
-        pair.users = Users {
-            producer: own("rabbitmq_producer_url")?,
-            worker: own("rabbitmq_worker_url")?,
-            ops: own("rabbitmq_ops_url")?,
-        };
+        pair.users =
+            Users { producer: own("rabbitmq_producer_url")?, worker: own("rabbitmq_worker_url")?, ops: own("rabbitmq_ops_url")? };
         Ok(pair)
     }
 
