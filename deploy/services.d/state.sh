@@ -47,7 +47,7 @@ write_env() {
         printf 'export KYHAN_DATABASE_URL=%q\n' "$postgres_url"
         printf 'export KYHAN_AMQP_URL=%q\n' "$rabbitmq_url"
         # Somebody else's server has no users of ours.
-        if [[ $rabbitmq_url == "$rabbitmq_own_url" ]]; then
+        if [[ $rabbitmq_url == "$rabbitmq_own_url" && -n $rabbitmq_producer_url ]]; then
             printf 'export KYHAN_SERVICES_PRODUCER_AMQP_URL=%q\n' "$rabbitmq_producer_url"
             printf 'export KYHAN_SERVICES_WORKER_AMQP_URL=%q\n' "$rabbitmq_worker_url"
             printf 'export KYHAN_SERVICES_OPS_AMQP_URL=%q\n' "$rabbitmq_ops_url"

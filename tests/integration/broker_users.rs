@@ -13,7 +13,7 @@ use lapin::{
         BasicConsumeOptions, BasicGetOptions, ExchangeDeclareOptions, ExchangeDeleteOptions, QueueBindOptions,
         QueueDeclareOptions, QueueDeleteOptions, QueuePurgeOptions,
     },
-    types::FieldTable,
+    types::{AMQPValue, FieldTable},
 };
 use producer::{Producer, schedule::event};
 use shared::{
@@ -38,6 +38,8 @@ use crate::{
 
 /// The AMQP reply code by which RabbitMQ refuses what a user may not do.
 const ACCESS_REFUSED: u16 = 403;
+/// That by which it says what is wrong with a queue.
+const PRECONDITION_FAILED: u16 = 406;
 
 /// The servers of these tests: those that run at the same time share them, and the last to end takes them down.
 async fn pair() -> Arc<Pair> {
@@ -240,7 +242,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
         let (unrouted, quarantine) = (topology.unrouted(), topology.quarantine());
         let new = format!("{}.rung.9d", stage.settings().naming.prefix);
         let (foreign, default) = ("other.due".to_owned(), String::new());
-        let worker_guard = topology.guard();
+        let guard = topology.guard();
 
         let producer = [
             (Try::Get, &lane),
@@ -250,7 +252,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             (Try::Get, &dead),
             (Try::Consume, &quarantine),
             (Try::Declare, &new),
-            (Try::Declare, &worker_guard),
+            (Try::Declare, &guard),
             (Try::Delete, &rung),
             (Try::DeclareExchange, &new),
             (Try::DeleteExchange, &due),
@@ -313,13 +315,22 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             assert_eq!(code(error), Some(ACCESS_REFUSED), "{who} with a wrong password: {refused}");
         }
 
+        // What a worker asks for before it takes anything is answered, and not made.
+        let broker = broker_of(stage, &users.worker).await;
+        let (asked, mut arguments) = (broker.channel().await.expect("a channel"), FieldTable::default());
+        arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
+        let impossible = QueueDeclareOptions { durable: true, exclusive: true, ..QueueDeclareOptions::default() };
+        let answer = asked.queue_declare(guard.as_str().into(), impossible, arguments).await.expect_err("no such stream");
+        assert_eq!(code(&answer), Some(PRECONDITION_FAILED), "{answer}");
+        broker.close().await;
+
         // Nothing came of it.
         for queue in topology.queues() {
             let seen = admin.observe(&queue.name).await.expect("an answer").expect("a queue");
             assert_eq!((seen.messages, seen.consumers), (u32::from(queue.name == lane), 0), "{}", queue.name);
         }
         assert_eq!(admin.observe(&new).await.expect("an answer"), None);
-        assert_eq!(admin.observe(&worker_guard).await.expect("an answer"), None);
+        assert_eq!(admin.observe(&guard).await.expect("an answer"), None);
         assert!(Try::Delete.on(&foreign, &channel, &admin).await.is_none(), "an administrator may");
         assert!(Try::DeleteExchange.on(&foreign, &channel, &admin).await.is_none(), "an administrator may");
         close_channel(&channel).await;
@@ -339,6 +350,8 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
     let pair = pair().await;
     let users = &pair.users;
     on_stage_of(sandbox(&pair).await, async |stage| {
+        let nothing = Producer::connect(&settings_of(stage, &users.producer)).await.err().expect("no producer").to_string();
+        assert!(nothing.contains(&stage.topology().dead()) && nothing.contains("perhaps more is missing"), "{nothing}");
         ops(stage, &users.ops, &["topology", "declare"]).await;
         let topology = stage.topology();
         let rung = topology.queues().into_iter().find(|queue| queue.role == Role::Rung).expect("a rung").name;
