@@ -43,7 +43,11 @@ impl Broker {
             )),
             ErrorKind::ProtocolError(said) if said.get_id() == PRECONDITION_FAILED => Ok(()),
             ErrorKind::ProtocolError(_) => {
-                tracing::warn!(%error, "it is not known whether RabbitMQ dead-letters at least once");
+                tracing::warn!(
+                    %error,
+                    "it is not known whether RabbitMQ dead-letters at least once; before 3.12 let this login configure the queue \
+                     that was asked for"
+                );
                 Ok(())
             }
             _ => Err(error.into()),
