@@ -24,7 +24,7 @@ def main():
         except YAMLError as error:
             wrong.append(f"{path}: {error}")
     if not wrong:
-        wrong = [*rabbitmq(resources), *worker(resources), *autoscaling(resources)]
+        wrong = [*rabbitmq(resources), *logins(resources), *composed(), *worker(resources), *autoscaling(resources)]
     print("\n".join(wrong))
     sys.exit(bool(wrong))
 
@@ -52,6 +52,59 @@ def terms(erlang):
 
 def lines(conf):
     return [line for line in map(str.strip, conf.splitlines()) if line and not line.startswith("#")]
+
+
+# Whose login each part has, on either server. An administrator's is for the step that makes the logins.
+LOGINS = {"roles": (None, "ops"), "migrate": ("owner", "ops"), "declare": ("ops", "ops"), "ops": ("ops", "ops"),
+          "producer": ("producer", "producer"), "worker": ("worker", "worker")}
+
+
+def logins(resources):
+    """Each part's pod has its own secrets, and nobody else's."""
+    pods = {name: resource["spec"]["template"]["spec"] for (kind, name), resource in resources.items()
+            if kind in ("Deployment", "Job")}
+    containers = {container["name"]: {entry["name"]: entry for entry in container["env"]}
+                  for pod in pods.values() for container in pod.get("initContainers", []) + pod["containers"]}
+    if containers.keys() != LOGINS.keys():
+        yield f"deploy/kubernetes has the containers {', '.join(containers)}; whose logins have they?"
+        return
+    for part, (database, amqp) in LOGINS.items():
+        env = containers[part]
+        if secret(env["KYHAN_AMQP_URL"]) != (f"kyhan-{amqp}", "amqp-url"):
+            yield f"deploy/kubernetes: {part} does not log in to RabbitMQ as kyhan_{amqp}"
+        if database is None:
+            if secret(env["KYHAN_DATABASE_URL"]) != ("kyhan-administrator", "database-url"):
+                yield f"deploy/kubernetes: {part} does not log in to PostgreSQL as an administrator"
+            continue
+        url = f"postgres://kyhan_{database}:$(DATABASE_PASSWORD)@$(DATABASE)"
+        password = secret(env["DATABASE_PASSWORD"])
+        if env["KYHAN_DATABASE_URL"].get("value") != url or password != (f"kyhan-{database}", "database-password"):
+            yield f"deploy/kubernetes: {part} does not log in to PostgreSQL as kyhan_{database}"
+        foreign = {of for of, _ in filter(None, map(secret, env.values()))} - {f"kyhan-{database}", f"kyhan-{amqp}"}
+        if foreign:
+            yield f"deploy/kubernetes: {part} is given {', '.join(foreign)}"
+
+
+def secret(entry):
+    held = entry.get("valueFrom", {}).get("secretKeyRef")
+    return held and (held["name"], held["key"])
+
+
+def composed():
+    """The same of docker-compose.yml, where `migrate` is two steps."""
+    services = YAML(typ="safe").load(Path("docker-compose.yml"))["services"]
+    for part, (database, amqp) in LOGINS.items():
+        if part not in services:
+            continue
+        env = services[part]["environment"]
+        owner = env.get("OWNER_DATABASE_URL", "") if part == "migrate" else env["KYHAN_DATABASE_URL"]
+        role = f"kyhan_{database}:${{POSTGRES_{database.upper()}_PASSWORD:" if database else "${POSTGRES_USER:-kyhan}:"
+        if not owner.startswith(f"postgres://{role}"):
+            yield f"docker-compose.yml: {part} does not log in to PostgreSQL as {role}"
+        if not env["KYHAN_AMQP_URL"].startswith(f"amqp://kyhan_{amqp}:${{RABBITMQ_{amqp.upper()}_PASSWORD:"):
+            yield f"docker-compose.yml: {part} does not log in to RabbitMQ as kyhan_{amqp}"
+        if part != "roles" and re.search(r"POSTGRES_PASSWORD|RABBITMQ_PASSWORD", str(env)):
+            yield f"docker-compose.yml: {part} is given an administrator's password"
 
 
 def worker(resources):

@@ -19,25 +19,36 @@ compose_up() {
     fi
 }
 
-# The values that docker-compose.yml asks for. Chosen once, so that a later `up` finds the same containers.
+# What docker-compose.yml refuses to do without, whichever of its services is started.
+readonly COMPOSE_PASSWORDS='POSTGRES_PASSWORD POSTGRES_OWNER_PASSWORD POSTGRES_PRODUCER_PASSWORD POSTGRES_WORKER_PASSWORD
+    POSTGRES_OPS_PASSWORD POSTGRES_ORDER_SYSTEM_PASSWORD
+    RABBITMQ_PASSWORD RABBITMQ_PRODUCER_PASSWORD RABBITMQ_WORKER_PASSWORD RABBITMQ_OPS_PASSWORD'
+
+# The values that docker-compose.yml asks for. Chosen once, so that a later `up` finds the same containers; what a file of before lacks
+# is added.
 compose_prepare() {
-    [[ ! -r $COMPOSE_VALUES ]] || return 0
-    # Compose projects are global to the daemon; the folder's path keeps those of two checkouts apart.
-    compose_project="kyhan-services-$(cksum <<<"$HOME_DIR" | cut -d ' ' -f 1)"
-    save_state
-    local postgres rabbitmq management
-    pick_port postgres
-    pick_port rabbitmq
-    pick_port management
-    write_privately "$COMPOSE_VALUES" <<VALUES
+    local postgres rabbitmq management name
+    if [[ ! -r $COMPOSE_VALUES ]]; then
+        # Compose projects are global to the daemon; the folder's path keeps those of two checkouts apart.
+        compose_project="kyhan-services-$(cksum <<<"$HOME_DIR" | cut -d ' ' -f 1)"
+        save_state
+        pick_port postgres
+        pick_port rabbitmq
+        pick_port management
+        write_privately "$COMPOSE_VALUES" <<VALUES
 POSTGRES_USER=$COMPOSE_USER
-POSTGRES_PASSWORD=$(random_hex)
 POSTGRES_PORT=$postgres
 RABBITMQ_USER=$COMPOSE_USER
-RABBITMQ_PASSWORD=$(random_hex)
 RABBITMQ_PORT=$rabbitmq
 RABBITMQ_MANAGEMENT_PORT=$management
 VALUES
+    fi
+    {
+        cat "$COMPOSE_VALUES"
+        for name in $COMPOSE_PASSWORDS; do
+            grep -q "^$name=" "$COMPOSE_VALUES" || printf '%s=%s\n' "$name" "$(random_hex)"
+        done
+    } | write_privately "$COMPOSE_VALUES"
 }
 
 compose_value() { sed -n "s/^$1=//p" "$COMPOSE_VALUES"; }
@@ -53,6 +64,8 @@ compose() (
 
 compose_remove() {
     [[ -n $compose_project && -r $COMPOSE_VALUES ]] || return 0
+    # To take one down, too, Compose wants all that the file asks for.
+    compose_prepare
     compose down --volumes --timeout 30 >"$HOME_DIR/compose.log" 2>&1 ||
         die "Docker Compose cannot remove project $compose_project: $(tail -n 3 "$HOME_DIR/compose.log" | tr '\n' ' ')"
     rm -f "$COMPOSE_VALUES" "$HOME_DIR/compose.log"

@@ -15,7 +15,7 @@ rabbitmq_own() {
     if [[ -z $rabbitmq_dir ]]; then
         rabbitmq_compose_up
     elif rabbitmq_check "$rabbitmq_own_url"; then
-        rabbitmq_use "$rabbitmq_own_url" "started privately in $rabbitmq_dir"
+        rabbitmq_private_ready
     else
         note "the private RabbitMQ does not answer; starting it again with the same data"
         rabbitmq_launch
@@ -45,6 +45,7 @@ rabbitmq_compose_up() {
         return 1
     }
     rabbitmq_use "$rabbitmq_own_url" 'started with Docker Compose'
+    rabbitmq_make_users compose exec -T rabbitmq rabbitmqctl
 }
 
 rabbitmq_private() {
@@ -59,6 +60,60 @@ rabbitmq_use() {
     rabbitmq_url=$1 rabbitmq_way=$2
     save_state
     say "RabbitMQ $ANSWER at $(masked "$rabbitmq_url"), $rabbitmq_way"
+}
+
+rabbitmq_private_ready() {
+    rabbitmq_use "$rabbitmq_own_url" "started privately in $rabbitmq_dir"
+    rabbitmq_make_users rabbitmq_private_ctl
+}
+
+# Of every fleet that the tests run beside each other: their prefixes are kyhan.<name>.<12 digits>.
+readonly RABBITMQ_PREFIXES='kyhan(\.[a-z0-9_]+\.[0-9a-f]{12})?'
+
+# rabbitmq_make_users RABBITMQCTL…: gives a broker of our own the users of deploy/rabbitmq/users, and saves the URLs by which they
+# log in. Each time, as its data may be gone, or what they may do may be another by now.
+rabbitmq_make_users() {
+    local role key port definitions log="$HOME_DIR/rabbitmq-users.log"
+    parse_url "$rabbitmq_own_url" 5672
+    port=$URL_PORT
+    for role in producer worker ops; do
+        key="rabbitmq_${role}_url"
+        parse_url "${!key}" 5672 || URL_PASSWORD=$(random_hex)
+        printf -v "$key" 'amqp://kyhan_%s:%s@127.0.0.1:%s/%%2f' "$role" "$URL_PASSWORD" "$port"
+    done
+    save_state
+    # The node answers a moment before all of it runs.
+    if ! definitions=$(rabbitmq_definitions) || ! wait_until 20 rabbitmq_import "$definitions" "$log" "$@"; then
+        # Whoever wants no more than a broker has one.
+        note "RabbitMQ gets no users: $(tail -n 3 "$log" 2>/dev/null | tr '\n' ' ')"
+        rabbitmq_producer_url='' rabbitmq_worker_url='' rabbitmq_ops_url=''
+        save_state
+    fi
+    rm -f "$log"
+}
+
+rabbitmq_definitions() (
+    unset RABBITMQ_PRODUCER_PASSWORD_FILE RABBITMQ_WORKER_PASSWORD_FILE RABBITMQ_OPS_PASSWORD_FILE
+    parse_url "$rabbitmq_producer_url" 5672 && export RABBITMQ_PRODUCER_PASSWORD=$URL_PASSWORD
+    parse_url "$rabbitmq_worker_url" 5672 && export RABBITMQ_WORKER_PASSWORD=$URL_PASSWORD
+    parse_url "$rabbitmq_ops_url" 5672 && export RABBITMQ_OPS_PASSWORD=$URL_PASSWORD
+    exec "$ROOT/deploy/rabbitmq/users" --prefixes "$RABBITMQ_PREFIXES" definitions
+)
+
+# rabbitmq_import DEFINITIONS LOG RABBITMQCTL…
+rabbitmq_import() {
+    local definitions=$1 log=$2
+    shift 2
+    printf '%s\n' "$definitions" | "$@" import_definitions >"$log" 2>&1
+}
+
+# With the environment of the node, as far as it concerns rabbitmqctl, and nothing of the user's.
+rabbitmq_private_ctl() {
+    local server
+    server=$(rabbitmq_server) || return 1
+    env -i PATH="$PATH" HOME="$rabbitmq_dir/home" LANG=C.UTF-8 \
+        ERL_EPMD_PORT="$rabbitmq_epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONF_ENV_FILE="$rabbitmq_dir/rabbitmq-env.conf" \
+        "${server%/*}/rabbitmqctl" --node "$rabbitmq_node" --timeout 30 "$@" 9>&-
 }
 
 # Whether the server that URL names can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE as
@@ -147,7 +202,7 @@ rabbitmq_launch() {
         fi
         wait_until 90 rabbitmq_settled "$pid" || true
         if rabbitmq_check "$rabbitmq_own_url"; then
-            rabbitmq_use "$rabbitmq_own_url" "started privately in $rabbitmq_dir"
+            rabbitmq_private_ready
             return 0
         fi
         stop_ours "$pid" "$rabbitmq_node" TERM

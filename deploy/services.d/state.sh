@@ -9,11 +9,11 @@ readonly ENV_FILE="$HOME_DIR/services.env"
 # recorded directories, so that a start that was interrupted can be stopped too.
 readonly STATE_KEYS='postgres_way postgres_url postgres_dir postgres_own_url
     rabbitmq_way rabbitmq_url rabbitmq_dir rabbitmq_own_url rabbitmq_node rabbitmq_epmd_port
-    compose_project'
+    rabbitmq_producer_url rabbitmq_worker_url rabbitmq_ops_url compose_project'
 
 postgres_way='' postgres_url='' postgres_dir='' postgres_own_url=''
 rabbitmq_way='' rabbitmq_url='' rabbitmq_dir='' rabbitmq_own_url='' rabbitmq_node='' rabbitmq_epmd_port=''
-compose_project=''
+rabbitmq_producer_url='' rabbitmq_worker_url='' rabbitmq_ops_url='' compose_project=''
 
 load_state() {
     [[ -r $STATE_FILE ]] || return 0
@@ -46,6 +46,12 @@ write_env() {
         printf '# Written by deploy/services up.\n'
         printf 'export KYHAN_DATABASE_URL=%q\n' "$postgres_url"
         printf 'export KYHAN_AMQP_URL=%q\n' "$rabbitmq_url"
+        # Somebody else's server has no users of ours.
+        if [[ $rabbitmq_url == "$rabbitmq_own_url" && -n $rabbitmq_producer_url ]]; then
+            printf 'export KYHAN_SERVICES_PRODUCER_AMQP_URL=%q\n' "$rabbitmq_producer_url"
+            printf 'export KYHAN_SERVICES_WORKER_AMQP_URL=%q\n' "$rabbitmq_worker_url"
+            printf 'export KYHAN_SERVICES_OPS_AMQP_URL=%q\n' "$rabbitmq_ops_url"
+        fi
     } | write_privately "$ENV_FILE"
 }
 
@@ -57,7 +63,8 @@ write_privately() {
 }
 
 remove_state() {
-    rm -f "$STATE_FILE" "$ENV_FILE" "$HOME_DIR"/*.new "$HOME_DIR/apt.log" "$HOME_DIR/compose.log"
+    rm -f "$STATE_FILE" "$ENV_FILE" "$HOME_DIR"/*.new "$HOME_DIR/apt.log" "$HOME_DIR/compose.log" \
+        "$HOME_DIR/rabbitmq-users.log"
     # Other tools keep things here too; only an empty folder goes.
     rmdir "$HOME_DIR" 2>/dev/null || true
 }

@@ -43,14 +43,14 @@ pub struct Producer {
 }
 
 impl Producer {
-    /// Connects and declares the topology.
+    /// Connects, and declares the topology, or finds it where RabbitMQ does not let this login declare.
     ///
     /// # Errors
-    /// [`BrokerError`].
+    /// [`BrokerError`]; [`BrokerError::Missing`] until somebody has run `ops topology declare`.
     pub async fn connect(settings: &Settings) -> Result<Self, BrokerError> {
         let broker = Broker::connect(&settings.amqp, "kyhan producer").await?;
         let topology = settings.topology();
-        broker.declare(&topology).await?;
+        broker.declare_or_find(&topology).await?;
         let terms = Terms { policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max };
         Ok(Self { flushing: Flushing::start(terms, broker) })
     }

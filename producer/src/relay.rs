@@ -163,7 +163,7 @@ impl Relay<'_> {
         shutdown: &CancellationToken,
         reporting: &mut Interval,
     ) -> Result<(), RelayError> {
-        let mut pauses = backoff();
+        let (mut pauses, mut told) = (backoff(), None);
         let amqp = &self.settings.amqp;
         self.rabbitmq.down(UNREACHED);
         let outage = Outage::of("RabbitMQ");
@@ -177,9 +177,18 @@ impl Relay<'_> {
                 }
                 Err(error) if error.is_final() => return Err(error.into()),
                 Err(error) => {
-                    tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
+                    if !error.repeats(told.as_ref()) {
+                        tracing::warn!(%error, "the relay lost RabbitMQ; events wait in the outbox");
+                    }
                     self.rabbitmq.down(error.to_string());
                     broker.close().await;
+                    // Rungs that are missing may be those of a policy that nobody declares any more.
+                    if matches!(error, BrokerError::Missing(_))
+                        && shutdown.run_until_cancelled(self.is_outdated(db)).await.unwrap_or(true)
+                    {
+                        return Ok(());
+                    }
+                    told = Some(error);
                     if self.done.report() != before {
                         pauses = backoff();
                     }
@@ -200,7 +209,7 @@ impl Relay<'_> {
         shutdown: &CancellationToken,
         reporting: &mut Interval,
     ) -> Result<(), BrokerError> {
-        broker.declare(&self.topology).await?;
+        broker.declare_or_find(&self.topology).await?;
         let publishers = [broker.publisher().await?, broker.publisher().await?];
         self.rabbitmq.up();
         let mut listener = None;

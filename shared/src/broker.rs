@@ -21,7 +21,7 @@ use crate::{outage::Outage, pack::Packed, settings::Amqp, topology::Topology};
 mod declare;
 mod guard;
 
-pub use declare::Observed;
+pub use declare::{Missing, Observed};
 
 /// Most publishes that wait for their confirms at once on one channel.
 const IN_FLIGHT_MAX: usize = 1_024;
@@ -34,6 +34,8 @@ const FRAME_MAX: u32 = 131_072;
 const BLOCKED_POLL: Duration = Duration::from_millis(200);
 /// AMQP reply code 200: closed on purpose.
 const REPLY_SUCCESS: u16 = 200;
+/// AMQP reply code 403: a login that may not come in, or may not do this.
+const ACCESS_REFUSED: u16 = 403;
 /// How long a server may take to answer a greeting.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a farewell may take.
@@ -48,6 +50,8 @@ pub enum BrokerError {
     Protocol(#[from] Arc<lapin::Error>),
     #[error("{}; remove it when empty, or choose another topology.prefix", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
     Inequivalent(Vec<Difference>),
+    #[error(transparent)]
+    Missing(Missing),
     #[error("exchange {exchange} returned a message with routing key {routing_key}: {reply}")]
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
@@ -82,9 +86,14 @@ impl BrokerError {
         matches!(self, Self::Inequivalent(_) | Self::Unsafe(_))
     }
 
+    /// Whether this is nothing new after the error before: what stays so until somebody acts is told of once.
+    #[must_use]
+    pub fn repeats(&self, before: Option<&Self>) -> bool {
+        matches!((self, before), (Self::Missing(now), Some(Self::Missing(before))) if now == before)
+    }
+
     /// Whether the broker is there and does not let us in.
     fn is_refusal(&self) -> bool {
-        const ACCESS_REFUSED: u16 = 403;
         const NOT_ALLOWED: u16 = 530;
         let Self::Connect { error, .. } = self else { return false };
         let lapin::ErrorKind::ProtocolError(said) = error.kind() else { return false };

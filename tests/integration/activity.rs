@@ -190,7 +190,9 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
             for writer in writers {
                 writer.await.expect("no panic");
             }
+            stage.until("SELECT count(*) > 0 FROM activity_seals").await;
             if round % 2 == 1 {
+                stage.until(ALL_SEALED).await;
                 worker.stop().await;
                 worker = stage.worker();
             }
@@ -200,7 +202,7 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
         let (said, code) = verified(stage, &[]).await;
         let rows: i64 = stage.ask("SELECT count(*) FROM activity").await;
         assert_eq!((code, said["rows"].as_i64()), (0, Some(rows)), "{said}");
-        assert!(rows > 1_000 && said["seals"].as_i64() > Some(3), "{said}");
+        assert!(rows > 1_000 && said["seals"].as_i64() >= Some(3), "{said}");
     })
     .await;
 }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 use crate::stage::{QUICK, Stage, on_stage};
 
 /// A message into the lane of `confirm-receipt`.
-fn raw(stage: &Stage, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
+pub fn raw(stage: &Stage, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     Outgoing {
         exchange: stage.topology().due_exchange(),
         routing_key: "confirm-receipt.0".into(),

@@ -13,6 +13,7 @@ mod admin;
 mod arrears;
 mod audit;
 mod bad_input;
+mod broker_users;
 mod canaries;
 mod conformance;
 mod dead_decisions;

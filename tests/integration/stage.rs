@@ -72,8 +72,13 @@ pub struct Stage {
 /// Runs a test on a stage of its own, which is removed whatever happens.
 pub async fn on_stage(file: &str, play: impl AsyncFnOnce(&Stage)) {
     let sandbox = Sandbox::new("test", file, &[]).await.expect("a sandbox");
+    sandbox.declare().await.expect("the topology");
+    on_stage_of(sandbox, play).await;
+}
+
+/// The same in a sandbox that is there, with what it has.
+pub async fn on_stage_of(sandbox: Sandbox, play: impl AsyncFnOnce(&Stage)) {
     let stage = Stage { sandbox };
-    stage.sandbox.declare().await.expect("the topology");
     stage
         .run(
             "INSERT INTO customers VALUES ($1, 'Nguyễn Thị Mẫu', '0901234567', 'mau@example.vn', 'Hà Nội')",
@@ -112,6 +117,16 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     Running { shutdown: shutdown.drop_guard(), handle }
 }
 
+/// A relay with other settings than its stage's.
+pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
+    let settings = as_role(&settings, Named::Producer).expect("a sandbox's settings");
+    let shutdown = CancellationToken::new();
+    let token = shutdown.clone();
+    let handle =
+        tokio::spawn(async move { producer::relay::run(&settings, &Health::new(), token).await.expect("a relay that relays") });
+    Running { shutdown: shutdown.drop_guard(), handle }
+}
+
 impl Stage {
     pub fn settings(&self) -> &Settings {
         &self.sandbox.settings
@@ -132,13 +147,7 @@ impl Stage {
     }
 
     pub fn relay(&self) -> Running<producer::relay::Report> {
-        let (settings, shutdown) = (as_role(self.settings(), Named::Producer).expect("settings"), CancellationToken::new());
-        let token = shutdown.clone();
-        let handle =
-            tokio::spawn(
-                async move { producer::relay::run(&settings, &Health::new(), token).await.expect("a relay that relays") },
-            );
-        Running { shutdown: shutdown.drop_guard(), handle }
+        relay_with(self.settings().clone())
     }
 
     /// Runs a statement; how many rows it touched.

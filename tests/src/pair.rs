@@ -25,6 +25,15 @@ pub struct Pair {
     node: String,
     epmd_port: String,
     pub servers: Servers,
+    pub users: Users,
+}
+
+/// URLs of RabbitMQ as each part of the fleet logs in, allowed what that part needs (`deploy/rabbitmq/users`).
+#[derive(Clone, Debug)]
+pub struct Users {
+    pub producer: String,
+    pub worker: String,
+    pub ops: String,
 }
 
 /// One of the two.
@@ -50,6 +59,7 @@ impl Pair {
             node: String::new(),
             epmd_port: String::new(),
             servers: Servers { database_url: String::new(), amqp_url: String::new() },
+            users: Users { producer: String::new(), worker: String::new(), ops: String::new() },
         };
         services(&pair.home, "up").await?;
         let state = std::fs::read_to_string(pair.home.join("services.state"))?;
@@ -62,6 +72,8 @@ impl Pair {
         pair.rabbitmq = own("rabbitmq_dir")?.into();
         (pair.node, pair.epmd_port) = (own("rabbitmq_node")?, own("rabbitmq_epmd_port")?);
         pair.servers = Servers { database_url: own("postgres_own_url")?, amqp_url: own("rabbitmq_own_url")? };
+        pair.users =
+            Users { producer: own("rabbitmq_producer_url")?, worker: own("rabbitmq_worker_url")?, ops: own("rabbitmq_ops_url")? };
         Ok(pair)
     }
 
@@ -81,15 +93,17 @@ impl Pair {
         self.signal(server, "KILL").await
     }
 
-    /// Starts what does not run, with the data it had, and waits until it answers.
+    /// Starts what does not run, with the data it had, and waits until it answers; RabbitMQ has its users then, also where its data is
+    /// gone.
     ///
     /// # Errors
     /// When it does not, or came back on another port.
     pub async fn up(&self) -> Result<()> {
         services(&self.home, "up").await?;
         let state = std::fs::read_to_string(self.home.join("services.state"))?;
-        for url in [&self.servers.database_url, &self.servers.amqp_url] {
-            anyhow::ensure!(state.contains(url.as_str()), "a server came back on another port");
+        let Users { producer, worker, ops } = &self.users;
+        for url in [&self.servers.database_url, &self.servers.amqp_url, producer, worker, ops] {
+            anyhow::ensure!(state.contains(url.as_str()), "a server came back on another port, or with other users");
         }
         Ok(())
     }

@@ -134,14 +134,14 @@ impl Of {
 impl Lane {
     /// Serves until told to shut down, over one pair of connections after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
-        let mut pauses = None;
+        let (mut pauses, mut before) = (None, None);
         while let Some((broker, outlet)) = connect(&context).await {
             let settled = AtomicU64::new(0);
             let again = pauses.is_some();
             let served = async {
                 if again {
-                    // The worker has declared everything once; a broker that was lost may have come back empty.
-                    broker.declare(&context.topology).await?;
+                    // The worker has declared or found everything once; a broker that was lost may have come back empty.
+                    broker.declare_or_find(&context.topology).await?;
                 }
                 // Whoever loses its channel ends them all: the broker has something against this connection, or is gone.
                 try_join_all((0..self.parts.len()).map(|number| self.attend(number, &broker, &outlet, &context, &settled))).await
@@ -150,10 +150,13 @@ impl Lane {
             outlet.close().await;
             broker.close().await;
             let Err(error) = served else { return };
-            tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
+            if !error.repeats(before.as_ref()) {
+                tracing::warn!(lane = self.queue, %error, "lost RabbitMQ; unsettled wake-ups return to their lane");
+            }
             for part in &self.parts {
                 part.down(error.to_string());
             }
+            before = Some(error);
             pause(&mut pauses, settled.into_inner(), &context).await;
         }
     }

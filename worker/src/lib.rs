@@ -25,8 +25,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use sea_orm::DatabaseConnection;
 use shared::{
-    broker::{Broker, BrokerError},
+    broker::{Broker, BrokerError, backoff},
     database::{self, DatabaseError, Role},
     health::{Health, Part, UNREACHED},
     outage::Outage,
@@ -96,7 +97,7 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
     postgresql.up();
     rabbitmq.down(UNREACHED);
     let away = Outage::of("RabbitMQ");
-    if !declare(&settings, &away, shutdown).await? {
+    if !declare(&settings, &db, &away, &rabbitmq, shutdown).await? {
         return Ok(());
     }
     if let Err(error) = database::remember_rungs(&db, &topology).await {
@@ -225,18 +226,37 @@ impl Watch {
 /// How often the database is asked how it is, and what operators have decided.
 const WATCH_EVERY: Duration = in_force::LOOK_EVERY;
 
-/// Declares the topology, waiting for the broker; `false` when told to shut down before.
-async fn declare(settings: &Settings, outage: &Outage, shutdown: &CancellationToken) -> Result<bool, BrokerError> {
+/// Declares the topology or finds it, waiting for the broker, and for whoever may declare; `false` when told to shut down before, or
+/// when another policy is in force meanwhile, of which this topology is not.
+async fn declare(
+    settings: &Settings,
+    db: &DatabaseConnection,
+    outage: &Outage,
+    part: &Part,
+    shutdown: &CancellationToken,
+) -> Result<bool, BrokerError> {
     let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", outage, shutdown).await?;
+    let (mut pauses, mut before) = (backoff(), None);
     while let Some(broker) = connected {
         let declared = broker.guard(&settings.topology()).await;
         broker.close().await;
         match declared {
             Ok(()) => return Ok(true),
             Err(error) if error.is_final() => return Err(error),
-            Err(error) => tracing::warn!(%error, "the topology is not declared yet"),
+            Err(error) => {
+                if !error.repeats(before.as_ref()) {
+                    tracing::warn!(%error, "nothing is taken before the topology is there");
+                }
+                part.down(error.to_string());
+                before = Some(error);
+            }
         }
-        shutdown.run_until_cancelled(tokio::time::sleep(Duration::from_secs(1))).await;
+        if matches!(before, Some(BrokerError::Missing(_)))
+            && in_force::number(db).await.is_ok_and(|number| number != settings.policy.number())
+        {
+            return Ok(false);
+        }
+        shutdown.run_until_cancelled(tokio::time::sleep(pauses.next().unwrap_or_default())).await;
         connected = Broker::connect_until(&settings.amqp, "kyhan worker", outage, shutdown).await;
     }
     Ok(false)

@@ -1,5 +1,7 @@
 //! Declaring the topology: idempotent, targets before the rungs that lead to them. A queue that exists with other arguments
-//! is an error that names the queue and the difference.
+//! is an error that names the queue and the difference. Whoever may not declare looks whether everything is there.
+
+use std::fmt;
 
 use lapin::{
     Channel, ErrorKind, ExchangeKind,
@@ -9,7 +11,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::{Broker, BrokerError, Difference, close_channel};
+use super::{ACCESS_REFUSED, Broker, BrokerError, Difference, close_channel};
 use crate::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
 
 /// What the broker says of a queue at this moment.
@@ -20,7 +22,75 @@ pub struct Observed {
     pub consumers: u32,
 }
 
+/// What of the topology is not there, for somebody who may not declare it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "RabbitMQ has no {}{}, and this login may not declare {}; run `ops topology declare` with one that may",
+    .named.join(", no "), if *.more { ", and perhaps more is missing" } else { "" }, if .named.len() == 1 { "it" } else { "them" }
+)]
+pub struct Missing {
+    /// Like "queue kyhan.rung.14d": an exchange and a queue may have the same name.
+    named: Vec<String>,
+    /// The looking ended here.
+    more: bool,
+}
+
+/// So many are named. Each that is missing costs a channel, and a line in RabbitMQ's log.
+const MISSING_MAX: usize = 8;
+
 impl Broker {
+    /// Declares the topology, as [`Broker::declare`] does; or, where RabbitMQ does not let this login configure anything, finds out
+    /// whether all of it is there. For those who only use it: the fleet needs no right to declare or delete.
+    ///
+    /// # Errors
+    /// [`BrokerError::Missing`], which names what is not there; those of [`Broker::declare`].
+    pub async fn declare_or_find(&self, topology: &Topology) -> Result<(), BrokerError> {
+        match self.declare(topology).await {
+            // It would refuse the others as well.
+            Err(BrokerError::Protocol(error)) if is_soft(&error, ACCESS_REFUSED) => self.find(topology).await,
+            declared => declared,
+        }
+    }
+
+    /// Looks for every exchange and queue, for which RabbitMQ asks no permission. Neither arguments nor bindings can be seen so: whoever
+    /// declared them compared the ones and made the others.
+    async fn find(&self, topology: &Topology) -> Result<(), BrokerError> {
+        let mut missing = Missing { named: Vec::new(), more: false };
+        let mut channel = self.channel().await?;
+        let exchanges = topology.exchanges().into_iter().map(|exchange| (Kind::Exchange, exchange.name));
+        let queues = topology.queues().into_iter().map(|queue| (Kind::Queue, queue.name));
+        for (kind, name) in exchanges.chain(queues) {
+            if self.is_there(&channel, kind, &name).await? {
+                continue;
+            }
+            missing.more = missing.named.len() == MISSING_MAX;
+            if missing.more {
+                return Err(BrokerError::Missing(missing));
+            }
+            missing.named.push(format!("{kind} {name}"));
+            // RabbitMQ closes the channel with its answer.
+            channel = self.channel().await?;
+        }
+        close_channel(&channel).await;
+        if missing.named.is_empty() { Ok(()) } else { Err(BrokerError::Missing(missing)) }
+    }
+
+    async fn is_there(&self, channel: &Channel, kind: Kind, name: &str) -> Result<bool, BrokerError> {
+        let found = match kind {
+            Kind::Exchange => {
+                let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+                // Passively, its type is not looked at.
+                self.answered(channel.exchange_declare(name.into(), ExchangeKind::Direct, passive, FieldTable::default())).await
+            }
+            Kind::Queue => self.answered(channel.queue_declare(name.into(), passive(), FieldTable::default())).await.map(|_| ()),
+        };
+        match found {
+            Ok(()) => Ok(true),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     /// Declares every exchange, queue and binding.
     ///
     /// # Errors
@@ -67,8 +137,7 @@ impl Broker {
     pub async fn observe(&self, queue: &str) -> Result<Option<Observed>, BrokerError> {
         // A channel of its own: asking for a queue that is not there closes the channel.
         let channel = self.channel().await?;
-        let passive = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        match self.answered(channel.queue_declare(queue.into(), passive, FieldTable::default())).await {
+        match self.answered(channel.queue_declare(queue.into(), passive(), FieldTable::default())).await {
             Ok(found) => {
                 close_channel(&channel).await;
                 Ok(Some(Observed { messages: found.message_count(), consumers: found.consumer_count() }))
@@ -113,6 +182,22 @@ impl Broker {
     }
 }
 
+/// What can be looked for.
+#[derive(Clone, Copy)]
+enum Kind {
+    Exchange,
+    Queue,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Exchange => "exchange",
+            Self::Queue => "queue",
+        })
+    }
+}
+
 const NOT_FOUND: u16 = 404;
 pub(super) const PRECONDITION_FAILED: u16 = 406;
 
@@ -129,6 +214,10 @@ async fn declare_exchange(channel: &Channel, exchange: &Exchange) -> Result<Opti
 
 fn durable() -> QueueDeclareOptions {
     QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() }
+}
+
+fn passive() -> QueueDeclareOptions {
+    QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() }
 }
 
 async fn declare_queue(channel: &Channel, queue: &Queue) -> Result<Option<Difference>, BrokerError> {

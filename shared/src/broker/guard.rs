@@ -11,18 +11,19 @@ use super::{Broker, BrokerError, close_channel, declare::PRECONDITION_FAILED};
 use crate::topology::Topology;
 
 impl Broker {
-    /// Declares the topology, as [`Broker::declare`] does, and makes sure that the broker keeps what it promises.
+    /// Declares or finds the topology, as [`Broker::declare_or_find`] does, and makes sure that the broker keeps what it promises.
     ///
     /// # Errors
-    /// [`BrokerError::Inequivalent`] or [`BrokerError::Unsafe`]: do not take wake-ups then.
+    /// [`BrokerError::Inequivalent`] or [`BrokerError::Unsafe`]: do not take wake-ups then. [`BrokerError::Missing`]: not yet.
     pub async fn guard(&self, topology: &Topology) -> Result<(), BrokerError> {
-        self.declare(topology).await?;
+        self.declare_or_find(topology).await?;
         self.dead_letters_at_least_once(topology).await
     }
 
     /// RabbitMQ 3.10 and 3.11 dead-letter at least once only with the feature flag `stream_queue`, and without it silently at
     /// most once; later versions always have it. Asked for a stream such as cannot be, an exclusive one, RabbitMQ names the flag
-    /// where it is missing, and else what is wrong with the stream; nothing is made in either case.
+    /// where it is missing, and else what is wrong with the stream; nothing is made in either case. It says neither to somebody who may
+    /// not configure a queue of this name, which is why a worker may, and nothing else (`deploy/rabbitmq/users`).
     /// <https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>
     async fn dead_letters_at_least_once(&self, topology: &Topology) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
@@ -42,7 +43,11 @@ impl Broker {
             )),
             ErrorKind::ProtocolError(said) if said.get_id() == PRECONDITION_FAILED => Ok(()),
             ErrorKind::ProtocolError(_) => {
-                tracing::warn!(%error, "it is not known whether RabbitMQ dead-letters at least once");
+                tracing::warn!(
+                    %error,
+                    "it is not known whether RabbitMQ dead-letters at least once; before 3.12 let this login configure the queue \
+                     that was asked for"
+                );
                 Ok(())
             }
             _ => Err(error.into()),
