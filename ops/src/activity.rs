@@ -26,6 +26,9 @@ pub struct Verified {
     /// The newest seal: noted down outside of the database it tells, later, whether the chain was rewritten since.
     pub head: Option<Head>,
     pub faults: Vec<Fault>,
+    /// Whether a seal that was noted down outside of the database was compared: without one a chain that was made anew is not told from
+    /// the one that there was.
+    pub anchored: bool,
     /// Whether this login may read the rows, which were then hashed by a statement of ours. Else the database's own function was asked.
     pub read_directly: bool,
 }
@@ -88,8 +91,10 @@ struct Seal {
 /// That its rows were removed.
 #[derive(Clone, Copy)]
 struct Removed {
-    /// Before they were six months old.
+    /// Before they were six months old, or at a moment that has not come.
     early: bool,
+    /// The record says so, or has been removed itself since, with its range.
+    recorded: bool,
 }
 
 impl Seal {
@@ -103,7 +108,10 @@ impl Seal {
             sealed_at: row.try_get("", "sealed_at")?,
             sealed_epoch: row.try_get("", "sealed_epoch")?,
             hash: row.try_get("", "hash")?,
-            removed: row.try_get::<Option<bool>>("", "removed_early")?.map(|early| Removed { early }),
+            removed: match row.try_get::<Option<bool>>("", "removed_early")? {
+                Some(early) => Some(Removed { early, recorded: row.try_get("", "removed_recorded")? }),
+                None => None,
+            },
         })
     }
 
@@ -133,9 +141,22 @@ impl Seal {
 pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: impl FnMut(u64, u64)) -> Result<Verified, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let all: i64 = scalar(&snapshot, "SELECT count(*) FROM activity_seals").await?;
-    let read_directly = scalar(&snapshot, "SELECT has_column_privilege('activity', 'detail', 'SELECT')").await?;
-    let digest = if read_directly { DIGEST } else { "SELECT rows, digest FROM kyhan_activity_digest($1, $2)" };
-    let mut verified = Verified { seals: 0, rows: 0, removed: 0, unsealed: 0, head: None, faults: Vec::new(), read_directly };
+    let read_directly = scalar(
+        &snapshot,
+        "SELECT has_column_privilege('activity', 'detail', 'SELECT') AND has_column_privilege('activity_seals', 'salt', 'SELECT')",
+    )
+    .await?;
+    let holds = if read_directly { HOLDS } else { "SELECT rows, holds FROM kyhan_seal_holds($1)" };
+    let mut verified = Verified {
+        seals: 0,
+        rows: 0,
+        removed: 0,
+        unsealed: 0,
+        head: None,
+        faults: Vec::new(),
+        anchored: noted.is_some(),
+        read_directly,
+    };
     let (mut number, mut last_id, mut hash) = (0, 0, Vec::new());
     loop {
         let page = page(&snapshot, number).await?;
@@ -152,7 +173,7 @@ pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: imp
             if noted.is_some_and(|noted| noted.number == seal.number && noted.hash != hex(&seal.hash)) {
                 verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));
             }
-            compare(&snapshot, digest, seal, &mut verified).await?;
+            compare(&snapshot, holds, seal, &mut verified).await?;
             (number, last_id) = (seal.number, seal.last_id);
             hash.clone_from(&seal.hash);
             verified.seals += 1;
@@ -169,34 +190,45 @@ pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: imp
     if outside > 0 {
         verified.faults.push(bare(format!("{outside} rows have ids below 1, where no seal covers them: they were slipped in")));
     }
-    let row = snapshot.query_one_raw(statement("SELECT count(*) AS rows FROM activity WHERE id > $1", [last_id.into()])).await?;
-    verified.unsealed = row.map_or(Ok(0), |row| row.try_get("", "rows"))?;
+    let sql = "SELECT count(*) AS rows, min(at) < now() - interval '1 hour' AS late FROM activity WHERE id > $1";
+    let row = snapshot.query_one_raw(statement(sql, [last_id.into()])).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
+    verified.unsealed = row.try_get("", "rows")?;
+    if row.try_get::<Option<bool>>("", "late")?.unwrap_or(false) {
+        verified.faults.push(bare(format!(
+            "{} rows are not sealed, the oldest since more than an hour: does a worker run?",
+            verified.unsealed
+        )));
+    }
     verified.head = (number > 0).then(|| Head { number, hash: hex(&hash) });
     for message in snapshot.query_all_raw(statement("SELECT message_id FROM kyhan_messages_altered()", [])).await? {
-        let id: Option<Uuid> = message.try_get("", "message_id")?;
-        let name = id.map_or_else(|| "a message".to_owned(), |id| format!("message {id}"));
-        verified.faults.push(bare(format!("{name} is not what was recorded of it, or is gone")));
+        let id: Option<String> = message.try_get("", "message_id")?;
+        let name =
+            id.and_then(|id| Uuid::parse_str(&id).ok()).map_or_else(|| "a message".to_owned(), |id| format!("message {id}"));
+        verified.faults.push(bare(format!("{name} is not what was recorded of it, is gone, or was never recorded")));
     }
     snapshot.rollback().await?;
     Ok(verified)
 }
 
 /// A range against its seal.
-async fn compare(snapshot: &DatabaseTransaction, digest: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
-    let row = snapshot.query_one_raw(statement(digest, [seal.first_id.into(), seal.last_id.into()])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
-    let (rows, found): (i64, Vec<u8>) = (row.try_get("", "rows")?, row.try_get("", "digest")?);
+async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
+    let row = snapshot.query_one_raw(statement(holds, [seal.number.into()])).await?;
+    let row = row.ok_or_else(|| DbErr::RecordNotFound("a seal".into()))?;
+    let (rows, holds): (i64, bool) = (row.try_get("", "rows")?, row.try_get("", "holds")?);
     if let Some(removed) = seal.removed {
         verified.removed += 1;
         if removed.early {
             verified.faults.push(seal.fault("its rows were removed before they were six months old"));
+        } else if !removed.recorded {
+            verified.faults.push(seal.fault("its rows were removed, and no record says so"));
         }
         if rows > 0 {
             verified.faults.push(seal.fault(format!("its rows were removed, and {rows} are there: they were slipped in")));
         }
     } else if rows != seal.rows {
         verified.faults.push(seal.fault(format!("{} rows were sealed, and {rows} are there", seal.rows)));
-    } else if found != seal.digest {
+    } else if !holds {
         verified.faults.push(seal.fault("its rows are not what was sealed: at least one was changed"));
     } else {
         verified.rows += u64::try_from(rows).unwrap_or_default();
@@ -204,16 +236,28 @@ async fn compare(snapshot: &DatabaseTransaction, digest: &str, seal: &Seal, veri
     Ok(())
 }
 
-/// As the migration's kyhan_activity_digest(), which whoever may do everything could have changed.
-const DIGEST: &str = r"SELECT count(*) AS rows, pg_catalog.sha256(pg_catalog.convert_to(coalesce(string_agg(pg_catalog.jsonb_build_array(
-           id, extract(epoch FROM at)::text, actor_kind, actor_id, action, subject_kind, subject_id, detail)::text,
-           E'\n' ORDER BY id), ''), 'UTF8')) AS digest
-      FROM activity WHERE id BETWEEN $1 AND $2";
+/// As the migration's kyhan_seal_holds(), which whoever may do everything could have changed.
+const HOLDS: &str = r"SELECT found.rows, found.rows = seal.rows AND found.digest = seal.digest AS holds
+      FROM activity_seals AS seal CROSS JOIN LATERAL (
+           SELECT count(*) AS rows, pg_catalog.sha256(pg_catalog.uuid_send(seal.salt) || pg_catalog.convert_to(coalesce(
+                      string_agg(pg_catalog.jsonb_build_array(
+                          id, extract(epoch FROM at)::text, actor_kind, actor_id, action, subject_kind, subject_id, detail)::text,
+                          E'\n' ORDER BY id), ''), 'UTF8')) AS digest
+             FROM activity WHERE id BETWEEN seal.first_id AND seal.last_id) AS found
+     WHERE seal.number = $1";
 
 async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<Seal>, DbErr> {
-    let sql = "SELECT seal.*, extract(epoch FROM sealed_at)::text AS sealed_epoch,
-                      removal.removed_at < (sealed_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months')
-                                           AT TIME ZONE 'Asia/Ho_Chi_Minh' AS removed_early
+    let sql =
+        "SELECT number, first_id, last_id, rows, digest, sealed_at, hash, extract(epoch FROM sealed_at)::text AS sealed_epoch,
+                      removal.removed_at > now()
+                      OR removal.removed_at < (sealed_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months')
+                                              AT TIME ZONE 'Asia/Ho_Chi_Minh' AS removed_early,
+                      EXISTS (SELECT FROM activity_operations AS record
+                               WHERE record.id = removal.recorded_as AND record.action = 'activity.removed'
+                                 AND record.at = removal.removed_at AND record.detail ->> 'hash' = encode(hash, 'hex'))
+                      OR EXISTS (SELECT FROM activity_seals AS later JOIN activity_removals AS gone ON gone.number = later.number
+                                  WHERE removal.recorded_as BETWEEN later.first_id AND later.last_id
+                                    AND later.sealed_at >= removal.removed_at) AS removed_recorded
                  FROM activity_seals AS seal LEFT JOIN activity_removals AS removal USING (number)
                 WHERE number > $1 ORDER BY number LIMIT $2";
     snapshot.query_all_raw(statement(sql, [after.into(), PAGE.into()])).await?.iter().map(Seal::of_row).collect()

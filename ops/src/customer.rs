@@ -134,14 +134,18 @@ const EXPORT: &str = "
                                                                      ORDER BY m.at, m.id), '[]')
                                              FROM order_messages m WHERE m.order_id = o.id),
                               'outstanding', (SELECT outstanding FROM arrears_outstanding a WHERE a.order_id = o.id),
-                              'hold', (SELECT to_jsonb(r) - 'order_id' FROM retention_holds r WHERE r.order_id = o.id)
+                              'held_since', (SELECT held_at FROM retention_holds r WHERE r.order_id = o.id)
                           ) ORDER BY o.created_at, o.id), '[]') FROM own_orders o),
                'cart', (SELECT coalesce(jsonb_agg(to_jsonb(i) ORDER BY i.added_at, i.id), '[]') FROM own_items i),
                'accounts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.kind, a.id), '[]') FROM own_accounts a),
                'transfers', (SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.at, t.id), '[]') FROM transfers t
                               WHERE t.debit_account IN (SELECT id FROM own_accounts)
                                  OR t.credit_account IN (SELECT id FROM own_accounts)),
-               'activity', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.id), '[]') FROM activity a
+               -- Not who of the staff it was, and what they noted for each other.
+               'activity', (SELECT coalesce(jsonb_agg(CASE WHEN a.actor_kind = 'customer' THEN to_jsonb(a)
+                                                           ELSE to_jsonb(a) || jsonb_build_object('actor_id', NULL,
+                                                                    'detail', a.detail - 'by' - 'login' - 'why') END ORDER BY a.id), '[]')
+                              FROM activity a
                              WHERE a.subject_id IN (SELECT id FROM subjects) OR a.actor_id = $1
                                 OR a.detail ->> 'customer_id' = $1::text),
                'events', (SELECT coalesce(jsonb_agg(event ORDER BY event ->> 'occurred_at'), '[]')
@@ -195,7 +199,7 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
         sources: run("DELETE FROM order_sources WHERE order_id IN (SELECT id FROM orders WHERE customer_id = $1)").await?,
         // Without its salt, what is recorded of a message says nothing about it.
         messages: run("UPDATE order_messages SET author = '', body = '', salt = NULL
-                        WHERE salt IS NOT NULL AND order_id IN (SELECT id FROM orders WHERE customer_id = $1)")
+                        WHERE (salt IS NOT NULL OR author <> '' OR body <> '') AND order_id IN (SELECT id FROM orders WHERE customer_id = $1)")
         .await?,
         products: run("DELETE FROM cart_items WHERE customer_id = $1 AND order_id IS NULL").await?
             + run("UPDATE cart_items SET product_ref = '', product_name = '' WHERE customer_id = $1 AND product_ref <> ''")
@@ -216,7 +220,7 @@ async fn obstacles(tx: &DatabaseTransaction, id: Uuid) -> Result<Vec<Obstacle>, 
     if let Some(row) = tx.query_one_raw(statement(sql, [id.into()])).await? {
         obstacles.push(Obstacle::Balance(row.try_get("", "balance")?));
     }
-    let sql = "SELECT code FROM orders WHERE customer_id = $1 AND NOT EXISTS (SELECT FROM settled_orders WHERE settled_orders.id = orders.id)
+    let sql = "SELECT code FROM orders WHERE customer_id = $1 AND NOT (SELECT settled FROM order_retention WHERE order_retention.id = orders.id)
                 ORDER BY code";
     for row in tx.query_all_raw(statement(sql, [id.into()])).await? {
         obstacles.push(Obstacle::Order(row.try_get("", "code")?));

@@ -45,9 +45,11 @@ pub async fn action(tx: &DatabaseTransaction, action: &Action) -> Result<(), DbE
         Actor::Customer(id) => ("customer", Some(id)),
         Actor::Staff(id) => ("staff", id),
     };
-    let sql = "INSERT INTO activity (actor_kind, actor_id, action, subject_kind, subject_id, detail) VALUES ($1, $2, $3, $4, $5, $6)";
+    let sql =
+        "INSERT INTO activity (actor_kind, actor_id, action, subject_kind, subject_id, detail) VALUES ($1, $2, $3, $4, $5, $6)";
     let (subject_kind, subject) = action.subject;
-    let values = [kind.into(), id.into(), action.action.into(), subject_kind.into(), subject.into(), action.detail.clone().into()];
+    let values =
+        [kind.into(), id.into(), action.action.into(), subject_kind.into(), subject.into(), action.detail.clone().into()];
     tx.execute_raw(statement(sql, values)).await.map(|_| ())
 }
 

@@ -60,7 +60,8 @@ pub enum DatabaseError {
 impl DatabaseError {
     /// Whether the server is away, as far as one can tell.
     fn is_outage(&self) -> bool {
-        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage())
+        // A login that may not even see the schema will not by waiting.
+        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage() && !is_refused(error))
     }
 }
 
@@ -358,6 +359,9 @@ fn by_sqlstate(code: &str) -> Trouble {
         "25006" => Trouble::Away,
         // admin_shutdown, of this one connection perhaps; timeouts of sessions and transactions, which end it
         "57P01" | "57P05" | "25P03" | "25P04" => Trouble::Cut,
+        // insufficient_privilege: rights are being changed under a running fleet, or were taken from it, which is no wake-up's fault; or one
+        // row's trigger says so
+        "42501" => Trouble::Cut,
         // 08 connection; 58 system error: a disk that cannot be read, or one damaged row that says so
         code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
         // 53 out of disk, memory or connections, 57P shutdown or start
@@ -374,7 +378,7 @@ mod tests {
     fn an_outage_a_conflict_and_a_failure_are_told_apart() {
         assert_eq!(by_sqlstate("57P01"), Trouble::Cut);
         assert_eq!(by_sqlstate("57P03"), Trouble::Away);
-        for cut in ["08006", "25P03", "58030", "58P01"] {
+        for cut in ["08006", "25P03", "58030", "58P01", "42501"] {
             assert_eq!(by_sqlstate(cut), Trouble::Cut, "{cut}");
         }
         assert_eq!(by_sqlstate("53100"), Trouble::Away);

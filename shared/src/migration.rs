@@ -3,7 +3,10 @@
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 
-use crate::{database::statement, roles};
+use crate::{
+    database::statement,
+    roles::{self, Deletes},
+};
 
 /// Every migration, in order.
 pub struct Migrator;
@@ -39,15 +42,15 @@ impl MigratorTrait for Migrator {
 /// The advisory lock of whoever migrates: "kyhan" in ASCII, then 2.
 const MIGRATING: i64 = 0x6b_7968_616e_0002;
 
-/// Applies what is to go, one process at a time; the others wait and find nothing to do. How many it applied.
+/// Applies what is to go, one process at a time, and grants; the others wait and find nothing to do. How many it applied.
 ///
 /// # Errors
 /// The database's.
-pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
+pub async fn up(db: &DatabaseConnection, deletes: Deletes) -> Result<usize, DbErr> {
     let turn = turn(db).await?;
     let pending = Migrator::get_pending_migrations(db).await?.len();
     Migrator::up(db, None).await?;
-    roles::grant(db).await?;
+    roles::grant(db, deletes).await?;
     turn.commit().await?;
     Ok(pending)
 }

@@ -69,6 +69,10 @@ pub(crate) const OWNER: &str = "kyhan_owner";
 /// Passwords of some roles.
 pub type Passwords = BTreeMap<Named, Confidential<String>>;
 
+/// Whether workers may delete what is old enough, see `retention.mode`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deletes(pub bool);
+
 /// What [`install`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
@@ -85,7 +89,7 @@ pub struct Installed {
 ///
 /// # Errors
 /// The database's; what was begun is undone, but for roles, which are not this database's alone.
-pub async fn install(db: &DatabaseConnection, passwords: &Passwords) -> Result<Installed, DbErr> {
+pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: Deletes) -> Result<Installed, DbErr> {
     let mut installed = Installed::default();
     for role in Named::ALL {
         if create(db, role).await? {
@@ -102,10 +106,18 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords) -> Result<I
     turn.execute_unprepared(include_str!("roles/own.sql")).await?;
     installed.granted = migration::is_complete(&turn).await?;
     if installed.granted {
-        turn.execute_unprepared(GRANTS).await?;
+        give(&turn, deletes).await?;
     }
     turn.commit().await?;
     Ok(installed)
+}
+
+async fn give(db: &impl ConnectionTrait, Deletes(deletes): Deletes) -> Result<(), DbErr> {
+    db.execute_unprepared(GRANTS).await?;
+    if deletes {
+        db.execute_unprepared(include_str!("roles/deletion.sql")).await?;
+    }
+    Ok(())
 }
 
 const GRANTS: &str = include_str!("roles/grants.sql");
@@ -114,21 +126,28 @@ const GRANTS: &str = include_str!("roles/grants.sql");
 ///
 /// # Errors
 /// The database's.
-pub(crate) async fn grant(db: &impl ConnectionTrait) -> Result<(), DbErr> {
+pub(crate) async fn grant(db: &impl ConnectionTrait, deletes: Deletes) -> Result<(), DbErr> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
                                WHERE pg_class.oid = to_regclass('activity_seals') AND rolname = $1) AS owned";
     let row = db.query_one_raw(statement(sql, [OWNER.into()])).await?;
     if row.is_some_and(|row| row.try_get("", "owned").unwrap_or(false)) {
-        db.execute_unprepared(GRANTS).await?;
+        give(db, deletes).await?;
     }
     Ok(())
 }
 
 /// Creates a role that may do nothing and not log in; whether it was not there before. Somebody else may be creating it right now, in
-/// another database.
+/// another database. One that may do more than a role of ours is refused.
 async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
-    let sql = "SELECT FROM pg_roles WHERE rolname = $1";
-    if db.query_one_raw(statement(sql, [role.name().into()])).await?.is_some() {
+    let sql = "SELECT rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication
+                      OR (rolname <> $2 AND EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)) AS powerful
+                 FROM pg_roles WHERE rolname = $1";
+    if let Some(row) = db.query_one_raw(statement(sql, [role.name().into(), OWNER.into()])).await? {
+        if row.try_get("", "powerful")? {
+            let why =
+                "is a superuser, may pass over row-level security, make roles or databases, replicate, or is a member of others";
+            return Err(DbErr::Custom(format!("the role {role} is there already, and {why}; take that from it first")));
+        }
         return Ok(false);
     }
     match db.execute_unprepared(&format!("CREATE ROLE {role}")).await {

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use crate::{policy::Policy, span::Span, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
+use crate::{policy::Policy, roles::Deletes, span::Span, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
 
 mod policy_table;
 mod reader;
@@ -305,6 +305,12 @@ impl Settings {
     #[must_use]
     pub fn topology(&self) -> Topology {
         Topology::new(&self.naming.prefix, self.naming.shards, &self.naming.ladder, &self.policy)
+    }
+
+    /// Whether workers are to delete what is old enough.
+    #[must_use]
+    pub const fn deletes(&self) -> Deletes {
+        Deletes(self.retention.delete_after.is_some())
     }
 
     /// What the tasks' statements are written from.

@@ -61,14 +61,14 @@ impl Span {
     #[must_use]
     pub fn sql_ago(self, end: &str) -> String {
         match self {
-            Self::Exact(ms) => format!("{end} - interval '{}.{:03} seconds'", ms / 1000, ms % 1000),
+            Self::Exact(ms) => format!("({end} - interval '{}.{:03} seconds')", ms / 1000, ms % 1000),
             Self::Months(months) => Self::sql_months_ago(months, end),
         }
     }
 
     /// Months later it is `end` again, or less.
     fn sql_months_ago(months: u32, end: &str) -> String {
-        format!("({end} AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '{months} months') AT TIME ZONE 'Asia/Ho_Chi_Minh'")
+        format!("(({end} AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '{months} months') AT TIME ZONE 'Asia/Ho_Chi_Minh')")
     }
 
     /// Whether it is never shorter than `other`, whenever either begins.

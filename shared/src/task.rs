@@ -65,6 +65,11 @@ pub trait Task: Send + Sync {
         None
     }
 
+    /// How the subjects' rows are locked: as whoever changes them would.
+    fn lock(&self) -> &'static str {
+        "FOR NO KEY UPDATE"
+    }
+
     /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
     fn locks(&self) -> Vec<String> {
         Vec::new()
@@ -224,7 +229,8 @@ impl Statements {
             // and `ops pause` waits for it.
             lock: format!(
                 "SELECT count(*), {paused} AS paused, {policy} AS policy
-                   FROM (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE) AS locked",
+                   FROM (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id {how}) AS locked",
+                how = task.lock(),
                 paused = pause::scalar(task.kind()),
                 policy = in_force::NUMBER,
                 table = task.table(),

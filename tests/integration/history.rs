@@ -186,7 +186,7 @@ async fn the_way_down_brings_the_foreign_key_back_and_the_way_up_takes_it_again(
         assert!(said.contains("order_status_history_order_id_fkey"), "{said}");
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM pg_proc WHERE proname ~ 'history'").await, 0);
 
-        migration::up(db).await.expect("the way up");
+        migration::up(db, stage.settings().deletes()).await.expect("the way up");
         let said = refused(db, &history_of(Uuid::new_v4())).await;
         assert!(said.contains(NO_ORDER), "{said}");
         assert_eq!(stage.ask::<String>(schema).await, before);

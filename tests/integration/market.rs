@@ -37,7 +37,8 @@ async fn more(stage: &Stage, customer: Uuid, months: i32, orders: i64, goods: i6
 async fn publish(stage: &Stage) {
     let db = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
     loop {
-        let row = db.query_one_raw(statement("SELECT kyhan_publish_statistics(5, 0.5)::text AS month", [])).await.expect("an answer");
+        let row =
+            db.query_one_raw(statement("SELECT kyhan_publish_statistics(5, 0.5)::text AS month", [])).await.expect("an answer");
         if row.expect("a row").try_get::<Option<String>>("", "month").expect("a month").is_none() {
             break;
         }
@@ -120,7 +121,9 @@ async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing()
 async fn no_question_about_what_is_shown_tells_of_one_customer() {
     on_stage(QUICK, async |stage| {
         // Groups of 1 to 9 over bands and months, some dominated.
-        for (months, customers, goods) in [(2, 4, 100_000), (2, 6, 700_000), (3, 5, 100_000), (3, 1, 3_000_000), (4, 9, 12_000_000)] {
+        for (months, customers, goods) in
+            [(2, 4, 100_000), (2, 6, 700_000), (3, 5, 100_000), (3, 1, 3_000_000), (4, 9, 12_000_000)]
+        {
             bought(stage, months, customers, 1, goods).await;
         }
         publish(stage).await;
@@ -129,18 +132,25 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
         let shown: BTreeSet<String> = shown(stage).await.into_iter().collect();
         assert_eq!(shown.len(), 3, "{shown:?}");
         let least: i64 = stage
-            .ask("SELECT min(customers) FROM (SELECT s.month, s.price_band, count(DISTINCT customer_id) AS customers
+            .ask(
+                "SELECT min(customers) FROM (SELECT s.month, s.price_band, count(DISTINCT customer_id) AS customers
                     FROM market_statistics s JOIN orders o
                          ON date_trunc('month', o.created_at AT TIME ZONE 'Asia/Ho_Chi_Minh')::date = s.month
                         AND o.goods_due * s.orders = s.value
-                   GROUP BY s.month, s.price_band) AS groups")
+                   GROUP BY s.month, s.price_band) AS groups",
+            )
             .await;
         assert!(least >= 5, "{least}");
         // A condition that is worked out before the view's own would tell of the rows that it keeps back.
         let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
         let leaky = "SELECT 1 FROM market_statistics WHERE 1 / (customers_of(orders)) > 0";
-        stage.run("CREATE FUNCTION customers_of(orders bigint) RETURNS bigint LANGUAGE plpgsql COST 0.0001 AS $$
-                   BEGIN IF orders < 5 THEN RAISE 'seen: %', orders; END IF; RETURN orders; END $$", []).await;
+        stage
+            .run(
+                "CREATE FUNCTION customers_of(orders bigint) RETURNS bigint LANGUAGE plpgsql COST 0.0001 AS $$
+                   BEGIN IF orders < 5 THEN RAISE 'seen: %', orders; END IF; RETURN orders; END $$",
+                [],
+            )
+            .await;
         stage.run("GRANT EXECUTE ON FUNCTION customers_of(bigint) TO PUBLIC", []).await;
         db.query_all_raw(statement(leaky, [])).await.expect("nothing kept back is seen");
         for table in ["published_statistics", "published_months", "statistics_rule"] {

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What nobody may but those who are named.
-const FORBIDDEN: [(&str, &[Named]); 33] = {
+const FORBIDDEN: [(&str, &[Named]); 38] = {
     use Named::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
@@ -46,15 +46,27 @@ const FORBIDDEN: [(&str, &[Named]); 33] = {
         ("DELETE FROM activity", &[]),
         ("TRUNCATE activity", &[]),
         ("UPDATE activity_seals SET rows = 0", &[]),
-        ("INSERT INTO activity_removals (number) SELECT max(number) FROM activity_seals", &[]),
+        ("INSERT INTO activity_removals (number, recorded_as) SELECT max(number), 1 FROM activity_seals", &[]),
         (
             "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id) VALUES ('2020-01-01', 'system', 'x', 'x', gen_random_uuid())",
             &[Owner],
         ),
         // What is kept: policy point 4.
         ("DELETE FROM orders", &[Owner]),
-        ("UPDATE orders SET hidden_at = now()", &[Worker, Ops, Owner]),
-        ("SELECT kyhan_delete_hidden_orders(now(), 1)", &[Worker, Owner]),
+        ("UPDATE orders SET hidden_at = now()", &[Worker, Ops, Owner]), // and its trigger asks whether it is time
+        // Where nothing is to be deleted.
+        ("SELECT kyhan_delete_hidden_orders(now(), 1)", &[Owner]),
+        ("SELECT kyhan_remove_activity(now(), 1)", &[Owner]),
+        ("SELECT salt FROM activity_seals", &[OrderSystem, Owner]),
+        ("SELECT kyhan_activity_digest(1, 1, gen_random_uuid())", &[Owner]),
+        (
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'order.message_recorded', 'order', gen_random_uuid())",
+            &[Owner],
+        ),
+        (
+            "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at) SELECT id, 'a', 'b', 'c', '2020-01-01' FROM orders",
+            &[OrderSystem, Owner],
+        ),
         ("DELETE FROM order_status_history", &[Owner]),
         // And what is none of their business.
         ("INSERT INTO policies (policy, applied_by, why) VALUES ('{}', 'x', 'x')", &[Ops, Owner]),
@@ -75,8 +87,15 @@ async fn populate(stage: &Stage) {
     stage.in_cart().await;
     stage.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'Bao giờ?')", [order.into()]).await;
     stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [order.into()]).await;
-    stage.run("INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'a', 'b', 'c')", [order.into()]).await;
-    stage.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
+    stage
+        .run(
+            "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'a', 'b', 'c')",
+            [order.into()],
+        )
+        .await;
+    stage
+        .run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()])
+        .await;
     let paid = "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
                 SELECT outside.id, wallet.id, 1000, 'nạp ví', 'paid' FROM accounts outside, accounts wallet
                  WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'";
@@ -181,7 +200,8 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         // What an operator's login may not, it is told.
         let id = EXAMPLE_CUSTOMER.to_string();
         let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
-        let error = ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
+        let error =
+            ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
         let said = error.expect_err("refused").to_string();
         assert!(said.contains("may not read personal data: use one of kyhan_order_system") && !said.contains(&id), "{said}");
         db.close().await.expect("closed");

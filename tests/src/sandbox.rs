@@ -83,13 +83,13 @@ impl Sandbox {
         let settings = Settings::read(Some(&path), env.clone())?;
         env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
         let db = database::connect(&settings.database, Role::Ops).await?;
-        roles::install(&db, &Passwords::new()).await.context("installing the roles")?;
+        roles::install(&db, &Passwords::new(), settings.deletes()).await.context("installing the roles")?;
         for role in Named::ALL {
             let (login, password) = login(&database, role);
             db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
         }
         let owner = roles::connect_as_owner(&as_role(&settings, Named::Owner)?.database).await?;
-        migration::up(&owner).await?;
+        migration::up(&owner, settings.deletes()).await?;
         owner.close().await?;
         Ok(Self { settings, db, env, servers, database })
     }

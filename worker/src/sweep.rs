@@ -190,11 +190,10 @@ async fn sweep(
             return Ok(());
         }
         let asked = Instant::now();
-        let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await?;
-        // A full round leaves the rest to the next.
-        if found.len() < batch_max {
-            view.rests_after(asked.elapsed());
-        }
+        let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await;
+        // Also when it failed, as it does where PostgreSQL takes too long, and when it leaves some to the next.
+        view.rests_after(asked.elapsed());
+        let found = found?;
         return wake(context, broker, task, &found, woken).await;
     }
     let (after, pauses_after) = view.begins(horizon, millis(sweep.lookback_ms));

@@ -67,6 +67,9 @@ pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<
         "{} rows in {} seals are as they were sealed; {} ranges were removed because of their age; {} rows are not sealed yet",
         verified.rows, verified.seals, verified.removed, verified.unsealed
     ));
+    if !verified.anchored {
+        say("not compared with a seal that was noted down earlier: see --seal");
+    }
     if let Some(head) = &verified.head {
         say(&format!("newest seal {head}"));
     }

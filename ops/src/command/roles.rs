@@ -29,7 +29,8 @@ A role may log in once it has a password here, in the environment or in a file (
   KYHAN_ROLES_ORDER_SYSTEM_PASSWORD  kyhan_order_system  the order system, and `ops customer export` and `erase`
   KYHAN_ROLES_OWNER_PASSWORD         kyhan_owner         migrations
 
-Roles without one stay as they are. Logins of your own do as well: GRANT kyhan_worker TO somebody.")]
+In the retention.mode \"delete\" workers may also ask for what is old enough to be deleted; run it again after that has changed. \
+Roles without a password here stay as they are. Logins of your own do as well: GRANT kyhan_worker TO somebody.")]
     Install(Json),
 }
 
@@ -37,7 +38,7 @@ pub async fn roles(command: Roles, settings: &Settings, actor: &Actor) -> anyhow
     let Roles::Install(Json { json }) = command;
     let passwords = passwords()?;
     let db = database::connect(&settings.database, Role::Ops).await?;
-    let installed = roles::install(&db, &passwords).await?;
+    let installed = roles::install(&db, &passwords, settings.deletes()).await?;
     let names = |roles: &[Named]| roles.iter().map(|role| role.name()).collect::<Vec<_>>();
     let (created, logins) = (names(&installed.created), names(&installed.logins));
     if installed.granted {

@@ -44,7 +44,7 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
     let db = roles::connect_as_owner(&settings.database).await?;
     match command {
         Migrate::Up(Json { json }) => {
-            let applied = migration::up(&db).await.context("migrating up")?;
+            let applied = migration::up(&db, settings.deletes()).await.context("migrating up")?;
             if applied > 0 {
                 record(&db, actor, "schema.migrated", json!({ "applied": applied })).await?;
             }

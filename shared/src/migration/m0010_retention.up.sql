@@ -21,35 +21,115 @@ CREATE TABLE records_retention (
 );
 INSERT INTO records_retention DEFAULT VALUES;
 
--- Neither holds what a receipt changes, so receipts stay heap-only.
+-- None of them holds what a receipt changes, so receipts stay heap-only.
 CREATE INDEX orders_online_idx ON orders (created_at) WHERE hidden_at IS NULL;
 CREATE INDEX orders_hidden_idx ON orders (hidden_at) WHERE hidden_at IS NOT NULL;
+-- What belongs to a customer, and to an order.
+CREATE INDEX orders_customer_idx ON orders (customer_id);
+CREATE INDEX cart_items_customer_idx ON cart_items (customer_id);
+CREATE INDEX cart_items_order_idx ON cart_items (order_id) WHERE order_id IS NOT NULL;
 
--- When something was last heard of an order. THE definition of it, for hiding and for deleting; whoever may read this view need not
--- be able to read what it looks at.
-CREATE VIEW order_information AS
-SELECT orders.id,
-       greatest(orders.created_at, orders.updated_at, orders.delivering_since, orders.received_at, orders.out_of_stock_since,
-                orders.parcel_recorded_at, orders.fees_changed_at,
-                (SELECT max(at) FROM order_status_history AS history WHERE history.order_id = orders.id),
-                (SELECT max(at) FROM transfers WHERE transfers.order_id = orders.id),
-                (SELECT max(at) FROM order_messages AS message WHERE message.order_id = orders.id),
-                (SELECT max(at) FROM activity WHERE activity.subject_id = orders.id)) AS newest_at
-  FROM orders;
-
--- Orders about which nothing is left to do: the status is final, no money is outstanding, nobody holds them.
-CREATE VIEW settled_orders AS
-SELECT orders.id, orders.hidden_at
+-- THE definition of how long an order has to be kept, for hiding, deleting and erasing: whether anything is left to do about it, and, if
+-- nothing is, when something was last heard of it. Whoever may read this view need not be able to read what it looks at.
+--
+-- Settled: the status is final, no money is outstanding or held for it, nobody holds it. Of a received order all that is due was paid,
+-- and no more; of one that came to nothing each component was refunded, or what is kept of it is due.
+-- OFFSET keeps each from being worked out more than once a row.
+CREATE VIEW order_retention AS
+SELECT orders.id, orders.created_at AS since, orders.hidden_at, judged.settled, heard.newest_at
   FROM orders
- WHERE (orders.status IN ('received', 'cancelled') OR (orders.status = 'out_of_stock' AND orders.parcel_recorded_at IS NULL))
-   AND NOT orders.on_hold
-   AND NOT EXISTS (SELECT FROM retention_holds WHERE retention_holds.order_id = orders.id)
-   AND NOT EXISTS (SELECT FROM arrears_outstanding WHERE arrears_outstanding.order_id = orders.id)
-   AND NOT (orders.status = 'received' AND EXISTS (
-              SELECT FROM (VALUES ('goods', orders.goods_due), ('shipping', orders.shipping_due), ('service', orders.service_due))
-                          AS part (kind, due)
-                     LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
-               WHERE part.due > coalesce(accounts.balance, 0)));
+       CROSS JOIN LATERAL (
+           SELECT (orders.status IN ('received', 'cancelled')
+                   OR (orders.status = 'out_of_stock' AND orders.parcel_recorded_at IS NULL))
+                  AND NOT orders.on_hold
+                  AND NOT EXISTS (SELECT FROM retention_holds WHERE retention_holds.order_id = orders.id)
+                  AND NOT EXISTS (SELECT FROM arrears_outstanding WHERE arrears_outstanding.order_id = orders.id)
+                  AND NOT EXISTS (
+                      SELECT FROM (VALUES ('goods', orders.goods_due), ('shipping', orders.shipping_due), ('service', orders.service_due))
+                                  AS part (kind, due)
+                             LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
+                       WHERE CASE WHEN orders.status = 'received' THEN part.due <> coalesce(accounts.balance, 0)
+                                  ELSE coalesce(accounts.balance, 0) NOT IN (0, part.due) END) AS settled
+           OFFSET 0) AS judged
+       CROSS JOIN LATERAL (
+           SELECT CASE WHEN judged.settled THEN
+                      greatest(orders.created_at, orders.updated_at, orders.delivering_since, orders.received_at,
+                               orders.out_of_stock_since, orders.parcel_recorded_at, orders.fees_changed_at,
+                               (SELECT max(at) FROM order_status_history AS history WHERE history.order_id = orders.id),
+                               (SELECT max(at) FROM transfers WHERE transfers.order_id = orders.id),
+                               (SELECT max(at) FROM order_messages AS message WHERE message.order_id = orders.id),
+                               (SELECT max(at) FROM activity WHERE activity.subject_id = orders.id)) END AS newest_at
+           OFFSET 0) AS heard;
+
+-- The promise itself, whoever hides: not before six calendar months of Asia/Ho_Chi_Minh after the last news, and not ahead of time.
+CREATE FUNCTION kyhan_orders_are_hidden_in_time() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    IF NEW.hidden_at > now() OR NOT EXISTS (
+           SELECT FROM order_retention AS kept
+            WHERE kept.id = NEW.id AND kept.settled
+              AND (kept.newest_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= NEW.hidden_at) THEN
+        RAISE EXCEPTION 'an order is on line for six months after the last news about it, and while anything about it is open'
+            USING ERRCODE = 'check_violation', TABLE = 'orders', COLUMN = 'hidden_at';
+    END IF;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER orders_are_hidden_in_time BEFORE UPDATE OF hidden_at ON orders FOR EACH ROW
+    WHEN (NEW.hidden_at IS NOT NULL AND NEW.hidden_at IS DISTINCT FROM OLD.hidden_at)
+    EXECUTE FUNCTION kyhan_orders_are_hidden_in_time();
+
+-- News about a hidden order brings it back on line, for six months at least.
+CREATE FUNCTION kyhan_put_on_line(ids uuid[]) RETURNS void LANGUAGE sql SECURITY DEFINER AS $$
+    WITH back AS (
+        UPDATE orders SET hidden_at = NULL WHERE id = ANY (ids) AND hidden_at IS NOT NULL RETURNING id
+    ), recorded AS (
+        INSERT INTO activity (actor_kind, action, subject_kind, subject_id)
+        SELECT 'system', 'order.unhidden', 'order', id FROM back
+    )
+    INSERT INTO outbox (event_type, subject_id) SELECT 'order.recorded', id FROM back
+$$;
+CREATE FUNCTION kyhan_news_of_orders() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    hidden uuid[] := (SELECT array_agg(id) FROM orders WHERE hidden_at IS NOT NULL AND id IN (SELECT order_id FROM added));
+BEGIN
+    IF hidden IS NOT NULL THEN
+        PERFORM kyhan_put_on_line(hidden);
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER messages_are_news AFTER INSERT ON order_messages
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_news_of_orders();
+-- The fleet's own sessions (kyhan.effect) have judged what they write about.
+CREATE TRIGGER transfers_are_news AFTER INSERT ON transfers
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT
+    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION kyhan_news_of_orders();
+CREATE TRIGGER history_is_news AFTER INSERT ON order_status_history
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT
+    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    EXECUTE FUNCTION kyhan_news_of_orders();
+CREATE FUNCTION kyhan_news_of_order() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    PERFORM kyhan_put_on_line(ARRAY[NEW.id]);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER changes_are_news AFTER UPDATE ON orders FOR EACH ROW
+    WHEN (OLD.hidden_at IS NOT NULL AND NEW.hidden_at IS NOT NULL
+          AND (OLD.status, OLD.on_hold, OLD.goods_due, OLD.shipping_due, OLD.service_due, OLD.delivering_since, OLD.received_at,
+               OLD.out_of_stock_since, OLD.parcel_recorded_at, OLD.fees_changed_at)
+              IS DISTINCT FROM
+              (NEW.status, NEW.on_hold, NEW.goods_due, NEW.shipping_due, NEW.service_due, NEW.delivering_since, NEW.received_at,
+               NEW.out_of_stock_since, NEW.parcel_recorded_at, NEW.fees_changed_at))
+    EXECUTE FUNCTION kyhan_news_of_order();
+
+-- Money moved for an order is news about it, also where the transfer does not say which order.
+CREATE FUNCTION kyhan_transfers_name_their_order() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+BEGIN
+    NEW.order_id := (SELECT order_id FROM accounts WHERE id IN (NEW.debit_account, NEW.credit_account) AND order_id IS NOT NULL
+                      ORDER BY id LIMIT 1);
+    RETURN NEW;
+END $$;
+CREATE TRIGGER transfers_name_their_order BEFORE INSERT ON transfers FOR EACH ROW WHEN (NEW.order_id IS NULL)
+    EXECUTE FUNCTION kyhan_transfers_name_their_order();
 
 -- What is on line. Hidden orders stay whole in `orders`.
 CREATE VIEW orders_online AS SELECT * FROM orders WHERE hidden_at IS NULL;
@@ -133,28 +213,31 @@ END $$;
 CREATE TRIGGER order_ids_are_used_once AFTER INSERT ON orders REFERENCING NEW TABLE AS added FOR EACH STATEMENT
     EXECUTE FUNCTION kyhan_order_ids_are_used_once();
 
--- Deletes orders that were hidden before a moment, oldest first, and all that is kept with them: messages, sources, products, history.
--- The ledger stays, and names their ids alone. It judges for itself, whatever it is asked for: settled, not held, and nothing heard
--- of them for six months in Asia/Ho_Chi_Minh. How many it deleted.
+-- Deletes orders that were hidden before a moment, oldest first, and all that is kept with them: messages, sources, products, history,
+-- and what events said of them. The ledger stays, and names their ids alone. It judges for itself, whatever it is asked for: settled,
+-- not held, nothing heard of them and hidden for six months in Asia/Ho_Chi_Minh. How many it deleted.
 CREATE FUNCTION kyhan_delete_hidden_orders(hidden_before timestamptz, most integer) RETURNS bigint
-LANGUAGE plpgsql SECURITY DEFINER AS $$
+LANGUAGE plpgsql STRICT SECURITY DEFINER AS $$
 DECLARE
     six_months_ago timestamptz := (now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh';
+    before timestamptz := least(hidden_before, six_months_ago);
     chosen uuid[];
     owner record;
 BEGIN
     SELECT array_agg(locked.id) INTO chosen
-      FROM (SELECT orders.id FROM orders JOIN settled_orders USING (id) JOIN order_information USING (id)
-             WHERE orders.hidden_at < hidden_before AND newest_at < six_months_ago
-             ORDER BY orders.hidden_at LIMIT most FOR UPDATE OF orders SKIP LOCKED) AS locked;
+      FROM (SELECT orders.id FROM orders JOIN order_retention AS kept ON kept.id = orders.id
+             WHERE orders.hidden_at < before AND kept.settled AND kept.newest_at < six_months_ago
+             ORDER BY orders.hidden_at LIMIT least(most, 1000) FOR UPDATE OF orders SKIP LOCKED) AS locked;
     -- Once more, as they are now that they are locked.
-    SELECT array_agg(id) INTO chosen
-      FROM settled_orders JOIN order_information USING (id)
-     WHERE id = ANY (chosen) AND settled_orders.hidden_at < $1 AND newest_at < six_months_ago;
+    SELECT array_agg(kept.id) INTO chosen
+      FROM order_retention AS kept
+     WHERE kept.id = ANY (chosen) AND kept.hidden_at < before AND kept.settled AND kept.newest_at < six_months_ago;
     IF chosen IS NULL THEN
         RETURN 0;
     END IF;
     INSERT INTO deleted_orders (id) SELECT unnest(chosen);
+    UPDATE outbox SET data = NULL WHERE subject_id = ANY (chosen) AND data IS NOT NULL;
+    UPDATE set_aside SET data = NULL WHERE subject_id = ANY (chosen) AND data IS NOT NULL;
     DELETE FROM order_messages WHERE order_id = ANY (chosen);
     DELETE FROM cart_items WHERE order_id = ANY (chosen);
     -- Sources are readable, and so deletable, only in the owning customer's name, for this function too.
@@ -187,7 +270,8 @@ ALTER FUNCTION kyhan_keep_balances() SECURITY DEFINER;
 
 REVOKE EXECUTE ON FUNCTION
     kyhan_ledger_has_its_orders(), kyhan_order_has_no_ledger(), kyhan_order_ids_are_used_once(), kyhan_keep_balances(),
-    kyhan_delete_hidden_orders(timestamptz, integer), kyhan_retry_set_aside(boolean, bigint[]) FROM PUBLIC;
+    kyhan_orders_are_hidden_in_time(), kyhan_put_on_line(uuid[]), kyhan_news_of_orders(), kyhan_news_of_order(),
+    kyhan_transfers_name_their_order(), kyhan_delete_hidden_orders(timestamptz, integer), kyhan_retry_set_aside(boolean, bigint[]) FROM PUBLIC;
 -- They look up their tables in the schema where these are now, whatever the session's search_path is.
 DO $$
 DECLARE
@@ -197,6 +281,8 @@ DECLARE
 BEGIN
     FOREACH signature IN ARRAY ARRAY[
         'kyhan_ledger_has_its_orders()', 'kyhan_order_has_no_ledger()', 'kyhan_order_ids_are_used_once()', 'kyhan_keep_balances()',
+        'kyhan_orders_are_hidden_in_time()', 'kyhan_put_on_line(uuid[])', 'kyhan_news_of_orders()', 'kyhan_news_of_order()',
+        'kyhan_transfers_name_their_order()',
         'kyhan_delete_hidden_orders(timestamptz, integer)', 'kyhan_retry_set_aside(boolean, bigint[])'] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', signature, place);
     END LOOP;

@@ -9,4 +9,4 @@ DROP FUNCTION kyhan_seal_activity(bigint, integer);
 DROP VIEW activity_kept;
 DROP TABLE activity_removals, activity_seals;
 DROP FUNCTION kyhan_removals_are_old();
-DROP FUNCTION kyhan_seal_hash(bytea, bigint, bigint, bigint, bigint, bytea, timestamptz), kyhan_activity_digest(bigint, bigint);
+DROP FUNCTION kyhan_seal_hash(bytea, bigint, bigint, bigint, bigint, bytea, timestamptz), kyhan_seal_holds(bigint), kyhan_activity_digest(bigint, bigint, uuid);

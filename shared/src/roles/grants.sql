@@ -10,7 +10,7 @@
 -- PostgreSQL asks whoever locks a row (FOR UPDATE, FOR NO KEY UPDATE) for the right to change some column of it. Where that is all the
 -- right is for, it says so.
 
--- Whatever the owner has in this schema is taken from everybody else first.
+-- Whatever the owner has in this schema is taken from these roles first, and what runs with its rights from everybody.
 DO $$
 DECLARE
     ours record;
@@ -20,18 +20,23 @@ BEGIN
                    AND relowner = 'kyhan_owner'::regrole LOOP
         EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC, kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system', ours.name);
     END LOOP;
-    FOR ours IN SELECT oid::regprocedure AS name FROM pg_proc
-                 WHERE pronamespace = current_schema()::regnamespace AND prosecdef AND proowner = 'kyhan_owner'::regrole LOOP
-        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM PUBLIC, kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system', ours.name);
+    FOR ours IN SELECT pg_proc.oid::regprocedure AS name,
+                       string_agg(DISTINCT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END, ', ') AS others
+                  FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS acl
+                 WHERE pronamespace = current_schema()::regnamespace AND prosecdef AND proowner = 'kyhan_owner'::regrole
+                   AND acl.grantee <> proowner
+                 GROUP BY pg_proc.oid LOOP
+        EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', ours.name, ours.others);
     END LOOP;
 END $$;
 
 -- Whether the schema is there, which policy is in force, what is paused.
-GRANT SELECT ON seaql_migrations, policies TO kyhan_producer, kyhan_worker, kyhan_ops;
+GRANT SELECT ON seaql_migrations TO kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system;
+GRANT SELECT ON policies TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT SELECT ON pauses TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT INSERT ON rungs TO kyhan_producer, kyhan_worker, kyhan_ops;
 
--- The relay. It moves an event's data from one table to the other, and reads none of it.
+-- The relay. It moves an event's data from one table to the other within the database, which takes the right to read it.
 GRANT SELECT, DELETE ON outbox TO kyhan_producer;
 GRANT UPDATE (occurred_at) ON outbox TO kyhan_producer; -- to lock
 GRANT INSERT ON set_aside TO kyhan_producer;
@@ -43,7 +48,7 @@ GRANT SELECT (id, code, customer_id, status, delivering_since, received_at, out_
               shipping_due, service_due, fees_changed_at, on_hold, hidden_at, created_at, updated_at)
    ON orders TO kyhan_worker, kyhan_ops;
 GRANT UPDATE (status, received_at, out_of_stock_since, hidden_at, updated_at) ON orders TO kyhan_worker, kyhan_ops;
-GRANT SELECT, INSERT ON order_status_history TO kyhan_worker, kyhan_ops;
+GRANT SELECT, INSERT (order_id, from_status, to_status, reason, wakeup_id) ON order_status_history TO kyhan_worker, kyhan_ops;
 GRANT SELECT (id, customer_id, quantity, added_at, order_id), DELETE ON cart_items TO kyhan_worker, kyhan_ops;
 GRANT UPDATE (added_at) ON cart_items TO kyhan_worker, kyhan_ops; -- to lock
 GRANT SELECT, INSERT (kind, customer_id, order_id) ON accounts TO kyhan_worker, kyhan_ops;
@@ -52,7 +57,7 @@ GRANT SELECT, INSERT (debit_account, credit_account, amount, reason, order_id, i
    TO kyhan_worker, kyhan_ops;
 GRANT SELECT, INSERT, UPDATE, DELETE ON arrears_outstanding TO kyhan_worker, kyhan_ops;
 GRANT INSERT (event_type, subject_id, occurred_at) ON outbox TO kyhan_worker, kyhan_ops;
-GRANT SELECT ON order_information, settled_orders TO kyhan_worker, kyhan_ops;
+GRANT SELECT ON order_retention TO kyhan_worker, kyhan_ops;
 
 -- The record: when it was is the database's to say, and nobody changes it.
 GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity TO kyhan_worker, kyhan_ops;
@@ -62,8 +67,7 @@ GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity 
 GRANT SELECT, INSERT, UPDATE, DELETE ON swept, canaries, dead_letters TO kyhan_worker;
 GRANT SELECT ON records_retention TO kyhan_worker;
 GRANT UPDATE (hidden_before) ON records_retention TO kyhan_worker;
-GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric),
-    kyhan_delete_hidden_orders(timestamptz, integer), kyhan_remove_activity(timestamptz, integer) TO kyhan_worker;
+GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric) TO kyhan_worker;
 
 -- Operators.
 GRANT SELECT, INSERT, UPDATE ON dead_letters, replay_plans, replay_plan_letters, rebuilds TO kyhan_ops;
@@ -74,9 +78,12 @@ GRANT INSERT (policy, applied_by, why) ON policies TO kyhan_ops;
 GRANT UPDATE (scheduled_to, scheduled_at, went_on_at) ON policies TO kyhan_ops;
 GRANT SELECT (id, event_id, event_type, subject_id, occurred_at) ON outbox TO kyhan_ops;
 GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, reason, set_aside_at) ON set_aside TO kyhan_ops;
-GRANT EXECUTE ON FUNCTION kyhan_retry_set_aside(boolean, bigint[]), kyhan_activity_digest(bigint, bigint), kyhan_messages_altered()
-   TO kyhan_ops;
-GRANT SELECT ON activity_operations, activity_kept, activity_seals, activity_removals, customers_masked, market_statistics, deleted_orders TO kyhan_ops;
+GRANT EXECUTE ON FUNCTION kyhan_retry_set_aside(boolean, bigint[]) TO kyhan_ops;
+GRANT EXECUTE ON FUNCTION kyhan_seal_holds(bigint), kyhan_messages_altered() TO kyhan_ops, kyhan_order_system;
+GRANT SELECT (number, first_id, last_id, rows, digest, sealed_at, hash) ON activity_seals TO kyhan_ops;
+GRANT SELECT ON activity_seals TO kyhan_order_system;
+GRANT SELECT ON activity_removals, activity_operations TO kyhan_ops, kyhan_order_system;
+GRANT SELECT ON activity_kept, customers_masked, market_statistics, deleted_orders TO kyhan_ops;
 
 -- The order system. It hides, deletes and undoes nothing that the policy keeps.
 GRANT SELECT, INSERT ON customers TO kyhan_order_system;
@@ -96,7 +103,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system;
 GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;
 GRANT UPDATE (kind) ON accounts TO kyhan_order_system; -- to lock: a trigger refuses any change
 GRANT SELECT, INSERT ON transfers TO kyhan_order_system;
-GRANT SELECT ON arrears_outstanding, retention_holds, settled_orders TO kyhan_order_system;
+GRANT SELECT ON arrears_outstanding, retention_holds, order_retention TO kyhan_order_system;
 GRANT SELECT, INSERT (event_type, subject_id, occurred_at, data), UPDATE (data) ON outbox TO kyhan_order_system;
 GRANT SELECT, UPDATE (data) ON set_aside TO kyhan_order_system;
 GRANT SELECT (id, state, kind, subject_id, reason, last_failed_at) ON dead_letters TO kyhan_order_system;

@@ -36,11 +36,8 @@ impl Task for HideOrder {
     }
 
     fn candidates(&self) -> &'static str {
-        r#"SELECT orders.id, orders.created_at AS since,
-                  CASE WHEN settled.id IS NULL THEN now() ELSE information.newest_at END AS "order.recorded"
-             FROM orders JOIN order_information AS information ON information.id = orders.id
-                  LEFT JOIN settled_orders AS settled ON settled.id = orders.id
-            WHERE orders.hidden_at IS NULL"#
+        r#"SELECT id, since, CASE WHEN settled THEN newest_at ELSE now() END AS "order.recorded"
+             FROM order_retention WHERE hidden_at IS NULL"#
     }
 
     /// «Tối thiểu 06 tháng»: policy point 4.
@@ -50,6 +47,11 @@ impl Task for HideOrder {
 
     fn not_before(&self) -> Option<&'static str> {
         Some("since")
+    }
+
+    /// Whoever is writing something about an order holds it by a foreign key's lock, and this waits for them.
+    fn lock(&self) -> &'static str {
+        "FOR UPDATE"
     }
 
     fn effect(&self, _: &Terms<'_>) -> String {

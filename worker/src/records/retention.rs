@@ -10,7 +10,7 @@ use crate::lane::Context;
 
 /// Orders that one transaction deletes, and ranges of activity that one removes.
 const ORDERS: i32 = 200;
-const RANGES: i32 = 1;
+const RANGES: i32 = 5;
 /// How long a round goes on deleting; the next one goes on.
 const DELETING_MAX: Duration = Duration::from_secs(10);
 /// How long PostgreSQL may take for one statement, should it not give up by itself.
@@ -30,15 +30,15 @@ pub(super) async fn round(context: &Context) -> Result<(), DbErr> {
     if gone > 0 {
         tracing::info!(gone, %delete_after, "orders hidden long ago were deleted");
     }
-    let activity = format!("SELECT kyhan_remove_activity({}, $1) AS gone", delete_after.sql_ago(&format!("({ago})")));
+    let activity = format!("SELECT kyhan_remove_activity({}, $1) AS gone", delete_after.sql_ago(&ago));
     let gone = delete(context, &activity, RANGES).await?;
     if gone > 0 {
-        tracing::info!(gone, %delete_after, "rows of activity sealed long ago were removed with their ranges");
+        tracing::info!(gone, %delete_after, "ranges of activity sealed long ago were removed");
     }
     Ok(())
 }
 
-/// Deletes, `most` at a time, until nothing is left or the round has taken its time; how many rows.
+/// Deletes, `most` at a time, until nothing is left or the round has taken its time; how many.
 async fn delete(context: &Context, sql: &str, most: i32) -> Result<i64, DbErr> {
     let (began, mut all) = (Instant::now(), 0);
     while began.elapsed() < DELETING_MAX {

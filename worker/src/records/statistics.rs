@@ -17,27 +17,27 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
 pub(super) struct Publisher {
-    /// When there was nothing left to publish.
-    done: Option<Instant>,
+    /// When it was looked last and there was nothing left to publish, or it failed.
+    looked: Option<Instant>,
 }
 
 impl Publisher {
     pub(super) async fn round(&mut self, context: &Context) -> Result<(), DbErr> {
-        if self.done.is_some_and(|done| done.elapsed() < EVERY) {
+        if self.looked.is_some_and(|looked| looked.elapsed() < EVERY) {
             return Ok(());
         }
+        self.looked = Some(Instant::now());
         let rule = context.settings.statistics;
         let sql = "SELECT kyhan_publish_statistics($1, $2::integer / 100.0)::text AS month";
         for _ in 0..MONTHS_MAX {
             let values = [i32::from(rule.min_customers).into(), i32::from(rule.max_share_percent).into()];
             let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, values))).await?;
             let row = row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?;
-            let Some(month) = row.try_get::<Option<String>>("", "month")? else {
-                self.done = Some(Instant::now());
-                break;
-            };
+            let Some(month) = row.try_get::<Option<String>>("", "month")? else { return Ok(()) };
             tracing::info!(month, "a month of market statistics is published");
         }
+        // There may be more.
+        self.looked = None;
         Ok(())
     }
 }

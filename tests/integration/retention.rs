@@ -1,0 +1,415 @@
+//! Retention (policy point 4): hidden after six calendar months of Asia/Ho_Chi_Minh without news and not a second earlier; whole until it
+//! is deleted, where that is wanted; and whoever holds an order keeps it.
+
+use std::time::Duration;
+
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use shared::{database::statement, due, roles::Named, task::EXAMPLE_CUSTOMER, tasks};
+use tests::sandbox::{always, eventually};
+use uuid::Uuid;
+
+use crate::{
+    letters::{json, ops},
+    stage::{QUICK, SOON, Stage, every_kind, on_stage},
+};
+
+/// An order that was received, and of which nothing was heard since a moment (SQL).
+async fn heard_of(stage: &Stage, moment: &str) -> Uuid {
+    let id = Uuid::new_v4();
+    let sql = format!(
+        "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, created_at, updated_at)
+         SELECT $1, 'BG-' || $1::text, $2, 'received', ago, ago, ago, ago FROM (SELECT {moment} AS ago) AS moment"
+    );
+    stage.run(&sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
+    id
+}
+
+/// What somebody does who may do everything: triggers do not keep it from being as a test wants it.
+async fn as_superuser(stage: &Stage, sql: &str) {
+    let tx = stage.sandbox.db.begin().await.expect("a transaction");
+    for sql in ["SET LOCAL session_replication_role = replica", sql] {
+        tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    }
+    tx.commit().await.expect("a commit");
+}
+
+/// What the leaders of this file see to: all of it, ten times a second.
+fn kept(more: &str) -> String {
+    every_kind(&QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = 100\n    {more}")))
+}
+
+/// Puts a clock before the workers of a stage: their statements ask `clock.now()`, which says what `clock.at` holds.
+async fn clock(stage: &Stage) {
+    for sql in [
+        "CREATE SCHEMA clock",
+        "CREATE TABLE clock.at (now timestamptz)",
+        "INSERT INTO clock.at VALUES (NULL)",
+        "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT now FROM clock.at'",
+        "GRANT USAGE ON SCHEMA clock TO kyhan_worker",
+    ] {
+        stage.run(sql, []).await;
+    }
+    let login = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+    let row = login.query_one_raw(statement("SELECT session_user::text AS login", [])).await.expect("asked").expect("a row");
+    let worker: String = row.try_get("", "login").expect("a name");
+    login.close().await.expect("closed");
+    stage.run(&format!("ALTER ROLE {worker} SET search_path = clock, public, pg_catalog"), []).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_second_earlier() {
+    // Moments of Asia/Ho_Chi_Minh, and when six months are over there: ends of months, leap years, midnights, a year's end.
+    const CASES: [(&str, &str); 10] = [
+        ("2022-08-31 10:00:00+07", "2023-02-28 10:00:00+07"),
+        ("2022-08-29 00:00:00+07", "2023-02-28 00:00:00+07"),
+        ("2023-08-31 10:00:00+07", "2024-02-29 10:00:00+07"),
+        ("2024-02-29 23:59:59+07", "2024-08-29 23:59:59+07"),
+        ("2023-02-28 12:00:00+07", "2023-08-28 12:00:00+07"),
+        ("2024-12-31 23:59:59+07", "2025-06-30 23:59:59+07"),
+        ("2025-03-31 00:00:00+07", "2025-09-30 00:00:00+07"),
+        // Late in the evening of the 30th in UTC it is the 31st there; and early on the 1st there still the 31st in UTC.
+        ("2025-08-30 18:00:00+00", "2026-02-27 18:00:00+00"),
+        ("2025-10-31 17:00:00+00", "2026-04-30 17:00:00+00"),
+        ("2025-06-15 08:30:15.123456+07", "2025-12-15 08:30:15.123456+07"),
+    ];
+    on_stage(&every_kind(QUICK), async |stage| {
+        clock(stage).await;
+        let hidden = "SELECT count(*) > 0 FROM orders WHERE hidden_at IS NOT NULL";
+        for (news, end) in CASES {
+            let order = heard_of(stage, &format!("timestamptz '{news}'")).await;
+            // A second, and then a microsecond, before the end.
+            for early in ["1 second", "1 microsecond"] {
+                stage.run(&format!("UPDATE clock.at SET now = timestamptz '{end}' - interval '{early}'"), []).await;
+                let worker = stage.worker();
+                stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+                eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+                assert!(worker.stop().await.postponed > 0, "{news}, {early} before {end}");
+                assert!(!stage.ask::<bool>(hidden).await, "{news}, {early} before {end}");
+            }
+            stage.run(&format!("UPDATE clock.at SET now = timestamptz '{end}'"), []).await;
+            let worker = stage.worker();
+            stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+            stage.until(&format!("SELECT hidden_at IS NOT DISTINCT FROM '{end}' FROM orders WHERE id = '{order}'")).await;
+            worker.stop().await;
+            stage.run("DELETE FROM orders", []).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_is_heard_of_an_order_counts_anew() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let task = tasks::find("hide-order").expect("the kind");
+        let due = due::query(task, &stage.settings().policy);
+        let order = heard_of(stage, "now() - interval '2 years'").await;
+        let overdue = format!("SELECT due_at <= now() FROM {due} AS due");
+        assert!(stage.ask::<bool>(&overdue).await);
+        let transfer = "WITH made AS (
+                INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('outside', NULL) RETURNING id, kind)
+            INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+            SELECT outside.id, goods.id, 1, 'trả', $1, 'x' FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
+        for news in [
+            "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'delivering', 'received', 'x')",
+            transfer,
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'order.looked_at', 'order', $1)",
+            "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'x')",
+            "UPDATE orders SET updated_at = now() WHERE id = $1",
+            "UPDATE orders SET fees_changed_at = now() WHERE id = $1",
+        ] {
+            let tx = stage.sandbox.db.begin().await.expect("a transaction");
+            // It is one statement for one piece of news.
+            let sql = news.replace("$1", &format!("'{order}'"));
+            tx.execute_unprepared("SET LOCAL session_replication_role = origin").await.expect("set");
+            tx.execute_unprepared(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+            let row = tx.query_one_raw(statement(&overdue, [])).await.expect("asked").expect("a row");
+            assert!(!row.try_get_by_index::<bool>(0).expect("a boolean"), "{news}");
+            tx.rollback().await.expect("rolled back");
+        }
+        assert!(stage.ask::<bool>(&overdue).await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_settled() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let order = heard_of(stage, "now() - interval '2 years'").await;
+        let short = "UPDATE orders SET goods_due = 1000 WHERE id = $1";
+        let outstanding = "INSERT INTO arrears_outstanding VALUES ($1, 5, now())";
+        let held = "INSERT INTO retention_holds (order_id, held_by, why) VALUES ($1, 'lan', 'kiện')";
+        for (opens, closes) in [
+            ("UPDATE orders SET status = 'in_transit' WHERE id = $1", "UPDATE orders SET status = 'received' WHERE id = $1"),
+            ("UPDATE orders SET status = 'delivering' WHERE id = $1", "UPDATE orders SET status = 'cancelled' WHERE id = $1"),
+            (
+                "UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, parcel_recorded_at = received_at WHERE id = $1",
+                "UPDATE orders SET status = 'received', parcel_recorded_at = NULL WHERE id = $1",
+            ),
+            (short, "UPDATE orders SET goods_due = 0 WHERE id = $1"),
+            // Paid too much, and, cancelled, not paid back.
+            ("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 7)", "UPDATE orders SET status = 'cancelled' WHERE id = $1"),
+            ("UPDATE orders SET goods_due = 6 WHERE id = $1", "UPDATE orders SET goods_due = 7 WHERE id = $1"),
+            ("UPDATE orders SET on_hold = true WHERE id = $1", "UPDATE orders SET on_hold = false WHERE id = $1"),
+            (outstanding, "DELETE FROM arrears_outstanding WHERE order_id = $1"),
+            (held, "DELETE FROM retention_holds WHERE order_id = $1"),
+        ] {
+            stage.run(opens, [order.into()]).await;
+            let worker = stage.worker();
+            stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+            eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+            let totals = worker.stop().await;
+            assert!(totals.postponed > 0 && totals.applied == 0, "{opens}: {totals:?}");
+            assert!(stage.ask::<bool>("SELECT hidden_at IS NULL FROM orders").await, "{opens}");
+            stage.run(closes, [order.into()]).await;
+        }
+        // Truly out of stock is final.
+        stage.run("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at WHERE id = $1", [order.into()]).await;
+        let worker = stage.worker();
+        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+        stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hidden_order_leaves_the_views_and_stays_whole_and_comes_back_with_a_reason() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let order = heard_of(stage, "now() - interval '2 years'").await;
+        let whole = "SELECT (to_jsonb(orders) - 'hidden_at')::text FROM orders";
+        let before: String = stage.ask(whole).await;
+        let online = "SELECT count(*) FROM orders_online";
+        assert_eq!(stage.ask::<i64>(online).await, 1);
+        let worker = stage.worker();
+        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+        stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
+        worker.stop().await;
+        assert_eq!((stage.ask::<i64>(online).await, stage.ask::<String>(whole).await), (0, before));
+
+        let id = order.to_string();
+        let back = json(stage, &["--as", "lan", "retention", "unhide", &id, "--why", "khách hỏi", "--json"]).await;
+        assert_eq!(back["changed"], true);
+        assert_eq!(stage.ask::<i64>(online).await, 1);
+        let recorded = "SELECT detail ->> 'by' || ' ' || (detail ->> 'why') || ' ' || (detail ->> 'login' LIKE 'kyhan%\\_ops') FROM activity WHERE action = 'order.unhidden'";
+        assert_eq!(stage.ask::<String>(recorded).await, "lan khách hỏi true");
+        // It has its wake-up again, and six months; once is enough.
+        assert_eq!(stage.ask::<String>("SELECT event_type FROM outbox").await, "order.recorded");
+        let again = json(stage, &["retention", "unhide", &id, "--why", "again", "--json"]).await;
+        assert_eq!(again["changed"], false);
+        let worker = stage.worker();
+        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        assert!(worker.stop().await.postponed > 0);
+        let off = json(stage, &["audit", "--json"]).await["records"].to_string();
+        assert!(!off.contains("\"verdict\":\"off\""), "{off}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hold_keeps_an_order_and_is_placed_listed_and_released_once_with_who_and_why() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let order = heard_of(stage, "now() - interval '2 years'").await;
+        let code = format!("BG-{order}");
+        let held = ops(stage, &["--as", "lan", "retention", "hold", &code, "--why", "khiếu nại"]).await;
+        assert!(held.code == 0 && held.out.contains("is held: it stays as it is"), "{held:?}");
+        let twice = ops(stage, &["--as", "minh", "retention", "hold", &order.to_string(), "--why", "x"]).await;
+        assert!(twice.code == 0 && twice.out.contains("by lan: khiếu nại; nothing was changed"), "{twice:?}");
+        let list = json(stage, &["retention", "list", "--json"]).await;
+        assert_eq!((list["holds"][0]["code"].as_str(), list["holds"].as_array().map(Vec::len)), (Some(code.as_str()), Some(1)));
+        let worker = stage.worker();
+        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
+        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        assert_eq!(worker.stop().await.applied, 0);
+        for (by, said) in [("lan", "is released; it was held since"), ("minh", "is not held; nothing was changed")] {
+            let released = ops(stage, &["--as", by, "retention", "release", &code, "--why", "xong"]).await;
+            assert!(released.code == 0 && released.out.contains(said), "{released:?}");
+        }
+        let recorded =
+            "SELECT string_agg(action || ' ' || (detail ->> 'by'), ', ' ORDER BY id) FROM activity WHERE subject_kind = 'order'";
+        assert_eq!(stage.ask::<String>(recorded).await, "order.held lan, order.released lan");
+        let unknown = ops(stage, &["retention", "hold", "BG-none", "--why", "x"]).await;
+        assert!(unknown.code == 1 && unknown.err.contains("no order has the code or id \"BG-none\""), "{unknown:?}");
+        assert_eq!(ops(stage, &["retention", "hold", &code]).await.code, 2, "without a reason");
+    })
+    .await;
+}
+
+/// Everything that is kept with an order, and a ledger about it.
+async fn furnish(stage: &Stage, order: Uuid) {
+    for sql in [
+        "INSERT INTO order_messages (id, order_id, author, body, at) VALUES (gen_random_uuid(), $1, 'khách', 'x', now() - interval '2 years')",
+        "INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)",
+        "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at) VALUES ($1, 'a', 'b', 'c', now() - interval '2 years')",
+    ] {
+        stage.run(sql, [order.into()]).await;
+    }
+    let item = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
+                VALUES (gen_random_uuid(), $2, 'taobao/1', 'Áo', 1, now() - interval '2 years', $1)";
+    stage.run(item, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
+    let paid = "WITH made AS (
+            INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1) RETURNING id, kind),
+            due AS (UPDATE orders SET goods_due = 1000 WHERE id = $1)
+        INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
+        SELECT outside.id, goods.id, 1000, 'trả', $1, 'paid:' || $1, now() - interval '2 years'
+          FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
+    stage.run(paid, [order.into()]).await;
+    // What the messages' trigger recorded is as old as they are.
+    as_superuser(stage, "UPDATE activity SET at = at - interval '2 years'").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_ledger_stays() {
+    on_stage(&format!("{}\n    [retention]\n    mode = \"delete\"", kept("")), async |stage| {
+        let long_ago = "now() - interval '2 years'";
+        let goes = heard_of(stage, long_ago).await;
+        let kept_ones = [
+            "UPDATE orders SET hidden_at = now() - interval '5 months' WHERE id = '{order}'",
+            "INSERT INTO retention_holds (order_id, held_by, why) VALUES ('{order}', 'lan', 'kiện')",
+            "UPDATE orders SET on_hold = true WHERE id = '{order}'",
+            "UPDATE orders SET goods_due = 5 WHERE id = '{order}'",
+            // News since it was hidden.
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'order', '{order}')",
+        ];
+        furnish(stage, goes).await;
+        let mut orders = vec![goes];
+        for _ in kept_ones {
+            orders.push(heard_of(stage, long_ago).await);
+        }
+        as_superuser(stage, "UPDATE orders SET hidden_at = now() - interval '7 months'").await;
+        for (order, keeps) in orders[1..].iter().zip(kept_ones) {
+            as_superuser(stage, &keeps.replace("{order}", &order.to_string())).await;
+        }
+        stage.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
+        let worker = stage.worker();
+        stage.until("SELECT count(*) = 1 FROM deleted_orders").await;
+        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 5);
+        always("the others stay", Duration::from_millis(800), only_that).await;
+        worker.stop().await;
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
+        let left = format!(
+            "SELECT (SELECT count(*) FROM order_messages WHERE order_id = '{goes}') + (SELECT count(*) FROM order_sources WHERE order_id = '{goes}')
+                    + (SELECT count(*) FROM cart_items WHERE order_id = '{goes}') + (SELECT count(*) FROM order_status_history WHERE order_id = '{goes}')"
+        );
+        assert_eq!(stage.ask::<i64>(&left).await, 0);
+        let ledger = format!("SELECT count(*) FROM transfers JOIN accounts ON accounts.id = credit_account WHERE accounts.order_id = '{goes}' AND transfers.order_id = '{goes}' AND balance = 1000");
+        assert_eq!(stage.ask::<i64>(&ledger).await, 1);
+        assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
+        // The test hid the others itself, of which nothing is on record; everything else agrees.
+        let audit = ops(stage, &["audit", "--json"]).await.out;
+        let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
+        let counted = ["ledger", "records"].iter().flat_map(|part| audit[part].as_array().expect("counts"));
+        let off: Vec<_> = counted.filter(|counted| counted["verdict"] == "off").map(|counted| counted["check"].to_string()).collect();
+        assert_eq!(off, ["\"hidden orders whose activity does not say so\""]);
+        assert_eq!(json(stage, &["activity", "verify", "--json"]).await["faults"], serde_json::json!([]));
+        // Its id is not used again, and nobody gets an order away whose money is in the ledger.
+        for (sql, why) in [
+            (format!("INSERT INTO orders (id, code, customer_id, status) VALUES ('{goes}', 'x', '{EXAMPLE_CUSTOMER}', 'received')"), "ids are used once"),
+            (format!("INSERT INTO accounts (kind, order_id) VALUES ('shipping', '{goes}')"), "names an order that does not exist"),
+        ] {
+            let refused = stage.sandbox.db.execute_unprepared(&sql).await.expect_err("refused").to_string();
+            assert!(refused.contains(why), "{refused}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hiding_is_the_default_and_deletes_nothing() {
+    on_stage(&kept(""), async |stage| {
+        heard_of(stage, "now() - interval '5 years'").await;
+        let worker = stage.worker();
+        // Found by the sweep: nobody had woken it.
+        stage.until("SELECT count(*) = 1 FROM orders WHERE hidden_at IS NOT NULL").await;
+        as_superuser(stage, "UPDATE orders SET hidden_at = now() - interval '4 years'").await;
+        always("it stays", Duration::from_millis(800), async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 1))
+            .await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_line() {
+    on_stage(&kept(""), async |stage| {
+        let (hidden, online) = (heard_of(stage, "now() - interval '3 years'").await, heard_of(stage, "now()").await);
+        as_superuser(stage, &format!("UPDATE orders SET hidden_at = now() - interval '2 years' WHERE id = '{hidden}'")).await;
+        stage.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
+        for (name, order, age) in [
+            ("hidden old", Some(hidden), "7 months"),
+            ("hidden young", Some(hidden), "1 day"),
+            ("online old", Some(online), "7 months"),
+            ("wallet old", None, "7 months"),
+            ("wallet young", None, "5 months"),
+        ] {
+            // As they were before it was hidden: news would bring it back.
+            let named = order.map_or("NULL".to_owned(), |order| format!("'{order}'"));
+            let sql = format!(
+                "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
+                 SELECT outside.id, wallet.id, 1, 'x', {named}, '{name}', now() - interval '{age}' FROM accounts outside, accounts wallet
+                  WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'"
+            );
+            as_superuser(stage, &sql).await;
+            let sql = "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id)
+                       VALUES (now() - $3::text::interval, 'staff', $1, 'x', coalesce($2, gen_random_uuid()))";
+            stage.run(sql, [name.into(), order.into(), age.into()]).await;
+        }
+        let worker = stage.worker();
+        stage.until("SELECT hidden_before > now() - interval '7 months' FROM records_retention").await;
+        worker.stop().await;
+        let kept = "hidden young,online old,wallet young";
+        assert_eq!(stage.ask::<String>("SELECT string_agg(idempotency_key, ',' ORDER BY 1) FROM (SELECT idempotency_key FROM transfers_online ORDER BY 1) AS t").await, kept);
+        assert_eq!(stage.ask::<String>("SELECT string_agg(action, ',') FROM (SELECT action FROM activity_online WHERE actor_kind = 'staff' ORDER BY 1) AS a").await, kept);
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM transfers").await, 5, "nothing is gone");
+        // Never early: six months before is not later than six calendar months allow.
+        assert!(stage.ask::<bool>("SELECT (hidden_before AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= now() FROM records_retention").await);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let (old, young) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '5 months'").await);
+        let worker = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+        let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
+        for (order, at) in [(young, "now()"), (young, "now() + interval '1 year'"), (old, "now() + interval '1 second'"), (old, "now() - interval '11 months'")] {
+            let refused = hide(order, at).await.expect_err("refused").to_string();
+            assert!(refused.contains("six months after the last news"), "{refused}");
+        }
+        let order_system = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let account = "INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1)";
+        stage.run(account, [old.into()]).await;
+        for (news, back_again) in [
+            (format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')"), "DELETE FROM order_messages"),
+            (format!("INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ('{old}', 'a', 'b', 'c')"), "DELETE FROM order_status_history"),
+            (
+                // Nobody says which order, and its account does.
+                "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
+                 SELECT a.id, b.id, 1, 'x', gen_random_uuid() FROM accounts a, accounts b WHERE a.kind = 'outside' AND b.kind = 'goods'".to_owned(),
+                "DELETE FROM transfers; UPDATE accounts SET balance = 0",
+            ),
+            (format!("UPDATE orders SET on_hold = true WHERE id = '{old}'"), "UPDATE orders SET on_hold = false"),
+        ] {
+            hide(old, "now()").await.expect("hidden");
+            order_system.execute_unprepared(&news).await.unwrap_or_else(|error| panic!("{news}: {error}"));
+            assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
+            as_superuser(stage, &format!("{back_again}; DELETE FROM activity")).await;
+        }
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 4, "each has its wake-up again");
+        // One that is being written while it is to be hidden is waited for.
+        let writing = stage.sandbox.db.begin().await.expect("a transaction");
+        writing.execute_unprepared(&format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')")).await.expect("said");
+        let fleet = stage.worker();
+        stage.publish(vec![stage.wakeup("hide-order", &[old])]).await;
+        stage.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+        writing.commit().await.expect("a commit");
+        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        fleet.stop().await;
+        assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await);
+        worker.close().await.expect("closed");
+        order_system.close().await.expect("closed");
+    })
+    .await;
+}
