@@ -23,6 +23,7 @@ mod journey;
 mod letters;
 mod letters_stored;
 mod library;
+mod markers;
 mod operators_forecast;
 mod outages;
 mod outbox;
