@@ -31,6 +31,8 @@ pub async fn collector() -> (String, Received) {
         while let Ok((socket, _)) = listener.accept().await {
             let kept = Arc::clone(&kept);
             tokio::spawn(async move {
+                // Without it each answer, of several small writes, waits for the client's delayed acknowledgement.
+                socket.set_nodelay(true).expect("a socket");
                 let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
                 while let Some(Ok((request, respond))) = connection.accept().await {
                     tokio::spawn(take(request, respond, Arc::clone(&kept)));

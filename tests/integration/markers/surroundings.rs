@@ -22,9 +22,9 @@ const LOUD: &str = "trace,h2=debug,tonic=debug,tower=debug,lapin::consumer=debug
 
 /// What lets the exporters drop nothing of it, and export within the play.
 const EXPORT: [(&str, &str); 5] = [
-    ("OTEL_BLRP_MAX_QUEUE_SIZE", "1000000"),
+    ("OTEL_BLRP_MAX_QUEUE_SIZE", "50000"),
     ("OTEL_BLRP_SCHEDULE_DELAY", "200"),
-    ("OTEL_BSP_MAX_QUEUE_SIZE", "1000000"),
+    ("OTEL_BSP_MAX_QUEUE_SIZE", "50000"),
     ("OTEL_BSP_SCHEDULE_DELAY", "200"),
     ("OTEL_METRIC_EXPORT_INTERVAL", "1000"),
 ];
