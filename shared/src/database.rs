@@ -99,8 +99,8 @@ fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConn
             ("lock_timeout", format!("{lock}ms")),
             // The recheck is a statement of its own after the locks: it must see what they waited for.
             ("default_transaction_isolation", "read committed".to_owned()),
-            // "Already exists, skipping" is no news.
-            ("client_min_messages", "warning".to_owned()),
+            // "Already exists, skipping" is no news, and a warning of the order system's triggers may name whom it is about: sqlx logs both.
+            ("client_min_messages", "error".to_owned()),
         ]);
         if role == Role::Worker { options.options([("kyhan.effect", "on")]) } else { options }
     }

@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::stage::Stage;
 
-/// The ways to fail. In each, DETAIL, HINT or CONTEXT of the error quotes marked columns.
-pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context"];
+/// The ways to fail. In each, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
+pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning"];
 
 /// They may lie outside of what the fleet's roles see, as in an order system of its own: the function is its owner's.
 const TABLES: &str = "
@@ -41,6 +41,9 @@ const TABLES: &str = "
                 RAISE EXCEPTION 'no label for this one' USING DETAIL = c.full_name || ' at ' || c.address, HINT = 'Call ' || c.phone;
             WHEN 'context' THEN
                 EXECUTE format('SELECT 1 / 0 /* of %s, from %s */', c.email, s);
+            WHEN 'warning' THEN
+                RAISE WARNING 'no label for %', c.full_name USING DETAIL = c.address;
+                RAISE EXCEPTION 'no label for this one either';
             ELSE
         END CASE;
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
