@@ -89,6 +89,9 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
         ] {
             assert!(says(&searched, capture, said), "no {said:?} in {capture}: not everything was played, or kept");
         }
+        for dropped in ["LogsDropped", "SpansDropped"] {
+            assert!(!says(&searched, "stderr", dropped), "not everything was exported: {dropped}");
+        }
         // PostgreSQL did name the rows, in errors that nobody asked for.
         let named: std::collections::BTreeSet<String> =
             complaints.iter().flat_map(|complaint| search.finds(complaint)).map(|find| find.column).collect();

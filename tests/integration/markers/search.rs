@@ -1,7 +1,7 @@
 //! The search: markers in bytes that left the database, in whatever encoding they went. A find names the capture, the column that the
 //! marker was put into, the encoding, the place, and a few bytes around it; however many there are, the report stays short.
 
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, sync::OnceLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use regex::bytes::{Regex, RegexBuilder};
@@ -12,7 +12,7 @@ pub const STEM: &str = "MocQzv9Kxw4T";
 
 /// So many bytes around a find are told.
 const CONTEXT: usize = 60;
-/// So many finds are told one by one.
+/// So many ways out are told one by one.
 const TOLD_MAX: usize = 12;
 
 /// Bytes that left the database, and by which way.
@@ -124,16 +124,24 @@ impl fmt::Display for Find {
 /// What is looked for.
 pub struct Search {
     encodings: Vec<(Encoding, Regex)>,
-    /// Columns with their markers, the longest first: one may begin with another.
-    columns: Vec<(String, String)>,
+    /// The longest marker first: one may begin with another.
+    columns: Vec<Column>,
+}
+
+struct Column {
+    name: String,
+    marker: String,
+    /// Of its marker in each encoding, once one is needed.
+    regexes: [OnceLock<Regex>; Encoding::ALL.len()],
 }
 
 impl Search {
     /// For the markers of these columns, pairs of a table and a column.
     pub fn new(columns: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
-        let columns = columns.into_iter().map(|(table, column)| (format!("{table}.{column}"), marker(table, column)));
-        let mut columns: Vec<_> = columns.collect();
-        columns.sort_by_key(|(_, marker)| std::cmp::Reverse(marker.len()));
+        let column =
+            |(table, name)| Column { name: format!("{table}.{name}"), marker: marker(table, name), regexes: Default::default() };
+        let mut columns: Vec<Column> = columns.into_iter().map(column).collect();
+        columns.sort_by_key(|column| std::cmp::Reverse(column.marker.len()));
         Self { encodings: Encoding::ALL.map(|encoding| (encoding, encoding.regex(STEM))).into(), columns }
     }
 
@@ -159,22 +167,32 @@ impl Search {
 
     /// Whose marker begins here.
     fn column(&self, encoding: Encoding, bytes: &[u8]) -> String {
-        // A letter takes at most eight bytes, as in `\u{4d}`, with some between it and the next.
-        let begins = |marker: &str| {
-            let window = &bytes[..bytes.len().min(marker.len() * 12)];
-            encoding.regex(marker).find(window).is_some_and(|found| found.start() == 0)
+        let begins = |column: &&Column| {
+            // A letter takes at most eight bytes, as in `\\u{4d}`, with some between it and the next.
+            let window = &bytes[..bytes.len().min(column.marker.len() * 12)];
+            let regex = column.regexes[encoding as usize].get_or_init(|| encoding.regex(&column.marker));
+            regex.find(window).is_some_and(|found| found.start() == 0)
         };
-        let found = self.columns.iter().find(|(_, marker)| begins(marker));
-        found.map_or_else(|| "a marker that was cut off".to_owned(), |(column, _)| column.clone())
+        let found = self.columns.iter().find(begins);
+        found.map_or_else(|| "a marker that was cut off".to_owned(), |column| column.name.clone())
     }
 }
 
-/// The first finds, one a line, and how many there are.
+/// What was found, a line for each way out, column and encoding: captures that only a number tells apart are one way out.
 pub fn report(finds: &[Find]) -> String {
-    let told: Vec<String> = finds.iter().take(TOLD_MAX).map(ToString::to_string).collect();
-    let more = finds.len().saturating_sub(TOLD_MAX);
-    let more = if more > 0 { format!("\n  and {more} more") } else { String::new() };
-    format!("{} markers left the database:\n  {}{more}", finds.len(), told.join("\n  "))
+    let mut ways = BTreeMap::<(String, &str, Encoding), (&Find, usize)>::new();
+    for find in finds {
+        let way = find.capture.chars().filter(|letter| !letter.is_ascii_digit()).collect();
+        ways.entry((way, find.column.as_str(), find.encoding)).or_insert((find, 0)).1 += 1;
+    }
+    let told = ways.values().take(TOLD_MAX).map(|(find, captures)| {
+        let more = if *captures > 1 { format!(" and in {} more like it", captures - 1) } else { String::new() };
+        format!("\n  {find}{more}")
+    });
+    let told: Vec<String> = told.collect();
+    let left = ways.len().saturating_sub(TOLD_MAX);
+    let left = if left > 0 { format!("\n  and {left} more") } else { String::new() };
+    format!("markers left the database, {} ways:{}{left}", ways.len(), told.concat())
 }
 
 fn around(bytes: &[u8], at: usize) -> String {
@@ -243,9 +261,18 @@ fn what_a_mask_leaves_and_what_nobody_marked_is_no_marker() {
 #[test]
 fn a_report_of_many_finds_is_short() {
     let search = Search::new([("customers", "full_name")]);
-    let line = format!("{}\n", marker("customers", "full_name")).repeat(1_000);
-    let finds: Vec<Find> = (0..100).flat_map(|at| search.finds(&Capture::new(format!("log {at}"), line.as_bytes()))).collect();
+    let line = format!("{}\n", marker("customers", "full_name")).repeat(100);
+    let mut finds: Vec<Find> =
+        (0..100).flat_map(|at| search.finds(&Capture::new(format!("log {at}"), line.as_bytes()))).collect();
     let told = report(&finds);
-    assert!(told.contains("100 markers") && told.contains("1000×") && told.ends_with("and 88 more"), "{told}");
-    assert!(told.len() < 4_000, "{told}");
+    assert!(
+        told.starts_with("markers left the database, 1 ways:\n  log 0: customers.full_name as Plain at byte 0, 100×"),
+        "{told}"
+    );
+    assert!(told.ends_with("… and in 99 more like it"), "{told}");
+    for letter in 'a'..='z' {
+        finds.extend(search.finds(&Capture::new(format!("log {letter}"), line.as_bytes())));
+    }
+    let told = report(&finds);
+    assert!(told.contains("27 ways") && told.ends_with("and 15 more") && told.len() < 4_000, "{told}");
 }
