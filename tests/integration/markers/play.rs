@@ -23,6 +23,9 @@ const SETTINGS: &[(&str, &str)] = &[
     ("KYHAN_SWEEP_GRACE_MS", "200"),
     ("KYHAN_FORECAST_EVERY_MS", "1000"),
     ("KYHAN_TELEMETRY_REPORT_EVERY_MS", "500"),
+    // Many processes beside other tests, before one server that takes a hundred connections.
+    ("KYHAN_DATABASE_MAX_CONNECTIONS", "6"),
+    ("KYHAN_WORKER_CONSUMERS", "1"),
     // Some charges stay outstanding.
     ("KYHAN_ARREARS_WALLET_FLOOR", "-2000000"),
 ];
