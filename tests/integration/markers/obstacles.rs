@@ -1,5 +1,8 @@
 //! Obstacles: triggers of the order system that let an effect fail, each in a way of its own, and PostgreSQL names the customer, the
 //! product or the supplier in what it says about it.
+//!
+//! Not among them: a trigger that names somebody in the very MESSAGE it raises. That text is told to operators as the cause, and goes
+//! where causes go; whoever writes triggers has to know it.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use shared::database::statement;
