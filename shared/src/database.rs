@@ -31,6 +31,8 @@ pub enum Role {
     /// Its sessions set `kyhan.effect`: what they change raises events by itself, so the outbox triggers stay quiet.
     Worker,
     Ops,
+    /// Whoever serves customers by name, and may read what is personal.
+    CustomerCare,
     /// For migrations: whoever logs in acts as the tables' owner.
     Owner,
 }
@@ -41,6 +43,7 @@ impl Role {
             Self::Producer => "kyhan producer",
             Self::Worker => "kyhan worker",
             Self::Ops => "kyhan ops",
+            Self::CustomerCare => "kyhan customer care",
             Self::Owner => "kyhan owner",
         }
     }
@@ -96,7 +99,7 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
 /// What every session of ours is set to.
 fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
     let (lock, statement) =
-        (settings.lock_timeout_ms, if matches!(role, Role::Ops | Role::Owner) { 0 } else { settings.statement_timeout_ms });
+        (settings.lock_timeout_ms, if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { 0 } else { settings.statement_timeout_ms });
     move |options| {
         let options = options.application_name(role.application_name()).options([
             // An operator's question may take its time.
@@ -104,13 +107,13 @@ fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConn
             ("lock_timeout", format!("{lock}ms")),
             // The recheck is a statement of its own after the locks: it must see what they waited for.
             ("default_transaction_isolation", "read committed".to_owned()),
-            // "Already exists, skipping" is no news.
-            ("client_min_messages", "warning".to_owned()),
+            // "Already exists, skipping" is no news, and a warning of the order system's triggers may name whom it is about: sqlx logs both.
+            ("client_min_messages", "error".to_owned()),
         ]);
         match role {
             Role::Worker => options.options([("kyhan.effect", "on")]),
             Role::Owner => options.options([("role", roles::OWNER)]),
-            Role::Producer | Role::Ops => options,
+            Role::Producer | Role::Ops | Role::CustomerCare => options,
         }
     }
 }
@@ -348,6 +351,21 @@ fn sqlstate(error: &DbErr) -> Option<String> {
             _ => None,
         },
         _ => None,
+    }
+}
+
+/// What may be told of an error, in a message, a log or a letter: PostgreSQL's own words, which name tables and constraints. Where it
+/// could not read a value (class 22, data exceptions) it quotes the value, and that may be anybody's: no word from there on.
+#[must_use]
+pub fn told(error: &DbErr) -> String {
+    let said = error.to_string();
+    let (DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause))) = error else { return said };
+    match cause.as_ref() {
+        sqlx::Error::Database(of) if of.code().is_some_and(|code| code.starts_with("22")) => match said.split_once('"') {
+            Some((before, _)) => format!("{before}\"…\""),
+            None => said,
+        },
+        _ => said,
     }
 }
 

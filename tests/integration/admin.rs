@@ -66,7 +66,7 @@ impl Drop for Process {
 }
 
 /// Asks, and returns the status and the body.
-fn ask(address: SocketAddr, request: &str) -> Result<(u16, String)> {
+pub fn ask(address: SocketAddr, request: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(SOON))?;
     write!(stream, "{request} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;

@@ -262,7 +262,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
 }
 
 /// Makes the effect on a subject count from now.
-async fn from_now(stage: &Stage, task: &dyn Task, subject: Uuid) {
+pub async fn from_now(stage: &Stage, task: &dyn Task, subject: Uuid) {
     for moment in ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"] {
         let exists = "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
         if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {

@@ -7,7 +7,7 @@ use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
-    database::{Trouble, trouble, unanswered},
+    database::{Trouble, told, trouble, unanswered},
     pause::Pause,
     settings,
     task::{NotApplied, Outcome, Statements},
@@ -111,7 +111,7 @@ pub async fn apply(
             Trouble::Conflict | Trouble::Cut | Trouble::Failure => {
                 patience.postgres_is_back();
                 if let [(subject, _)] = part.asked.as_slice() {
-                    outcomes.insert(*subject, Outcome::Retry { cause: chain(&error) });
+                    outcomes.insert(*subject, Outcome::Retry { cause: told(&error) });
                 } else {
                     // A conflict that lasted gets one more try per part: a row locked for long must not hold up its lane.
                     let conflicts = if trouble == Trouble::Conflict { CONFLICT_TRIES } else { 0 };

@@ -7,10 +7,15 @@ use ops::{
     shown::{moment, moment_or_dash, text},
 };
 use serde_json::json;
-use shared::{cli::say, money::Dong, settings::Settings};
+use shared::{
+    cli::say,
+    database::{self, Role},
+    money::Dong,
+    settings::Settings,
+};
 use uuid::Uuid;
 
-use super::{WrongUse, answer, confirm::typed, why, with_schema};
+use super::{WrongUse, answer, confirm::typed, why};
 
 #[derive(Subcommand)]
 pub enum Customer {
@@ -57,7 +62,8 @@ stands. It wants a login of kyhan_order_system in KYHAN_DATABASE_URL.")]
 }
 
 pub async fn customer(command: Customer, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
-    let db = with_schema(settings).await?;
+    let db = database::connect(&settings.database, Role::CustomerCare).await?;
+    database::require_schema(&settings.database, &db).await?;
     match command {
         Customer::Show { id, json } => {
             let masked = customer::show(&db, id).await?;

@@ -1,0 +1,150 @@
+//! Nothing personal and no source of goods leaves the database (policy points 6 and 7): unmistakable markers are put into every column
+//! that may hold either, everything is played that can happen to a fleet, every word of it is kept, and no marker is in any of it.
+
+use crate::stage::{QUICK, on_stage};
+
+mod commands;
+mod demo;
+mod obstacles;
+mod play;
+mod player;
+mod population;
+mod postgres;
+mod recorder;
+mod search;
+mod surroundings;
+
+use commands::Runner;
+use player::Player;
+use search::{Capture, Encoding, Find, Search, report};
+use surroundings::Surroundings;
+
+/// What commands of `ops` read whole and do not tell. `ops explain` tells words of what the fleet wrote into these columns, and finds out
+/// only once it has read them that customers and staff wrote others.
+const READ_BY_OPS: [&str; 2] = ["order_status_history.reason", "transfers.reason"];
+
+fn is_read_by_ops(find: &Find) -> bool {
+    find.capture.starts_with("PostgreSQL to kyhan ops") && READ_BY_OPS.contains(&find.column.as_str())
+}
+
+fn search() -> Search {
+    Search::new(population::MARKED.iter().map(|of| (of.table, of.name)))
+}
+
+/// Of the captures whose name begins so, whether one says this.
+fn says(captures: &[Capture], begins: &str, text: &str) -> bool {
+    captures.iter().any(|capture| capture.name.starts_with(begins) && capture.says(text))
+}
+
+/// Whether a worker has counted this among what it settled.
+fn says_of_settled(captures: &[Capture], what: &str) -> bool {
+    let logs = captures.iter().filter(|capture| capture.name.starts_with("stderr of") && capture.says("settled so far"));
+    let text = logs.map(|log| String::from_utf8_lossy(&log.bytes).into_owned()).collect::<String>();
+    text.lines().filter(|line| line.contains("settled so far") && line.ends_with('}')).any(|line| {
+        let line: serde_json::Value = serde_json::from_str(line).expect("JSON on no terminal");
+        line[what].as_i64().is_some_and(|count| count > 0)
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
+    // Long enough that what counts from now is postponed.
+    let file = ["400ms", "200ms", "300ms"].iter().fold(QUICK.to_owned(), |file, span| file.replace(span, "1500ms"));
+    on_stage(&file, async |stage| {
+        let play::Captured { searched, complaints } = play::play(stage, &file).await;
+        let search = search();
+        // Whoever serves customers by name reads what is theirs; nobody else's connection is called so.
+        let kept_from = |capture: &&Capture| !capture.name.starts_with("PostgreSQL to kyhan customer");
+        let finds: Vec<Find> = searched.iter().filter(kept_from).flat_map(|capture| search.finds(capture)).collect();
+        let finds: Vec<Find> = finds.into_iter().filter(|find| !is_read_by_ops(find)).collect();
+        assert!(finds.is_empty(), "{}", report(&finds));
+
+        // All of it was there to be found.
+        let settled = |what: &str| says_of_settled(&searched, what);
+        assert!(
+            ["applied", "stale", "postponed", "retried", "malformed", "stored"].into_iter().all(settled),
+            "not everything was played"
+        );
+        for (capture, said) in [
+            ("AMQP", "confirm-receipt.0"),
+            ("AMQP", "purge-cart-item.0"),
+            ("AMQP", "collect-arrears.0"),
+            ("AMQP", "kyhan.wakeup"),
+            ("AMQP", "kyhan.dead-letter"),
+            ("AMQP", "attempts-exhausted"),
+            ("PostgreSQL to kyhan worker", "FOR NO KEY UPDATE"),
+            ("PostgreSQL to kyhan producer", "DELETE FROM outbox"),
+            ("PostgreSQL to kyhan ops", "FROM order_status_history"),
+            ("stderr of worker", "a dead letter"),
+            ("stderr of worker", "it is tried again later"),
+            ("stderr of worker", "\"level\":\"TRACE\""),
+            ("stderr of killed-worker", "worker started"),
+            ("stderr of relay", "an event is set aside"),
+            ("stderr of `explain", "\"level\":\"TRACE\""),
+            ("answer of worker to GET /readyz", "postgresql"),
+            ("answer of relay to GET /healthz", "alive"),
+            ("OTLP", "kyhan.worker.lateness"),
+            ("OTLP", "a dead letter"),
+            ("OTLP", "confirm-receipt"),
+            ("table dead_letters", "attempts-exhausted"),
+            ("table activity", "dead_letter.replayed"),
+        ] {
+            assert!(says(&searched, capture, said), "no {said:?} in {capture}: not everything was played, or kept");
+        }
+        for dropped in ["LogsDropped", "SpansDropped"] {
+            assert!(!says(&searched, "stderr", dropped), "not everything was exported: {dropped}");
+        }
+        // PostgreSQL did name the rows, in errors that nobody asked for.
+        let named: std::collections::BTreeSet<String> =
+            complaints.iter().flat_map(|complaint| search.finds(complaint)).map(|find| find.column).collect();
+        for column in ["full_name", "phone", "email", "address"].map(|column| format!("customers.{column}")) {
+            assert!(named.contains(&column), "no error named {column}, only {named:?}");
+        }
+        for column in ["order_sources.supplier_name", "cart_items.product_name"] {
+            assert!(named.contains(column), "no error named {column}, only {named:?}");
+        }
+    })
+    .await;
+}
+
+/// Planted where it can go every way out at once: the reason of a pause, and a message that is no wake-up.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_marker_is_found_on_every_way_out() {
+    on_stage(QUICK, async |stage| {
+        let (search, planted) = (search(), search::marker("customers", "full_name"));
+        let surroundings = Surroundings::new(stage, &[]).await;
+        let mut worker = Player::start(&surroundings, "worker", "worker", &[]);
+        worker.until_ready(true).await;
+        let runner = Runner { stage, surroundings: &surroundings, places: vec![("{planted}", planted.clone())] };
+        let mut captures = runner.run(&[&["pause purge-cart-item --why {planted}", "~explain {planted}"], &["~status"]]).await;
+        worker.until_said(&planted).await;
+        worker.until_answered("the pause", |_, body| body.contains(&planted)).await;
+        stage.publish(vec![play::malformed(stage, &planted)]).await;
+        stage.until_dead(1).await;
+        worker.stop().await;
+        captures.extend(population::own_rows(stage).await);
+        captures.extend(worker.captures());
+        captures.extend(surroundings.captures().0);
+
+        let finds: Vec<Find> = captures.iter().flat_map(|capture| search.finds(capture)).collect();
+        for (capture, encoding) in [
+            ("stdout of `status`", Encoding::Plain),
+            ("stderr of `explain", Encoding::Plain),
+            ("stderr of worker", Encoding::Plain),
+            ("answer of worker to GET /readyz", Encoding::Plain),
+            ("PostgreSQL to kyhan ops", Encoding::Plain),
+            ("PostgreSQL to kyhan worker", Encoding::Plain),
+            ("OTLP", Encoding::Plain),
+            ("table pauses", Encoding::Plain),
+            ("table activity", Encoding::Plain),
+            ("table dead_letters", Encoding::Hex),
+        ] {
+            let found = finds.iter().find(|find| find.capture.starts_with(capture) && find.encoding == encoding);
+            let found = found.unwrap_or_else(|| panic!("not found in {capture} as {encoding:?}; {}", report(&finds)));
+            assert_eq!(found.column, "customers.full_name", "{found}");
+        }
+        assert!(finds.iter().any(|find| find.capture.ends_with("from RabbitMQ")), "{}", report(&finds));
+        assert!(finds.iter().any(|find| find.capture.ends_with("LogsService/Export, decoded")), "{}", report(&finds));
+    })
+    .await;
+}

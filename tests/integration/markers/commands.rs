@@ -1,0 +1,246 @@
+//! Every command of `ops`, run as operators run it: a table of lines, and the help of `ops` that says whether one is missing.
+
+use futures::{StreamExt, stream};
+use tests::fleet;
+
+use super::{search::Capture, surroundings::Surroundings};
+use crate::stage::{SOON, Stage};
+
+/// Lines, a group after the other; those of a group side by side.
+type Lines = &'static [&'static [&'static str]];
+
+/// Every line: `{…}` in it stands for what [`PLACES`] finds at that moment. One that begins with `~` may also end with 1, as what it tells
+/// is that something is wrong. Each command that has `--json` is to be run with it and without.
+const ALL: [Lines; 4] = [PREPARE, OPERATE, REPLAY, LAST];
+
+/// Before any process of the fleet is started.
+pub const PREPARE: Lines = &[&[
+    "roles install",
+    "roles install --json",
+    "triggers install --json",
+    "migrate status",
+    "migrate status --json",
+    "migrate up",
+    "migrate up --json",
+    "topology declare",
+    "topology declare --json",
+    "completions bash",
+]];
+
+/// Over a fleet that works.
+pub const OPERATE: Lines = &[
+    &[
+        // Takes longest, as it waits until whoever goes by the policy before must have heard of it.
+        "policy apply {policy} --why shorter --yes",
+        "topology show",
+        "topology show --json",
+        "~status",
+        "~status --json",
+        "explain {code}",
+        "explain {code} --json",
+        "explain {order}",
+        "explain {order} --json",
+        "explain {received}",
+        "explain {received} --json",
+        "explain {item}",
+        "explain {item} --json",
+        "explain {purged}",
+        "explain {purged} --json",
+        "forecast",
+        "forecast --json",
+        "policy show",
+        "policy show --json",
+        "policy preview {policy}",
+        "policy preview {policy} --json",
+        "set-aside list",
+        "set-aside list --json",
+        "dead list",
+        "dead list --json",
+        "dead list --csv",
+        "dead list --groups",
+        "dead list --groups --json",
+        "dead list --order {code} --state all",
+        "dead show {letter}",
+        "dead show {letter} --json",
+        "dead show {malformed} --bytes {file}",
+        "rebuild --dry-run",
+        "rebuild --dry-run --json",
+        "~audit",
+        "~audit --json",
+        "customer show {customer}",
+        "customer show {customer} --json",
+        "customer export {customer} --why asked",
+        "~customer erase {customer} --why asked --yes",
+        "~customer erase {customer} --why asked --yes --json",
+        "~activity verify",
+        "~activity verify --json",
+        "worker --print-config",
+        "producer --print-config",
+        "--print-config",
+    ],
+    &["pause confirm-receipt --why storm --wait 20", "pause purge-cart-item --why storm --wait 20 --json"],
+    &["~status", "explain {order}", "resume confirm-receipt --why calm", "resume purge-cart-item --why calm --json"],
+    &["set-aside retry {aside}", "producer emit order.fees_changed {order}", "rebuild --kind confirm-receipt"],
+    &["set-aside retry --all --json", "rebuild --json"],
+    &["retention hold {code} --why storm", "retention unhide {order} --why asked", "retention unhide {order} --why asked --json"],
+    &["retention hold {order} --why storm --json", "retention list", "retention list --json"],
+    &["retention release {code} --why calm"],
+    &["retention release {code} --why calm --json"],
+    &["policy apply {policy} --why shorter --yes --json", "policy show", "topology prune"],
+    &["topology prune --json"],
+];
+
+/// Over rows that nobody but an operator changes any more.
+pub const REPLAY: Lines = &[
+    &[
+        "dead discard --id {letter} --why noise --yes",
+        "dead repair {malformed} --kind confirm-receipt --subject {order} --why importer --yes",
+    ],
+    &[
+        "dead discard --id {letter} --why noise --yes --json",
+        "dead repair {malformed} --kind purge-cart-item --subject {item} --why importer --yes --json",
+    ],
+    // Planned with every obstacle in its way. Then most of these are gone, and the run is refused; planned anew, it is not.
+    &["dead replay --all --plan --why mended"],
+    &["dead plans {plan}", "dead plans {plan} --json", "--as hoa dead approve {plan} --yes --why checked", "{mended}"],
+    &["~dead replay --run {plan} --yes"],
+    &["dead replay --all --plan --why mended --tolerance-letters 1000 --tolerance-amount 100000000 --json"],
+    &["--as hoa dead approve {plan} --yes --why checked --json"],
+    &["~dead replay --run {plan} --yes --json --rate 1000 --failures-max 100"],
+    &[
+        "dead plans",
+        "dead plans --json",
+        "dead plans {plan}",
+        "dead list --state all --json",
+        "explain {replayed}",
+        "~status",
+        "~audit",
+        "forecast --days 7",
+        "triggers remove",
+    ],
+    &["triggers remove --json"],
+    &["triggers install"],
+];
+
+/// Run when everything else is searched: they take tables away.
+pub const LAST: Lines = &[&["~migrate down"], &["~migrate down --json"], &["migrate up"]];
+
+/// Commands that no line runs, by their last word, and why.
+const LEFT_OUT: &[(&str, &str)] = &[("help", "clap's own, and says what --help says, by which the commands are found")];
+
+/// Commands whose stdout is not searched, and why: what they tell is what they are for. Their stderr is searched.
+const HAND_OUT: &[(&str, &str)] = &[("customer export", "it hands out to a customer what is held about them")];
+
+/// What stands in a line's braces: SQL that finds it.
+const PLACES: &[(&str, &str)] = &[
+    ("{code}", "SELECT code FROM orders JOIN obstacles ON subject = id ORDER BY id LIMIT 1"),
+    ("{order}", "SELECT id::text FROM orders JOIN obstacles ON subject = id ORDER BY id LIMIT 1"),
+    ("{received}", "SELECT order_id::text FROM order_status_history WHERE wakeup_id IS NOT NULL ORDER BY id LIMIT 1"),
+    ("{customer}", "SELECT id::text FROM customers ORDER BY id LIMIT 1"),
+    ("{item}", "SELECT id::text FROM cart_items JOIN obstacles ON subject = id ORDER BY id LIMIT 1"),
+    ("{purged}", "SELECT subject_id::text FROM activity WHERE action = 'cart_item.purged' ORDER BY id LIMIT 1"),
+    ("{letter}", "SELECT id::text FROM dead_letters WHERE state = 'open' AND reason = 'attempts-exhausted' ORDER BY id LIMIT 1"),
+    ("{malformed}", "SELECT id::text FROM dead_letters WHERE state = 'open' AND reason = 'malformed' ORDER BY id LIMIT 1"),
+    ("{plan}", "SELECT id::text FROM replay_plans ORDER BY made_at DESC LIMIT 1"),
+    ("{aside}", "SELECT max(id)::text FROM set_aside"),
+    ("{replayed}", "SELECT coalesce(min(subject_id::text), '') FROM dead_letters WHERE state = 'replayed'"),
+    (
+        "{mended}",
+        "WITH mended AS (DELETE FROM obstacles WHERE way NOT IN ('raised', 'check') RETURNING 1) SELECT '' FROM (SELECT count(*) FROM mended) AS gone",
+    ),
+];
+
+/// What the lines are run with.
+pub struct Runner<'a> {
+    pub stage: &'a Stage,
+    pub surroundings: &'a Surroundings,
+    /// Besides [`PLACES`].
+    pub places: Vec<(&'static str, String)>,
+}
+
+/// So many run side by side.
+const SIDE_BY_SIDE: usize = 4;
+
+impl Runner<'_> {
+    /// Runs a table of lines; what they said.
+    pub async fn run(&self, lines: Lines) -> Vec<Capture> {
+        let mut captures = Vec::new();
+        for group in lines {
+            let mut typed = Vec::new();
+            for line in *group {
+                typed.push(self.filled(line).await);
+            }
+            let ran = stream::iter(typed.iter().filter(|line| !line.is_empty())).map(|line| self.line(line));
+            let said: Vec<_> = ran.buffer_unordered(SIDE_BY_SIDE).collect().await;
+            captures.extend(said.into_iter().flatten());
+        }
+        captures
+    }
+
+    /// A line with what its places stand for.
+    async fn filled(&self, line: &str) -> String {
+        let mut line = line.to_owned();
+        for (place, found) in &self.places {
+            line = line.replace(place, found);
+        }
+        for (place, sql) in PLACES {
+            if line.contains(place) {
+                line = line.replace(place, &self.stage.ask::<String>(sql).await);
+            }
+        }
+        line
+    }
+
+    async fn line(&self, line: &str) -> [Capture; 2] {
+        let (tells, line) = line.strip_prefix('~').map_or((false, line), |line| (true, line));
+        let words: Vec<&str> = line.split(' ').collect();
+        let (program, arguments) = match words.as_slice() {
+            ["worker" | "producer", arguments @ ..] => (words[0], arguments.to_vec()),
+            ["--as" | "--print-config", ..] => ("ops", words),
+            _ => ("ops", [&["--as", "lan"], words.as_slice()].concat()),
+        };
+        let said = tokio::time::timeout(SOON, self.surroundings.command(program, &arguments).output()).await;
+        let said = said.unwrap_or_else(|_| panic!("`{line}` does not end")).expect("run");
+        let (code, complaint) = (said.status.code(), String::from_utf8_lossy(&said.stderr));
+        let last = complaint.lines().rfind(|line| !line.starts_with('{')).unwrap_or_default();
+        assert!(code == Some(0) || tells && code == Some(1), "`{line}` ended with {code:?}: {last}");
+        let told = if HAND_OUT.iter().any(|(path, _)| is_of(line, path)) { Vec::new() } else { said.stdout };
+        [Capture::new(format!("stdout of `{line}`"), told), Capture::new(format!("stderr of `{line}`"), said.stderr)]
+    }
+
+    /// # Panics
+    /// When `ops` has a command that no line runs, or only one with `--json` or without.
+    pub async fn assert_complete(&self) {
+        let lines: Vec<&str> = ALL.iter().copied().flatten().flat_map(|group| group.iter().copied()).collect();
+        let mut paths = vec![String::new()];
+        while let Some(path) = paths.pop() {
+            let words: Vec<&str> = path.split(' ').filter(|word| !word.is_empty()).chain(["--help"]).collect();
+            let help = fleet::output(self.surroundings.command("ops", &words)).await.expect("help");
+            let below: Vec<&str> = subcommands(&help).filter(|name| !LEFT_OUT.iter().any(|(left, _)| left == name)).collect();
+            if !below.is_empty() {
+                paths.extend(below.iter().map(|name| format!("{path} {name}").trim().to_owned()));
+                continue;
+            }
+            let run: Vec<bool> = lines.iter().filter(|line| is_of(line, &path)).map(|line| line.contains("--json")).collect();
+            assert!(
+                run.contains(&false),
+                "`ops {path}` is a command that no line here runs without --json: its answer is not searched"
+            );
+            assert!(run.contains(&true) || !help.contains("--json"), "no line here runs `ops {path}` with --json");
+        }
+    }
+}
+
+/// Whether a line runs this command.
+fn is_of(line: &str, path: &str) -> bool {
+    let words = line.trim_start_matches('~').split(' ');
+    let skipped = if line.starts_with("--as ") { 2 } else { 0 };
+    path.split(' ').eq(words.skip(skipped).take(path.split(' ').count()))
+}
+
+/// The names under «Commands:» of a help.
+fn subcommands(help: &str) -> impl Iterator<Item = &str> {
+    let list = help.split_once("\nCommands:\n").map_or("", |(_, list)| list);
+    let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.strip_prefix("  "));
+    names.filter(|line| !line.starts_with(' ')).filter_map(|line| line.split(' ').next())
+}

@@ -1,0 +1,68 @@
+//! Obstacles: triggers of the order system that let an effect fail, each in a way of its own, and PostgreSQL names the customer, the
+//! product or the supplier in what it says about it.
+//!
+//! Not among them: a trigger that names somebody in the very MESSAGE it raises. That text is told to operators as the cause, and goes
+//! where causes go; whoever writes triggers has to know it.
+
+use sea_orm::{ConnectionTrait, DatabaseTransaction};
+use shared::database::statement;
+use uuid::Uuid;
+
+use crate::stage::Stage;
+
+/// The ways to fail. In each, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
+pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning"];
+
+/// They may lie outside of what the fleet's roles see, as in an order system of its own: the function is its owner's.
+const TABLES: &str = "
+    CREATE TABLE obstacles (subject uuid PRIMARY KEY, way text NOT NULL);
+    CREATE TABLE label_names (full_name text PRIMARY KEY);
+    CREATE TABLE labels (
+        full_name text UNIQUE REFERENCES label_names, phone text NOT NULL, source text, weight int CHECK (weight > 0),
+        EXCLUDE (source WITH =)
+    );
+    CREATE FUNCTION obstacle() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+    DECLARE
+        way text := (SELECT obstacles.way FROM obstacles WHERE subject = OLD.id);
+        c customers := (SELECT customers FROM customers WHERE id = OLD.customer_id);
+        s text := coalesce((SELECT supplier_name || note FROM order_sources WHERE order_id = OLD.id),
+                           (SELECT product_name || product_ref FROM cart_items WHERE id = OLD.id));
+    BEGIN
+        CASE way
+            WHEN 'check' THEN
+                INSERT INTO labels VALUES (NULL, c.phone, s, 0);
+            WHEN 'not null' THEN
+                INSERT INTO labels VALUES (NULL, NULL, s || c.email, 1);
+            WHEN 'unique' THEN
+                INSERT INTO label_names VALUES (c.full_name), (c.full_name);
+            WHEN 'reference' THEN
+                INSERT INTO labels VALUES (c.full_name, c.phone, s, 1);
+                SET CONSTRAINTS ALL IMMEDIATE;
+            WHEN 'exclusion' THEN
+                INSERT INTO labels VALUES (NULL, c.phone, s, 1), (NULL, c.address, s, 1);
+            WHEN 'raised' THEN
+                RAISE EXCEPTION 'no label for this one' USING DETAIL = c.full_name || ' at ' || c.address, HINT = 'Call ' || c.phone;
+            WHEN 'context' THEN
+                EXECUTE format('SELECT 1 / 0 /* of %s, from %s */', c.email, s);
+            WHEN 'warning' THEN
+                RAISE WARNING 'no label for %', c.full_name USING DETAIL = c.address;
+                RAISE EXCEPTION 'no label for this one either';
+            ELSE
+        END CASE;
+        RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
+    END $$;";
+
+/// Makes them, for no subject yet.
+pub async fn install(stage: &Stage, tables: impl IntoIterator<Item = &'static str>) {
+    stage.sandbox.db.execute_unprepared(TABLES).await.expect("tables of the order system");
+    for table in tables {
+        let sql = "CREATE OR REPLACE TRIGGER obstacle BEFORE UPDATE OR DELETE ON # FOR EACH ROW EXECUTE FUNCTION obstacle()";
+        stage.run(&sql.replace('#', table), []).await;
+    }
+}
+
+/// Lays one into a subject's way.
+pub async fn lay(tx: &DatabaseTransaction, subject: Uuid, way: &str) {
+    let sql = statement("INSERT INTO obstacles VALUES ($1, $2)", [subject.into(), way.into()]);
+    tx.execute_raw(sql).await.expect("an obstacle");
+}

@@ -1,0 +1,154 @@
+//! The play: a fleet of processes over the marked population, with everything that happens to one. Every kind is applied, found stale,
+//! postponed and retried, fails and becomes dead letters; events are set aside; a worker is killed, both servers go away and come
+//! back; and every command of `ops` is run over it.
+
+use lapin::BasicProperties;
+use sea_orm::TransactionTrait;
+use shared::{broker::Outgoing, database::statement, task::Task};
+use uuid::Uuid;
+
+use super::{
+    commands::{LAST, OPERATE, PREPARE, REPLAY, Runner},
+    obstacles,
+    player::Player,
+    population,
+    search::Capture,
+    surroundings::Surroundings,
+};
+use crate::{conformance::from_now, stage::Stage};
+
+/// What sweeps, counts and reports as often as the play is short.
+const SETTINGS: &[(&str, &str)] = &[
+    ("KYHAN_SWEEP_EVERY_MS", "500"),
+    ("KYHAN_SWEEP_GRACE_MS", "200"),
+    ("KYHAN_FORECAST_EVERY_MS", "1000"),
+    ("KYHAN_TELEMETRY_REPORT_EVERY_MS", "500"),
+    // Many processes beside other tests, before one server that takes a hundred connections.
+    ("KYHAN_DATABASE_MAX_CONNECTIONS", "6"),
+    ("KYHAN_WORKER_CONSUMERS", "1"),
+    // Some charges stay outstanding.
+    ("KYHAN_ARREARS_WALLET_FLOOR", "-2000000"),
+];
+
+/// What a relay and a worker say of a server that is away.
+const RABBITMQ_AWAY: [&str; 2] = ["the relay lost RabbitMQ", "lost RabbitMQ; unsettled wake-ups return"];
+const POSTGRES_AWAY: [&str; 2] = ["the relay cannot use PostgreSQL", "PostgreSQL is away"];
+
+/// The policy that is previewed and applied: what waits falls due earlier.
+fn shorter(file: &str) -> String {
+    file.replace("1500ms", "1s")
+}
+
+/// Everything that left the database meanwhile.
+pub struct Captured {
+    /// No marker may be in any of it.
+    pub searched: Vec<Capture>,
+    /// What PostgreSQL said in errors, to show that it did name the rows.
+    pub complaints: Vec<Capture>,
+}
+
+/// Plays it; `file` is the stage's.
+pub async fn play(stage: &Stage, file: &str) -> Captured {
+    population::assert_known(stage).await;
+    population::mark_customer(stage).await;
+    // Before there are triggers that make events of them: only the sweep finds these.
+    for task in stage.tasks() {
+        subject(stage, task, None).await;
+    }
+    let surroundings = Surroundings::new(stage, SETTINGS).await;
+    let path = |name: &str| surroundings.folder.join(name).to_string_lossy().into_owned();
+    std::fs::write(path("shorter.toml"), shorter(file)).expect("a file");
+    let places = vec![("{policy}", path("shorter.toml")), ("{file}", path("message.bin"))];
+    let runner = Runner { stage, surroundings: &surroundings, places };
+    runner.assert_complete().await;
+    let mut searched = runner.run(PREPARE).await;
+
+    let start = |name: &str, binary: &str, arguments: &[&str]| Player::start(&surroundings, name, binary, arguments);
+    let mut relay = start("relay", "producer", &["relay"]);
+    let mut worker = start("worker", "worker", &[]);
+    let mut killed = start("killed-worker", "worker", &[]);
+    for player in [&mut relay, &mut worker, &mut killed] {
+        player.until_ready(true).await;
+    }
+    let dead = misfortunes(stage).await;
+    stage.until("SELECT count(*) > 0 FROM dead_letters").await;
+    killed.kill().await;
+    stage.until(&format!("SELECT count(DISTINCT coalesce(subject_id, id)) = {dead} FROM dead_letters")).await;
+    stage.until("SELECT count(*) = 0 FROM outbox").await;
+    stage
+        .until("SELECT count(DISTINCT kind) = (SELECT count(DISTINCT kind) FROM dead_letters WHERE kind IS NOT NULL) FROM swept")
+        .await;
+    population::assert_marked(stage).await;
+
+    for (server, away) in [(&surroundings.rabbitmq, RABBITMQ_AWAY), (&surroundings.postgres, POSTGRES_AWAY)] {
+        // Whoever is still busy with the outage before would not tell of this one.
+        for player in [&mut relay, &mut worker] {
+            player.until_ready(true).await;
+        }
+        server.set_up(false);
+        for (player, text) in [&mut relay, &mut worker].into_iter().zip(away) {
+            player.until_ready(false).await;
+            player.until_said(text).await;
+        }
+        server.set_up(true);
+    }
+    searched.extend(runner.run(OPERATE).await);
+    for player in [&mut relay, &mut worker] {
+        player.until_ready(true).await;
+        player.stop().await;
+    }
+    searched.extend(runner.run(REPLAY).await);
+    searched.extend(population::own_rows(stage).await);
+    searched.extend(runner.run(LAST).await);
+    searched.extend([relay, worker, killed].into_iter().flat_map(Player::captures));
+    let (passed, complaints) = surroundings.captures();
+    searched.extend(passed);
+    Captured { searched, complaints }
+}
+
+/// Makes a marked subject for which the effect is due, with this obstacle in its way.
+async fn subject(stage: &Stage, task: &dyn Task, obstacle: Option<&str>) -> Uuid {
+    let id = Uuid::new_v4();
+    let tx = stage.sandbox.db.begin().await.expect("a transaction");
+    sea_orm::ConnectionTrait::execute_raw(&tx, statement(task.examples().due, [id.into()])).await.expect("a subject");
+    population::mark_subject(&tx, task.table(), id).await;
+    if let Some(way) = obstacle {
+        obstacles::lay(&tx, id, way).await;
+    }
+    tx.commit().await.expect("committed");
+    id
+}
+
+/// Lets everything happen to subjects of every kind; how many dead letters come of it.
+async fn misfortunes(stage: &Stage) -> usize {
+    obstacles::install(stage, stage.tasks().map(Task::table)).await;
+    for task in stage.tasks() {
+        for way in obstacles::WAYS {
+            subject(stage, task, Some(way)).await;
+        }
+        let applied = subject(stage, task, None).await;
+        for event in task.counts_from() {
+            population::event(stage, event.name(), applied).await;
+        }
+        let (moot, postponed) = (subject(stage, task, None).await, subject(stage, task, None).await);
+        stage.run(task.examples().moot, [moot.into()]).await;
+        from_now(stage, task, postponed).await;
+        stage.publish(vec![stage.wakeup(task.kind(), &[moot, postponed])]).await;
+        population::event(stage, "order.mystery", applied).await;
+        population::event(stage, task.counts_from()[0].name(), Uuid::new_v4()).await;
+    }
+    let malformed: Vec<Outgoing> = ["no JSON", r#"{"v":1,"kind":"make-coffee"}"#].map(|body| malformed(stage, body)).into();
+    let letters = malformed.len() + stage.tasks().count() * obstacles::WAYS.len();
+    stage.publish(malformed).await;
+    letters
+}
+
+/// A message into a lane that is no wake-up.
+pub fn malformed(stage: &Stage, body: &str) -> Outgoing {
+    Outgoing {
+        exchange: stage.topology().due_exchange(),
+        routing_key: format!("{}.0", "confirm-receipt"),
+        properties: BasicProperties::default().with_delivery_mode(2),
+        body: body.into(),
+    }
+}
