@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use serde::Serialize;
 use shared::{
-    database::{statement, trouble},
+    database::{statement, told, trouble},
     settings::Settings,
     task::{NotApplied, Outcome, Statements},
     tasks,
@@ -187,7 +187,7 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
     match trouble(&error) {
         Away | Cut => Err(error),
         Conflict if tries < CONFLICTS_MAX => Ok(None),
-        Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, error.to_string()))),
+        Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, told(&error)))),
     }
 }
 

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::stage::Stage;
 
 /// The ways to fail. In each, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
-pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning"];
+pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning", "cast"];
 
 /// They may lie outside of what the fleet's roles see, as in an order system of its own: the function is its owner's.
 const TABLES: &str = "
@@ -47,6 +47,8 @@ const TABLES: &str = "
             WHEN 'warning' THEN
                 RAISE WARNING 'no label for %', c.full_name USING DETAIL = c.address;
                 RAISE EXCEPTION 'no label for this one either';
+            WHEN 'cast' THEN
+                PERFORM c.phone::int;
             ELSE
         END CASE;
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
