@@ -98,8 +98,10 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
 
 /// What every session of ours is set to.
 fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
-    let (lock, statement) =
-        (settings.lock_timeout_ms, if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { 0 } else { settings.statement_timeout_ms });
+    let (lock, statement) = (
+        settings.lock_timeout_ms,
+        if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { 0 } else { settings.statement_timeout_ms },
+    );
     move |options| {
         let options = options.application_name(role.application_name()).options([
             // An operator's question may take its time.
