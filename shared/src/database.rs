@@ -378,10 +378,9 @@ fn by_sqlstate(code: &str) -> Trouble {
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
         // admin_shutdown, of this one connection perhaps; timeouts of sessions and transactions, which end it
-        "57P01" | "57P05" | "25P03" | "25P04" => Trouble::Cut,
         // insufficient_privilege: rights are being changed under a running fleet, or were taken from it, which is no wake-up's fault; or one
         // row's trigger says so
-        "42501" => Trouble::Cut,
+        "57P01" | "57P05" | "25P03" | "25P04" | "42501" => Trouble::Cut,
         // 08 connection; 58 system error: a disk that cannot be read, or one damaged row that says so
         code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
         // 53 out of disk, memory or connections, 57P shutdown or start

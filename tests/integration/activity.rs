@@ -42,15 +42,6 @@ fn only_fault(verified: &(Value, i32)) -> (i64, i64, String) {
     (number("first_id"), number("last_id"), faults[0]["what"].as_str().expect("a text").to_owned())
 }
 
-/// What somebody does who may do everything, and leaves the triggers as they were.
-async fn as_superuser(stage: &Stage, sql: &str) {
-    let tx = stage.sandbox.db.begin().await.expect("a transaction");
-    for sql in ["SET LOCAL session_replication_role = replica", sql] {
-        tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    }
-    tx.commit().await.expect("a commit");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_its_range_named() {
     on_stage(&sealing(), async |stage| {
@@ -71,7 +62,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
         let range: Value = stage.ask(range).await;
         let of_range = (range[0].as_i64().expect("an id"), range[1].as_i64().expect("an id"));
         // The same moment in other words, the same JSON in another order: no change. Every column counts.
-        as_superuser(stage, "UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
+        stage.as_superuser("UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
         assert_eq!(verified(stage, &[]).await.1, 0);
         for (change, back) in [
             ("at = at + interval '1 microsecond'", "at = at - interval '1 microsecond'"),
@@ -81,33 +72,32 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
             ("subject_kind = 'orders'", "subject_kind = 'order'"),
             ("detail = '{\"n\": 21}'", "detail = '{\"n\": 20}'"),
         ] {
-            as_superuser(stage, &format!("UPDATE activity SET {change} WHERE id = 60")).await;
+            stage.as_superuser(&format!("UPDATE activity SET {change} WHERE id = 60")).await;
             let (first, last, what) = only_fault(&verified(stage, &[]).await);
             assert_eq!((first, last), of_range, "{change}");
             assert_eq!(what, "its rows are not what was sealed: at least one was changed");
-            as_superuser(stage, &format!("UPDATE activity SET {back} WHERE id = 60")).await;
+            stage.as_superuser(&format!("UPDATE activity SET {back} WHERE id = 60")).await;
             assert_eq!(verified(stage, &[]).await.1, 0, "{back}");
         }
-        as_superuser(stage, "CREATE TABLE kept AS SELECT * FROM activity WHERE id = 60; DELETE FROM activity WHERE id = 60")
-            .await;
+        stage.as_superuser("CREATE TABLE kept AS SELECT * FROM activity WHERE id = 60; DELETE FROM activity WHERE id = 60").await;
         let (first, last, what) = only_fault(&verified(stage, &[]).await);
         assert_eq!((first, last), of_range);
         assert!(what.ends_with("39 are there") || what.contains("rows were sealed, and"), "{what}");
-        as_superuser(stage, "INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
+        stage.as_superuser("INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
         assert_eq!(verified(stage, &[]).await.1, 0);
         let slipped = "INSERT INTO activity (id, actor_kind, action, subject_kind, subject_id) OVERRIDING SYSTEM VALUE
                        VALUES (-1, 'system', 'x', 'x', gen_random_uuid())";
-        as_superuser(stage, slipped).await;
+        stage.as_superuser(slipped).await;
         assert!(only_fault(&verified(stage, &[]).await).2.contains("slipped in"));
-        as_superuser(stage, "DELETE FROM activity WHERE id = -1").await;
+        stage.as_superuser("DELETE FROM activity WHERE id = -1").await;
 
         // Whoever makes the chain anew is found with a seal that was noted down; who cuts it short, too.
         let last = "DELETE FROM activity_seals WHERE number = (SELECT max(number) FROM activity_seals)";
-        as_superuser(stage, last).await;
+        stage.as_superuser(last).await;
         assert_eq!(verified(stage, &[]).await.1, 0);
         assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("cut short"));
-        as_superuser(stage, "UPDATE activity SET action = 'order.forged' WHERE id = 1").await;
-        as_superuser(stage, "DELETE FROM activity_seals").await;
+        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 1").await;
+        stage.as_superuser("DELETE FROM activity_seals").await;
         let forged = format!("SELECT kyhan_seal_activity(1000, 120 / {seals})");
         for _ in 0..seals {
             stage.run(&forged, []).await;
@@ -115,7 +105,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
         assert_eq!(verified(stage, &[]).await.1, 0, "by itself the forged chain is sound");
         assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("the chain was rewritten"));
         // A seal in the middle that is changed does not follow any more.
-        as_superuser(stage, "UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
+        stage.as_superuser("UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
         assert!(only_fault(&verified(stage, &[]).await).2.contains("does not follow from the seals before it"));
     })
     .await;
@@ -126,7 +116,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
     on_stage(QUICK, async |stage| {
         recorded(stage, 10).await;
         stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
-        as_superuser(stage, "UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
+        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
         // Somebody who may do everything makes the function say what was sealed.
         stage
             .run(
@@ -182,9 +172,9 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
                             tx.execute_unprepared(sql).await.expect("written");
                             // Ids that never become rows are part of a range, too.
                             if n % 3 == 0 {
-                                tx.rollback().await.expect("rolled back")
+                                tx.rollback().await.expect("rolled back");
                             } else {
-                                tx.commit().await.expect("a commit")
+                                tx.commit().await.expect("a commit");
                             }
                         }
                     })
@@ -293,8 +283,8 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
     on_stage(&format!("{}\n    [retention]\n    mode = \"delete\"", sealing()), async |stage| {
         let (hidden, online) = (stage.delivering().await, stage.delivering().await);
         // Over, so that nothing is done about them here.
-        as_superuser(stage, "UPDATE orders SET status = 'cancelled'").await;
-        as_superuser(stage, &format!("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = '{hidden}'")).await;
+        stage.as_superuser("UPDATE orders SET status = 'cancelled'").await;
+        stage.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = '{hidden}'")).await;
         let about = async |order: Uuid| {
             let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'order.noted', 'order', $1)";
             stage.run(sql, [order.into()]).await;
@@ -304,14 +294,14 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
             about(order).await;
         }
         // Five of the six are older than six months; the chain is made anew with those moments, as nobody can wait for it.
-        as_superuser(stage, "CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
+        stage.as_superuser("CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
         let anew = "INSERT INTO activity_seals SELECT number, first_id, last_id, rows, salt, digest, sealed, kyhan_seal_hash(coalesce((SELECT hash FROM activity_seals ORDER BY number DESC LIMIT 1), ''), number, first_id, last_id, rows, digest, sealed)
                       FROM ranges CROSS JOIN LATERAL (SELECT CASE WHEN number <> 5 THEN now() - interval '13 months' ELSE now() - interval '5 months' END AS sealed) AS s WHERE number = $1";
         for number in 1..=6_i64 {
             stage.run(anew, [number.into()]).await;
         }
         assert_eq!(verified(stage, &[]).await.1, 0);
-        as_superuser(stage, "UPDATE activity SET action = 'order.forged' WHERE id = 6").await;
+        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 6").await;
         let worker = stage.worker();
         stage.until("SELECT count(*) = 3 FROM activity_removals").await;
         stage.until(ALL_SEALED).await;
@@ -319,7 +309,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         let found = verified(stage, &[]).await;
         assert!(only_fault(&found).2.contains("at least one was changed"), "what somebody has altered is kept: {found:?}");
         assert_eq!(found.0["removed"], 3);
-        as_superuser(stage, "UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
+        stage.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
         let left = "SELECT string_agg(subject_id::text, ',' ORDER BY id) FROM activity WHERE action = 'order.noted'";
         assert_eq!(stage.ask::<String>(left).await, format!("{online},{hidden},{hidden}"), "of one on line, young, altered");
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'activity.removed'").await, 3, "it is recorded");
@@ -340,10 +330,10 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
             ("(2, now(), 1)", "no record says so"),
         ] {
             let number = &removed[1..2];
-            as_superuser(stage, &format!("CREATE TABLE kept AS SELECT activity.* FROM activity, activity_seals WHERE number = {number} AND id BETWEEN first_id AND last_id")).await;
-            as_superuser(stage, &format!("INSERT INTO activity_removals VALUES {removed}; {}", gone.replace('5', number))).await;
+            stage.as_superuser(&format!("CREATE TABLE kept AS SELECT activity.* FROM activity, activity_seals WHERE number = {number} AND id BETWEEN first_id AND last_id")).await;
+            stage.as_superuser(&format!("INSERT INTO activity_removals VALUES {removed}; {}", gone.replace('5', number))).await;
             assert!(only_fault(&verified(stage, &[]).await).2.contains(what), "{removed}");
-            as_superuser(stage, &format!("DELETE FROM activity_removals WHERE number = {number}; INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept; DROP TABLE kept")).await;
+            stage.as_superuser(&format!("DELETE FROM activity_removals WHERE number = {number}; INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept; DROP TABLE kept")).await;
             assert_eq!(verified(stage, &[]).await.1, 0);
         }
     })

@@ -24,15 +24,6 @@ async fn heard_of(stage: &Stage, moment: &str) -> Uuid {
     id
 }
 
-/// What somebody does who may do everything: triggers do not keep it from being as a test wants it.
-async fn as_superuser(stage: &Stage, sql: &str) {
-    let tx = stage.sandbox.db.begin().await.expect("a transaction");
-    for sql in ["SET LOCAL session_replication_role = replica", sql] {
-        tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
-    }
-    tx.commit().await.expect("a commit");
-}
-
 /// What the leaders of this file see to: all of it, ten times a second.
 fn kept(more: &str) -> String {
     every_kind(&QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = 100\n    {more}")))
@@ -255,7 +246,7 @@ async fn furnish(stage: &Stage, order: Uuid) {
           FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
     stage.run(paid, [order.into()]).await;
     // What the messages' trigger recorded is as old as they are.
-    as_superuser(stage, "UPDATE activity SET at = at - interval '2 years'").await;
+    stage.as_superuser("UPDATE activity SET at = at - interval '2 years'").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -276,9 +267,9 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         for _ in kept_ones {
             orders.push(heard_of(stage, long_ago).await);
         }
-        as_superuser(stage, "UPDATE orders SET hidden_at = now() - interval '7 months'").await;
+        stage.as_superuser("UPDATE orders SET hidden_at = now() - interval '7 months'").await;
         for (order, keeps) in orders[1..].iter().zip(kept_ones) {
-            as_superuser(stage, &keeps.replace("{order}", &order.to_string())).await;
+            stage.as_superuser(&keeps.replace("{order}", &order.to_string())).await;
         }
         stage.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
         let worker = stage.worker();
@@ -322,7 +313,7 @@ async fn hiding_is_the_default_and_deletes_nothing() {
         let worker = stage.worker();
         // Found by the sweep: nobody had woken it.
         stage.until("SELECT count(*) = 1 FROM orders WHERE hidden_at IS NOT NULL").await;
-        as_superuser(stage, "UPDATE orders SET hidden_at = now() - interval '4 years'").await;
+        stage.as_superuser("UPDATE orders SET hidden_at = now() - interval '4 years'").await;
         always("it stays", Duration::from_millis(800), async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 1))
             .await;
         worker.stop().await;
@@ -334,7 +325,7 @@ async fn hiding_is_the_default_and_deletes_nothing() {
 async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_line() {
     on_stage(&kept(""), async |stage| {
         let (hidden, online) = (heard_of(stage, "now() - interval '3 years'").await, heard_of(stage, "now()").await);
-        as_superuser(stage, &format!("UPDATE orders SET hidden_at = now() - interval '2 years' WHERE id = '{hidden}'")).await;
+        stage.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '2 years' WHERE id = '{hidden}'")).await;
         stage.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
         for (name, order, age) in [
             ("hidden old", Some(hidden), "7 months"),
@@ -350,7 +341,7 @@ async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_
                  SELECT outside.id, wallet.id, 1, 'x', {named}, '{name}', now() - interval '{age}' FROM accounts outside, accounts wallet
                   WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'"
             );
-            as_superuser(stage, &sql).await;
+            stage.as_superuser(&sql).await;
             let sql = "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id)
                        VALUES (now() - $3::text::interval, 'staff', $1, 'x', coalesce($2, gen_random_uuid()))";
             stage.run(sql, [name.into(), order.into(), age.into()]).await;
@@ -395,7 +386,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             hide(old, "now()").await.expect("hidden");
             order_system.execute_unprepared(&news).await.unwrap_or_else(|error| panic!("{news}: {error}"));
             assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
-            as_superuser(stage, &format!("{back_again}; DELETE FROM activity")).await;
+            stage.as_superuser(&format!("{back_again}; DELETE FROM activity")).await;
         }
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 4, "each has its wake-up again");
         // One that is being written while it is to be hidden is waited for.

@@ -8,7 +8,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::{ConnectionTrait, QueryResult, TryGetable, Value};
+use sea_orm::{ConnectionTrait, QueryResult, TransactionTrait, TryGetable, Value};
 use shared::{
     broker::Outgoing,
     database::statement,
@@ -110,7 +110,7 @@ impl<T> Running<T> {
 
 /// A worker with other settings than its stage's.
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
-    let settings = as_role(&settings, Named::Worker).expect("a sandbox's settings");
+    let settings = as_role(settings, Named::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
@@ -119,7 +119,7 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
 
 /// A relay with other settings than its stage's.
 pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
-    let settings = as_role(&settings, Named::Producer).expect("a sandbox's settings");
+    let settings = as_role(settings, Named::Producer).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle =
@@ -153,6 +153,15 @@ impl Stage {
     /// Runs a statement; how many rows it touched.
     pub async fn run<const N: usize>(&self, sql: &str, values: [Value; N]) -> u64 {
         self.sandbox.db.execute_raw(statement(sql, values)).await.unwrap_or_else(|error| panic!("{sql}: {error}")).rows_affected()
+    }
+
+    /// What somebody does who may do everything, and whom no trigger keeps from it.
+    pub async fn as_superuser(&self, sql: &str) {
+        let tx = self.sandbox.db.begin().await.expect("a transaction");
+        for sql in ["SET LOCAL session_replication_role = replica", sql] {
+            tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+        tx.commit().await.expect("a commit");
     }
 
     /// The one value that a statement gives.

@@ -88,7 +88,7 @@ impl Sandbox {
             let (login, password) = login(&database, role);
             db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
         }
-        let owner = roles::connect_as_owner(&as_role(&settings, Named::Owner)?.database).await?;
+        let owner = roles::connect_as_owner(&as_role(settings.clone(), Named::Owner)?.database).await?;
         migration::up(&owner, settings.deletes()).await?;
         owner.close().await?;
         Ok(Self { settings, db, env, servers, database })
@@ -105,7 +105,7 @@ impl Sandbox {
             Named::Ops | Named::OrderSystem => Role::Ops,
             Named::Owner => Role::Owner,
         };
-        Ok(database::connect(&as_role(&self.settings, role)?.database, door).await?)
+        Ok(database::connect(&as_role(self.settings.clone(), role)?.database, door).await?)
     }
 
     /// The name of its database.
@@ -211,9 +211,8 @@ pub fn url_as_role(url: &str, role: Named) -> Result<String> {
 ///
 /// # Errors
 /// When its URL is none.
-pub fn as_role(settings: &Settings, role: Named) -> Result<Settings> {
+pub fn as_role(mut settings: Settings, role: Named) -> Result<Settings> {
     let url = url_as_role(settings.database.url.expose(), role)?;
-    let mut settings = settings.clone();
     settings.database.url = SecretUrl::parse(&url, &["postgres", "postgresql"]).map_err(anyhow::Error::msg)?;
     Ok(settings)
 }

@@ -103,7 +103,7 @@ CREATE FUNCTION kyhan_the_erased_stay_erased() RETURNS trigger LANGUAGE plpgsql 
 DECLARE
     whose uuid[];
 BEGIN
-    CASE TG_TABLE_NAME
+    CASE TG_ARGV[0]
         WHEN 'orders' THEN
             whose := (SELECT array_agg(DISTINCT customer_id) FROM added);
         WHEN 'cart_items' THEN
@@ -122,19 +122,19 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER the_erased_order_nothing AFTER INSERT ON orders
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('orders');
 CREATE TRIGGER the_erased_buy_nothing AFTER INSERT ON cart_items
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('cart_items');
 CREATE TRIGGER the_erased_bought_nothing AFTER UPDATE ON cart_items
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('cart_items');
 CREATE TRIGGER the_erased_say_nothing AFTER INSERT ON order_messages
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('order_messages');
 CREATE TRIGGER the_erased_said_nothing AFTER UPDATE ON order_messages
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('order_messages');
 CREATE TRIGGER the_erased_have_no_source AFTER INSERT ON order_sources
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('order_sources');
 CREATE TRIGGER the_erased_get_no_source AFTER UPDATE ON order_sources
-    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased();
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_the_erased_stay_erased('order_sources');
 
 -- Market statistics: each closed month is published once and never again, each order in one group and no totals beside them, so that
 -- nothing can be told by subtracting one publication from another.
