@@ -220,7 +220,7 @@ mod tests {
         for (arguments, said) in [
             (
                 ["--kind", "make-coffee"],
-                "known are confirm-receipt, purge-cart-item, collect-arrears; letters of any other kind are",
+                "known are confirm-receipt, purge-cart-item, collect-arrears, hide-order; letters of any other kind are",
             ),
             (["--cause", " "], "it is empty"),
             (["--group", "abc"], "ten hex digits"),
