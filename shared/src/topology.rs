@@ -310,6 +310,7 @@ mod tests {
                 "kyhan.due.confirm-receipt.0 ← kyhan.due confirm-receipt.0",
                 "kyhan.due.purge-cart-item.0 ← kyhan.due purge-cart-item.0",
                 "kyhan.due.collect-arrears.0 ← kyhan.due collect-arrears.0",
+                "kyhan.due.hide-order.0 ← kyhan.due hide-order.0",
                 "kyhan.due.canary.0 ← kyhan.due canary.0",
                 "kyhan.rung.1s ← kyhan.rung.1s *.0",
                 "kyhan.rung.1h ← kyhan.rung.1h *.0",
@@ -323,7 +324,7 @@ mod tests {
         let few = topology(1).queues();
         let many = topology(3).queues();
         assert!(few.iter().all(|queue| many.contains(queue)));
-        assert_eq!(many.len(), 3 + 3 * (3 + 1 + 3));
+        assert_eq!(many.len(), 3 + 3 * (4 + 1 + 3));
     }
 
     #[test]
