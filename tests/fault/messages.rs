@@ -12,7 +12,7 @@ use crate::{scenario::Play, stage::Stage};
 
 /// Every event of the outbox twice, whoever writes it.
 const TWICE: &str = "
-    CREATE FUNCTION fault_twice() RETURNS trigger LANGUAGE plpgsql AS $$
+    CREATE FUNCTION fault_twice() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
     BEGIN
         IF pg_trigger_depth() < 2 THEN
             INSERT INTO outbox (event_type, subject_id, occurred_at, data) SELECT event_type, subject_id, occurred_at, data FROM added;
