@@ -58,8 +58,10 @@ async fn prune_one(broker: &Broker, queue: &str, exchange: Option<&str>) -> Resu
     tokio::time::sleep(ON_ITS_WAY).await;
     // A count of 0 means nothing just after a restart: the queue is asked for a message, which it answers only once it has
     // recovered. Without its exchange it takes nothing new, and what it holds still expires into its lane.
-    if !broker.is_empty(queue).await? {
-        return Ok(Pruned::Waiting(first.messages.max(1)));
+    match broker.is_empty(queue).await? {
+        Some(true) => broker.delete_queue(queue).await.map(|()| Pruned::Removed),
+        Some(false) => Ok(Pruned::Waiting(first.messages.max(1))),
+        // Somebody else prunes, too.
+        None => Ok(Pruned::Gone),
     }
-    broker.delete_queue(queue).await.map(|()| Pruned::Removed)
 }

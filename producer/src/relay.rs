@@ -17,7 +17,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Publisher, backoff},
-    database::{self, DatabaseError, Role, trouble, unanswered},
+    database::{self, DatabaseError, Role, told, trouble, unanswered},
     health::{Health, Part, UNREACHED},
     outage::Outage,
     policy::in_force::{self, Governed},
@@ -248,9 +248,9 @@ impl Relay<'_> {
                     listener = None;
                     let away = trouble(&error).is_outage();
                     // What a statement complains of may quote a row.
-                    self.postgresql.down(if away { error.to_string() } else { "a statement fails; the log says why".into() });
+                    self.postgresql.down(if away { told(&error) } else { "a statement fails; the log says why".into() });
                     let pauses = outage.get_or_insert_with(|| {
-                        tracing::warn!(%error, away, "the relay cannot use PostgreSQL; trying again until it can");
+                        tracing::warn!(error = told(&error), away, "the relay cannot use PostgreSQL; trying again until it can");
                         Box::new(backoff())
                     });
                     let pause = pauses.next().unwrap_or_default();

@@ -1,12 +1,13 @@
 //! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; an admin port where it stays.
 
-use std::{io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
+use std::{error::Error, io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 
 use crate::{
     admin::AdminPort,
+    database::told,
     health::Health,
     lifecycle::shutdown_on_signals,
     settings::{Settings, SettingsError},
@@ -15,6 +16,9 @@ use crate::{
 
 /// The exit code for settings or arguments that cannot hold; clap uses the same.
 const EXIT_USAGE: u8 = 2;
+
+/// Whatever keeps a command's work from being done.
+type Failure = Box<dyn Error + Send + Sync>;
 
 /// The options that every binary has.
 #[derive(Debug, Clone, clap::Args)]
@@ -86,7 +90,7 @@ pub fn start(service: &'static str, common: &Common) -> Result<Started, StartErr
 
 /// Runs a command's work and turns what came of it into an exit code: 0 done, 1 failed, 2 settings that cannot hold.
 /// `--print-config` prints them instead.
-pub async fn run<E: std::fmt::Display>(
+pub async fn run<E: Into<Failure>>(
     service: &'static str,
     common: &Common,
     work: impl AsyncFnOnce(&Settings, CancellationToken) -> Result<ExitCode, E>,
@@ -105,7 +109,7 @@ pub async fn run<E: std::fmt::Display>(
         Err(error) => return complain(service, &error, EXIT_USAGE),
     };
     let done = work(&settings, shutdown).await;
-    let code = done.unwrap_or_else(|error| complain(service, &error, 1));
+    let code = done.unwrap_or_else(|error| complain(service, &told(&*error.into()), 1));
     // Exporters wait for their own runtime threads, which an async thread must not block on.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     code
@@ -113,14 +117,14 @@ pub async fn run<E: std::fmt::Display>(
 
 /// Runs the work of a binary that stays until it is told to stop. Its admin port is open before the work begins, and so before
 /// any server has answered. A port that cannot be had is a failure: exit code 1.
-pub async fn serve<E: std::fmt::Display>(
+pub async fn serve<E: Into<Failure>>(
     service: &'static str,
     common: &Common,
     work: impl AsyncFnOnce(&Settings, &Health, CancellationToken) -> Result<ExitCode, E>,
 ) -> ExitCode {
     run(service, common, async |settings, shutdown| {
         let health = Health::new();
-        let _port = AdminPort::open(settings.admin, health.clone()).await.map_err(|error| error.to_string())?;
+        let _port = AdminPort::open(settings.admin, health.clone()).await.map_err(Failure::from)?;
         let _stopping = AbortOnDropHandle::new(tokio::spawn({
             let (health, shutdown) = (health.clone(), shutdown.clone());
             async move {
@@ -128,7 +132,7 @@ pub async fn serve<E: std::fmt::Display>(
                 health.stopping();
             }
         }));
-        work(settings, &health, shutdown).await.map_err(|error| format!("{error:#}"))
+        work(settings, &health, shutdown).await.map_err(Into::into)
     })
     .await
 }

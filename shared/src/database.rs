@@ -24,6 +24,10 @@ use crate::{
     topology::{Role as QueueRole, Topology},
 };
 
+mod told;
+
+pub use told::told;
+
 /// Who a connection is, shown in `pg_stat_activity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
@@ -353,21 +357,6 @@ fn sqlstate(error: &DbErr) -> Option<String> {
             _ => None,
         },
         _ => None,
-    }
-}
-
-/// What may be told of an error, in a message, a log or a letter: PostgreSQL's own words, which name tables and constraints. Where it
-/// could not read a value (class 22, data exceptions) it quotes the value, and that may be anybody's: no word from there on.
-#[must_use]
-pub fn told(error: &DbErr) -> String {
-    let said = error.to_string();
-    let (DbErr::Exec(RuntimeErr::SqlxError(cause)) | DbErr::Query(RuntimeErr::SqlxError(cause))) = error else { return said };
-    match cause.as_ref() {
-        sqlx::Error::Database(of) if of.code().is_some_and(|code| code.starts_with("22")) => match said.split_once('"') {
-            Some((before, _)) => format!("{before}\"…\""),
-            None => said,
-        },
-        _ => said,
     }
 }
 

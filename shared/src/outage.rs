@@ -1,9 +1,11 @@
 //! An outage of a server as one process sees it: told of once when it begins and once when it ends, however many connections
 //! meet it, and waited for by whoever has nothing to do meanwhile.
 
-use std::fmt;
+use std::error::Error;
 
 use tokio::sync::watch;
+
+use crate::database::told;
 
 /// Whether a server is away, as far as this process knows.
 pub struct Outage {
@@ -19,10 +21,10 @@ impl Outage {
     }
 
     /// Somebody could not reach it; whether nobody had said so yet.
-    pub fn begins(&self, error: &dyn fmt::Display) -> bool {
+    pub fn begins(&self, error: &(dyn Error + 'static)) -> bool {
         let first = !self.away.send_replace(true);
         if first {
-            tracing::warn!(%error, "{} is away; trying again until it is back", self.server);
+            tracing::warn!(error = told(error), "{} is away; trying again until it is back", self.server);
         }
         first
     }

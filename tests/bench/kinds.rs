@@ -1,23 +1,29 @@
-//! The other kinds drained, packed, each beside its own SQL alone: cart items purged, and arrears collected with the whole ledger.
+//! The other kinds drained, packed, each beside its own SQL alone: cart items purged, arrears collected with the whole ledger, and
+//! orders hidden after all that was ever heard of them was looked at.
 
 use anyhow::Result;
 
 use crate::{
     drain::Drain,
     figure::{Figure, Reach},
-    population::{COLLECT_ARREARS, Load, PURGE_CART_ITEM},
+    population::{COLLECT_ARREARS, HIDE_ORDER, Load, PURGE_CART_ITEM},
     stage::{Stage, settle},
     statements,
 };
 
 const PURGE: &str = "drain purge-cart-item";
 const ARREARS: &str = "drain collect-arrears";
+const HIDE: &str = "drain hide-order";
 
-pub const NAMES: &[&str] = &[PURGE, ARREARS];
+pub const NAMES: &[&str] = &[PURGE, ARREARS, HIDE];
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
-    let kinds = [(PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)), (ARREARS, &COLLECT_ARREARS, stage.of(20_000, 5_000))];
+    let kinds = [
+        (PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)),
+        (ARREARS, &COLLECT_ARREARS, stage.of(20_000, 5_000)),
+        (HIDE, &HIDE_ORDER, stage.of(40_000, 5_000)),
+    ];
     for (name, load, count) in kinds.into_iter().filter(|(name, ..)| stage.wants(name)) {
         figures.push(kind(stage, name, load, count).await?);
     }

@@ -115,6 +115,13 @@ pub const PURGE_CART_ITEM: Load = Load {
     ],
 };
 
+/// What the components' accounts hold, paid when the orders shipped.
+const PAID: &str = "
+    INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
+    SELECT wallet.id, paid.id, paid.balance, 'thanh toán', orders.id, 'payment:' || paid.id, orders.delivering_since
+      FROM accounts AS paid JOIN orders ON orders.id = paid.order_id
+           JOIN accounts AS wallet ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'";
+
 pub const COLLECT_ARREARS: Load = Load {
     kind: "collect-arrears",
     policy: r#"
@@ -142,10 +149,7 @@ pub const COLLECT_ARREARS: Load = Load {
         "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key, at)
          SELECT outside.id, wallet.id, 300000000, 'nạp ví', 'top-up:' || wallet.id, now() - interval '40 days'
            FROM accounts AS outside, accounts AS wallet WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'",
-        "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
-         SELECT wallet.id, paid.id, paid.balance, 'thanh toán', orders.id, 'payment:' || paid.id, orders.delivering_since
-           FROM accounts AS paid JOIN orders ON orders.id = paid.order_id
-                JOIN accounts AS wallet ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'",
+        PAID,
         // What the ledger's trigger would have kept, one statement instead of one a transfer.
         "UPDATE accounts SET balance = sum FROM (
              SELECT account, sum(delta)::bigint AS sum FROM (
@@ -187,13 +191,58 @@ pub const COLLECT_ARREARS: Load = Load {
     ],
 };
 
+/// Of what was last heard of them six months ended yesterday; every tenth was hidden already.
+pub const HIDE_ORDER: Load = Load {
+    kind: "hide-order",
+    policy: r#"
+        [[policy]]
+        on = "order.recorded"
+        task = "hide-order"
+        after = "6 months"
+    "#,
+    make: &[
+        CUSTOMERS,
+        "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, parcel_recorded_at, goods_due, shipping_due,
+                             service_due, created_at, updated_at, hidden_at)
+         SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 16)), customers.ids[1 + floor(random() * 5000)::int], 'received',
+                heard - interval '14 days', heard, heard - interval '16 days', 500000 + n % 2000 * 1000, 30000 + n % 90 * 1000, 25000,
+                heard - interval '30 days', heard, CASE WHEN n % 10 = 0 THEN now() - interval '12 hours' END
+           FROM (SELECT gen_random_uuid() AS id, n, now() - interval '6 months 4 days' - random() * interval '1 day' AS heard
+                   FROM generate_series(1, {count}) n) AS new,
+                (SELECT array_agg(id) AS ids FROM customers) AS customers",
+        "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at)
+         SELECT id, status.gone, status.come, 'x', received_at - status.before
+           FROM orders, (VALUES ('in_warehouse', 'delivering', interval '14 days'), ('delivering', 'received', interval '0')) AS status (gone, come, before)",
+        "INSERT INTO order_messages (order_id, author, body, at)
+         SELECT id, 'khách', 'Bao giờ hàng về đến nơi ạ?', received_at - said * interval '1 day' FROM orders, generate_series(1, 3) said",
+        "INSERT INTO accounts (kind) VALUES ('outside')",
+        "INSERT INTO accounts (kind, customer_id) SELECT 'wallet', id FROM customers",
+        "INSERT INTO accounts (kind, order_id, balance)
+         SELECT kind, id, due FROM orders
+                CROSS JOIN LATERAL (VALUES ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) AS part (kind, due)",
+        PAID,
+    ],
+    record: "activity",
+    record_is: "action = 'order.hidden'",
+    table: "orders",
+    wrong: &[
+        ("orders that were due and are on line", "SELECT count(*) FROM orders WHERE hidden_at IS NULL"),
+        ("hidings too many or too few", "SELECT count(*) - {due} FROM activity"),
+        (
+            "hidden orders without a record of that moment",
+            "SELECT count(*) - {due} FROM orders JOIN activity ON activity.subject_id = orders.id AND activity.at = orders.hidden_at",
+        ),
+        ("orders hidden before that were touched", "SELECT count(*) - {stale} FROM orders WHERE hidden_at < now() - interval '6 hours'"),
+    ],
+};
+
 /// A transaction that has emptied every table, and in which no trigger and no foreign key looks at each row. Insert-only tables
 /// let themselves be emptied there: this is the bench's own database, and the ledger is checked whole afterwards.
 pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
     let tx = sandbox.db.begin().await?;
     tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
     tx.execute_unprepared(
-        "TRUNCATE customers, order_status_history, activity, outbox, set_aside, swept RESTART IDENTITY CASCADE",
+        "TRUNCATE customers, order_status_history, activity, activity_seals, outbox, set_aside, swept RESTART IDENTITY CASCADE",
     )
     .await?;
     Ok(tx)

@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use shared::database::{Trouble, statement, trouble};
 
-use crate::situations::{Make, Money, SITUATIONS, Situation};
+use crate::situations::{Make, Money, OLD_ON_DAY, SITUATIONS, Situation};
 
 /// So many rows are made, or acted upon, in one transaction.
 const CHUNK: u32 = 100;
@@ -14,7 +14,8 @@ const WEALTH: i64 = 100_000_000;
 
 /// The demo's own book of who is in which situation, and how far the order system has got with it.
 const PREPARE: &str = "
-    CREATE TABLE demo (subject uuid PRIMARY KEY, situation text NOT NULL, step int NOT NULL DEFAULT 0);
+    CREATE TABLE demo (subject uuid PRIMARY KEY, situation text NOT NULL, step int NOT NULL DEFAULT 0,
+                       made_at timestamptz NOT NULL DEFAULT now());
     CREATE INDEX ON demo (situation, step);
     INSERT INTO accounts (kind) VALUES ('outside');
     CREATE FUNCTION demo_account(of_kind text, of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
@@ -22,6 +23,7 @@ const PREPARE: &str = "
     CREATE FUNCTION demo_wallet(of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
         SELECT accounts.id FROM accounts JOIN orders ON orders.customer_id = accounts.customer_id
          WHERE orders.id = of_order AND accounts.kind = 'wallet' $$;
+    GRANT SELECT, INSERT, UPDATE ON demo TO kyhan_order_system;
 ";
 
 /// `$1` customers with `$2` đồng in their wallets.
@@ -70,15 +72,16 @@ pub async fn populate(db: &DatabaseConnection, orders: u32) -> Result<()> {
 async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Result<()> {
     let (customers, wallet) = match situation.make {
         Make::OrderOfPoorCustomer { wallet, .. } => (count, wallet),
-        Make::Order { .. } | Make::CartItem => ((count / 3).max(1), WEALTH),
+        Make::Order { .. } | Make::OldOrder { .. } | Make::CartItem => ((count / 3).max(1), WEALTH),
         Make::Nothing => (0, WEALTH),
     };
     // The customers are there before: what the wake-ups count from is the moment of the order itself.
     let row = db.query_one_raw(statement(CUSTOMERS, [i64::from(customers).into(), wallet.into()])).await?.context("no row")?;
     let customers: Option<Vec<uuid::Uuid>> = row.try_get("", "customers")?;
     let sql = match &situation.make {
-        Make::Order { status, parcel, money } => order(status, *parcel, money),
-        Make::OrderOfPoorCustomer { money, .. } => order("delivering", true, money),
+        Make::Order { status, parcel, money } => order(&new_order(status, *parcel), "now()", money),
+        Make::OrderOfPoorCustomer { money, .. } => order(&new_order("delivering", true), "now()", money),
+        Make::OldOrder { on_hold, money } => order(&old_order(*on_hold), "made.created_at", money),
         Make::CartItem => CART_ITEM.to_owned(),
         Make::Nothing => NOTHING.to_owned(),
     };
@@ -87,28 +90,59 @@ async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Res
     Ok(())
 }
 
-/// `$2` orders of the customers `$3`, with their accounts and what was paid, into the situation `$1`.
-fn order(status: &str, parcel: bool, Money { due, paid }: &Money) -> String {
+/// What an order is besides its id, code, customer and fees: columns, and their values. It begins now, and is talked about.
+fn new_order(status: &str, parcel: bool) -> Begins {
+    Begins {
+        columns: "status, delivering_since, received_at, parcel_recorded_at",
+        values: format!(
+            "'{status}', CASE WHEN '{status}' IN ('delivering', 'received') THEN now() END,
+             CASE WHEN '{status}' = 'received' THEN now() END, CASE WHEN {parcel} THEN now() END"
+        ),
+        talked_about: true,
+    }
+}
+
+/// Recorded, delivered and received more than half a year ago, and never heard of since.
+fn old_order(on_hold: bool) -> Begins {
+    let received = format!(
+        "((now() + interval '{OLD_ON_DAY} s') AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh'"
+    );
+    Begins {
+        columns: "status, on_hold, created_at, parcel_recorded_at, delivering_since, received_at, updated_at",
+        values: format!(
+            "'received', {on_hold}, {received} - interval '30 days', {received} - interval '16 days', {received} - interval '14 days',
+             {received}, {received}"
+        ),
+        talked_about: false,
+    }
+}
+
+struct Begins {
+    columns: &'static str,
+    values: String,
+    talked_about: bool,
+}
+
+/// `$2` orders of the customers `$3`, with their accounts and what was paid at that moment, into the situation `$1`.
+fn order(Begins { columns, values, talked_about }: &Begins, paid_at: &str, Money { due, paid }: &Money) -> String {
     let parts = ["goods", "shipping", "service"].into_iter().zip(paid).map(|(kind, paid)| format!("('{kind}', {paid}::bigint)"));
     let parts = parts.collect::<Vec<_>>().join(", ");
     format!(
         "WITH made AS (
-             INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, parcel_recorded_at,
-                                 goods_due, shipping_due, service_due)
-             SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 12)), ($3::uuid[])[1 + n % cardinality($3::uuid[])], '{status}',
-                    CASE WHEN '{status}' IN ('delivering', 'received') THEN now() END, CASE WHEN '{status}' = 'received' THEN now() END,
-                    CASE WHEN {parcel} THEN now() END, {goods}, {shipping}, {service}
+             INSERT INTO orders (id, code, customer_id, goods_due, shipping_due, service_due, {columns})
+             SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 12)), ($3::uuid[])[1 + n % cardinality($3::uuid[])],
+                    {goods}, {shipping}, {service}, {values}
                FROM (SELECT gen_random_uuid() AS id, n FROM generate_series(1, $2::bigint) n) AS new
-             RETURNING id, customer_id
+             RETURNING id, customer_id, created_at
          ), booked AS (
              INSERT INTO demo (subject, situation) SELECT id, $1 FROM made
          ), talked AS (
-             INSERT INTO order_messages (order_id, author, body) SELECT id, 'khách', 'Bao giờ hàng về đến nơi ạ?' FROM made
+             INSERT INTO order_messages (order_id, author, body) SELECT id, 'khách', 'Bao giờ hàng về đến nơi ạ?' FROM made WHERE {talked_about}
          ), opened AS (
              INSERT INTO accounts (kind, order_id) SELECT kind, made.id FROM made, (VALUES {parts}) part (kind, paid) RETURNING id, kind, order_id
          )
-         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
-         SELECT wallet.id, opened.id, part.paid, 'thanh toán', opened.order_id, 'payment:' || opened.id
+         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
+         SELECT wallet.id, opened.id, part.paid, 'thanh toán', opened.order_id, 'payment:' || opened.id, {paid_at}
            FROM opened JOIN (VALUES {parts}) part (kind, paid) ON part.kind = opened.kind JOIN made ON made.id = opened.order_id
                 JOIN accounts AS wallet ON wallet.customer_id = made.customer_id AND wallet.kind = 'wallet'
           WHERE part.paid > 0",

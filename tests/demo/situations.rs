@@ -24,10 +24,18 @@ pub enum Make {
         wallet: i64,
         money: Money,
     },
+    /// An order in which six months without any news end on day 20; the last was that it was received.
+    OldOrder {
+        on_hold: bool,
+        money: Money,
+    },
     CartItem,
     /// No row at all: an event about an order that does not exist.
     Nothing,
 }
+
+/// The day on which the six months of an old order end.
+pub const OLD_ON_DAY: u32 = 20;
 
 pub struct Situation {
     /// In the words of Baogam's staff.
@@ -59,6 +67,10 @@ const PAID: Money = Money { due: [1_500_000, 120_000, 45_000], paid: [1_500_000,
 const BY_ITSELF: &str = "(SELECT count(*) FROM order_status_history h WHERE h.order_id = o.id AND h.reason = 'confirm-receipt')";
 const COLLECTED: &str = "(SELECT coalesce(sum(amount), 0) FROM transfers t WHERE t.order_id = o.id AND t.reason = 'arrears')";
 
+/// When the six months of an old order end. No half year ends on the 31st of August: then, and on a few days more, it did before.
+const OLD: &str = "greatest(d.made_at,
+    (o.received_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh')";
+
 /// Puts the recurring questions into a statement.
 pub fn spelled(sql: &str) -> String {
     sql.replace("{by_itself}", BY_ITSELF)
@@ -66,13 +78,14 @@ pub fn spelled(sql: &str) -> String {
         .replace("{paid}", "(SELECT bool_and(a.balance = part.due) FROM (VALUES ('goods', o.goods_due), ('shipping', o.shipping_due), ('service', o.service_due)) part (kind, due) JOIN accounts a ON a.order_id = o.id AND a.kind = part.kind)")
         .replace("{received}", "o.status = 'received' AND {by_itself} = 1 AND o.received_at >= o.delivering_since + interval '14 s'".replace("{by_itself}", BY_ITSELF).as_str())
         .replace("{late_receipt}", "o.received_at - (o.delivering_since + interval '14 s')")
+        .replace("{old}", OLD)
         .replace("{first_charge}", "(SELECT min(at) FROM transfers t WHERE t.order_id = o.id AND t.reason = 'arrears')")
 }
 
 pub static SITUATIONS: &[Situation] = &[
     Situation {
         name: "Đang giao, khách không xác nhận",
-        share: 30,
+        share: 25,
         make: Make::Order { status: "delivering", parcel: true, money: PAID },
         acts: &[],
         expected: "«Khách nhận hàng» on day 14, nothing collected",
@@ -246,6 +259,38 @@ pub static SITUATIONS: &[Situation] = &[
         expected: "«Khách nhận hàng» on day 14, once",
         right: "{received} AND {collected} = 0",
         late: "{late_receipt}",
+    },
+    Situation {
+        name: "Sáu tháng không có tin gì",
+        share: 3,
+        make: Make::OldOrder { on_hold: false, money: PAID },
+        acts: &[],
+        expected: "off the views on day 20, and whole",
+        right: "o.hidden_at >= {old} AND o.status = 'received' AND {paid} AND {collected} = 0
+                AND NOT EXISTS (SELECT FROM orders_online WHERE orders_online.id = o.id)
+                AND (SELECT count(*) FROM activity a WHERE a.subject_id = o.id AND a.action = 'order.hidden') = 1",
+        late: "o.hidden_at - {old}",
+    },
+    Situation {
+        name: "Sáu tháng, còn khiếu nại",
+        share: 1,
+        make: Make::OldOrder { on_hold: true, money: PAID },
+        acts: &[],
+        expected: "kept on line",
+        right: "o.hidden_at IS NULL AND EXISTS (SELECT FROM orders_online WHERE orders_online.id = o.id)",
+        late: "NULL::interval",
+    },
+    Situation {
+        name: "Sáu tháng, khách hỏi lại ngày 10",
+        share: 1,
+        make: Make::OldOrder { on_hold: false, money: PAID },
+        acts: &[Act {
+            when: "d.made_at < now() - interval '10 s'",
+            what: "asked AS (INSERT INTO order_messages (order_id, author, body) SELECT subject, 'khách', 'Cho hỏi lại đơn này ạ' FROM chosen)",
+        }],
+        expected: "on line for six months more",
+        right: "d.step = 1 AND o.hidden_at IS NULL",
+        late: "NULL::interval",
     },
     Situation {
         name: "Sự kiện của đơn không tồn tại",

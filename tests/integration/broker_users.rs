@@ -42,7 +42,7 @@ const ACCESS_REFUSED: u16 = 403;
 const PRECONDITION_FAILED: u16 = 406;
 
 /// The servers of these tests: those that run at the same time share them, and the last to end takes them down.
-async fn pair() -> Arc<Pair> {
+pub async fn pair() -> Arc<Pair> {
     static SHARED: Mutex<Weak<Pair>> = Mutex::const_new(Weak::new());
     let mut shared = SHARED.lock().await;
     if let Some(pair) = shared.upgrade() {
@@ -55,7 +55,8 @@ async fn pair() -> Arc<Pair> {
     pair
 }
 
-async fn sandbox(pair: &Pair) -> Sandbox {
+/// A stage on them.
+pub async fn sandbox(pair: &Pair) -> Sandbox {
     Sandbox::on(pair.servers.clone(), "test", QUICK, &[], None).await.expect("a sandbox")
 }
 

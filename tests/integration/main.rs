@@ -26,6 +26,7 @@ mod journey;
 mod letters;
 mod letters_stored;
 mod library;
+mod logins;
 mod markers;
 mod market;
 mod operators_forecast;

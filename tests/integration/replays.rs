@@ -309,11 +309,11 @@ async fn what_fails_again_is_left_open_and_stops_a_run_that_fails_too_often() {
             stage.run(sql, []).await;
         }
         let refused = run(stage, strict, &[]).await.expect_err("seen before it begins").to_string();
-        assert!(refused.contains("6 letters would come to something else") && refused.contains("an obstacle"), "{refused}");
+        assert!(refused.contains("6 letters would come to something else") && refused.contains("obstacle() line 1 at RAISE"), "{refused}");
         let stopped = run(stage, id, &["--failures-max", "2"]).await;
         assert!(stopped.is_err());
         assert_eq!((charged(stage).await, letters(stage, "open").await), (0, 6));
-        let failed = "SELECT count(*) FROM replay_plan_letters WHERE result = 'failed' AND result_why LIKE '%an obstacle%'";
+        let failed = "SELECT count(*) FROM replay_plan_letters WHERE result = 'failed' AND result_why LIKE '%PL/pgSQL function obstacle()%'";
         assert_eq!(stage.ask::<i64>(failed).await, 2);
         stage.run("DROP TRIGGER obstacle ON activity", []).await;
         run(stage, id, &[]).await.expect("the rest");

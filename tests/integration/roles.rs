@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What nobody may but those who are named.
-const FORBIDDEN: [(&str, &[Named]); 38] = {
+const FORBIDDEN: [(&str, &[Named]); 39] = {
     use Named::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
@@ -50,6 +50,12 @@ const FORBIDDEN: [(&str, &[Named]); 38] = {
         (
             "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id) VALUES ('2020-01-01', 'system', 'x', 'x', gen_random_uuid())",
             &[Owner],
+        ),
+        // Only the fleet has wake-ups.
+        (
+            "INSERT INTO order_status_history (order_id, from_status, to_status, reason, wakeup_id)
+             SELECT gen_random_uuid(), 'x', 'x', 'x', gen_random_uuid() WHERE false",
+            &[Worker, Ops, Owner],
         ),
         // What is kept: policy point 4.
         ("DELETE FROM orders", &[Owner]),

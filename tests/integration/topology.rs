@@ -126,8 +126,11 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
         waiting.exchange = format!("{}3s", before.rung_prefix());
         stage.publish(vec![waiting]).await;
 
-        let pruned = stage.ops(&["topology", "prune"]).await.expect("pruned");
-        assert!(pruned.contains("rung.1h: removed") && pruned.contains("rung.3s: still holds 1"), "{pruned}");
+        // Two operators at once do not get into each other's way.
+        let (first, second) = tokio::join!(stage.ops(&["topology", "prune"]), stage.ops(&["topology", "prune"]));
+        let pruned = [first.expect("pruned"), second.expect("pruned")];
+        assert!(pruned.iter().any(|pruned| pruned.contains("rung.1h: removed")), "{pruned:?}");
+        assert!(pruned.iter().all(|pruned| pruned.contains("rung.3s: still holds 1")), "{pruned:?}");
         assert!(broker.observe(&format!("{}1h", before.rung_prefix())).await.expect("an answer").is_none());
         // What waited there still arrives, and then the rung goes too.
         let worker = stage.worker();

@@ -42,7 +42,19 @@ fn role(name: &str, arguments: &[OsString]) -> Option<Named> {
     }
 }
 
-/// A command of a binary in a sandbox's environment, and no other settings, with the login of its role.
+/// Where the broker is one that `deploy/services` has started, it has a user for each part of the fleet; in somebody else's all are the
+/// one that was named.
+fn broker_user(role: Named, broker: Option<&String>) -> Option<String> {
+    let name = match role {
+        Named::Producer => "KYHAN_SERVICES_PRODUCER_AMQP_URL",
+        Named::Worker => "KYHAN_SERVICES_WORKER_AMQP_URL",
+        Named::Ops => "KYHAN_SERVICES_OPS_AMQP_URL",
+        Named::OrderSystem | Named::Owner => return None,
+    };
+    env::var(name).ok().filter(|_| env::var("KYHAN_AMQP_URL").ok().as_ref() == broker)
+}
+
+/// A command of a binary in a sandbox's environment, and no other settings, with the logins of its role.
 ///
 /// # Errors
 /// When the binary was not built.
@@ -59,6 +71,9 @@ pub fn command(
     command.args(&arguments).envs(settings);
     if let (Some(role), Some(url)) = (role(name, &arguments), settings.get("KYHAN_DATABASE_URL")) {
         command.env("KYHAN_DATABASE_URL", url_as_role(url, role)?);
+        if let Some(url) = broker_user(role, settings.get("KYHAN_AMQP_URL")) {
+            command.env("KYHAN_AMQP_URL", url);
+        }
     }
     command.env_remove("OTEL_EXPORTER_OTLP_ENDPOINT").stdin(Stdio::null()).kill_on_drop(true);
     Ok(command)

@@ -99,7 +99,7 @@ pub async fn apply(
             }
             Trouble::Cut if part.cuts < CUTS_MAX => {
                 patience.postgres_is_back();
-                tracing::warn!(%error, cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
+                tracing::warn!(error = told(&error), cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
                 sleep(CUT_PAUSE.saturating_mul(1 << part.cuts).min(CUT_PAUSE_MAX)).await;
                 parts.push(Part { cuts: part.cuts + 1, ..part });
             }
@@ -163,20 +163,4 @@ pub(crate) async fn begin(db: &DatabaseConnection, settings: &settings::Database
             begun => return begun,
         }
     }
-}
-
-/// An error and its causes, outermost first.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut said = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let text = cause.to_string();
-        // Wrappers repeat what they wrap.
-        if !said.contains(&text) {
-            said.push_str(": ");
-            said.push_str(&text);
-        }
-        source = cause.source();
-    }
-    said
 }

@@ -8,7 +8,7 @@ use sea_orm::DbErr;
 use shared::{
     broker::{Broker, BrokerError},
     canary::{self, Canary, Place, RungAge},
-    database::{Trouble, trouble, within},
+    database::{Trouble, told, trouble, within},
 };
 
 use crate::{
@@ -43,7 +43,7 @@ pub(crate) async fn process(
             // A connection that lay idle through an outage is dead, and shows it only now.
             Trouble::Cut | Trouble::Conflict if tries < context.settings.database.max_connections => tries += 1,
             Trouble::Conflict | Trouble::Failure => {
-                tracing::error!(%error, "canaries that have come cannot be noted, and will be missed");
+                tracing::error!(error = told(&error), "canaries that have come cannot be noted, and will be missed");
                 return settle.ack_up_to(last).await.map(|()| None);
             }
             Trouble::Cut | Trouble::Away => {

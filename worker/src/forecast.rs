@@ -13,7 +13,7 @@ use std::{
 use opentelemetry::{KeyValue, global};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::{
-    database::{statement, trouble, within},
+    database::{self, statement, trouble, within},
     due,
     policy::Policy,
     settings,
@@ -109,8 +109,10 @@ async fn rounds(context: &Context, every: Duration, told: &Told) -> Infallible {
             match within(ANSWER_WITHIN, count(context, *task)).await {
                 Ok(counted) => points.extend(counted),
                 // An outage is told of by the lanes already.
-                Err(error) if trouble(&error).is_outage() => tracing::debug!(kind = task.kind(), %error, "no forecast"),
-                Err(error) => tracing::warn!(kind = task.kind(), %error, "no forecast"),
+                Err(error) if trouble(&error).is_outage() => {
+                    tracing::debug!(kind = task.kind(), error = database::told(&error), "no forecast");
+                }
+                Err(error) => tracing::warn!(kind = task.kind(), error = database::told(&error), "no forecast"),
             }
         }
         told.tell(Some(points));

@@ -28,7 +28,7 @@ use std::{
 use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, backoff},
-    database::{self, DatabaseError, Role},
+    database::{self, DatabaseError, Role, told},
     health::{Health, Part, UNREACHED},
     outage::Outage,
     policy::in_force::{self, Governed},
@@ -101,7 +101,7 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
         return Ok(());
     }
     if let Err(error) = database::remember_rungs(&db, &topology).await {
-        tracing::warn!(%error, "the rungs were not written down; `ops topology prune` will not find them");
+        tracing::warn!(error = told(&error), "the rungs were not written down; `ops topology prune` will not find them");
     }
     let context = Arc::new(Context {
         topology,
@@ -212,11 +212,11 @@ impl Watch {
                         }
                     }
                     // What is known stays so.
-                    Err(error) => tracing::warn!(%error, "what operators have decided is not known"),
+                    Err(error) => tracing::warn!(error = told(&error), "what operators have decided is not known"),
                 }
             }
             Err(error) => {
-                self.part.down(error.to_string());
+                self.part.down(told(&error));
                 self.told |= self.context.postgres.begins(&error);
             }
         }

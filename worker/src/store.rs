@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, time::Duration};
 use sea_orm::DbErr;
 use shared::{
     broker::{BrokerError, backoff},
-    database::{Trouble, trouble, unanswered},
+    database::{Trouble, told, trouble, unanswered},
     dead_letter::{self, DeadLetter},
 };
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
 
 use crate::{
-    apply::{ANSWER_MARGIN, CONFLICT_PAUSE_MAX_MS, CONFLICT_TRIES, CUT_PAUSE, CUT_PAUSE_MAX, CUTS_MAX, begin, chain},
+    apply::{ANSWER_MARGIN, CONFLICT_PAUSE_MAX_MS, CONFLICT_TRIES, CUT_PAUSE, CUT_PAUSE_MAX, CUTS_MAX, begin},
     batch::Batch,
     lane::Context,
     patience::Patience,
@@ -88,7 +88,7 @@ async fn store(letters: Vec<Entry>, queue: &str, context: &Context, patience: &P
         match trouble {
             Trouble::Away => patience.for_postgres(&error).await?,
             Trouble::Cut if part.cuts < CUTS_MAX => {
-                tracing::warn!(%error, cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
+                tracing::warn!(error = told(&error), cuts = part.cuts, "the connection to PostgreSQL broke; trying again");
                 sleep(CUT_PAUSE.saturating_mul(1 << part.cuts).min(CUT_PAUSE_MAX)).await;
                 part.cuts += 1;
             }
@@ -98,13 +98,17 @@ async fn store(letters: Vec<Entry>, queue: &str, context: &Context, patience: &P
             }
             // One by one, so that the one that cannot be stored keeps none of its neighbours out.
             Trouble::Conflict | Trouble::Cut | Trouble::Failure if !alone => {
-                tracing::warn!(%error, letters = part.letters.len(), "dead letters cannot be stored together; one by one");
+                tracing::warn!(
+                    error = told(&error),
+                    letters = part.letters.len(),
+                    "dead letters cannot be stored together; one by one"
+                );
                 let one = |letter| Part { letters: vec![letter], conflicts: 0, cuts: 0 };
                 parts.extend(part.letters.into_iter().map(one));
                 continue;
             }
             Trouble::Conflict | Trouble::Cut | Trouble::Failure if part.letters.iter().any(|letter| !letter.reduced) => {
-                let cause = chain(&error);
+                let cause = told(&error);
                 part = Part {
                     letters: part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect(),
                     conflicts: 0,
@@ -113,7 +117,7 @@ async fn store(letters: Vec<Entry>, queue: &str, context: &Context, patience: &P
             }
             // Nothing in it is strange any more: the table is. It is not acked before somebody has mended that.
             Trouble::Conflict | Trouble::Cut | Trouble::Failure => {
-                tracing::error!(queue, error = chain(&error), "a dead letter cannot be stored, and is tried again");
+                tracing::error!(queue, error = told(&error), "a dead letter cannot be stored, and is tried again");
                 context.shutdown.run_until_cancelled(sleep(pauses.next().unwrap_or_default())).await?;
             }
         }

@@ -18,7 +18,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError, Outgoing},
-    database::{statement, trouble, unanswered},
+    database::{statement, told, trouble, unanswered},
     pack::{Waiting, pack},
     pause,
     task::Task,
@@ -101,9 +101,11 @@ pub(crate) async fn run(context: Arc<Context>, leads: watch::Sender<bool>) {
 /// An outage is told of by the lanes already.
 fn tell(what: &'static str, kind: Option<&'static str>, error: &SweepError) {
     match error {
-        SweepError::Database(error) if trouble(error).is_outage() => tracing::debug!(kind, %error, what),
+        SweepError::Database(error) if trouble(error).is_outage() => {
+            tracing::debug!(kind, error = told(error), what);
+        }
         SweepError::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(kind, %error, what),
-        error => tracing::warn!(kind, %error, what),
+        error => tracing::warn!(kind, error = told(error), what),
     }
 }
 

@@ -9,7 +9,7 @@ use ops::{
     audit::{self, Counted, Report, Verdict},
 };
 use sea_orm::DatabaseConnection;
-use shared::{broker::Broker, cli::say, policy::in_force::Governed, settings::Settings};
+use shared::{broker::Broker, cli::say, database::told, policy::in_force::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
 use super::{WrongUse, governed, table};
@@ -53,7 +53,7 @@ pub async fn audit(
     }
     // What was found holds all the same, say on a standby, where nothing can be written.
     if let Err(error) = remember(&db, actor, &report).await {
-        eprintln!("ops: what the audit came to is not recorded: {error:#}");
+        eprintln!("ops: what the audit came to is not recorded: {}", told(&*error));
     }
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

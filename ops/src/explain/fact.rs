@@ -29,11 +29,19 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// What another system wrote into a field that is meant for words of a code, like a status or a reason.
+    /// What another system wrote into a field that is meant for words of a code, like a status or a reason, and which [`WORD`] has read.
+    pub(super) fn word_read(read: Option<&str>) -> Self {
+        Self::word(read.unwrap_or_default())
+    }
+
+    /// The same of a field that was read whole.
     pub(super) fn word(text: &str) -> Self {
         Self::Text(if is_word(text) { text.to_owned() } else { "(kept back: free text)".to_owned() })
     }
 }
+
+/// SQL: what such a column holds where it is a word of a code, else null. What is no word is not even read.
+pub(super) const WORD: &str = "substring({column} FROM '^[a-z][a-z_.:-]{0,47}$')";
 
 /// Lower-case letters, parted by `_`, `-`, `.` or `:`. No digits, so no phone number; no spaces, so no name or sentence.
 fn is_word(text: &str) -> bool {

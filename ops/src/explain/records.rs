@@ -7,7 +7,7 @@ use serde_json::Value;
 use shared::{database::statement, due::bounded};
 use uuid::Uuid;
 
-use super::{Entry, Fact, Facts};
+use super::{Entry, Fact, Facts, fact::WORD};
 
 /// The moments that the row itself holds, whatever its columns are called.
 pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'static str>, id: Uuid) -> Result<Vec<Entry>, DbErr> {
@@ -42,7 +42,7 @@ pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'stati
 pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
     let mut entries = Vec::new();
     for (sql, entry) in SOURCES {
-        let sql = sql.replace("{at}", &bounded("at"));
+        let sql = sql.replace("{at}", &bounded("at")).replace("{word of reason}", &WORD.replace("{column}", "reason"));
         for row in snapshot.query_all_raw(statement(&sql, [id.into()])).await? {
             entries.push(entry(&row)?);
         }
@@ -53,7 +53,7 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 /// How a row is told.
 type Tell = fn(&QueryResult) -> Result<Entry, DbErr>;
 
-/// Statements (`$1`: the subject; `{at}`: the moment `at`, bounded), in the order in which what has the same moment is told.
+/// Statements (`$1`: the subject; `{at}`: the moment `at`, bounded; `{word of reason}`: [`WORD`]), in the order in which what has the same moment is told.
 const SOURCES: [(&str, Tell); 7] = [
     (
         "SELECT {at} AS at, id, event_type, NULL AS reason, NULL::timestamptz AS occurred_at
@@ -67,11 +67,13 @@ const SOURCES: [(&str, Tell); 7] = [
         event,
     ),
     (
-        "SELECT {at} AS at, from_status, to_status, reason, wakeup_id FROM order_status_history WHERE order_id = $1 ORDER BY at, id",
+        // Only the fleet knows wake-ups, so it is the one who wrote such a reason.
+        "SELECT {at} AS at, from_status, to_status, CASE WHEN wakeup_id IS NULL THEN {word of reason} ELSE reason END AS reason, wakeup_id
+           FROM order_status_history WHERE order_id = $1 ORDER BY at, id",
         status,
     ),
     (
-        "SELECT {at} AS at, amount, reason, debit.kind AS debited, credit.kind AS credited
+        "SELECT {at} AS at, amount, {word of reason} AS reason, debit.kind AS debited, credit.kind AS credited
            FROM transfers JOIN accounts AS debit ON debit.id = debit_account JOIN accounts AS credit ON credit.id = credit_account
           WHERE transfers.order_id = $1 ORDER BY at, debit.kind, credit.kind, transfers.id",
         transfer,
@@ -110,16 +112,18 @@ fn unknown_event() -> Fact {
 
 fn status(row: &QueryResult) -> Result<Entry, DbErr> {
     let (from, to): (String, String) = (row.try_get("", "from_status")?, row.try_get("", "to_status")?);
-    let (reason, wakeup): (String, Option<Uuid>) = (row.try_get("", "reason")?, row.try_get("", "wakeup_id")?);
-    // Only the fleet knows wake-ups, so it is the one who wrote the reason.
-    let reason = if wakeup.is_some() { Fact::Text(reason) } else { Fact::word(&reason) };
+    let (reason, wakeup): (Option<String>, Option<Uuid>) = (row.try_get("", "reason")?, row.try_get("", "wakeup_id")?);
+    let reason = match reason {
+        Some(reason) if wakeup.is_some() => Fact::Text(reason),
+        read => Fact::word_read(read.as_deref()),
+    };
     let detail = Facts::new([("from", Fact::word(&from)), ("to", Fact::word(&to)), ("reason", reason)]);
     entry(row, "status", detail.with("wakeup", wakeup.map(Fact::Id)))
 }
 
 fn transfer(row: &QueryResult) -> Result<Entry, DbErr> {
-    let text = |column: &str| row.try_get::<String>("", column).map(|text| Fact::word(&text));
-    let (from, to, reason) = (text("debited")?, text("credited")?, text("reason")?);
+    let word = |column: &str| row.try_get::<Option<String>>("", column).map(|word| Fact::word_read(word.as_deref()));
+    let (from, to, reason) = (word("debited")?, word("credited")?, word("reason")?);
     let amount = Fact::Money(row.try_get("", "amount")?);
     entry(row, "transfer", Facts::new([("from", from), ("to", to), ("amount", amount), ("reason", reason)]))
 }

@@ -148,15 +148,21 @@ impl Broker {
     }
 
     /// Whether a queue gives no message when asked for one, which is given back at once. Unlike its count, this answer comes
-    /// from the queue's recovered log. What a rung has expired and not yet seen placed in its lane is not given.
+    /// from the queue's recovered log. What a rung has expired and not yet seen placed in its lane is not given. `None`: there is no such
+    /// queue.
     ///
     /// # Errors
-    /// When the connection or the queue is gone.
-    pub async fn is_empty(&self, queue: &str) -> Result<bool, BrokerError> {
+    /// When the connection is gone.
+    pub async fn is_empty(&self, queue: &str) -> Result<Option<bool>, BrokerError> {
         let channel = self.channel().await?;
-        let got = channel.basic_get(queue.into(), BasicGetOptions { no_ack: false }).await?;
-        close_channel(&channel).await;
-        Ok(got.is_none())
+        match self.answered(channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).await {
+            Ok(got) => {
+                close_channel(&channel).await;
+                Ok(Some(got.is_none()))
+            }
+            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Removes a queue and everything in it.

@@ -95,7 +95,7 @@ GRANT INSERT (id, code, customer_id, status, delivering_since, received_at, out_
 GRANT UPDATE (status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due, shipping_due, service_due,
               fees_changed_at, on_hold, updated_at)
    ON orders TO kyhan_order_system;
-GRANT SELECT, INSERT ON order_status_history TO kyhan_order_system;
+GRANT SELECT, INSERT (order_id, from_status, to_status, reason, at) ON order_status_history TO kyhan_order_system;
 GRANT SELECT (id, order_id, author, body, at, salt), INSERT (id, order_id, author, body) ON order_messages TO kyhan_order_system;
 GRANT UPDATE (author, body, salt) ON order_messages TO kyhan_order_system; -- to erase; any other change is found
 GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- row by row: see its policies

@@ -18,6 +18,7 @@ const PERSONAL: &[&str] = &[
     "Áo khoác nữ|Tai nghe|Giày thể thao|Ốp lưng|Nồi chiên",
     r"\bsp-\d+",
     "Bao giờ hàng về",
+    "Cho hỏi lại",
 ];
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,5 @@
 //! Obstacles: triggers of the order system that let an effect fail, each in a way of its own, and PostgreSQL names the customer, the
 //! product or the supplier in what it says about it.
-//!
-//! Not among them: a trigger that names somebody in the very MESSAGE it raises. That text is told to operators as the cause, and goes
-//! where causes go; whoever writes triggers has to know it.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use shared::database::statement;
@@ -10,8 +7,9 @@ use uuid::Uuid;
 
 use crate::stage::Stage;
 
-/// The ways to fail. In each, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
-pub const WAYS: &[&str] = &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning", "cast"];
+/// The ways to fail. In each, MESSAGE, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
+pub const WAYS: &[&str] =
+    &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning", "cast", "said", "made up"];
 
 /// They may lie outside of what the fleet's roles see, as in an order system of its own: the function is its owner's.
 const TABLES: &str = "
@@ -49,6 +47,10 @@ const TABLES: &str = "
                 RAISE EXCEPTION 'no label for this one either';
             WHEN 'cast' THEN
                 PERFORM c.phone::int;
+            WHEN 'said' THEN
+                RAISE EXCEPTION 'no label for % at %, from %', c.full_name, c.address, s;
+            WHEN 'made up' THEN
+                EXECUTE format('SELECT %I', c.email);
             ELSE
         END CASE;
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;

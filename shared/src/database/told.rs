@@ -1,0 +1,123 @@
+//! What may be told of an error, in a message, a log, a letter or on a terminal. PostgreSQL's own words name tables and constraints.
+//! Where it quotes a value, or passes on what a trigger of somebody else's says, that may be anybody's name (policy point 7).
+
+use std::{error::Error, iter};
+
+use sea_orm::{
+    RuntimeErr,
+    sqlx::{self, postgres::PgDatabaseError, postgres::PgErrorPosition},
+};
+
+/// The words of an error without those that PostgreSQL did not choose itself: of a message that a function raised its SQLSTATE and
+/// where it was raised, unless it is a function of this system's; of one that quotes a value, what comes before.
+#[must_use]
+pub fn told(error: &(dyn Error + 'static)) -> String {
+    let mut text = format!("{error:#}");
+    for cause in iter::successors(Some(error), |&cause| cause.source()) {
+        let known = match (cause.downcast_ref(), cause.downcast_ref()) {
+            (Some(RuntimeErr::SqlxError(error)), _) => Some(error.as_ref()),
+            (_, known) => known,
+        };
+        let Some(sqlx::Error::Database(said)) = known else { continue };
+        let Some(said) = said.try_downcast_ref::<PgDatabaseError>() else { continue };
+        let words = Words {
+            sqlstate: said.code(),
+            message: said.message(),
+            context: said.r#where().unwrap_or_default(),
+            file: said.file().unwrap_or_default(),
+            of_made_up_sql: matches!(said.position(), Some(PgErrorPosition::Internal { .. })),
+        };
+        text = text.replace(&said.to_string(), &words.told());
+    }
+    text
+}
+
+/// How the source files of procedural languages begin, which report what functions raise: PL/pgSQL, PL/Python, PL/Perl, PL/Tcl, PL/V8.
+const LANGUAGES: [&str; 5] = ["pl_", "plpy", "plperl", "pltcl", "plv8"];
+
+/// The fields of an error message that matter here.
+/// <https://www.postgresql.org/docs/current/protocol-error-fields.html>
+struct Words<'a> {
+    sqlstate: &'a str,
+    message: &'a str,
+    /// The call stack, innermost first.
+    context: &'a str,
+    /// The server's source file that reports it.
+    file: &'a str,
+    /// Whether it is about a query that a function put together.
+    of_made_up_sql: bool,
+}
+
+impl Words<'_> {
+    fn told(&self) -> String {
+        let Self { sqlstate, message, .. } = *self;
+        if LANGUAGES.iter().any(|begins| self.file.starts_with(begins)) && !self.is_ours() {
+            let place = self.place().map_or(String::new(), |place| format!(" in {place}"));
+            return format!("SQLSTATE {sqlstate}{place}; its words are kept back");
+        }
+        match message.split_once('"') {
+            // Class 22, data exceptions: what could not be read is quoted. In a query made up from values, any word may be one.
+            Some((before, _)) if sqlstate.starts_with("22") || self.of_made_up_sql => format!("{before}\"…\""),
+            _ => message.to_owned(),
+        }
+    }
+
+    /// The function and its line. Further lines quote queries.
+    fn place(&self) -> Option<&str> {
+        self.context.lines().next().filter(|first| first.starts_with("PL/"))
+    }
+
+    /// Whether a function of this system's says it: none of them names anybody.
+    fn is_ours(&self) -> bool {
+        let function = self.place().and_then(|place| place.strip_prefix("PL/pgSQL function ")).unwrap_or_default();
+        let name = function.split('(').next().unwrap_or_default();
+        name.rsplit('.').next().unwrap_or_default().starts_with("kyhan_")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SERVER: Words<'_> = Words {
+        sqlstate: "23514",
+        message: "new row for relation \"orders\" violates check constraint \"orders_check\"",
+        context: "SQL statement \"UPDATE orders SET …\"\nPL/pgSQL function ship(uuid) line 3 at SQL statement",
+        file: "execMain.c",
+        of_made_up_sql: false,
+    };
+
+    #[test]
+    fn the_servers_own_words_are_told() {
+        assert_eq!(SERVER.told(), SERVER.message);
+        let raised = "PL/pgSQL function kyhan_ledger_has_its_orders() line 9 at RAISE";
+        let ours = Words { message: "accounts names an order that does not exist", context: raised, file: "pl_exec.c", ..SERVER };
+        assert_eq!(ours.told(), ours.message);
+        let elsewhere = Words { context: "PL/pgSQL function baogam.kyhan_keeps() line 1 at RAISE", ..ours };
+        assert_eq!(elsewhere.told(), ours.message);
+    }
+
+    #[test]
+    fn what_somebody_elses_function_says_is_not() {
+        let raised = Words {
+            sqlstate: "P0001",
+            message: "no label for Nguyễn Thị Mẫu",
+            context: "PL/pgSQL function label(text) line 12 at RAISE\nSQL statement \"SELECT label('Nguyễn Thị Mẫu')\"",
+            file: "pl_exec.c",
+            of_made_up_sql: false,
+        };
+        assert_eq!(raised.told(), "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its words are kept back");
+        let python = Words { context: "Traceback (most recent call last):\n  PL/Python …", file: "plpy_elog.c", ..raised };
+        assert_eq!(python.told(), "SQLSTATE P0001; its words are kept back");
+        let imitated = "PL/pgSQL function label(kyhan_) line 12 at RAISE\nPL/pgSQL function kyhan_x() line 1 at PERFORM";
+        assert!(Words { context: imitated, ..raised }.told().contains("kept back"));
+    }
+
+    #[test]
+    fn quoted_values_are_not() {
+        let cast = Words { sqlstate: "22P02", message: "invalid input syntax for type integer: \"0901234567\"", ..SERVER };
+        assert_eq!(cast.told(), "invalid input syntax for type integer: \"…\"");
+        let made_up = Words { sqlstate: "42703", message: "column \"mẫu\" does not exist", of_made_up_sql: true, ..SERVER };
+        assert_eq!(made_up.told(), "column \"…\"");
+    }
+}
