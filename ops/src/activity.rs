@@ -21,8 +21,9 @@ pub struct Verified {
     pub seals: u64,
     /// Rows that are as they were sealed.
     pub rows: u64,
-    /// Ranges whose rows were removed because of their age.
+    /// Ranges whose rows were removed because of their age, and where they lie: neighbours together.
     pub removed: u64,
+    pub removals: Vec<Removal>,
     /// Rows that are not sealed yet.
     pub unsealed: i64,
     /// The newest seal: noted down outside of the database it tells, later, whether the chain was rewritten since.
@@ -33,6 +34,16 @@ pub struct Verified {
     pub anchored: bool,
     /// Whether this login may read the rows, which were then hashed by a statement of ours. Else the database's own function was asked.
     pub read_directly: bool,
+}
+
+/// Neighbouring ranges that were removed because of their age.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Removal {
+    pub first_seal: i64,
+    pub last_seal: i64,
+    /// Of activity.
+    pub first_id: i64,
+    pub last_id: i64,
 }
 
 /// A seal by which a chain can be recognised.
@@ -135,12 +146,18 @@ impl Seal {
     }
 }
 
-/// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier. `tell` is told how many seals were looked at
+/// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier, `removals_expected` whether old ranges may
+/// have been removed at all. `tell` is told how many seals were looked at
 /// of how many.
 ///
 /// # Errors
 /// The database's.
-pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: impl FnMut(u64, u64)) -> Result<Verified, DbErr> {
+pub async fn verify(
+    db: &DatabaseConnection,
+    noted: Option<&Head>,
+    removals_expected: bool,
+    mut tell: impl FnMut(u64, u64),
+) -> Result<Verified, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let all: i64 = scalar(&snapshot, "SELECT count(*) FROM activity_seals").await?;
     let read_directly = scalar(
@@ -153,6 +170,7 @@ pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: imp
         seals: 0,
         rows: 0,
         removed: 0,
+        removals: Vec::new(),
         unsealed: 0,
         head: None,
         faults: Vec::new(),
@@ -176,6 +194,9 @@ pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: imp
                 verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));
             }
             compare(&snapshot, holds, seal, &mut verified).await?;
+            if seal.removed.is_some() {
+                verified.note_removal(seal, removals_expected);
+            }
             (number, last_id) = (seal.number, seal.last_id);
             hash.clone_from(&seal.hash);
             verified.seals += 1;
@@ -213,13 +234,31 @@ pub async fn verify(db: &DatabaseConnection, noted: Option<&Head>, mut tell: imp
     Ok(verified)
 }
 
+impl Verified {
+    fn note_removal(&mut self, seal: &Seal, expected: bool) {
+        self.removed += 1;
+        if !expected {
+            self.faults
+                .push(seal.fault("its rows were removed because of their age, and nothing is deleted here (retention.mode)"));
+        }
+        match self.removals.last_mut().filter(|before| before.last_seal + 1 == seal.number) {
+            Some(before) => (before.last_seal, before.last_id) = (seal.number, seal.last_id),
+            None => self.removals.push(Removal {
+                first_seal: seal.number,
+                last_seal: seal.number,
+                first_id: seal.first_id,
+                last_id: seal.last_id,
+            }),
+        }
+    }
+}
+
 /// A range against its seal.
 async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
     let row = snapshot.query_one_raw(statement(holds, [seal.number.into()])).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound("a seal".into()))?;
     let (rows, holds): (i64, bool) = (row.try_get("", "rows")?, row.try_get("", "holds")?);
     if let Some(removed) = seal.removed {
-        verified.removed += 1;
         if removed.early {
             verified.faults.push(seal.fault("its rows were removed before they were six months old"));
         } else if !removed.recorded {

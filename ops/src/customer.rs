@@ -41,7 +41,7 @@ pub enum CustomerError {
     #[error("{}", refused_because(.0))]
     Open(Vec<Obstacle>),
     #[error("PostgreSQL: {0}")]
-    Database(DbErr),
+    Database(#[source] DbErr),
 }
 
 /// What keeps a customer's data from being erased.
@@ -194,6 +194,8 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
     run("UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = coalesce(erased_at, now())
           WHERE id = $1")
     .await?;
+    // While the products are there by which events are found.
+    let events = run(&EVENTS.replace("events", "outbox")).await? + run(&EVENTS.replace("events", "set_aside")).await?;
     Ok(Erased {
         orders,
         sources: run("DELETE FROM order_sources WHERE order_id IN (SELECT id FROM orders WHERE customer_id = $1)").await?,
@@ -202,9 +204,9 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
                         WHERE (salt IS NOT NULL OR author <> '' OR body <> '') AND order_id IN (SELECT id FROM orders WHERE customer_id = $1)")
         .await?,
         products: run("DELETE FROM cart_items WHERE customer_id = $1 AND order_id IS NULL").await?
-            + run("UPDATE cart_items SET product_ref = '', product_name = '' WHERE customer_id = $1 AND product_ref <> ''")
+            + run("UPDATE cart_items SET product_ref = '', product_name = '' WHERE customer_id = $1 AND (product_ref, product_name) <> ('', '')")
                 .await?,
-        events: run(&EVENTS.replace("events", "outbox")).await? + run(&EVENTS.replace("events", "set_aside")).await?,
+        events,
     })
 }
 

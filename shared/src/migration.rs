@@ -35,6 +35,7 @@ impl MigratorTrait for Migrator {
             sql!("m0010_retention"),
             sql!("m0011_confidentiality"),
             sql!("m0012_seals"),
+            sql!("m0013_guards"),
         ]
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
 use shared::{database::statement, roles::Named, task::EXAMPLE_CUSTOMER};
-use tests::sandbox::always;
+use tests::{fleet, sandbox::always};
 use uuid::Uuid;
 
 use crate::{
@@ -129,7 +129,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
         assert_eq!(verified(stage, &[]).await.1, 0, "operators may only ask the function");
         let db = stage.sandbox.connect_as(Named::OrderSystem).await;
         let db = db.expect("a login");
-        let read = ::ops::activity::verify(&db, None, |_, _| {}).await.expect("verified");
+        let read = ::ops::activity::verify(&db, None, false, |_, _| {}).await.expect("verified");
         assert!(read.read_directly && read.faults.len() == 1, "{read:?}");
         db.close().await.expect("closed");
     })
@@ -309,6 +309,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         let found = verified(stage, &[]).await;
         assert!(only_fault(&found).2.contains("at least one was changed"), "what somebody has altered is kept: {found:?}");
         assert_eq!(found.0["removed"], 3);
+        assert_eq!(found.0["removals"][0]["first_seal"], 1, "{found:?}");
         stage.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
         let left = "SELECT string_agg(subject_id::text, ',' ORDER BY id) FROM activity WHERE action = 'order.noted'";
         assert_eq!(stage.ask::<String>(left).await, format!("{online},{hidden},{hidden}"), "of one on line, young, altered");
@@ -323,6 +324,15 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         }
         assert_eq!(stage.ask::<i64>("SELECT kyhan_remove_activity(now() + interval '1 year', 100)").await, 1, "the one that was put right");
         assert_eq!(verified(stage, &[]).await.1, 0);
+        // Where nothing is to be deleted, that is what somebody has done who may do everything.
+        let verify = async |arguments: &[&str]| {
+            let mut command = fleet::command("ops", &stage.sandbox.env, ["activity", "verify"].iter().chain(arguments)).expect("built");
+            let done = command.env("KYHAN_RETENTION_MODE", "hide").output().await.expect("run");
+            (done.status.code(), String::from_utf8_lossy(&done.stdout).into_owned())
+        };
+        let (code, said) = verify(&[]).await;
+        assert!(code == Some(1) && said.contains("nothing is deleted here") && said.contains("removed: seals 1 to 1, ids "), "{said}");
+        assert_eq!(verify(&["--removed-before"]).await.0, Some(0));
         let gone = "DELETE FROM activity USING activity_seals AS seal WHERE number = 5 AND id BETWEEN first_id AND last_id";
         for (removed, what) in [
             ("(5, now(), 1)", "before they were six months old"),

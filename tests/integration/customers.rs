@@ -34,6 +34,12 @@ async fn furnish(stage: &Stage) -> Uuid {
         .await;
     let (ordered, _) = (stage.in_cart().await, stage.in_cart().await);
     stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), order.into()]).await;
+    // A product without a number.
+    let nameless = stage.in_cart().await;
+    stage.run("UPDATE cart_items SET order_id = $2, product_ref = '' WHERE id = $1", [nameless.into(), order.into()]).await;
+    let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason, data)
+               SELECT gen_random_uuid(), 'x', id, now(), 'x', '{\"to\": \"Nguyễn Thị Mẫu\"}' FROM cart_items WHERE order_id IS NULL";
+    stage.run(sql, []).await;
     let sql = "INSERT INTO outbox (event_type, subject_id, data) VALUES ('order.received', $1, '{\"to\": \"Nguyễn Thị Mẫu\"}')";
     stage.run(sql, [order.into()]).await;
     let sql = "WITH made AS (
@@ -104,7 +110,7 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
         }
         assert_eq!(held["orders"][0]["id"], order.to_string());
         let count = |part: &str| held[part].as_array().expect("an array").len();
-        assert_eq!((count("orders"), count("cart"), count("transfers"), count("events")), (1, 2, 1, 1), "{held:#}");
+        assert_eq!((count("orders"), count("cart"), count("transfers"), count("events")), (1, 3, 1, 2), "{held:#}");
         assert!(count("accounts") == 2 && count("activity") >= 1, "{held:#}");
         let recorded = "SELECT string_agg(detail ->> 'by' || ' ' || (detail ->> 'why'), ',') FROM activity WHERE action = 'customer.exported'";
         assert_eq!(stage.ask::<String>(recorded).await, "lan khách yêu cầu");
@@ -229,6 +235,8 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
         let erasing = stage.sandbox.db.begin().await.expect("a transaction");
         erasing.execute_unprepared("SELECT FROM customers FOR UPDATE").await.expect("locked");
         erasing.execute_unprepared("UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = now()").await.expect("erased");
+        let recorded = format!("INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'customer.erased', 'customer', '{EXAMPLE_CUSTOMER}')");
+        erasing.execute_unprepared(&recorded).await.expect("recorded");
         let writes = [
             "UPDATE customers SET phone = '0909'".to_owned(),
             format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{order}', 'a', 'b')"),
@@ -261,6 +269,42 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
             let refused = write.await.expect("no panic").expect_err("refused").to_string();
             assert!(refused.contains("this customer was erased"), "{refused}");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
+    on_stage(QUICK, async |stage| {
+        let order = furnish(stage).await;
+        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let erase = "UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = now()";
+        let tried = async |sql: &str| db.execute_unprepared(sql).await.expect_err(sql).to_string();
+        for (opens, closes) in [
+            ("UPDATE orders SET on_hold = true", "UPDATE orders SET on_hold = false"),
+            ("UPDATE orders SET goods_due = 1001", "UPDATE orders SET goods_due = 1000"),
+            ("UPDATE accounts SET balance = 1 WHERE kind = 'wallet'", "UPDATE accounts SET balance = 0 WHERE kind = 'wallet'"),
+            (
+                "INSERT INTO retention_holds (order_id, held_by, why) SELECT id, 'lan', 'kiện' FROM orders",
+                "DELETE FROM retention_holds",
+            ),
+        ] {
+            stage.as_superuser(opens).await;
+            let said = tried(erase).await;
+            assert!(said.contains("no customer is erased while money is outstanding"), "{opens}: {said}");
+            stage.as_superuser(closes).await;
+        }
+        let said = tried("UPDATE customers SET erased_at = now()").await;
+        assert!(said.contains("keeps no personal data"), "{said}");
+        let said = tried(erase).await;
+        assert!(said.contains("recorded in the transaction that erases"), "{said}");
+        // Whoever blanks what was said without it is found.
+        let blank = format!("UPDATE order_messages SET author = '', body = '', salt = NULL WHERE order_id = '{order}'");
+        db.execute_unprepared(&blank).await.expect("may, to erase");
+        let verified = ops(stage, &["activity", "verify"]).await;
+        assert!(verified.code == 1 && verified.out.contains("is not what was recorded of it"), "{verified:?}");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM customers WHERE erased_at IS NOT NULL").await, 0);
+        db.close().await.expect("closed");
     })
     .await;
 }

@@ -155,9 +155,12 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
         );
         stage.run(&function, []).await;
         // Each is told in its own way: what may be a cut connection, what fails for good, and what an operator wanted to do.
-        for (event, code) in
-            [("UPDATE ON orders", "42501"), ("DELETE ON outbox", "P0001"), ("INSERT ON retention_holds", "23514")]
-        {
+        for (event, code) in [
+            ("UPDATE ON orders", "42501"),
+            ("DELETE ON outbox", "P0001"),
+            ("INSERT ON retention_holds", "23514"),
+            ("UPDATE ON customers", "P0002"),
+        ] {
             stage.run(&format!("CREATE TRIGGER say_it BEFORE {event} FOR EACH ROW EXECUTE FUNCTION say_it('{code}')"), []).await;
         }
         let surroundings = Surroundings::new(stage, &[]).await;
@@ -169,8 +172,13 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
         stage.event("order.shipped", order).await;
         relay.until_said("the relay cannot use PostgreSQL").await;
         relay.until_ready(false).await;
-        let runner = Runner { stage, surroundings: &surroundings, places: vec![("{order}", order.to_string())] };
-        let mut captures = runner.run(&[&["~retention hold {order} --why asked", "~status"]]).await;
+        let customer = uuid::Uuid::new_v4();
+        stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [customer.into()]).await;
+        let places = vec![("{order}", order.to_string()), ("{customer}", customer.to_string())];
+        let runner = Runner { stage, surroundings: &surroundings, places };
+        let mut captures = runner
+            .run(&[&["~retention hold {order} --why asked", "~customer erase {customer} --why asked --yes", "~status"]])
+            .await;
         worker.stop().await;
         relay.stop().await;
         captures.extend([worker, relay].into_iter().flat_map(Player::captures));
@@ -179,9 +187,12 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
 
         let finds: Vec<Find> = captures.iter().flat_map(|capture| search.finds(capture)).collect();
         assert!(finds.is_empty(), "{}", report(&finds));
-        for (capture, code) in
-            [("stderr of worker", "42501"), ("stderr of relay", "P0001"), ("stderr of `retention hold", "23514")]
-        {
+        for (capture, code) in [
+            ("stderr of worker", "42501"),
+            ("stderr of relay", "P0001"),
+            ("stderr of `retention hold", "23514"),
+            ("stderr of `customer erase", "P0002"),
+        ] {
             let told = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its words are kept back");
             assert!(says(&captures, capture, &told), "not told in {capture}: {told}");
         }

@@ -107,6 +107,9 @@ async fn whatever_is_heard_of_an_order_counts_anew() {
             "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'x')",
             "UPDATE orders SET updated_at = now() WHERE id = $1",
             "UPDATE orders SET fees_changed_at = now() WHERE id = $1",
+            // Also where the client says that it was long ago, or nothing about when.
+            "UPDATE orders SET parcel_recorded_at = '2020-01-01' WHERE id = $1",
+            "UPDATE orders SET delivering_since = '2020-01-01', updated_at = '2020-01-01' WHERE id = $1",
         ] {
             let tx = stage.sandbox.db.begin().await.expect("a transaction");
             // It is one statement for one piece of news.
@@ -144,17 +147,25 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
             (outstanding, "DELETE FROM arrears_outstanding WHERE order_id = $1"),
             (held, "DELETE FROM retention_holds WHERE order_id = $1"),
         ] {
-            stage.run(opens, [order.into()]).await;
+            let arranged = |sql: &str| sql.replace("$1", &format!("'{order}'"));
+            stage.as_superuser(&arranged(opens)).await;
             let worker = stage.worker();
             stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
             eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
             let totals = worker.stop().await;
             assert!(totals.postponed > 0 && totals.applied == 0, "{opens}: {totals:?}");
             assert!(stage.ask::<bool>("SELECT hidden_at IS NULL FROM orders").await, "{opens}");
-            stage.run(closes, [order.into()]).await;
+            stage.as_superuser(&arranged(closes)).await;
+        }
+        // That it was settled is news, too.
+        let overdue = format!("SELECT due_at <= now() FROM {} AS due", due::query(tasks::find("hide-order").expect("the kind"), &stage.settings().policy));
+        assert!(stage.ask::<bool>(&overdue).await);
+        for sql in ["UPDATE orders SET on_hold = true", "UPDATE orders SET on_hold = false"] {
+            stage.run(sql, []).await;
+            assert!(!stage.ask::<bool>(&overdue).await, "{sql}");
         }
         // Truly out of stock is final.
-        stage.run("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at WHERE id = $1", [order.into()]).await;
+        stage.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, updated_at = received_at").await;
         let worker = stage.worker();
         stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
         stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
@@ -239,14 +250,17 @@ async fn furnish(stage: &Stage, order: Uuid) {
                 VALUES (gen_random_uuid(), $2, 'taobao/1', 'Áo', 1, now() - interval '2 years', $1)";
     stage.run(item, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
     let paid = "WITH made AS (
-            INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1) RETURNING id, kind),
-            due AS (UPDATE orders SET goods_due = 1000 WHERE id = $1)
+            INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1) RETURNING id, kind)
         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
         SELECT outside.id, goods.id, 1000, 'trả', $1, 'paid:' || $1, now() - interval '2 years'
           FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
     stage.run(paid, [order.into()]).await;
-    // What the messages' trigger recorded is as old as they are.
-    stage.as_superuser("UPDATE activity SET at = at - interval '2 years'").await;
+    // What the messages' trigger recorded is as old as they are, and so are the fees.
+    stage
+        .as_superuser(&format!(
+            "UPDATE activity SET at = at - interval '2 years'; UPDATE orders SET goods_due = 1000 WHERE id = '{order}'"
+        ))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,6 +273,8 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
             "INSERT INTO retention_holds (order_id, held_by, why) VALUES ('{order}', 'lan', 'kiện')",
             "UPDATE orders SET on_hold = true WHERE id = '{order}'",
             "UPDATE orders SET goods_due = 5 WHERE id = '{order}'",
+            // Dated back: on record is nothing of the kind.
+            "DELETE FROM activity WHERE subject_id = '{order}' AND action = 'order.hidden'",
             // News since it was hidden.
             "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'order', '{order}')",
         ];
@@ -268,13 +284,16 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
             orders.push(heard_of(stage, long_ago).await);
         }
         stage.as_superuser("UPDATE orders SET hidden_at = now() - interval '7 months'").await;
+        let recorded = "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id)
+                        SELECT hidden_at, 'system', 'order.hidden', 'order', id FROM orders";
+        stage.as_superuser(recorded).await;
         for (order, keeps) in orders[1..].iter().zip(kept_ones) {
             stage.as_superuser(&keeps.replace("{order}", &order.to_string())).await;
         }
         stage.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
         let worker = stage.worker();
         stage.until("SELECT count(*) = 1 FROM deleted_orders").await;
-        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 5);
+        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 6);
         always("the others stay", Duration::from_millis(800), only_that).await;
         worker.stop().await;
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
@@ -287,7 +306,7 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         assert_eq!(stage.ask::<i64>(&ledger).await, 1);
         assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
-        // The test hid the others itself, of which nothing is on record; everything else agrees.
+        // Two are not hidden as it is on record, as the test has arranged it; everything else agrees.
         let audit = ops(stage, &["audit", "--json"]).await.out;
         let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
         let counted = ["ledger", "records"].iter().flat_map(|part| audit[part].as_array().expect("counts"));
@@ -365,6 +384,10 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         let (old, young) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '5 months'").await);
         let worker = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
         let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
+        let changed = worker.execute_unprepared(&format!("UPDATE orders SET status = 'cancelled', hidden_at = now() WHERE id = '{old}'")).await;
+        assert!(changed.expect_err("refused").to_string().contains("hidden as it is"));
+        let records = worker.execute_unprepared("UPDATE records_retention SET hidden_before = now() - interval '5 months'").await;
+        assert!(records.expect_err("refused").to_string().contains("on line for six months"));
         for (order, at) in [(young, "now()"), (young, "now() + interval '1 year'"), (old, "now() + interval '1 second'"), (old, "now() - interval '11 months'")] {
             let refused = hide(order, at).await.expect_err("refused").to_string();
             assert!(refused.contains("six months after the last news"), "{refused}");
@@ -381,14 +404,31 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
                  SELECT a.id, b.id, 1, 'x', gen_random_uuid() FROM accounts a, accounts b WHERE a.kind = 'outside' AND b.kind = 'goods'".to_owned(),
                 "DELETE FROM transfers; UPDATE accounts SET balance = 0",
             ),
-            (format!("UPDATE orders SET on_hold = true WHERE id = '{old}'"), "UPDATE orders SET on_hold = false"),
+            (format!("INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'order.complaint', 'order', '{old}')"), "SELECT"),
+            (format!("UPDATE orders SET on_hold = true WHERE id = '{old}'"), "UPDATE orders SET on_hold = false, updated_at = created_at"),
         ] {
             hide(old, "now()").await.expect("hidden");
             order_system.execute_unprepared(&news).await.unwrap_or_else(|error| panic!("{news}: {error}"));
             assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
             stage.as_superuser(&format!("{back_again}; DELETE FROM activity")).await;
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 4, "each has its wake-up again");
+        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 5, "each has its wake-up again");
+        // One that is written while it is being hidden waits, and brings it back.
+        for news in [
+            "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
+             SELECT a.id, b.id, 1, 'x', gen_random_uuid() FROM accounts a, accounts b WHERE a.kind = 'outside' AND b.kind = 'goods'".to_owned(),
+            format!("INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'order.complaint', 'order', '{old}')"),
+        ] {
+            let hiding = worker.begin().await.expect("a transaction");
+            hiding.execute_unprepared(&format!("UPDATE orders SET hidden_at = now() WHERE id = '{old}'")).await.expect("hidden");
+            let (order_system, sql) = (order_system.clone(), news.clone());
+            let writing = tokio::spawn(async move { order_system.execute_unprepared(&sql).await.map(|_| ()) });
+            stage.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+            hiding.commit().await.expect("a commit");
+            writing.await.expect("no panic").unwrap_or_else(|error| panic!("{news}: {error}"));
+            assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
+            stage.as_superuser("DELETE FROM activity; DELETE FROM transfers; UPDATE accounts SET balance = 0").await;
+        }
         // One that is being written while it is to be hidden is waited for.
         let writing = stage.sandbox.db.begin().await.expect("a transaction");
         writing.execute_unprepared(&format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')")).await.expect("said");
@@ -400,6 +440,33 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         fleet.stop().await;
         assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await);
         worker.close().await.expect("closed");
+        order_system.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_moves_between_two_orders_is_news_of_both() {
+    on_stage(&every_kind(QUICK), async |stage| {
+        let (from, to) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '1 year'").await);
+        // Seven too many were paid for the one, and are missing for the other.
+        stage.run("INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('goods', $2)", [from.into(), to.into()]).await;
+        stage.as_superuser(&format!("UPDATE accounts SET balance = 7 WHERE order_id = '{from}'; UPDATE orders SET goods_due = 7 WHERE id = '{to}'")).await;
+        let order_system = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        for named in [from, to] {
+            let moved = format!(
+                "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+                 SELECT a.id, b.id, 7, 'chuyển', '{named}', gen_random_uuid() FROM accounts a, accounts b WHERE a.order_id = '{from}' AND b.order_id = '{to}'"
+            );
+            order_system.execute_unprepared(&moved).await.expect("moved");
+            let young = "SELECT bool_and(settled AND newest_at > now() - interval '1 hour') FROM order_retention";
+            assert!(stage.ask::<bool>(young).await, "{named}");
+            let back = format!(
+                "DELETE FROM transfers; UPDATE orders SET updated_at = created_at;
+                 UPDATE accounts SET balance = CASE order_id WHEN '{from}' THEN 7 ELSE 0 END"
+            );
+            stage.as_superuser(&back).await;
+        }
         order_system.close().await.expect("closed");
     })
     .await;

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// What nobody may but those who are named.
-const FORBIDDEN: [(&str, &[Named]); 39] = {
+const FORBIDDEN: [(&str, &[Named]); 44] = {
     use Named::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
@@ -49,6 +49,28 @@ const FORBIDDEN: [(&str, &[Named]); 39] = {
         ("INSERT INTO activity_removals (number, recorded_as) SELECT max(number), 1 FROM activity_seals", &[]),
         (
             "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id) VALUES ('2020-01-01', 'system', 'x', 'x', gen_random_uuid())",
+            &[Owner],
+        ),
+        // In whose name it is made.
+        (
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'x', gen_random_uuid())",
+            &[OrderSystem, Owner],
+        ),
+        (
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'x', 'x', gen_random_uuid())",
+            &[OrderSystem, Owner],
+        ),
+        (
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('system', 'x', 'x', gen_random_uuid())",
+            &[Worker, Ops, Owner],
+        ),
+        (
+            r#"INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+               VALUES ('staff', 'x', 'x', gen_random_uuid(), '{"by": "minh", "login": "somebody_else"}')"#,
+            &[Owner],
+        ),
+        (
+            "INSERT INTO customers (id, full_name, phone, email, address, erased_at) VALUES (gen_random_uuid(), '', '', '', '', now())",
             &[Owner],
         ),
         // Only the fleet has wake-ups.

@@ -9,7 +9,7 @@ use shared::{
 };
 use tests::fleet;
 
-use crate::stage::{QUICK, on_stage};
+use crate::stage::{QUICK, Stage, on_stage};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn declaring_again_is_no_harm_and_everything_is_shown() {
@@ -45,12 +45,18 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
         let shown = stage.ops(&["topology", "show"]).await.expect("shown");
         assert!(shown.contains("differs"), "{shown}");
         // A worker says so and leaves, instead of trying for ever.
-        let complaint =
-            fleet::output(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built")).await.expect_err("refused");
+        let complaint = fleet::output(may_declare(stage)).await.expect_err("refused");
         assert!(complaint.to_string().contains(&lane), "{complaint}");
         broker.close().await;
     })
     .await;
+}
+
+/// A worker that may declare, and so learns of other arguments; see `broker_users.rs` for those who may not.
+fn may_declare(stage: &Stage) -> tokio::process::Command {
+    let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+    command.env("KYHAN_AMQP_URL", &stage.sandbox.env["KYHAN_AMQP_URL"]);
+    command
 }
 
 /// A table without one of its entries.
@@ -99,8 +105,7 @@ async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_a
         ];
         for (name, change, stake) in cases {
             stage.replace(name, change).await;
-            let worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
-            let refused = fleet::output(worker).await.expect_err("refused").to_string();
+            let refused = fleet::output(may_declare(stage)).await.expect_err("refused").to_string();
             assert!(
                 refused.contains(name) && refused.contains(stake) && refused.contains("remove it when empty"),
                 "{stake}: {refused}"

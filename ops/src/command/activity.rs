@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
-    activity::{self, Fault, Head},
+    activity::{self, Fault, Head, Removal},
     shown::moment,
 };
 use serde_json::json;
@@ -24,6 +24,8 @@ noted down outside of the database: the last line tells the newest one, and each
 With a login that may read the rows (of kyhan_order_system, or an administrator's) they are hashed by this program's own statement; \
 kyhan_ops asks a function of the database to do it.
 
+In the retention.mode \"delete\" old ranges are removed, and told as such. In any other mode a removed range is a fault.
+
 Exit codes: 0 all is as it was sealed; 1 something is not, or a server is away; 2 wrong use.
 
 Examples:
@@ -33,6 +35,9 @@ Examples:
         /// A seal that was noted down: it has to be part of the chain
         #[arg(long, value_name = "NUMBER:HASH")]
         seal: Option<Head>,
+        /// Old ranges were removed while retention.mode was "delete", though it is not any more
+        #[arg(long)]
+        removed_before: bool,
         /// One JSON document instead of text
         #[arg(long)]
         json: bool,
@@ -40,14 +45,15 @@ Examples:
 }
 
 pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let Activity::Verify { seal, json } = command;
+    let Activity::Verify { seal, removed_before, json } = command;
     let db = with_schema(settings).await?;
     let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} seals {eta}")?);
-    let verified = activity::verify(&db, seal.as_ref(), |done, all| {
-        bar.set_length(all);
-        bar.set_position(done);
-    })
-    .await?;
+    let verified =
+        activity::verify(&db, seal.as_ref(), removed_before || settings.retention.delete_after.is_some(), |done, all| {
+            bar.set_length(all);
+            bar.set_position(done);
+        })
+        .await?;
     bar.finish_and_clear();
     let code = if verified.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     if json {
@@ -67,6 +73,9 @@ pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<
         "{} rows in {} seals are as they were sealed; {} ranges were removed because of their age; {} rows are not sealed yet",
         verified.rows, verified.seals, verified.removed, verified.unsealed
     ));
+    for Removal { first_seal, last_seal, first_id, last_id } in &verified.removals {
+        say(&format!("removed: seals {first_seal} to {last_seal}, ids {first_id} to {last_id} of activity"));
+    }
     if !verified.anchored {
         say("not compared with a seal that was noted down earlier: see --seal");
     }

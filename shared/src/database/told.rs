@@ -8,12 +8,21 @@ use sea_orm::{
     sqlx::{self, postgres::PgDatabaseError, postgres::PgErrorPosition},
 };
 
-/// The words of an error without those that PostgreSQL did not choose itself: of a message that a function raised its SQLSTATE and
-/// where it was raised, unless it is a function of this system's; of one that quotes a value, what comes before.
+/// The words of an error and its causes, outermost first, without those that PostgreSQL did not choose itself: of a message that a
+/// function raised its SQLSTATE and where it was raised, unless it is a function of this system's; of one that quotes a value, what
+/// comes before.
 #[must_use]
 pub fn told(error: &(dyn Error + 'static)) -> String {
-    let mut text = format!("{error:#}");
-    for cause in iter::successors(Some(error), |&cause| cause.source()) {
+    let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
+    let mut text = String::new();
+    for cause in &causes {
+        // Wrappers repeat what they wrap.
+        let said = cause.to_string();
+        if !text.contains(&said) {
+            text = if text.is_empty() { said } else { format!("{text}: {said}") };
+        }
+    }
+    for cause in causes {
         let known = match (cause.downcast_ref(), cause.downcast_ref()) {
             (Some(RuntimeErr::SqlxError(error)), _) => Some(error.as_ref()),
             (_, known) => known,
@@ -55,9 +64,12 @@ impl Words<'_> {
             let place = self.place().map_or(String::new(), |place| format!(" in {place}"));
             return format!("SQLSTATE {sqlstate}{place}; its words are kept back");
         }
-        match message.split_once('"') {
-            // Class 22, data exceptions: what could not be read is quoted. In a query made up from values, any word may be one.
-            Some((before, _)) if sqlstate.starts_with("22") || self.of_made_up_sql => format!("{before}\"…\""),
+        // Class 22, data exceptions: what could not be read is quoted. Class 42, where somebody else's function asked: what it took for a
+        // word of a query or of a search. In a query made up from values, any word may be one.
+        let quotes =
+            sqlstate.starts_with("22") || self.of_made_up_sql || (sqlstate.starts_with("42") && self.is_asked_by_others());
+        match message.split_once(QUOTES) {
+            Some((before, _)) if quotes => format!("{before}\"…\""),
             _ => message.to_owned(),
         }
     }
@@ -67,13 +79,30 @@ impl Words<'_> {
         self.context.lines().next().filter(|first| first.starts_with("PL/"))
     }
 
-    /// Whether a function of this system's says it: none of them names anybody.
+    /// Whether a function of this system's says it, or a block (`DO`) of its own statements: none of them names anybody.
     fn is_ours(&self) -> bool {
-        let function = self.place().and_then(|place| place.strip_prefix("PL/pgSQL function ")).unwrap_or_default();
-        let name = function.split('(').next().unwrap_or_default();
-        name.rsplit('.').next().unwrap_or_default().starts_with("kyhan_")
+        self.place().is_some_and(|place| of_ours(place) || (is_block(place) && !self.is_asked_by_others()))
+    }
+
+    /// Whether a function that is none of ours has led to it.
+    fn is_asked_by_others(&self) -> bool {
+        self.context.lines().any(|line| line.starts_with("PL/") && !of_ours(line) && !is_block(line))
     }
 }
+
+/// Whether a line of a call stack is a function's of this system.
+fn of_ours(place: &str) -> bool {
+    let name = place.strip_prefix("PL/pgSQL function ").unwrap_or_default().split('(').next().unwrap_or_default();
+    name.rsplit('.').next().unwrap_or_default().starts_with("kyhan_")
+}
+
+/// Whether it is a block's, which has no name.
+fn is_block(place: &str) -> bool {
+    place.starts_with("PL/pgSQL function inline_code_block ")
+}
+
+/// How PostgreSQL quotes, in the languages that it speaks (`lc_messages`).
+const QUOTES: [char; 9] = ['"', '“', '”', '„', '«', '»', '‹', '‘', '「'];
 
 #[cfg(test)]
 mod tests {
@@ -109,6 +138,10 @@ mod tests {
         assert_eq!(raised.told(), "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its words are kept back");
         let python = Words { context: "Traceback (most recent call last):\n  PL/Python …", file: "plpy_elog.c", ..raised };
         assert_eq!(python.told(), "SQLSTATE P0001; its words are kept back");
+        let block = Words { context: "PL/pgSQL function inline_code_block line 4 at RAISE", ..raised };
+        assert_eq!(block.told(), raised.message);
+        let of_theirs = "PL/pgSQL function inline_code_block line 4 at RAISE\nSQL statement \"DO …\"\nPL/pgSQL function label() line 1 at EXECUTE";
+        assert!(Words { context: of_theirs, ..raised }.told().contains("kept back"));
         let imitated = "PL/pgSQL function label(kyhan_) line 12 at RAISE\nPL/pgSQL function kyhan_x() line 1 at PERFORM";
         assert!(Words { context: imitated, ..raised }.told().contains("kept back"));
     }
@@ -119,5 +152,12 @@ mod tests {
         assert_eq!(cast.told(), "invalid input syntax for type integer: \"…\"");
         let made_up = Words { sqlstate: "42703", message: "column \"mẫu\" does not exist", of_made_up_sql: true, ..SERVER };
         assert_eq!(made_up.told(), "column \"…\"");
+        let german = Words { message: "ungültige Eingabesyntax für Typ integer: „0901234567“", ..cast };
+        assert_eq!(german.told(), "ungültige Eingabesyntax für Typ integer: \"…\"");
+        // A search for what a row holds; the same said of a query of ours names a column.
+        let searched = Words { sqlstate: "42601", message: "syntax error in tsquery: \"Mẫu &\"", ..SERVER };
+        assert_eq!(searched.told(), "syntax error in tsquery: \"…\"");
+        let own = Words { sqlstate: "42703", message: "column \"statuss\" does not exist", context: "", ..SERVER };
+        assert_eq!(own.told(), own.message);
     }
 }

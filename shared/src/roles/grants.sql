@@ -63,6 +63,22 @@ GRANT SELECT ON order_retention TO kyhan_worker, kyhan_ops;
 GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity TO kyhan_worker, kyhan_ops;
 GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity TO kyhan_worker, kyhan_ops;
 
+-- In whose name a record may be made: the fleet speaks for the system, operators also for themselves, by the login that the server
+-- knows, and the order system for customers and staff. What runs with the owner's rights speaks for whom it is about. Made once, as it
+-- locks the table.
+DO $$
+BEGIN
+    IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = 'activity'::regclass) THEN
+        ALTER TABLE activity ENABLE ROW LEVEL SECURITY;
+        CREATE POLICY activity_is_read ON activity FOR SELECT USING (true);
+        CREATE POLICY activity_of_the_fleet ON activity FOR INSERT TO kyhan_worker WITH CHECK (actor_kind = 'system');
+        CREATE POLICY activity_of_operators ON activity FOR INSERT TO kyhan_ops
+            WITH CHECK (actor_kind = 'system' OR (actor_kind = 'staff' AND detail ->> 'login' = session_user));
+        CREATE POLICY activity_of_the_order_system ON activity FOR INSERT TO kyhan_order_system
+            WITH CHECK (actor_kind IN ('customer', 'staff') AND coalesce(detail ->> 'login' = session_user, true));
+    END IF;
+END $$;
+
 -- The sweep's leader.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swept, canaries, dead_letters TO kyhan_worker;
 GRANT SELECT ON records_retention TO kyhan_worker;
@@ -86,7 +102,7 @@ GRANT SELECT ON activity_removals, activity_operations TO kyhan_ops, kyhan_order
 GRANT SELECT ON activity_kept, customers_masked, market_statistics, deleted_orders TO kyhan_ops;
 
 -- The order system. It hides, deletes and undoes nothing that the policy keeps.
-GRANT SELECT, INSERT ON customers TO kyhan_order_system;
+GRANT SELECT, INSERT (id, full_name, phone, email, address, created_at) ON customers TO kyhan_order_system;
 GRANT UPDATE (full_name, phone, email, address, erased_at) ON customers TO kyhan_order_system;
 GRANT SELECT ON orders TO kyhan_order_system;
 GRANT INSERT (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due,
