@@ -68,6 +68,16 @@ pub fn query_between(task: &dyn Task, policy: &Policy, after: &str, until: &str)
     Some(select(task, policy, "", &bound))
 }
 
+/// The same, of rows that may be due before the SQL moment `before` and whose column of [`Task::not_before`] lies after `after` and not
+/// later than `until`; `None` for a task without one. For kinds of which no index tells when they fall due, this parts the rows into
+/// stretches that one does tell.
+#[must_use]
+pub fn query_of_age(task: &dyn Task, policy: &Policy, before: &str, after: &str, until: &str) -> Option<String> {
+    let column = task.not_before()?;
+    let floor = floor(task, policy, before)?;
+    Some(select(task, policy, "", &format!("{floor} AND candidate.{column} > {after} AND candidate.{column} <= {until}")))
+}
+
 /// A moment that some other system wrote, cut to the years that count. A null stays one: `greatest()` and `least()` alone would
 /// make it a moment.
 #[must_use]
@@ -145,5 +155,13 @@ mod tests {
         assert_eq!(between("purge-cart-item", EventType::CartItemAdded, "6 months"), None, "months differ in length");
         assert_eq!(between("collect-arrears", EventType::OrderShipped, "1d"), None, "the latest of several moments decides");
         assert_eq!(query_between(tasks::find("purge-cart-item").unwrap(), &Policy::default(), "a", "b"), None, "never due");
+        let policy = |kind: &str| {
+            let task = tasks::find(kind).unwrap();
+            Policy::new(vec![Line { on: task.counts_from()[0], task: task.kind(), after: "6 months".parse().unwrap() }]).unwrap()
+        };
+        let of_age = |kind: &'static str| query_of_age(tasks::find(kind).unwrap(), &policy(kind), "now()", "a", "b");
+        let parted = of_age("hide-order").unwrap();
+        assert!(parted.contains("AND candidate.since > a AND candidate.since <= b"), "{parted}");
+        assert_eq!(of_age("collect-arrears"), None, "no column that no moment precedes");
     }
 }

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, TransactionTrait};
+use sea_orm::{ConnectionTrait, IsolationLevel, TransactionTrait};
 use shared::{database::statement, due, roles::Named, task::EXAMPLE_CUSTOMER, tasks};
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
@@ -165,7 +165,7 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
             assert!(!stage.ask::<bool>(&overdue).await, "{sql}");
         }
         // Truly out of stock is final.
-        stage.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, updated_at = received_at").await;
+        stage.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, changed_at = NULL").await;
         let worker = stage.worker();
         stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
         stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
@@ -275,6 +275,8 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
             "UPDATE orders SET goods_due = 5 WHERE id = '{order}'",
             // Dated back: on record is nothing of the kind.
             "DELETE FROM activity WHERE subject_id = '{order}' AND action = 'order.hidden'",
+            // The record is of an earlier time.
+            "UPDATE activity SET at = at - interval '1 month' WHERE subject_id = '{order}' AND action = 'order.hidden'",
             // News since it was hidden.
             "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'order', '{order}')",
         ];
@@ -293,7 +295,7 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         stage.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
         let worker = stage.worker();
         stage.until("SELECT count(*) = 1 FROM deleted_orders").await;
-        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 6);
+        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 7);
         always("the others stay", Duration::from_millis(800), only_that).await;
         worker.stop().await;
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
@@ -306,7 +308,7 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         assert_eq!(stage.ask::<i64>(&ledger).await, 1);
         assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
-        // Two are not hidden as it is on record, as the test has arranged it; everything else agrees.
+        // Three are not hidden as it is on record, as the test has arranged it; everything else agrees.
         let audit = ops(stage, &["audit", "--json"]).await.out;
         let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
         let counted = ["ledger", "records"].iter().flat_map(|part| audit[part].as_array().expect("counts"));
@@ -386,6 +388,10 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
         let changed = worker.execute_unprepared(&format!("UPDATE orders SET status = 'cancelled', hidden_at = now() WHERE id = '{old}'")).await;
         assert!(changed.expect_err("refused").to_string().contains("hidden as it is"));
+        let snapshot = worker.begin_with_config(Some(IsolationLevel::RepeatableRead), None).await.expect("a transaction");
+        let blind = snapshot.execute_unprepared(&format!("UPDATE orders SET hidden_at = now() WHERE id = '{old}'")).await;
+        assert!(blind.expect_err("refused").to_string().contains("in a transaction that is repeatable read"));
+        snapshot.rollback().await.expect("rolled back");
         let records = worker.execute_unprepared("UPDATE records_retention SET hidden_before = now() - interval '5 months'").await;
         assert!(records.expect_err("refused").to_string().contains("on line for six months"));
         for (order, at) in [(young, "now()"), (young, "now() + interval '1 year'"), (old, "now() + interval '1 second'"), (old, "now() - interval '11 months'")] {
@@ -405,7 +411,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
                 "DELETE FROM transfers; UPDATE accounts SET balance = 0",
             ),
             (format!("INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'order.complaint', 'order', '{old}')"), "SELECT"),
-            (format!("UPDATE orders SET on_hold = true WHERE id = '{old}'"), "UPDATE orders SET on_hold = false, updated_at = created_at"),
+            (format!("UPDATE orders SET on_hold = true WHERE id = '{old}'"), "UPDATE orders SET on_hold = false, changed_at = NULL"),
         ] {
             hide(old, "now()").await.expect("hidden");
             order_system.execute_unprepared(&news).await.unwrap_or_else(|error| panic!("{news}: {error}"));
@@ -462,7 +468,7 @@ async fn money_that_moves_between_two_orders_is_news_of_both() {
             let young = "SELECT bool_and(settled AND newest_at > now() - interval '1 hour') FROM order_retention";
             assert!(stage.ask::<bool>(young).await, "{named}");
             let back = format!(
-                "DELETE FROM transfers; UPDATE orders SET updated_at = created_at;
+                "DELETE FROM transfers; UPDATE orders SET changed_at = NULL;
                  UPDATE accounts SET balance = CASE order_id WHEN '{from}' THEN 7 ELSE 0 END"
             );
             stage.as_superuser(&back).await;

@@ -66,7 +66,7 @@ const FORBIDDEN: [(&str, &[Named]); 44] = {
         ),
         (
             r#"INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
-               VALUES ('staff', 'x', 'x', gen_random_uuid(), '{"by": "minh", "login": "somebody_else"}')"#,
+               VALUES ('staff', 'x', 'x', gen_random_uuid(), '{"by": "minh", "changed": {}, "login": "somebody_else"}')"#,
             &[Owner],
         ),
         (

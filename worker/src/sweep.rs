@@ -34,7 +34,7 @@ mod overdue;
 mod view;
 
 use overdue::{Which, has_index, horizon, overdue};
-use view::View;
+use view::{Step, View};
 
 /// The advisory lock of the sweep's leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the sweep.
 const LEADER: i64 = 0x6b_7968_616e_0001;
@@ -192,6 +192,12 @@ async fn sweep(
             return Ok(());
         }
         let asked = Instant::now();
+        if task.not_before().is_some() {
+            view.descend(horizon, horizon, TimeDelta::zero());
+            let done = dive(context, broker, task, view, Which::OfAge, horizon, woken).await;
+            view.rests_after(asked.elapsed());
+            return done;
+        }
         let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await;
         // Also when it failed, as it does where PostgreSQL takes too long, and when it leaves some to the next.
         view.rests_after(asked.elapsed());
@@ -207,7 +213,7 @@ async fn sweep(
     if *woken < batch_max {
         view.saw(horizon);
         view.descend(after, horizon, millis(sweep.whole_every_ms));
-        dive(context, broker, task, view, horizon, woken).await?;
+        dive(context, broker, task, view, Which::Deep, horizon, woken).await?;
     }
     Ok(())
 }
@@ -218,13 +224,14 @@ async fn dive(
     broker: &Broker,
     task: &dyn Task,
     view: &mut View,
+    which: fn(Step) -> Which,
     horizon: DateTime<Utc>,
     woken: &mut usize,
 ) -> Result<(), SweepError> {
     let (began, batch_max) = (Instant::now(), context.settings.sweep.batch_max as usize);
     while let Some(step) = view.step() {
         let (asked, room) = (Instant::now(), batch_max - *woken);
-        let found = match impatiently(context, task, horizon, Which::Deep(step), room).await {
+        let found = match impatiently(context, task, horizon, which(step), room).await {
             Ok(found) => found,
             Err(error) => {
                 view.stumbled();

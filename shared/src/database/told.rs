@@ -36,13 +36,16 @@ pub fn told(error: &(dyn Error + 'static)) -> String {
             file: said.file().unwrap_or_default(),
             of_made_up_sql: matches!(said.position(), Some(PgErrorPosition::Internal { .. })),
         };
-        text = text.replace(&said.to_string(), &words.told());
+        if !words.message.is_empty() {
+            text = text.replace(&said.to_string(), &words.told());
+        }
     }
     text
 }
 
-/// How the source files of procedural languages begin, which report what functions raise: PL/pgSQL, PL/Python, PL/Perl, PL/Tcl, PL/V8.
-const LANGUAGES: [&str; 5] = ["pl_", "plpy", "plperl", "pltcl", "plv8"];
+/// How the source files begin that pass on what others say: what functions raise in PL/pgSQL, PL/Python, PL/Perl, PL/Tcl, PL/V8, and what
+/// another server answers over `postgres_fdw` and `dblink`.
+const OTHERS: [&str; 7] = ["pl_", "plpy", "plperl", "pltcl", "plv8", "connection.c", "dblink"];
 
 /// The fields of an error message that matter here.
 /// <https://www.postgresql.org/docs/current/protocol-error-fields.html>
@@ -60,7 +63,10 @@ struct Words<'a> {
 impl Words<'_> {
     fn told(&self) -> String {
         let Self { sqlstate, message, .. } = *self;
-        if LANGUAGES.iter().any(|begins| self.file.starts_with(begins)) && !self.is_ours() {
+        // P0 is PL/pgSQL's own class, HV that of foreign data, which says what another server has said.
+        let passed_on = OTHERS.iter().any(|begins| self.file.starts_with(begins))
+            || ["P0", "HV"].iter().any(|class| sqlstate.starts_with(class));
+        if passed_on && !self.is_ours() {
             let place = self.place().map_or(String::new(), |place| format!(" in {place}"));
             return format!("SQLSTATE {sqlstate}{place}; its words are kept back");
         }
@@ -74,9 +80,9 @@ impl Words<'_> {
         }
     }
 
-    /// The function and its line. Further lines quote queries.
+    /// The function and its line, in the server's language. A line that quotes may quote a query.
     fn place(&self) -> Option<&str> {
-        self.context.lines().next().filter(|first| first.starts_with("PL/"))
+        self.context.lines().next().filter(|first| first.contains("PL/") && !first.contains(QUOTES))
     }
 
     /// Whether a function of this system's says it, or a block (`DO`) of its own statements: none of them names anybody.
@@ -86,19 +92,21 @@ impl Words<'_> {
 
     /// Whether a function that is none of ours has led to it.
     fn is_asked_by_others(&self) -> bool {
-        self.context.lines().any(|line| line.starts_with("PL/") && !of_ours(line) && !is_block(line))
+        self.context.lines().any(|line| line.contains("PL/") && !of_ours(line) && !is_block(line))
     }
 }
 
-/// Whether a line of a call stack is a function's of this system.
+/// Whether a line of a call stack is a function's of this system: whatever the language of the words around it, the name stands before
+/// the first bracket.
 fn of_ours(place: &str) -> bool {
-    let name = place.strip_prefix("PL/pgSQL function ").unwrap_or_default().split('(').next().unwrap_or_default();
-    name.rsplit('.').next().unwrap_or_default().starts_with("kyhan_")
+    let Some((before, _)) = place.split_once('(') else { return false };
+    let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
+    name.is_some_and(|name| name.starts_with("kyhan_"))
 }
 
 /// Whether it is a block's, which has no name.
 fn is_block(place: &str) -> bool {
-    place.starts_with("PL/pgSQL function inline_code_block ")
+    place.contains("inline_code_block") && !place.contains('(')
 }
 
 /// How PostgreSQL quotes, in the languages that it speaks (`lc_messages`).
@@ -154,6 +162,13 @@ mod tests {
         assert_eq!(made_up.told(), "column \"…\"");
         let german = Words { message: "ungültige Eingabesyntax für Typ integer: „0901234567“", ..cast };
         assert_eq!(german.told(), "ungültige Eingabesyntax für Typ integer: \"…\"");
+        let vietnamese =
+            Words { context: "Hàm PL/pgSQL kyhan_ledger_has_its_orders() dòng 9 tại RAISE", file: "pl_exec.c", ..SERVER };
+        assert_eq!(vietnamese.told(), vietnamese.message);
+        let remote = Words { sqlstate: "23514", message: "no label for Mẫu", context: "", file: "connection.c", ..SERVER };
+        assert_eq!(remote.told(), "SQLSTATE 23514; its words are kept back");
+        let quoted = Words { context: "SQL statement \"SELECT 'PL/x Mẫu'\"", sqlstate: "P0001", ..remote };
+        assert_eq!(quoted.told(), "SQLSTATE P0001; its words are kept back");
         // A search for what a row holds; the same said of a query of ours names a column.
         let searched = Words { sqlstate: "42601", message: "syntax error in tsquery: \"Mẫu &\"", ..SERVER };
         assert_eq!(searched.told(), "syntax error in tsquery: \"…\"");

@@ -4,6 +4,10 @@
 -- and never without a record of it.
 CREATE FUNCTION kyhan_erasure_is_allowed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'no customer is erased in a transaction that is %', current_setting('transaction_isolation')
+            USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what it waited for.';
+    END IF;
     IF (NEW.full_name, NEW.phone, NEW.email, NEW.address) IS DISTINCT FROM ('', '', '', '') THEN
         RAISE EXCEPTION 'who is erased keeps no personal data' USING ERRCODE = 'check_violation', TABLE = 'customers';
     END IF;
@@ -33,12 +37,12 @@ CREATE CONSTRAINT TRIGGER erasures_are_recorded AFTER UPDATE ON customers DEFERR
     WHEN (OLD.erased_at IS NULL AND NEW.erased_at IS NOT NULL)
     EXECUTE FUNCTION kyhan_erasures_are_recorded();
 
--- Whatever changes about an order is news about it, also where the client leaves updated_at as it was; and no news are taken back. The
--- fleet's own sessions (kyhan.effect) date what they change.
+-- Whatever changes about an order is news about it, also where the client leaves updated_at as it was or has another clock. The fleet's own
+-- sessions (kyhan.effect) date what they change. No role may set it.
+ALTER TABLE orders ADD COLUMN changed_at timestamptz;
 CREATE FUNCTION kyhan_changes_are_dated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    -- Its own moment, and not that of its transaction, by which the fleet's effects are recognised.
-    NEW.updated_at := greatest(OLD.updated_at, clock_timestamp());
+    NEW.changed_at := now();
     RETURN NEW;
 END $$;
 CREATE TRIGGER changes_are_dated BEFORE UPDATE ON orders FOR EACH ROW
@@ -47,17 +51,34 @@ CREATE TRIGGER changes_are_dated BEFORE UPDATE ON orders FOR EACH ROW
               IS DISTINCT FROM
           (NEW.status, NEW.on_hold, NEW.goods_due, NEW.shipping_due, NEW.service_due, NEW.delivering_since, NEW.received_at,
            NEW.out_of_stock_since, NEW.parcel_recorded_at, NEW.fees_changed_at)
-          AND NEW.updated_at < now() AND current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+          AND current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION kyhan_changes_are_dated();
-CREATE FUNCTION kyhan_news_stay() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    NEW.updated_at := OLD.updated_at;
-    RETURN NEW;
-END $$;
-CREATE TRIGGER news_stay BEFORE UPDATE OF updated_at ON orders FOR EACH ROW
-    WHEN (NEW.updated_at < OLD.updated_at)
-    EXECUTE FUNCTION kyhan_news_stay();
-
+-- As before, with that moment.
+CREATE OR REPLACE VIEW order_retention AS
+SELECT orders.id, orders.created_at AS since, orders.hidden_at, judged.settled, heard.newest_at
+  FROM orders
+       CROSS JOIN LATERAL (
+           SELECT (orders.status IN ('received', 'cancelled')
+                   OR (orders.status = 'out_of_stock' AND orders.parcel_recorded_at IS NULL))
+                  AND NOT orders.on_hold
+                  AND NOT EXISTS (SELECT FROM retention_holds WHERE retention_holds.order_id = orders.id)
+                  AND NOT EXISTS (SELECT FROM arrears_outstanding WHERE arrears_outstanding.order_id = orders.id)
+                  AND NOT EXISTS (
+                      SELECT FROM (VALUES ('goods', orders.goods_due), ('shipping', orders.shipping_due), ('service', orders.service_due))
+                                  AS part (kind, due)
+                             LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind
+                       WHERE CASE WHEN orders.status = 'received' THEN part.due <> coalesce(accounts.balance, 0)
+                                  ELSE coalesce(accounts.balance, 0) NOT IN (0, part.due) END) AS settled
+           OFFSET 0) AS judged
+       CROSS JOIN LATERAL (
+           SELECT CASE WHEN judged.settled THEN
+                      greatest(orders.created_at, orders.updated_at, orders.changed_at, orders.delivering_since, orders.received_at,
+                               orders.out_of_stock_since, orders.parcel_recorded_at, orders.fees_changed_at,
+                               (SELECT max(at) FROM order_status_history AS history WHERE history.order_id = orders.id),
+                               (SELECT max(at) FROM transfers WHERE transfers.order_id = orders.id),
+                               (SELECT max(at) FROM order_messages AS message WHERE message.order_id = orders.id),
+                               (SELECT max(at) FROM activity WHERE activity.subject_id = orders.id)) END AS newest_at
+           OFFSET 0) AS heard;
 -- A payment waits for whoever hides its order, and only then looks whether it is hidden: triggers of a statement run in the order of
 -- their names, and transfers_have_their_orders takes the lock. What is moved into or out of another order's account is news of that
 -- order, too.
@@ -73,10 +94,11 @@ DECLARE
 BEGIN
     IF others IS NOT NULL THEN
         PERFORM FROM orders WHERE id = ANY (others) ORDER BY id FOR NO KEY UPDATE;
-        UPDATE orders SET updated_at = now() WHERE id = ANY (others) AND updated_at < now();
+        UPDATE orders SET changed_at = now() WHERE id = ANY (others);
     END IF;
     hidden := (SELECT array_agg(id) FROM orders
-                WHERE hidden_at IS NOT NULL AND (id IN (SELECT order_id FROM added) OR id = ANY (others)));
+                WHERE hidden_at IS NOT NULL
+                  AND id = ANY (coalesce(others, '{}') || ARRAY(SELECT DISTINCT order_id FROM added WHERE order_id IS NOT NULL)));
     IF hidden IS NOT NULL THEN
         PERFORM kyhan_put_on_line(hidden);
     END IF;
@@ -106,6 +128,10 @@ CREATE TRIGGER actions_are_news AFTER INSERT ON activity FOR EACH ROW
 -- An order is hidden as it is, and not in one statement with a change that was not judged.
 CREATE OR REPLACE FUNCTION kyhan_orders_are_hidden_in_time() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'no order is hidden in a transaction that is %', current_setting('transaction_isolation')
+            USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what it waited for.';
+    END IF;
     -- Whoever is writing something about it is waited for, and whoever comes later waits for this.
     PERFORM FROM orders WHERE id = NEW.id FOR UPDATE;
     IF NEW.hidden_at > now() OR NOT EXISTS (
@@ -139,14 +165,16 @@ BEGIN
       FROM (SELECT orders.id FROM orders JOIN order_retention AS kept ON kept.id = orders.id
              WHERE orders.hidden_at < before AND kept.settled AND kept.newest_at < six_months_ago
                AND EXISTS (SELECT FROM activity AS record
-                            WHERE record.subject_id = orders.id AND record.action = 'order.hidden' AND record.at < before)
+                            WHERE record.subject_id = orders.id AND record.action = 'order.hidden'
+                            AND record.at >= orders.hidden_at AND record.at < before)
              ORDER BY orders.hidden_at LIMIT least(most, 1000) FOR UPDATE OF orders SKIP LOCKED) AS locked;
     -- Once more, as they are now that they are locked.
     SELECT array_agg(kept.id) INTO chosen
       FROM order_retention AS kept
      WHERE kept.id = ANY (chosen) AND kept.hidden_at < before AND kept.settled AND kept.newest_at < six_months_ago
        AND EXISTS (SELECT FROM activity AS record
-                    WHERE record.subject_id = kept.id AND record.action = 'order.hidden' AND record.at < before);
+                    WHERE record.subject_id = kept.id AND record.action = 'order.hidden'
+                    AND record.at >= kept.hidden_at AND record.at < before);
     IF chosen IS NULL THEN
         RETURN 0;
     END IF;
@@ -166,6 +194,39 @@ BEGIN
     INSERT INTO activity (actor_kind, action, subject_kind, subject_id)
     SELECT 'system', 'order.deleted', 'order', unnest(chosen);
     RETURN cardinality(chosen);
+END $$;
+
+-- That record stays for as long as its order.
+CREATE OR REPLACE FUNCTION kyhan_remove_activity(sealed_before timestamptz, most integer) RETURNS bigint
+LANGUAGE plpgsql STRICT SECURITY DEFINER AS $$
+DECLARE
+    six_months_ago timestamptz := (now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh';
+    range record;
+    recorded bigint;
+    removed bigint := 0;
+BEGIN
+    LOCK TABLE activity_removals IN SHARE ROW EXCLUSIVE MODE;
+    FOR range IN
+        SELECT seal.* FROM activity_seals AS seal
+         WHERE seal.sealed_at < least(sealed_before, six_months_ago)
+           AND NOT EXISTS (SELECT FROM activity_removals WHERE activity_removals.number = seal.number)
+           AND NOT EXISTS (SELECT FROM activity JOIN orders ON orders.id = activity.subject_id
+                                  LEFT JOIN retention_holds ON retention_holds.order_id = orders.id
+                            WHERE activity.id BETWEEN seal.first_id AND seal.last_id
+                              AND (orders.hidden_at IS NULL OR orders.on_hold OR retention_holds.order_id IS NOT NULL
+                                   OR activity.action = 'order.hidden'))
+           -- What somebody has altered is evidence.
+           AND (SELECT holds FROM kyhan_seal_holds(seal.number))
+         ORDER BY seal.number LIMIT least(most, 100) LOOP
+        INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+        VALUES ('system', 'activity.removed', 'activity', '00000000-0000-0000-0000-000000000000',
+                jsonb_build_object('number', range.number, 'rows', range.rows, 'hash', encode(range.hash, 'hex')))
+        RETURNING id INTO recorded;
+        INSERT INTO activity_removals (number, recorded_as) VALUES (range.number, recorded);
+        DELETE FROM activity WHERE id BETWEEN range.first_id AND range.last_id;
+        removed := removed + 1;
+    END LOOP;
+    RETURN removed;
 END $$;
 
 -- Nor are finance and activity records off line a second early.
@@ -192,7 +253,8 @@ DECLARE
 BEGIN
     FOREACH signature IN ARRAY ARRAY[
         'kyhan_erasure_is_allowed()', 'kyhan_erasures_are_recorded()', 'kyhan_transfers_are_news()', 'kyhan_actions_are_news()',
-        'kyhan_orders_are_hidden_in_time()', 'kyhan_delete_hidden_orders(timestamptz, integer)'] LOOP
+        'kyhan_orders_are_hidden_in_time()', 'kyhan_delete_hidden_orders(timestamptz, integer)',
+        'kyhan_remove_activity(timestamptz, integer)'] LOOP
         EXECUTE format('ALTER FUNCTION %s SET search_path = %I, pg_temp', signature, place);
     END LOOP;
 END $$;

@@ -64,19 +64,32 @@ GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity 
 GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity TO kyhan_worker, kyhan_ops;
 
 -- In whose name a record may be made: the fleet speaks for the system, operators also for themselves, by the login that the server
--- knows, and the order system for customers and staff. What runs with the owner's rights speaks for whom it is about. Made once, as it
--- locks the table.
+-- knows, and the order system for customers and staff, but not as an operator of another login. What runs with the owner's rights speaks
+-- for whom it is about. A policy that is there as it is said here stays untouched, as to change one locks the table.
 DO $$
+DECLARE
+    wanted text[] := ARRAY[
+        ['activity_is_read', 'FOR SELECT USING (true)'],
+        ['activity_of_the_fleet', $policy$FOR INSERT TO kyhan_worker WITH CHECK (actor_kind = 'system')$policy$],
+        ['activity_of_operators', $policy$FOR INSERT TO kyhan_ops
+             WITH CHECK (actor_kind = 'system' OR (actor_kind = 'staff' AND detail ->> 'login' = session_user))$policy$],
+        ['activity_of_the_order_system', $policy$FOR INSERT TO kyhan_order_system
+             WITH CHECK (actor_kind IN ('customer', 'staff')
+                         AND (NOT coalesce(detail ?& ARRAY['by', 'changed', 'login'], false) OR detail ->> 'login' = session_user))$policy$]];
+    named text[];
 BEGIN
     IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = 'activity'::regclass) THEN
         ALTER TABLE activity ENABLE ROW LEVEL SECURITY;
-        CREATE POLICY activity_is_read ON activity FOR SELECT USING (true);
-        CREATE POLICY activity_of_the_fleet ON activity FOR INSERT TO kyhan_worker WITH CHECK (actor_kind = 'system');
-        CREATE POLICY activity_of_operators ON activity FOR INSERT TO kyhan_ops
-            WITH CHECK (actor_kind = 'system' OR (actor_kind = 'staff' AND detail ->> 'login' = session_user));
-        CREATE POLICY activity_of_the_order_system ON activity FOR INSERT TO kyhan_order_system
-            WITH CHECK (actor_kind IN ('customer', 'staff') AND coalesce(detail ->> 'login' = session_user, true));
     END IF;
+    FOREACH named SLICE 1 IN ARRAY wanted LOOP
+        IF NOT EXISTS (SELECT FROM pg_policy
+                        WHERE polrelid = 'activity'::regclass AND polname = named[1]
+                          AND obj_description(oid, 'pg_policy') = named[2]) THEN
+            EXECUTE format('DROP POLICY IF EXISTS %I ON activity', named[1]);
+            EXECUTE format('CREATE POLICY %I ON activity %s', named[1], named[2]);
+            EXECUTE format('COMMENT ON POLICY %I ON activity IS %L', named[1], named[2]);
+        END IF;
+    END LOOP;
 END $$;
 
 -- The sweep's leader.

@@ -26,32 +26,28 @@ pub(super) async fn round(context: &Context) -> Result<(), DbErr> {
     within(ANSWER_WITHIN, context.db.execute_raw(statement(&sql, []))).await?;
     let Some(delete_after) = retention.delete_after else { return Ok(()) };
     let orders = format!("SELECT kyhan_delete_hidden_orders({}, $1) AS gone", delete_after.sql_ago("now()"));
-    let (gone, all) = delete(context, &orders, ORDERS).await?;
+    let gone = delete(context, &orders, ORDERS).await?;
     if gone > 0 {
         tracing::info!(gone, %delete_after, "orders hidden long ago were deleted");
     }
-    // What is on record of an order goes after it: deletion counts from the record that it was hidden.
-    if !all {
-        return Ok(());
-    }
     let activity = format!("SELECT kyhan_remove_activity({}, $1) AS gone", delete_after.sql_ago(&ago));
-    let (gone, _) = delete(context, &activity, RANGES).await?;
+    let gone = delete(context, &activity, RANGES).await?;
     if gone > 0 {
         tracing::info!(gone, %delete_after, "ranges of activity sealed long ago were removed");
     }
     Ok(())
 }
 
-/// Deletes, `most` at a time, until nothing is left or the round has taken its time; how many, and whether nothing is left.
-async fn delete(context: &Context, sql: &str, most: i32) -> Result<(i64, bool), DbErr> {
+/// Deletes, `most` at a time, until nothing is left or the round has taken its time; how many.
+async fn delete(context: &Context, sql: &str, most: i32) -> Result<i64, DbErr> {
     let (began, mut all) = (Instant::now(), 0);
     while began.elapsed() < DELETING_MAX {
         let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, [most.into()]))).await?;
         let gone: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "gone")?;
         if gone == 0 {
-            return Ok((all, true));
+            break;
         }
         all += gone;
     }
-    Ok((all, false))
+    Ok(all)
 }

@@ -25,6 +25,8 @@ pub(super) enum Which {
     Recent { after: DateTime<Utc>, pauses_after: DateTime<Utc> },
     /// A part of what fell due earlier.
     Deep(Step),
+    /// Those that were there, by the column of [`Task::not_before`], since this part of the past.
+    OfAge(Step),
 }
 
 /// The moment of the database before which a row has to have fallen due.
@@ -51,11 +53,13 @@ pub(super) async fn overdue(
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut values: Vec<Value> = vec![task.kind().into(), horizon.into(), grace_ms(context).into(), limit.into()];
     match which {
-        Which::All | Which::Deep(Step::Rest) => {}
+        Which::All | Which::Deep(Step::Rest) | Which::OfAge(Step::Rest) => {}
         Which::Recent { after, pauses_after } => {
             values.extend([after.into(), (pauses_after + TimeDelta::milliseconds(grace_ms(context))).into()]);
         }
-        Which::Deep(Step::Stretch(after, until)) => values.extend([after.into(), until.into()]),
+        Which::Deep(Step::Stretch(after, until)) | Which::OfAge(Step::Stretch(after, until)) => {
+            values.extend([after.into(), until.into()]);
+        }
     }
     let sql = question(task, &context.settings.policy, which);
     let rows = db.query_all_raw(statement(&sql, values)).await?;
@@ -71,10 +75,13 @@ fn question(task: &dyn Task, policy: &Policy, which: Which) -> String {
     const HORIZON: &str = "$2::timestamptz";
     let between = |until| due::query_between(task, policy, "$5::timestamptz", until);
     let all = || due::query_before(task, policy, HORIZON);
+    let of_age = |after, until| due::query_of_age(task, policy, HORIZON, after, until).unwrap_or_else(all);
     let due = match which {
         Which::All => all(),
         Which::Deep(Step::Rest) => due::query_before(task, policy, FIRST_YEARS),
         Which::Deep(Step::Stretch(..)) => between("$6::timestamptz").unwrap_or_else(all),
+        Which::OfAge(Step::Rest) => of_age("'-infinity'::timestamptz", FIRST_YEARS),
+        Which::OfAge(Step::Stretch(..)) => of_age("$5::timestamptz", "$6::timestamptz"),
         // An array is found once, and each row by its id, however many have been woken.
         Which::Recent { .. } => between(HORIZON).map_or_else(all, |recent| {
             format!(
