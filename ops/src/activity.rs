@@ -147,8 +147,7 @@ impl Seal {
 }
 
 /// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier, `removals_expected` whether old ranges may
-/// have been removed at all. `tell` is told how many seals were looked at
-/// of how many.
+/// have been removed at all. `tell` is told how many seals were looked at of how many.
 ///
 /// # Errors
 /// The database's.

@@ -36,7 +36,8 @@ pub struct Message {
     pub body: Confidential<String>,
 }
 
-/// Records an action.
+/// Records an action. A customer's about an order is news of that order, and holds it until the transaction ends: several are recorded in
+/// the order of their orders' ids, on the connection that changes these.
 ///
 /// # Errors
 /// The database's.

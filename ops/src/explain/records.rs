@@ -53,7 +53,8 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 /// How a row is told.
 type Tell = fn(&QueryResult) -> Result<Entry, DbErr>;
 
-/// Statements (`$1`: the subject; `{at}`: the moment `at`, bounded; `{word of reason}`: [`WORD`]), in the order in which what has the same moment is told.
+/// Statements (`$1`: the subject; `{at}`: the moment `at`, bounded; `{word of reason}`: [`WORD`]), in the order in which what has the same
+/// moment is told.
 const SOURCES: [(&str, Tell); 7] = [
     (
         "SELECT {at} AS at, id, event_type, NULL AS reason, NULL::timestamptz AS occurred_at

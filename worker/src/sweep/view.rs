@@ -13,8 +13,8 @@ const STRETCH_MIN: TimeDelta = TimeDelta::seconds(1);
 const QUICK: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_secs(1);
 
-/// A look at all rows of a kind is repeated only after so many times as long as it took: it is to take no more than a thirtieth of one
-/// connection's time, however many rows there are.
+/// A look at all rows of a kind, or at a part of them, is followed by the next only after so many times as long as it took: they are to
+/// take no more than a thirtieth of one connection's time, however many rows there are.
 const REST: u32 = 30;
 
 /// What the leader has looked at of one kind.
@@ -23,14 +23,15 @@ pub(super) struct View {
     /// Up to where the last complete look at the recent past went.
     seen: Option<DateTime<Utc>>,
     deep: Option<Deep>,
-    /// Until when a kind whose rows are all looked at is not looked at again.
+    /// Until when a kind of which no index tells what fell due is not looked at again.
     rests_until: Option<Instant>,
 }
 
-/// A look at all that lies before the recent past, from the newest to the oldest.
+/// A look at all that lies before the recent past, from the newest to the oldest: by when rows fell due, or, where no index tells that, by
+/// how long they have been there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deep {
-    /// What fell due later than `until` has been looked at.
+    /// What is of later than `until` has been looked at.
     Under { until: DateTime<Utc>, stretch: TimeDelta },
     /// All of it was, and the look ended then.
     Rests { since: DateTime<Utc> },
@@ -46,12 +47,12 @@ pub(super) enum Step {
 }
 
 impl View {
-    /// Whether a look at all rows was made so lately that another one would keep PostgreSQL busy.
+    /// Whether a look was made so lately that another one would keep PostgreSQL busy.
     pub fn is_resting(&self) -> bool {
         self.rests_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// All rows were looked at, which took so long.
+    /// Rows were looked at, which took so long.
     pub fn rests_after(&mut self, took: Duration) {
         self.rests_until = Instant::now().checked_add(took * REST);
     }
