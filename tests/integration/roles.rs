@@ -212,6 +212,16 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
                                WHERE attrelid = pg_class.oid AND attacl IS NOT NULL)) ORDER BY relname)::text
                         FROM pg_class WHERE relnamespace = 'public'::regnamespace";
         let before: String = stage.ask(grants).await;
+        let policies = "SELECT string_agg(concat_ws(' ', polname, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), E'\n' ORDER BY polname)
+                          FROM pg_policy WHERE polrelid = 'activity'::regclass";
+        let (policies_before, same) = (stage.ask::<String>(policies).await, "SELECT string_agg(oid::text, ' ' ORDER BY polname) FROM pg_policy");
+        // One that is as it should be is not made anew, as that would lock the table.
+        let untouched = stage.ask::<String>(same).await;
+        assert_eq!(ops(stage, &["roles", "install"]).await.code, 0);
+        assert_eq!(stage.ask::<String>(same).await, untouched);
+        stage.run("CREATE POLICY anybody ON activity FOR INSERT WITH CHECK (true)", []).await;
+        stage.run("ALTER POLICY activity_of_the_fleet ON activity WITH CHECK (true)", []).await;
+        stage.run("ALTER TABLE activity DISABLE ROW LEVEL SECURITY", []).await;
         stage.run("GRANT SELECT ON customers TO kyhan_worker", []).await;
         stage.run("GRANT SELECT (supplier_name) ON order_sources TO kyhan_ops", []).await;
         stage.run("GRANT SELECT ON order_messages TO PUBLIC", []).await;
@@ -223,6 +233,8 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
             words
         };
         assert_eq!(sorted(&stage.ask::<String>(grants).await), sorted(&before));
+        assert_eq!(stage.ask::<String>(policies).await, policies_before);
+        assert!(stage.ask::<bool>("SELECT relrowsecurity FROM pg_class WHERE relname = 'activity'").await);
         let refused = ops(stage, &["--as", "lan", "migrate", "status"]).await;
         assert_eq!(refused.code, 0, "{refused:?}");
         // What an operator's login may not, it is told.

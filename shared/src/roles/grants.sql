@@ -65,7 +65,8 @@ GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity 
 
 -- In whose name a record may be made: the fleet speaks for the system, operators also for themselves, by the login that the server
 -- knows, and the order system for customers and staff, but not as an operator of another login. What runs with the owner's rights speaks
--- for whom it is about. A policy that is there as it is said here stays untouched, as to change one locks the table.
+-- for whom it is about. A policy that is there as it is said here, and as it was made, stays untouched, as to change one locks the table;
+-- its comment remembers both. Any other goes.
 DO $$
 DECLARE
     wanted text[] := ARRAY[
@@ -77,17 +78,30 @@ DECLARE
              WITH CHECK (actor_kind IN ('customer', 'staff')
                          AND (NOT coalesce(detail ?& ARRAY['by', 'changed', 'login'], false) OR detail ->> 'login' = session_user))$policy$]];
     named text[];
+    stray name;
+    -- A policy as PostgreSQL has it.
+    made constant text := $made$concat_ws(' ', polcmd, polpermissive, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))$made$;
+    asis boolean;
+    remembers text;
 BEGIN
+    FOR stray IN SELECT polname FROM pg_policy
+                  WHERE polrelid = 'activity'::regclass AND polname NOT IN (SELECT wanted[n][1] FROM generate_subscripts(wanted, 1) AS n) LOOP
+        EXECUTE format('DROP POLICY %I ON activity', stray);
+    END LOOP;
     IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = 'activity'::regclass) THEN
         ALTER TABLE activity ENABLE ROW LEVEL SECURITY;
     END IF;
     FOREACH named SLICE 1 IN ARRAY wanted LOOP
-        IF NOT EXISTS (SELECT FROM pg_policy
-                        WHERE polrelid = 'activity'::regclass AND polname = named[1]
-                          AND obj_description(oid, 'pg_policy') = named[2]) THEN
+        EXECUTE format('SELECT obj_description(oid, ''pg_policy'') = $2 || E''\n'' || %s FROM pg_policy
+                         WHERE polrelid = ''activity''::regclass AND polname = $1', made)
+           INTO asis USING named[1], named[2];
+        IF asis IS NOT TRUE THEN
             EXECUTE format('DROP POLICY IF EXISTS %I ON activity', named[1]);
             EXECUTE format('CREATE POLICY %I ON activity %s', named[1], named[2]);
-            EXECUTE format('COMMENT ON POLICY %I ON activity IS %L', named[1], named[2]);
+            EXECUTE format('SELECT format(''COMMENT ON POLICY %%I ON activity IS %%L'', $1, $2 || E''\n'' || %s) FROM pg_policy
+                             WHERE polrelid = ''activity''::regclass AND polname = $1', made)
+               INTO remembers USING named[1], named[2];
+            EXECUTE remembers;
         END IF;
     END LOOP;
 END $$;
