@@ -13,12 +13,13 @@ help: ## Say what there is
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
 demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
-	@$(CARGO) build --quiet --workspace --bins
+	$(CARGO) build --workspace --bins
 	@deploy/with-services target/debug/demo --orders $(ORDERS)
 
 test: ## Run every test on real servers
 	$(CARGO) build --workspace --bins
 	RUST_TEST_THREADS=4 deploy/with-services $(CARGO) test --workspace
+	deploy/services-test
 
 # Starts servers of its own, which it may kill; without SEED a random one, which it prints.
 fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
@@ -45,7 +46,7 @@ fuzz: ## Search for bytes that break a decoder (SECONDS=60 a target)
 	 fi
 
 walkthrough: ## Run docs/operations.md anew: a thousand dead letters, found, planned, approved, replayed
-	@$(CARGO) build --quiet --workspace --bins
+	$(CARGO) build --workspace --bins
 	@deploy/with-services sh -c "target/debug/walkthrough > target/operations.md"
 	@mv target/operations.md docs/operations.md
 

@@ -6,7 +6,7 @@ readonly COMPOSE_USER=kyhan
 readonly COMPOSE_VALUES="$HOME_DIR/compose.env"
 
 compose_available() {
-    command -v docker >/dev/null && bounded 15 docker info >/dev/null 2>&1 && docker compose version >/dev/null 2>&1
+    command -v docker >/dev/null && bounded 15 docker info >/dev/null 2>&1 && bounded 15 docker compose version >/dev/null 2>&1
 }
 
 # compose_up SERVICE: starts that service alone and waits until its health check passes.
@@ -58,7 +58,8 @@ compose() (
     set -a
     # shellcheck source=/dev/null
     source "$COMPOSE_VALUES"
-    exec docker compose --project-name "$compose_project" --project-directory "$ROOT" \
+    # Long enough to fetch the images.
+    bounded 900 docker compose --project-name "$compose_project" --project-directory "$ROOT" \
         --file "$ROOT/docker-compose.yml" "$@" 9>&-
 )
 

@@ -29,8 +29,8 @@ apt_without_starting() {
     trap "rm -f '$POLICY'; [[ -z '$kept' ]] || mv -f '$kept' '$POLICY'" EXIT
     printf '#!/bin/sh\nexit 101\n' >"$POLICY"
     chmod 755 "$POLICY"
-    apt-get update
-    DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$1"
+    bounded 600 apt-get update
+    DEBIAN_FRONTEND=noninteractive bounded 1800 apt-get install --yes --no-install-recommends "$1"
 }
 
 # install_hint PACKAGE…: what is missing, and the command for each common system.

@@ -180,11 +180,11 @@ as_postgres_user() (
     # pg_ctl wants a working directory that its user may enter.
     cd / || exit 1
     if ((EUID != 0)); then
-        exec "$@"
+        bounded 300 "$@"
     elif command -v setpriv >/dev/null; then
-        exec setpriv --reuid="$(postgres_user)" --regid="$(id -g "$(postgres_user)")" --clear-groups -- "$@"
+        bounded 300 setpriv --reuid="$(postgres_user)" --regid="$(id -g "$(postgres_user)")" --clear-groups -- "$@"
     else
-        exec runuser -u "$(postgres_user)" -- "$@"
+        bounded 300 runuser -u "$(postgres_user)" -- "$@"
     fi
 )
 

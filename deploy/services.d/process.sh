@@ -8,14 +8,13 @@ die() {
     exit 1
 }
 
-# bounded SECONDS COMMAND…: a server that never answers must not hang the whole command.
+# bounded SECONDS COMMAND…: a server, or a server's tool, that never answers must not hang the whole command. macOS has perl, but no
+# timeout.
 bounded() {
-    local seconds=$1
-    shift
     if command -v timeout >/dev/null; then
-        timeout "$seconds" "$@"
+        timeout -k 5 "$@"
     else
-        "$@"
+        perl -e 'alarm shift; exec @ARGV' "$@"
     fi
 }
 

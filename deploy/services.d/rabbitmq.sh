@@ -45,7 +45,8 @@ rabbitmq_compose_up() {
         return 1
     }
     rabbitmq_use "$rabbitmq_own_url" 'started with Docker Compose'
-    rabbitmq_make_users compose exec -T rabbitmq rabbitmqctl
+    # The script itself goes along as an argument, as the container does not have it.
+    rabbitmq_make_users compose exec -T rabbitmq bash -c "$(cat "$ROOT/deploy/rabbitmq/users")" users
 }
 
 rabbitmq_private() {
@@ -64,14 +65,14 @@ rabbitmq_use() {
 
 rabbitmq_private_ready() {
     rabbitmq_use "$rabbitmq_own_url" "started privately in $rabbitmq_dir"
-    rabbitmq_make_users rabbitmq_private_ctl
+    rabbitmq_make_users rabbitmq_private_users
 }
 
 # Of every fleet that the tests run beside each other: their prefixes are kyhan.<name>.<12 digits>.
 readonly RABBITMQ_PREFIXES='kyhan(\.[a-z0-9_]+\.[0-9a-f]{12})?'
 
-# rabbitmq_make_users RABBITMQCTL…: gives a broker of our own the users of deploy/rabbitmq/users, and saves the URLs by which they
-# log in. Each time, as its data may be gone, or what they may do may be another by now.
+# rabbitmq_make_users USERS…: gives a broker of our own the users of deploy/rabbitmq/users, which USERS runs where the broker is, and
+# saves the URLs by which they log in. Each time, as its data may be gone, or their permissions may have changed.
 rabbitmq_make_users() {
     local role key port definitions log="$HOME_DIR/rabbitmq-users.log"
     parse_url "$rabbitmq_own_url" 5672
@@ -100,20 +101,20 @@ rabbitmq_definitions() (
     exec "$ROOT/deploy/rabbitmq/users" --prefixes "$RABBITMQ_PREFIXES" definitions
 )
 
-# rabbitmq_import DEFINITIONS LOG RABBITMQCTL…
+# rabbitmq_import DEFINITIONS LOG USERS…
 rabbitmq_import() {
     local definitions=$1 log=$2
     shift 2
-    printf '%s\n' "$definitions" | "$@" import_definitions >"$log" 2>&1
+    printf '%s\n' "$definitions" | "$@" import >"$log" 2>&1
 }
 
 # With the environment of the node, as far as it concerns rabbitmqctl, and nothing of the user's.
-rabbitmq_private_ctl() {
+rabbitmq_private_users() {
     local server
     server=$(rabbitmq_server) || return 1
-    env -i PATH="$PATH" HOME="$rabbitmq_dir/home" LANG=C.UTF-8 \
+    env -i PATH="$PATH" HOME="$rabbitmq_dir/home" LANG=C.UTF-8 RABBITMQCTL="${server%/*}/rabbitmqctl" \
         ERL_EPMD_PORT="$rabbitmq_epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 RABBITMQ_CONF_ENV_FILE="$rabbitmq_dir/rabbitmq-env.conf" \
-        "${server%/*}/rabbitmqctl" --node "$rabbitmq_node" --timeout 30 "$@" 9>&-
+        "$ROOT/deploy/rabbitmq/users" --node "$rabbitmq_node" --timeout 30 "$@" 9>&-
 }
 
 # Whether the server that URL names can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE as
@@ -259,7 +260,7 @@ rabbitmq_start_epmd() {
 rabbitmq_epmd() {
     local root candidate
     command -v epmd && return 0
-    root=$(erl -noshell -eval 'io:format("~s", [code:root_dir()])' -s init stop) || return 1
+    root=$(bounded 30 erl -noshell -eval 'io:format("~s", [code:root_dir()])' -s init stop) || return 1
     for candidate in "$root"/erts-*/bin/epmd; do
         if [[ -x $candidate ]]; then
             printf '%s' "$candidate"

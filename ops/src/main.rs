@@ -149,4 +149,30 @@ mod tests {
     fn no_two_options_of_a_command_have_one_name() {
         Arguments::command().debug_assert();
     }
+
+    /// Every `--why` of the whole command line, also of commands that are added later.
+    #[test]
+    fn a_reason_has_something_in_it_and_is_one_line_wherever_one_is_given() {
+        fn reasons(command: &clap::Command, path: &str, found: &mut Vec<String>) {
+            for argument in command.get_arguments().filter(|argument| argument.get_id() == "why") {
+                assert_eq!(argument.get_long(), Some("why"), "{path}");
+                let refused = |why: &str| {
+                    let words = path.split(' ').chain(["--why", why]);
+                    let parsed = Arguments::command().try_get_matches_from(words);
+                    parsed.is_err_and(|error| error.kind() == clap::error::ErrorKind::ValueValidation)
+                };
+                for wrong in ["", "  ", "two\nlines", &"x".repeat(501)] {
+                    assert!(refused(wrong), "{path} --why {wrong:?}");
+                }
+                assert!(!refused("a reason"), "{path}");
+                found.push(path.to_owned());
+            }
+            for sub in command.get_subcommands() {
+                reasons(sub, &format!("{path} {}", sub.get_name()), found);
+            }
+        }
+        let mut found = Vec::new();
+        reasons(&Arguments::command(), "ops", &mut found);
+        assert!(found.len() >= 11 && found.iter().any(|path| path == "ops dead replay"), "{found:?}");
+    }
 }

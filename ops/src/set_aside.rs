@@ -1,4 +1,4 @@
-//! Events that made no sense: listed, and put back into the outbox once what was wrong is put right.
+//! Events that the relay could not schedule: listed, put back into the outbox once the cause is mended, or discarded.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use serde::Serialize;
@@ -58,4 +58,20 @@ pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Resul
     actor.record_each(&tx, "set_aside.retried", ("event", &events), None, json!({ "set_aside": false })).await?;
     tx.commit().await?;
     Ok(events.len() as u64)
+}
+
+/// Deletes these (or all, when there are none), with a record of each. How many.
+///
+/// # Errors
+/// The database's; nothing is deleted then.
+pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[i64], why: &str) -> Result<u64, DbErr> {
+    let sql = "SELECT event_id, subject_id FROM kyhan_discard_set_aside($1, $2)";
+    let tx = db.begin().await?;
+    let discarded = tx.query_all_raw(statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
+    for row in &discarded {
+        let (event, subject): (Uuid, Uuid) = (row.try_get("", "event_id")?, row.try_get("", "subject_id")?);
+        actor.record(&tx, "set_aside.discarded", ("event", event), Some(why), json!({ "subject": subject })).await?;
+    }
+    tx.commit().await?;
+    Ok(discarded.len() as u64)
 }

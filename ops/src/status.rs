@@ -86,11 +86,13 @@ pub struct Rung {
     pub late_s: Option<f64>,
 }
 
-/// A queue that people or the quarantine empty.
+/// A queue of wake-ups or messages that need more than their kind's lane.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kept {
     pub queue: String,
+    /// `None`: the queue does not exist.
     pub messages: Option<u32>,
+    pub consumers: Option<u32>,
 }
 
 /// Looks again and again, and remembers the look before.
@@ -130,7 +132,9 @@ impl Watch {
             match queue.role {
                 Role::Lane | Role::Canaries => lanes.push(lane(&queue, seen, growth_per_s())),
                 Role::Rung => rungs.extend(rung(&queue, messages, growth_per_s(), &topology, &ages)),
-                Role::Dead | Role::Unrouted | Role::Quarantine => kept.push(Kept { queue: queue.name.clone(), messages }),
+                Role::Dead | Role::Unrouted | Role::Quarantine => {
+                    kept.push(Kept { queue: queue.name.clone(), messages, consumers: seen.map(|seen| seen.consumers) });
+                }
             }
             now.depths.extend(messages.map(|messages| (queue.name, messages)));
         }

@@ -6,44 +6,73 @@ use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaMana
 use crate::{
     database::statement,
     roles::{self, Deletes},
+    triggers,
 };
 
 /// Every migration, in order.
 pub struct Migrator;
 
+const MIGRATIONS: [Sql; 14] = {
+    macro_rules! sql {
+        ($name:literal) => {
+            Sql {
+                name: $name,
+                up: include_str!(concat!("migration/", $name, ".up.sql")),
+                down: include_str!(concat!("migration/", $name, ".down.sql")),
+            }
+        };
+    }
+    [
+        sql!("m0001_order_system"),
+        sql!("m0002_ledger"),
+        sql!("m0003_kyhan"),
+        sql!("m0004_sweep"),
+        sql!("m0005_rebuild"),
+        sql!("m0006_canaries"),
+        sql!("m0007_heap_only"),
+        sql!("m0008_dead_letters"),
+        sql!("m0009_policies"),
+        sql!("m0010_retention"),
+        sql!("m0011_confidentiality"),
+        sql!("m0012_seals"),
+        sql!("m0013_guards"),
+        sql!("m0014_waiting"),
+    ]
+};
+
 impl MigratorTrait for Migrator {
     fn migrations() -> Vec<Box<dyn MigrationTrait>> {
-        macro_rules! sql {
-            ($name:literal) => {
-                Box::new(Sql {
-                    name: $name,
-                    up: include_str!(concat!("migration/", $name, ".up.sql")),
-                    down: include_str!(concat!("migration/", $name, ".down.sql")),
-                }) as Box<dyn MigrationTrait>
-            };
-        }
-        vec![
-            sql!("m0001_order_system"),
-            sql!("m0002_ledger"),
-            sql!("m0003_kyhan"),
-            sql!("m0004_sweep"),
-            sql!("m0005_rebuild"),
-            sql!("m0006_canaries"),
-            sql!("m0007_heap_only"),
-            sql!("m0008_dead_letters"),
-            sql!("m0009_policies"),
-            sql!("m0010_retention"),
-            sql!("m0011_confidentiality"),
-            sql!("m0012_seals"),
-            sql!("m0013_guards"),
-        ]
+        MIGRATIONS.into_iter().map(|migration| Box::new(migration) as Box<dyn MigrationTrait>).collect()
     }
+}
+
+/// The table in which sea-orm keeps which migrations were applied.
+pub(crate) const TABLE: &str = "seaql_migrations";
+
+/// The tables, views and functions that each migration makes, by the migration's name. Those of the optional triggers are the last
+/// migration's.
+pub(crate) fn objects() -> impl Iterator<Item = (&'static str, Vec<String>)> {
+    let last = MIGRATIONS.last().map_or("", |migration| migration.name);
+    let triggers = (last, triggers::INSTALL);
+    MIGRATIONS.iter().map(|migration| (migration.name, migration.up)).chain([triggers]).map(|(name, sql)| (name, created(sql)))
+}
+
+/// The names in a file's `CREATE TABLE`, `CREATE VIEW` and `CREATE FUNCTION`, each of which begins its line.
+fn created(sql: &str) -> Vec<String> {
+    let object = |line: &str| {
+        let rest = line.strip_prefix("CREATE ")?;
+        let rest = rest.strip_prefix("OR REPLACE ").unwrap_or(rest);
+        let rest = ["TABLE ", "VIEW ", "FUNCTION "].iter().find_map(|kind| rest.strip_prefix(kind))?;
+        rest.split([' ', '(']).next().map(ToOwned::to_owned)
+    };
+    sql.lines().filter_map(object).collect()
 }
 
 /// The advisory lock of whoever migrates: "kyhan" in ASCII, then 2.
 const MIGRATING: i64 = 0x6b_7968_616e_0002;
 
-/// Applies what is to go, one process at a time, and grants; the others wait and find nothing to do. How many it applied.
+/// Applies what is pending, one process at a time, pins the functions' `search_path` and grants; the others wait and find nothing to do.
+/// How many it applied.
 ///
 /// # Errors
 /// The database's.
@@ -51,9 +80,18 @@ pub async fn up(db: &DatabaseConnection, deletes: Deletes) -> Result<usize, DbEr
     let turn = turn(db).await?;
     let pending = Migrator::get_pending_migrations(db).await?.len();
     Migrator::up(db, None).await?;
+    pin(db).await?;
     roles::grant(db, deletes).await?;
     turn.commit().await?;
     Ok(pending)
+}
+
+/// Makes every function of ours find its tables in the schema where it is, whatever the session's `search_path` is.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn pin(db: &impl ConnectionTrait) -> Result<(), DbErr> {
+    db.execute_unprepared(include_str!("migration/pin.sql")).await.map(|_| ())
 }
 
 /// Whether every migration was applied.
@@ -61,16 +99,23 @@ pub(crate) async fn is_complete(db: &impl ConnectionTrait) -> Result<bool, DbErr
     Ok(pending(db).await? == 0)
 }
 
-/// How many migrations are to go. It only reads: the migrator's own question creates its table where there is none.
+/// How many migrations are pending.
 pub(crate) async fn pending(db: &impl ConnectionTrait) -> Result<usize, DbErr> {
-    let kept = db.query_one_raw(statement("SELECT to_regclass('seaql_migrations') IS NOT NULL AS kept", [])).await?;
-    let mut applied = Vec::new();
-    if kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
-        for row in db.query_all_raw(statement("SELECT version FROM seaql_migrations", [])).await? {
-            applied.push(row.try_get::<String>("", "version")?);
-        }
+    let applied = applied(db).await?;
+    Ok(MIGRATIONS.iter().filter(|migration| !applied.iter().any(|name| name == migration.name)).count())
+}
+
+/// The names of our migrations that were applied in the current schema. It only reads: the migrator's own question creates its table
+/// where there is none.
+pub(crate) async fn applied(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
+    let kept = format!("SELECT to_regclass('{TABLE}') IS NOT NULL AS kept");
+    let kept = db.query_one_raw(statement(&kept, [])).await?;
+    if !kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
+        return Ok(Vec::new());
     }
-    Ok(Migrator::migrations().iter().filter(|migration| !applied.iter().any(|name| name == migration.name())).count())
+    let names = MIGRATIONS.map(|migration| migration.name.to_owned()).to_vec();
+    let sql = format!("SELECT version FROM {TABLE} WHERE version = ANY($1)");
+    db.query_all_raw(statement(&sql, [names.into()])).await?.iter().map(|row| row.try_get("", "version")).collect()
 }
 
 /// Takes back the newest `steps` migrations. How many there were to take back.
@@ -94,6 +139,7 @@ pub(crate) async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction,
     Ok(turn)
 }
 
+#[derive(Clone, Copy)]
 struct Sql {
     name: &'static str,
     up: &'static str,

@@ -13,6 +13,8 @@ use crate::{
     settings::Database,
 };
 
+mod own;
+
 /// A role. Roles are the whole server's, grants are a database's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
@@ -84,12 +86,15 @@ pub struct Installed {
     pub granted: bool,
 }
 
-/// Makes the roles that are missing, sets passwords, gives the tables to their owner and grants. Again is no harm. It wants a login that
-/// may make roles and change the tables' owner: a superuser, as a rule.
+/// Creates the roles that are missing, sets passwords, gives what the migrations made to its owner, and grants. Idempotent. It needs a
+/// login that may create roles and change the owner of tables: a superuser, as a rule.
 ///
 /// # Errors
-/// The database's; what was begun is undone, but for roles, which are not this database's alone.
+/// An object of the schema that has one of our names and is another program's; then nothing is changed. The database's; then
+/// everything is rolled back but the roles, which belong to the whole server.
 pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: Deletes) -> Result<Installed, DbErr> {
+    // Before a role is made, and once more when it is this process's turn.
+    own::Schema::read(db).await?;
     let mut installed = Installed::default();
     for role in Named::ALL {
         if create(db, role).await? {
@@ -103,7 +108,7 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
         }
     }
     let turn = migration::turn(db).await?;
-    turn.execute_unprepared(include_str!("roles/own.sql")).await?;
+    own::Schema::read(&turn).await?.give(&turn).await?;
     installed.granted = migration::is_complete(&turn).await?;
     if installed.granted {
         give(&turn, deletes).await?;

@@ -11,7 +11,12 @@ use opentelemetry_sdk::{
 };
 use tracing::Span;
 use tracing_opentelemetry::OpenTelemetrySpanExt;
-use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
 
 use crate::wakeup::TraceContext;
 
@@ -22,6 +27,11 @@ const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
 /// The exporter's own machinery: exporting what it says of exporting would never end.
 const EXPORTER_CRATES: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "tonic", "h2", "hyper"];
+
+/// Our crates, whose logs and spans hold no secret at any level. Other crates write at [`OTHERS`] at most, whatever the settings say:
+/// below it lapin logs the password of a login, sea-orm the database's URL, and HTTP/2 the headers of an exporter.
+const OWN_CRATES: [&str; 4] = ["shared", "producer", "worker", "ops"];
+const OTHERS: LevelFilter = LevelFilter::DEBUG;
 
 /// Keeps the exporters; [`Telemetry::shutdown`] sends what they still hold.
 pub struct Telemetry {
@@ -54,7 +64,8 @@ impl Telemetry {
             stderr.json().flatten_event(true).with_span_list(false).boxed()
         };
         let filter = EnvFilter::try_new(filter)?;
-        let registry = tracing_subscriber::registry().with(filter).with(stderr);
+        let secretive = Targets::new().with_default(OTHERS).with_targets(OWN_CRATES.map(|own| (own, LevelFilter::TRACE)));
+        let registry = tracing_subscriber::registry().with(filter).with(secretive).with(stderr);
         if std::env::var_os(ENDPOINT).is_none_or(|endpoint| endpoint.is_empty()) {
             registry.try_init()?;
             return Ok(Self { exporters: None });

@@ -3,15 +3,21 @@
 
 use sea_orm::{ConnectionTrait, DbErr};
 
-/// Installs the triggers; again is no harm.
+use crate::migration;
+
+pub(crate) const INSTALL: &str = include_str!("migration/triggers_install.sql");
+
+/// Installs the triggers. Idempotent.
 ///
 /// # Errors
 /// The database's.
 pub async fn install(db: &impl ConnectionTrait) -> Result<(), DbErr> {
-    db.execute_unprepared(include_str!("migration/triggers_install.sql")).await.map(|_| ())
+    db.execute_unprepared(INSTALL).await?;
+    // What was replaced is not pinned any more.
+    migration::pin(db).await
 }
 
-/// Removes the triggers; again is no harm.
+/// Removes the triggers. Idempotent.
 ///
 /// # Errors
 /// The database's.

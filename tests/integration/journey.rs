@@ -1,7 +1,8 @@
 //! The main job, end to end: something happens, a wake-up waits, a worker applies what is due.
 
 use producer::{Producer, schedule};
-use shared::{event::EventType, task::EXAMPLE_CUSTOMER, triggers};
+use sea_orm::{ConnectionTrait, TransactionTrait};
+use shared::{event::EventType, roles::Named, task::EXAMPLE_CUSTOMER, triggers};
 use tests::sandbox::eventually;
 use uuid::Uuid;
 
@@ -90,6 +91,46 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
         stage.run("DELETE FROM outbox", []).await;
         stage.delivering().await;
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox() {
+    on_stage(QUICK, async |stage| {
+        triggers::install(&stage.sandbox.db).await.expect("triggers");
+        // Another program's tables with our names, which the order system may write.
+        stage.sandbox.db.execute_unprepared(
+            "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE public.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
+             CREATE TABLE shop.orders (LIKE public.orders); GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA shop TO PUBLIC",
+        ).await.expect("a shop");
+        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        for path in ["shop", "''", "pg_temp, shop, public"] {
+            stage.run("DELETE FROM outbox", []).await;
+            let tx = db.begin().await.expect("a transaction");
+            let order = Uuid::new_v4();
+            for sql in [
+                // In each session's own way, before everything else that is not named.
+                "CREATE TEMPORARY TABLE outbox (event_type text, subject_id uuid, occurred_at timestamptz)",
+                &format!("SET LOCAL search_path = {path}"),
+                &format!(
+                    "INSERT INTO public.orders (id, code, customer_id, status) VALUES ('{order}', 'BG-{order}', '{EXAMPLE_CUSTOMER}', 'in_warehouse')"
+                ),
+                &format!("UPDATE public.orders SET status = 'delivering' WHERE id = '{order}'"),
+                &format!(
+                    "INSERT INTO public.cart_items (id, customer_id, product_ref, product_name, quantity)
+                     VALUES ('{order}', '{EXAMPLE_CUSTOMER}', 'x', 'x', 1)"
+                ),
+            ] {
+                tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{path}: {sql}: {error}"));
+            }
+            tx.execute_unprepared("DROP TABLE pg_temp.outbox").await.expect("dropped");
+            tx.commit().await.expect("committed");
+            let events = "SELECT string_agg(event_type, ' ' ORDER BY id) FROM public.outbox";
+            assert_eq!(stage.ask::<String>(events).await, "order.recorded order.shipped cart.item_added", "{path}");
+            assert_eq!(stage.ask::<i64>("SELECT count(*) FROM shop.outbox").await, 0, "{path}");
+        }
+        db.close().await.expect("closed");
     })
     .await;
 }

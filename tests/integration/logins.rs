@@ -1,15 +1,18 @@
 //! Logins with passwords, as `ops roles install` gives them: on servers of their own, whose PostgreSQL asks for one (SCRAM), because the
 //! roles are a whole server's.
 
-use std::process::Output;
+use std::process::{Output, Stdio};
 
+use opentelemetry_proto::tonic::collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest};
+use prost::Message;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr};
-use shared::database::statement;
-use tests::fleet;
+use shared::{database::statement, roles::Named};
+use tests::{fleet, sandbox::url_as_role};
 
 use crate::{
     broker_users::{pair, sandbox},
     stage::{Stage, on_stage_of},
+    telemetry::{collector, messages},
 };
 
 /// With what a URL, a shell and SQL would each trip over.
@@ -125,6 +128,139 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
         }
         assert_eq!(whoami(stage, "kyhan_ops", "from a file").await.expect("a login"), "kyhan_ops");
         std::fs::remove_file(file).expect("removed");
+    })
+    .await;
+}
+
+/// A password in each of the ways in which a log could hold it.
+fn ways(password: &str) -> Vec<String> {
+    let mut url = url::Url::parse("amqp://host").expect("a URL");
+    url.set_username("u").and_then(|()| url.set_password(Some(&password.replace('%', "%25")))).expect("a host");
+    let escaped = format!("{password:?}");
+    let bytes = format!("{:?}", password.as_bytes());
+    vec![
+        password.to_owned(),
+        url.password().expect("a password").to_owned(),
+        escaped.trim_matches('"').to_owned(),
+        // Within JSON, and within a string in JSON.
+        escaped.trim_matches('"').replace('\\', "\\\\"),
+        bytes.trim_matches(['[', ']']).to_owned(),
+    ]
+}
+
+/// Every binary logs all that there is to log, to stderr and to a collector, while its logins work and while they are refused.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_password_is_logged_or_exported_at_any_level() {
+    const TOKEN: &str = "collector-token-55aa";
+    let pair = pair().await;
+    on_stage_of(sandbox(&pair).await, async |stage| {
+        stage.sandbox.declare().await.expect("declared");
+        // The sandbox's logins, with passwords that nothing else resembles.
+        let env = &stage.sandbox.env;
+        let admin = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
+        let login = |role: Named| {
+            let url = url::Url::parse(&url_as_role(&env["KYHAN_DATABASE_URL"], role).expect("a URL")).expect("a URL");
+            (url.username().to_owned(), format!("{role}'s \"mật khẩu\" \\ %2f"))
+        };
+        for role in Named::ALL {
+            let (name, password) = login(role);
+            let set = format!("ALTER ROLE {name} PASSWORD '{}'", password.replace('\'', "''"));
+            stage.sandbox.db.execute_unprepared(&set).await.expect("set");
+        }
+        let users = [&pair.users.producer, &pair.users.worker, &pair.users.ops, &env["KYHAN_AMQP_URL"]];
+        let amqp = users.map(|url| url::Url::parse(url).expect("a URL").password().expect("a password").to_owned());
+        let mut secrets: Vec<String> = Named::ALL.map(|role| login(role).1).into_iter().chain(amqp).collect();
+        secrets.extend([TOKEN, "given by hand 77", PASSWORD].map(ToOwned::to_owned));
+        secrets.extend(admin.password().map(ToOwned::to_owned));
+
+        let (endpoint, received) = collector().await;
+        let command = |name: &str, arguments: &[&str], role: Named, amqp: &str| {
+            let mut command = fleet::command(name, env, arguments).expect("built");
+            let (user, password) = login(role);
+            command
+                .env("KYHAN_DATABASE_URL", url(stage, &user, &password))
+                .env("KYHAN_AMQP_URL", amqp)
+                .env("KYHAN_TELEMETRY_LOG", "trace")
+                .env("RUST_BACKTRACE", "full")
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
+                .env("OTEL_EXPORTER_OTLP_HEADERS", format!("authorization=Bearer {TOKEN}"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped());
+            command
+        };
+        let mut outputs = Vec::new();
+        let (relay, worker) = (
+            command("producer", &["relay"], Named::Producer, &pair.users.producer).spawn().expect("started"),
+            command("worker", &[], Named::Worker, &pair.users.worker).spawn().expect("started"),
+        );
+        // Read while they run, or a full pipe would stop them.
+        let pids = [relay.id(), worker.id()].map(|pid| pid.expect("it runs"));
+        let running = tokio::spawn(async move { futures::join!(relay.wait_with_output(), worker.wait_with_output()) });
+        let order = stage.delivering().await;
+        stage.event("order.shipped", order).await;
+        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+
+        let id = order.to_string();
+        let mut emit = command("producer", &["emit", "order.shipped", &id], Named::Producer, &pair.users.producer);
+        outputs.push(emit.output().await.expect("run"));
+        for arguments in [
+            &["status"][..],
+            &["audit"],
+            &["topology", "show"],
+            &["explain", &id],
+            &["forecast"],
+            &["dead", "list"],
+            &["policy", "show"],
+            &["--print-config"],
+        ] {
+            let done = command("ops", arguments, Named::Ops, &pair.users.ops).output().await.expect("run");
+            assert!(done.status.code().is_some_and(|code| code <= 1), "{arguments:?}: {done:?}");
+            outputs.push(done);
+        }
+        outputs.push(command("ops", &["migrate", "up"], Named::Owner, &pair.users.ops).output().await.expect("run"));
+        let mut install = command("ops", &["roles", "install"], Named::Owner, &pair.users.ops);
+        install.env("KYHAN_DATABASE_URL", admin.as_str()).env("KYHAN_ROLES_ORDER_SYSTEM_PASSWORD", "given by hand 77");
+        outputs.push(install.output().await.expect("run"));
+        for pid in pids {
+            tests::pair::send(pid, "TERM").await.expect("told");
+        }
+        let (relay, worker) = running.await.expect("no panic");
+        outputs.extend([relay.expect("an end"), worker.expect("an end")]);
+
+        // Refused, by PostgreSQL and by RabbitMQ.
+        let (user, _) = login(Named::Worker);
+        for (database, broker) in [
+            (url(stage, &user, PASSWORD), pair.users.worker.clone()),
+            (url(stage, &user, &login(Named::Worker).1), {
+                let mut url = url::Url::parse(&pair.users.worker).expect("a URL");
+                url.set_password(Some(&PASSWORD.replace('%', "%25"))).expect("a host");
+                url.into()
+            }),
+        ] {
+            let mut refused = command("worker", &[], Named::Worker, &broker);
+            let done = refused.env("KYHAN_DATABASE_URL", database).output().await.expect("run");
+            assert_eq!(done.status.code(), Some(1), "{done:?}");
+            outputs.push(done);
+        }
+
+        let logged: String =
+            outputs.iter().flat_map(|done| [&done.stdout, &done.stderr]).map(|text| String::from_utf8_lossy(text)).collect();
+        let logs = messages::<ExportLogsServiceRequest>(&received, "LogsService");
+        let traces = messages::<ExportTraceServiceRequest>(&received, "TraceService");
+        let raw: String =
+            received.lock().expect("no panic").iter().map(|(_, bytes)| String::from_utf8_lossy(bytes).into_owned()).collect();
+        let sizes = (logged.len(), logs.iter().map(Message::encoded_len).sum::<usize>(), traces.len());
+        assert!(logged.contains("DEBUG") && sizes.0 > 10_000 && sizes.1 > 10_000 && sizes.2 > 0, "{sizes:?}");
+        let exported = format!("{raw}{logs:?}{traces:?}");
+        for secret in secrets.iter().flat_map(|secret| ways(secret)) {
+            for (place, text) in [("a log", &logged), ("an export", &exported)] {
+                if let Some(at) = text.find(&secret) {
+                    let around = |at: usize| text.char_indices().map(|(at, _)| at).find(|from| *from >= at).unwrap_or(text.len());
+                    panic!("{secret:?} is in {place}: {}", &text[around(at.saturating_sub(300))..around(at + secret.len() + 50)]);
+                }
+            }
+        }
     })
     .await;
 }

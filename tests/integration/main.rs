@@ -32,6 +32,7 @@ mod market;
 mod operators_forecast;
 mod outages;
 mod outbox;
+mod passive_declares;
 mod pauses;
 mod policies;
 mod policy_applied;

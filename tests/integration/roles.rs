@@ -5,7 +5,9 @@ use shared::{
     database::{is_refused, statement},
     roles::Named,
     task::EXAMPLE_CUSTOMER,
+    triggers,
 };
+use tests::{fleet, sandbox::url_as_role};
 
 use crate::{
     letters::ops,
@@ -180,6 +182,94 @@ async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
         assert_eq!(stage.ask::<i64>(powers).await, 0);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_function_finds_its_tables_whatever_the_search_path_is() {
+    on_stage(QUICK, async |stage| {
+        triggers::install(&stage.sandbox.db).await.expect("triggers");
+        let loose = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
+                      WHERE pronamespace = 'public'::regnamespace
+                        AND NOT coalesce(array_to_string(proconfig, ','), '') ~ '^search_path=(public|pg_catalog), pg_temp$'";
+        assert_eq!(stage.ask::<String>(loose).await, "");
+        assert!(stage.ask::<i64>("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace").await > 30);
+    })
+    .await;
+}
+
+/// A shop's own tables, some of which have our names, in a schema of the sandbox's database.
+#[tokio::test(flavor = "multi_thread")]
+async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() {
+    on_stage(QUICK, async |stage| {
+        let (shop, _) = login_of(stage, Named::OrderSystem);
+        let owners = "SELECT string_agg(relname || ' ' || pg_get_userbyid(relowner), ', ' ORDER BY relname) FROM pg_class
+                       WHERE relnamespace = 'shop'::regnamespace AND relkind IN ('r', 'v')";
+        let install = async || {
+            let mut command = fleet::command("ops", &stage.sandbox.env, ["roles", "install"]).expect("built");
+            let mut url = url::Url::parse(&stage.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
+            url.query_pairs_mut().append_pair("options", "-c search_path=shop");
+            let done = command.env("KYHAN_DATABASE_URL", url.as_str()).output().await.expect("run");
+            (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
+        };
+        let admin = async |sql: &str| stage.sandbox.db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        admin(&format!("CREATE SCHEMA shop AUTHORIZATION {shop}; SET ROLE {shop}; CREATE TABLE shop.parcels (id int); RESET ROLE")).await;
+        for (sql, ours) in [
+            ("CREATE TABLE shop.orders (id int)", "orders"),
+            ("CREATE VIEW shop.activity AS SELECT 1 AS one", "activity"),
+            ("CREATE FUNCTION shop.kyhan_customer() RETURNS int LANGUAGE sql AS 'SELECT 1'", "kyhan_customer()"),
+            // Of another program that uses sea-orm.
+            ("CREATE TABLE shop.seaql_migrations (version text, applied_at bigint); CREATE TABLE shop.accounts (id int);
+              INSERT INTO shop.seaql_migrations VALUES ('m2024_shop', 1)", "accounts"),
+        ] {
+            admin(&format!("SET ROLE {shop}; {sql}; RESET ROLE")).await;
+            let before: String = stage.ask(owners).await;
+            let (code, said) = install().await;
+            assert!(code == Some(1) && said.contains("did not make") && said.contains(ours) && said.contains(&shop), "{sql}: {said}");
+            assert!(!said.contains("parcels"), "{said}");
+            assert_eq!(stage.ask::<String>(owners).await, before, "{sql}");
+            admin("DROP FUNCTION IF EXISTS shop.kyhan_customer(); DROP VIEW IF EXISTS shop.activity; DROP TABLE IF EXISTS shop.orders").await;
+        }
+        admin("DROP TABLE shop.accounts").await;
+        // What is left has none of our names; but the shop lets everybody create objects here, and may rely on it.
+        admin("GRANT CREATE ON SCHEMA shop TO PUBLIC").await;
+        let (code, said) = install().await;
+        assert!(code == Some(1) && said.contains("REVOKE CREATE ON SCHEMA shop FROM PUBLIC"), "{said}");
+        admin("REVOKE CREATE ON SCHEMA shop FROM PUBLIC").await;
+        let (code, said) = install().await;
+        assert_eq!(code, Some(0), "{said}");
+        let kept = format!("parcels {shop}, seaql_migrations {shop}");
+        assert_eq!(stage.ask::<String>(owners).await, kept);
+    })
+    .await;
+}
+
+/// The list by which the installation knows our objects is all that the migrations make.
+#[tokio::test(flavor = "multi_thread")]
+async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then_to_the_owner() {
+    on_stage(QUICK, async |stage| {
+        triggers::install(&stage.sandbox.db).await.expect("triggers");
+        // As a deployment from before the roles has it.
+        let administrator: String = stage.ask("SELECT current_user::text").await;
+        stage.sandbox.db.execute_unprepared(&format!("REASSIGN OWNED BY kyhan_owner TO {administrator}")).await.expect("taken back");
+        let others = "SELECT count(*) FROM (
+                          SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
+                             AND pg_get_userbyid(relowner) <> 'kyhan_owner'
+                          UNION ALL
+                          SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
+                      ) AS others";
+        assert!(stage.ask::<i64>(others).await > 70);
+        let done = ops(stage, &["roles", "install"]).await;
+        assert_eq!(done.code, 0, "{done:?}");
+        assert_eq!(stage.ask::<i64>(others).await, 0);
+    })
+    .await;
+}
+
+/// The sandbox's login of a role, and its password.
+fn login_of(stage: &Stage, role: Named) -> (String, String) {
+    let url = url_as_role(&stage.sandbox.env["KYHAN_DATABASE_URL"], role).expect("a URL");
+    let url = url::Url::parse(&url).expect("a URL");
+    (url.username().to_owned(), url.password().unwrap_or_default().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -263,12 +263,12 @@ impl Stage {
         broker.close().await;
     }
 
-    /// Waits until a worker takes from every lane.
+    /// Waits until a worker consumes every queue but the rungs.
     pub async fn until_consumed(&self) {
         let broker = self.sandbox.broker().await.expect("a broker");
-        let lanes = self.topology().queues().into_iter().filter(|queue| queue.role == Role::Lane).map(|queue| queue.name);
-        for lane in lanes {
-            eventually("the lane is consumed", SOON, async || {
+        let consumed = self.topology().queues().into_iter().filter(|queue| queue.role != Role::Rung).map(|queue| queue.name);
+        for lane in consumed {
+            eventually("the queue is consumed", SOON, async || {
                 Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers > 0))
             })
             .await;

@@ -4,7 +4,7 @@ use std::process::Stdio;
 
 use serde_json::Value;
 use shared::task::EXAMPLE_CUSTOMER;
-use tests::fleet;
+use tests::{fleet, sandbox::eventually};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use uuid::Uuid;
 
@@ -38,6 +38,8 @@ async fn letters(stage: &Stage, group: i32, count: i32) {
 #[tokio::test(flavor = "multi_thread")]
 async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
     on_stage(QUICK, async |stage| {
+        let worker = stage.worker();
+        stage.until_consumed().await;
         let (calm, code) = json(stage).await;
         assert_eq!((troubles(&calm), code), (vec![], 0));
         assert_eq!((&calm["letters"]["open"], &calm["plans"]["count"], &calm["audited"]), (&0.into(), &0.into(), &Value::Null));
@@ -69,6 +71,51 @@ async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
             .run("UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'x'", [])
             .await;
         assert_eq!(status(stage, &[]).await.1, 0);
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_message() {
+    on_stage(QUICK, async |stage| {
+        // What the order system says of when it happened is not how long it waits.
+        let shipped = "INSERT INTO outbox (event_type, subject_id, occurred_at) VALUES ('order.shipped', $1, now() + interval '1 year')";
+        for _ in 0..3 {
+            stage.run(shipped, [stage.delivering().await.into()]).await;
+        }
+        let nothing_runs = "no worker consumes any lane, where 0 messages wait; is a worker running?";
+        let (found, code) = json(stage).await;
+        assert_eq!((troubles(&found), code), (vec![nothing_runs], 1), "an event may wait for a moment");
+        stage.run("UPDATE outbox SET waiting_since = now() - interval '3 minutes'", []).await;
+        let (found, _) = json(stage).await;
+        let said = troubles(&found);
+        assert!(said[0] == nothing_runs && said[1].starts_with("3 events wait in the outbox, the oldest for 18"), "{said:?}");
+        assert!(found["outbox"]["oldest_s"].as_f64().is_some_and(|waits| (180.0..240.0).contains(&waits)), "{found:#}");
+
+        // The worker is there again, and the relay is not.
+        let worker = stage.worker();
+        stage.until_consumed().await;
+        let (found, code) = json(stage).await;
+        assert!(code == 1 && troubles(&found).len() == 1 && troubles(&found)[0].contains("is a relay running?"), "{found:#}");
+        let relay = stage.relay();
+        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        eventually("nothing is wrong", SOON, async || Ok(json(stage).await.1 == 0)).await;
+
+        // An event that is set aside is wrong until an operator has decided.
+        stage.event("order.shiped", Uuid::nil()).await;
+        stage.event("order.shipped", Uuid::nil()).await;
+        stage.until("SELECT count(*) = 2 FROM set_aside").await;
+        let (found, code) = json(stage).await;
+        assert_eq!((troubles(&found), code), (vec!["2 events are set aside and not scheduled; see `ops set-aside list`"], 1));
+        stage.ops(&["--as", "lan", "set-aside", "discard", "--all", "--why", "typed by hand"]).await.expect("discarded");
+        assert_eq!(json(stage).await.1, 0);
+        let recorded = "SELECT count(*) FROM activity WHERE action = 'set_aside.discarded' AND detail ->> 'by' = 'lan'
+                           AND detail ->> 'why' = 'typed by hand' AND detail -> 'changed' ->> 'subject' = '00000000-0000-0000-0000-000000000000'";
+        assert_eq!(stage.ask::<i64>(recorded).await, 2);
+        assert!(stage.ops(&["set-aside", "discard", "1", "--why", "x"]).await.is_err(), "no such id");
+        worker.stop().await;
+        relay.stop().await;
     })
     .await;
 }
@@ -93,6 +140,8 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
             stage.run(swept, [Uuid::new_v4().into(), ago.into()]).await;
         }
         stage.run("UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'x'", []).await;
+        let worker = stage.worker();
+        stage.until_consumed().await;
         stage.ops(&["--as", "lan", "audit"]).await.expect("nothing is off");
         let (found, code) = json(stage).await;
         assert_eq!((troubles(&found), code), (vec![], 0));
@@ -112,6 +161,7 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
         assert!(code == 1 && troubles(&found)[0].contains("found 2 checks off"), "{found:#}");
         stage.ops(&["audit"]).await.expect("nothing is off");
         assert_eq!(json(stage).await.1, 0);
+        worker.stop().await;
     })
     .await;
 }
@@ -119,6 +169,8 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_due_for_longer_than_the_grace_is_wrong_and_no_index_tells_of_arrears() {
     on_stage(QUICK, async |stage| {
+        let worker = stage.worker();
+        stage.until_consumed().await;
         let due = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    VALUES (gen_random_uuid(), $2::text, $1, 'delivering', now() - $2::text::interval)";
         stage.run(due, [EXAMPLE_CUSTOMER.into(), "2 minutes".into()]).await;
@@ -131,6 +183,7 @@ async fn what_is_due_for_longer_than_the_grace_is_wrong_and_no_index_tells_of_ar
         assert!(code == 1 && troubles(&found)[0].starts_with("confirm-receipt: something is due for 12"), "{found:#}");
         let (screen, _) = status(stage, &[]).await;
         assert!(screen.contains("no index tells") && screen.contains("1 thing is wrong"), "{screen}");
+        worker.stop().await;
     })
     .await;
 }
@@ -221,6 +274,8 @@ async fn each_look_is_a_line_of_json_and_the_second_tells_rates() {
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_pipe_one_block_follows_the_other_without_any_colour_until_the_reader_goes() {
     on_stage(QUICK, async |stage| {
+        let worker = stage.worker();
+        stage.until_consumed().await;
         let mut watching = Watching::start(&stage.sandbox.env, &["--watch", "1"]);
         let mut blocks = 0;
         while blocks < 2 {
@@ -232,6 +287,7 @@ async fn on_a_pipe_one_block_follows_the_other_without_any_colour_until_the_read
         drop(lines);
         let status = tokio::time::timeout(SOON, child.wait()).await.expect("it leaves").expect("a status");
         assert_eq!(status.code(), Some(0));
+        worker.stop().await;
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! `ops set-aside`: events that made no sense to the relay.
+//! `ops set-aside`: events that the relay could not schedule.
 
 use anyhow::bail;
 use clap::Subcommand;
@@ -6,7 +6,7 @@ use ops::{actor::Actor, set_aside};
 use serde_json::json;
 use shared::{cli::say, settings::Settings};
 
-use super::{Json, WrongUse, answer, table, with_schema};
+use super::{Json, WrongUse, answer, table, why, with_schema};
 
 #[derive(Subcommand)]
 pub enum SetAside {
@@ -20,15 +20,42 @@ pub enum SetAside {
     },
     /// Put them back into the outbox
     Retry {
-        /// Their ids
-        #[arg(required_unless_present = "all", conflicts_with = "all")]
-        ids: Vec<i64>,
-        /// All of them
-        #[arg(long)]
-        all: bool,
+        #[command(flatten)]
+        chosen: Chosen,
         #[command(flatten)]
         json: Json,
     },
+    /// Delete them: they are never scheduled
+    Discard {
+        #[command(flatten)]
+        chosen: Chosen,
+        /// Why, for the record
+        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
+        why: String,
+        #[command(flatten)]
+        json: Json,
+    },
+}
+
+#[derive(clap::Args)]
+pub struct Chosen {
+    /// Their ids
+    #[arg(required_unless_present = "all", conflicts_with = "all")]
+    ids: Vec<i64>,
+    /// All of them
+    #[arg(long)]
+    all: bool,
+}
+
+impl Chosen {
+    /// # Errors
+    /// An id that is not set aside.
+    fn found(&self, done: u64, what: &str) -> anyhow::Result<()> {
+        if done < self.ids.len() as u64 {
+            bail!("{done} events {what}; the other ids are not set aside: see `ops set-aside list`");
+        }
+        Ok(())
+    }
 }
 
 pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
@@ -61,11 +88,14 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 say(&format!("{more} more; see --limit"));
             }
         }
-        SetAside::Retry { ids, json: Json { json }, .. } => {
-            let back = set_aside::retry(&db, &actor?, &ids).await?;
-            if back < ids.len() as u64 {
-                bail!("{back} events are back in the outbox; the other ids are not set aside: see `ops set-aside list`");
-            }
+        SetAside::Discard { chosen, why, json: Json { json } } => {
+            let discarded = set_aside::discard(&db, &actor?, &chosen.ids, &why).await?;
+            chosen.found(discarded, "are discarded")?;
+            answer(json, &json!({ "discarded": discarded }), &format!("{discarded} events are discarded"))?;
+        }
+        SetAside::Retry { chosen, json: Json { json } } => {
+            let back = set_aside::retry(&db, &actor?, &chosen.ids).await?;
+            chosen.found(back, "are back in the outbox")?;
             answer(json, &json!({ "retried": back }), &format!("{back} events are back in the outbox"))?;
         }
     }

@@ -38,10 +38,10 @@ It looks twice, a second apart, as only two looks tell rates: by how many messag
 effects a second are recorded. With --watch it looks again and again until Ctrl-C: on a terminal the screen is drawn anew, else one block \
 follows the other, with --json one document a line.
 
-Something is wrong when a queue is missing, when a lane holds due messages and nobody consumes it, when a rung does not move, when \
-something due is not applied within the sweep's grace, while dead letters are open, when nobody makes the wake-ups of a policy that was \
-applied, and when the last recorded audit found something off. \
-A kind that is paused is shown, and neither it nor what waits for it is wrong.
+Something is wrong when a queue is missing, when no worker consumes a lane, when events wait in the outbox for over a minute or are set \
+aside, when a rung does not move, when something due is not applied within the sweep's grace, while dead letters are open, when the \
+wake-ups of an applied policy are not scheduled, and when the last recorded audit found a fault. \
+A paused kind is shown; neither the pause nor what waits for it is wrong.
 
 Exit codes, for monitoring; with --watch that of the last look: 0 nothing is wrong, 1 something is, 2 wrong use, 3 a server is away, so \
 that nothing can be told.

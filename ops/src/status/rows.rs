@@ -29,7 +29,7 @@ const LOOKBACK: &str = "interval '1 hour'";
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Outbox {
     pub events: i64,
-    /// Age of the oldest; 0 when there is none.
+    /// For how long the oldest has waited; 0 when there is none.
     pub oldest_s: f64,
 }
 
@@ -107,7 +107,7 @@ pub struct Audited {
 /// The database's clock, the outbox, and how many events are set aside.
 pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, Outbox, i64), DbErr> {
     let sql = "SELECT now() AS at, (SELECT count(*) FROM outbox) AS events,
-                      coalesce((SELECT extract(epoch FROM now() - min(occurred_at)) FROM outbox), 0)::float8 AS oldest_s,
+                      coalesce((SELECT extract(epoch FROM now() - waiting_since) FROM outbox ORDER BY id LIMIT 1), 0)::float8 AS oldest_s,
                       (SELECT count(*) FROM set_aside) AS set_aside";
     let row = one(db, sql).await?;
     let outbox = Outbox { events: row.try_get("", "events")?, oldest_s: row.try_get("", "oldest_s")? };

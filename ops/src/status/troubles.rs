@@ -14,11 +14,15 @@ use crate::shown::moment;
 
 /// For how long no wake-up of a policy may be made while some are to be; then whoever applied it was interrupted.
 const UNSCHEDULED_MAX: TimeDelta = TimeDelta::minutes(10);
+/// A relay takes events at once, and a burst of a million in less than that; for longer they wait only where no relay works.
+const OUTBOX_WAIT_MAX_S: f64 = 60.0;
 
 pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     let topology = settings.topology();
     let mut troubles = Vec::new();
-    queues(status, &topology, &mut troubles);
+    missing(status, &mut troubles);
+    unconsumed(status, &topology, &mut troubles);
+    events(status, &mut troubles);
     let grace_s = Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
     rungs(status, &topology, grace_s, &mut troubles);
     for kind in status.kinds.iter().filter(|kind| !is_paused(status, kind.kind)) {
@@ -43,18 +47,44 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     troubles
 }
 
-fn queues(status: &Status, topology: &Topology, troubles: &mut Vec<String>) {
+fn missing(status: &Status, troubles: &mut Vec<String>) {
     let queues = status.lanes.iter().map(|lane| (&lane.queue, lane.messages));
     let queues = queues.chain(status.rungs.iter().map(|rung| (&rung.queue, rung.messages)));
-    for (queue, _) in queues.chain(status.kept.iter().map(|kept| (&kept.queue, kept.messages))).filter(|(_, seen)| seen.is_none())
-    {
+    let queues = queues.chain(status.kept.iter().map(|kept| (&kept.queue, kept.messages)));
+    for (queue, _) in queues.filter(|(_, messages)| messages.is_none()) {
         troubles.push(format!("{queue} is missing; run `ops topology declare`, then `ops rebuild`"));
     }
-    let resting: Vec<String> = status.pauses.iter().flat_map(|pause| topology.lanes(&pause.kind)).collect();
-    for lane in status.lanes.iter().filter(|lane| lane.messages > Some(0) && lane.consumers == Some(0)) {
-        if !resting.contains(&lane.queue) {
-            troubles.push(format!("{} has due messages and nobody consumes it; is a worker running?", lane.queue));
-        }
+}
+
+/// Every worker consumes every lane, the quarantine and the dead letters, but no lane of a paused kind. An empty queue without a consumer is
+/// wrong, too: what falls due next is not applied.
+fn unconsumed(status: &Status, topology: &Topology, troubles: &mut Vec<String>) {
+    let paused: Vec<String> = status.pauses.iter().flat_map(|pause| topology.lanes(&pause.kind)).collect();
+    let lanes = status.lanes.iter().map(|lane| (&lane.queue, lane.messages, lane.consumers));
+    let kept = status.kept.iter().map(|kept| (&kept.queue, kept.messages, kept.consumers));
+    let consumed: Vec<_> = lanes.chain(kept).filter(|(queue, ..)| !paused.contains(queue)).collect();
+    let without = || consumed.iter().filter(|(.., consumers)| *consumers == Some(0));
+    let waiting: u64 = without().filter_map(|(_, messages, _)| *messages).map(u64::from).sum();
+    if !consumed.is_empty() && without().count() == consumed.len() {
+        troubles.push(format!("no worker consumes any lane, where {waiting} messages wait; is a worker running?"));
+        return;
+    }
+    for (queue, messages, _) in without() {
+        let messages = messages.unwrap_or_default();
+        troubles.push(format!("no worker consumes {queue}, where {messages} messages wait; see the workers' logs and /readyz"));
+    }
+}
+
+fn events(status: &Status, troubles: &mut Vec<String>) {
+    let outbox = &status.outbox;
+    if outbox.oldest_s > OUTBOX_WAIT_MAX_S {
+        troubles.push(format!(
+            "{} events wait in the outbox, the oldest for {:.0} s; is a relay running?",
+            outbox.events, outbox.oldest_s
+        ));
+    }
+    if status.set_aside > 0 {
+        troubles.push(format!("{} events are set aside and not scheduled; see `ops set-aside list`", status.set_aside));
     }
 }
 

@@ -52,30 +52,37 @@ impl Broker {
         }
     }
 
-    /// Looks for every exchange and queue, for which RabbitMQ asks no permission. Neither arguments nor bindings can be seen so: whoever
-    /// declared them compared the ones and made the others.
+    /// Looks for every exchange and queue by a passive declare. Neither arguments nor bindings can be seen so: the login that declared
+    /// them compared the ones and made the others.
+    ///
+    /// RabbitMQ before 4.2.6 asks no permission for it. Later versions refuse it to a login that may neither configure, write nor read
+    /// the object, so such an object counts as there: this login does not use it, and if it were missing would not notice.
     async fn find(&self, topology: &Topology) -> Result<(), BrokerError> {
         let mut missing = Missing { named: Vec::new(), more: false };
         let mut channel = self.channel().await?;
         let exchanges = topology.exchanges().into_iter().map(|exchange| (Kind::Exchange, exchange.name));
         let queues = topology.queues().into_iter().map(|queue| (Kind::Queue, queue.name));
         for (kind, name) in exchanges.chain(queues) {
-            if self.is_there(&channel, kind, &name).await? {
+            let seen = self.look_for(&channel, kind, &name).await?;
+            if seen == Seen::There {
+                continue;
+            }
+            // RabbitMQ closes the channel with its answer.
+            channel = self.channel().await?;
+            if seen == Seen::NotOursToSee {
                 continue;
             }
             missing.more = missing.named.len() == MISSING_MAX;
             if missing.more {
-                return Err(BrokerError::Missing(missing));
+                break;
             }
             missing.named.push(format!("{kind} {name}"));
-            // RabbitMQ closes the channel with its answer.
-            channel = self.channel().await?;
         }
         close_channel(&channel).await;
         if missing.named.is_empty() { Ok(()) } else { Err(BrokerError::Missing(missing)) }
     }
 
-    async fn is_there(&self, channel: &Channel, kind: Kind, name: &str) -> Result<bool, BrokerError> {
+    async fn look_for(&self, channel: &Channel, kind: Kind, name: &str) -> Result<Seen, BrokerError> {
         let found = match kind {
             Kind::Exchange => {
                 let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
@@ -85,8 +92,9 @@ impl Broker {
             Kind::Queue => self.answered(channel.queue_declare(name.into(), passive(), FieldTable::default())).await.map(|_| ()),
         };
         match found {
-            Ok(()) => Ok(true),
-            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(false),
+            Ok(()) => Ok(Seen::There),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(Seen::Missing),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, ACCESS_REFUSED) => Ok(Seen::NotOursToSee),
             Err(error) => Err(error),
         }
     }
@@ -186,6 +194,14 @@ impl Broker {
         close_channel(&channel).await;
         Ok(())
     }
+}
+
+/// What a passive declare found.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Seen {
+    There,
+    Missing,
+    NotOursToSee,
 }
 
 /// What can be looked for.

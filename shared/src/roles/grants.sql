@@ -119,9 +119,9 @@ GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention TO ky
 GRANT DELETE ON rungs, rebuilds, canaries TO kyhan_ops;
 GRANT INSERT (policy, applied_by, why) ON policies TO kyhan_ops;
 GRANT UPDATE (scheduled_to, scheduled_at, went_on_at) ON policies TO kyhan_ops;
-GRANT SELECT (id, event_id, event_type, subject_id, occurred_at) ON outbox TO kyhan_ops;
+GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, waiting_since) ON outbox TO kyhan_ops;
 GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, reason, set_aside_at) ON set_aside TO kyhan_ops;
-GRANT EXECUTE ON FUNCTION kyhan_retry_set_aside(boolean, bigint[]) TO kyhan_ops;
+GRANT EXECUTE ON FUNCTION kyhan_retry_set_aside(boolean, bigint[]), kyhan_discard_set_aside(boolean, bigint[]) TO kyhan_ops;
 GRANT EXECUTE ON FUNCTION kyhan_seal_holds(bigint), kyhan_messages_altered() TO kyhan_ops, kyhan_order_system;
 GRANT SELECT (number, first_id, last_id, rows, digest, sealed_at, hash) ON activity_seals TO kyhan_ops;
 GRANT SELECT ON activity_seals TO kyhan_order_system;

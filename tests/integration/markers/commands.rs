@@ -87,7 +87,8 @@ pub const OPERATE: Lines = &[
     &["retention release {code} --why calm"],
     &["retention release {code} --why calm --json"],
     &["policy apply {policy} --why shorter --yes --json", "policy show", "topology prune"],
-    &["topology prune --json"],
+    &["topology prune --json", "set-aside discard --all --why calm"],
+    &["set-aside discard --all --why calm --json"],
 ];
 
 /// Over rows that nobody but an operator changes any more.

@@ -16,9 +16,8 @@ use crate::{
     telemetry::{Received, collector},
 };
 
-/// Every crate at its most talkative: lapin tells every frame then, with the headers of dead letters in it. Only what was measured to
-/// drown the rest, by tens of megabytes that say nothing, tells less: the exporter's own transport, and how lapin's loops turn.
-const LOUD: &str = "trace,h2=debug,tonic=debug,tower=debug,lapin::consumer=debug,lapin::promise=debug,lapin::socket_state=debug";
+/// Every crate logs as much as it may: our own at `trace`, others at `debug` (see `shared::telemetry`).
+const LOUD: &str = "trace";
 
 /// What lets the exporters drop nothing of it, and export within the play.
 const EXPORT: [(&str, &str); 5] = [

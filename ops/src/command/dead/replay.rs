@@ -25,7 +25,7 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, answer, confirm, table};
+use crate::command::{WrongUse, answer, confirm, table, why};
 
 #[derive(clap::Args)]
 #[command(
@@ -49,7 +49,7 @@ pub struct Replay {
     #[arg(long, value_name = "PLAN", conflicts_with_all = ["plan", "all"])]
     run: Option<Uuid>,
     /// Why, for the record
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = why)]
     why: Option<String>,
     /// Plan at most so many letters, the oldest
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -86,7 +86,7 @@ pub struct Approve {
     /// The plan
     plan: Uuid,
     /// Why, for the record
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", value_parser = why)]
     why: Option<String>,
     /// Do not ask
     #[arg(long)]

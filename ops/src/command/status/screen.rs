@@ -34,7 +34,7 @@ pub fn of(status: &Status) -> String {
     parts.push(kinds(status).to_string());
     parts.extend(rungs(status));
     parts.push(kept(status).to_string());
-    parts.push(format!("outbox     {} events, the oldest {:.0} s old", status.outbox.events, status.outbox.oldest_s));
+    parts.push(format!("outbox     {} events, the oldest has waited {:.0} s", status.outbox.events, status.outbox.oldest_s));
     parts.push(format!("set aside  {} events", status.set_aside));
     let swept = &status.swept;
     parts.push(format!(
@@ -145,9 +145,9 @@ fn rungs(status: &Status) -> Vec<String> {
 }
 
 fn kept(status: &Status) -> Table {
-    let mut table = table(["queue", "messages"]);
+    let mut table = table(["queue", "messages", "consumers"]);
     for queue in &status.kept {
-        table.add_row([queue.queue.clone(), count(queue.messages)]);
+        table.add_row([queue.queue.clone(), count(queue.messages), count(queue.consumers)]);
     }
     table
 }

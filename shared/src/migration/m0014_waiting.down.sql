@@ -1,0 +1,2 @@
+DROP FUNCTION kyhan_discard_set_aside(boolean, bigint[]);
+ALTER TABLE outbox DROP COLUMN waiting_since;
