@@ -13,13 +13,17 @@ use lapin::{
 use peak_alloc::PeakAlloc;
 use producer::schedule;
 use shared::{
-    canary::Canary,
-    dead_letter::{DeadLetter, Death, GROUP_MAX, cause_group, headers_from_json, headers_to_json},
-    event::{Event, EventType},
-    policy::{Line, Policy},
-    task::Reason,
-    topology::Topology,
-    wakeup::{BODY_MAX, SUBJECTS_MAX, TraceContext, Wakeup},
+    domain::{
+        event::{Event, EventType},
+        outcome::Reason,
+        policy::{Line, Policy},
+    },
+    message::{
+        canary::Canary,
+        dead_letter::{DeadLetter, Death, GROUP_MAX, cause_group, headers_from_json, headers_to_json},
+        topology::Topology,
+        wakeup::{BODY_MAX, SUBJECTS_MAX, TraceContext, Wakeup},
+    },
 };
 use uuid::Uuid;
 

@@ -10,7 +10,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{AccessMode, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use serde_json::json;
-use shared::{broker::Broker, ladder::Hop, settings::Settings};
+use shared::{broker::Broker, message::ladder::Hop, settings::Settings};
 
 use crate::{
     OpsError,

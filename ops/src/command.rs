@@ -4,12 +4,16 @@ use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use sea_orm::DatabaseConnection;
 use serde_json::Value;
 use shared::{
-    cli::say,
-    database::{self, Role},
-    policy::in_force::{self, Governed},
+    database::{
+        self, Role,
+        active_policy::{self, Governed},
+    },
+    domain::{
+        task::{Shown, Task},
+        tasks,
+    },
+    process::cli::say,
     settings::Settings,
-    task::Task,
-    tasks,
 };
 
 pub mod activity;
@@ -50,7 +54,7 @@ async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> 
 /// The database, and the settings with the policy that is in force in it.
 async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     let db = database::connect(&settings.database, Role::Ops).await?;
-    Ok(in_force::of(db, settings).await?)
+    Ok(active_policy::of(db, settings).await?)
 }
 
 /// For commands that have no other option.
@@ -68,7 +72,7 @@ fn answer(json: bool, document: &Value, text: &str) -> anyhow::Result<()> {
 }
 
 /// A kind of the list of tasks, from an argument.
-fn task(kind: &str) -> Result<&'static dyn Task, String> {
+fn task(kind: &str) -> Result<&'static dyn Shown, String> {
     tasks::find(kind).ok_or_else(|| format!("known are {}", tasks::kinds().collect::<Vec<_>>().join(", ")))
 }
 

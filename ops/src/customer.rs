@@ -6,8 +6,8 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, T
 use serde::Serialize;
 use serde_json::{Value, json};
 use shared::{
-    confidential::Confidential,
-    database::{is_refused, statement},
+    database::{failure::is_refused, statement},
+    domain::confidential::Confidential,
 };
 use uuid::Uuid;
 
@@ -55,7 +55,7 @@ pub enum Obstacle {
 
 fn refused_because(obstacles: &[Obstacle]) -> String {
     let told = obstacles.iter().map(|obstacle| match obstacle {
-        Obstacle::Balance(balance) => format!("the wallet holds {}", shared::money::Dong(*balance)),
+        Obstacle::Balance(balance) => format!("the wallet holds {}", shared::domain::money::Dong(*balance)),
         Obstacle::Order(code) => format!("order {} is under way, short of money, disputed or held", code.escape_debug()),
     });
     format!("nothing was erased: {}", told.collect::<Vec<_>>().join("; "))

@@ -6,7 +6,11 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{AccessMode, ConnectionTrait, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
-use shared::{database::statement, settings::Settings, task::Task, tasks};
+use shared::{
+    database::statement,
+    domain::{task::Shown, tasks},
+    settings::Settings,
+};
 use uuid::Uuid;
 
 mod fact;
@@ -67,7 +71,7 @@ pub async fn explain(db: &DatabaseConnection, settings: &Settings, name: &str) -
         // What has the same moment stays in the order of its sources. A plan of several of the subject's letters is told of once.
         timeline.sort_by_key(|entry| entry.at);
         timeline.dedup();
-        let concerned = |task: &&&dyn Task| named.table.is_none_or(|table| table == task.table());
+        let concerned = |task: &&&dyn Shown| named.table.is_none_or(|table| table == task.table());
         let mut kinds = Vec::new();
         for task in tasks::ALL.iter().filter(concerned) {
             kinds.push(outlook::of(&snapshot, settings, *task, named.id, at).await?);

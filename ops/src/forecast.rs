@@ -4,7 +4,10 @@
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sea_orm::{AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
-use shared::{database::statement, due, money::sql_sum, policy::Policy, span::sql_day, task::Task, tasks};
+use shared::{
+    database::statement,
+    domain::{due, money::sql_sum, policy::Policy, span::sql_day, task::Shown, tasks},
+};
 
 /// What falls due. Its fields are those of `ops forecast --json`, and keep their names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -62,7 +65,7 @@ pub async fn forecast(db: &DatabaseConnection, policy: &Policy, days: u16) -> Re
 
 async fn kind(
     snapshot: &DatabaseTransaction,
-    task: &dyn Task,
+    task: &dyn Shown,
     policy: &Policy,
     today: NaiveDate,
     days: u16,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 use ops::actor::Actor;
 use shared::{
-    cli::{self, Common},
+    process::cli::{self, Common},
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;

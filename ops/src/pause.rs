@@ -1,7 +1,7 @@
 //! Pausing and resuming a kind across the fleet. Once a kind is paused and [`until_nobody_applies`] leaves nobody over, nothing more of
 //! it is applied before it is resumed.
 //!
-//! Whoever applies looks for the pause in the statement that locks its rows ([`shared::task::Statements`]). So only those go on that had
+//! Whoever applies looks for the pause in the statement that locks its rows ([`shared::database::statements::Statements`]). So only those go on that had
 //! looked before the pause was committed, and they are found by the locks on tables that this statement has taken: PostgreSQL
 //! takes them before the snapshot by which the statement sees, and keeps them to the transaction's end. By their ids they would not be
 //! found (`pg_snapshot_xmin`): a transaction that waits for its first row has none yet.
@@ -11,7 +11,10 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use serde_json::json;
-use shared::{database::statement, pause::Pause, task::Task};
+use shared::{
+    database::{pause::Pause, statement},
+    domain::task::Shown,
+};
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -41,7 +44,7 @@ pub enum Resumed {
 ///
 /// # Errors
 /// The database's.
-pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Task, why: &str) -> Result<Paused, DbErr> {
+pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Paused, DbErr> {
     let sql = "INSERT INTO pauses (kind, paused_by, why) VALUES ($1, $2, $3) ON CONFLICT (kind) DO NOTHING";
     let kind = task.kind();
     loop {
@@ -66,7 +69,7 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Task, why:
 ///
 /// # Errors
 /// The database's.
-pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Task, why: &str) -> Result<Resumed, DbErr> {
+pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Resumed, DbErr> {
     let kind = task.kind();
     let tx = db.begin().await?;
     let sql = "DELETE FROM pauses WHERE kind = $1 RETURNING kind, paused_at, paused_by, why";
@@ -89,7 +92,7 @@ pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Task, why
 /// The database's.
 pub async fn until_nobody_applies(
     db: &DatabaseConnection,
-    task: &dyn Task,
+    task: &dyn Shown,
     within: Duration,
     stop: &CancellationToken,
     mut tell: impl FnMut(usize),
@@ -107,7 +110,7 @@ pub async fn until_nobody_applies(
 /// The transactions that have looked for a pause and hold rows of the task's table, by their virtual ids, which they have from their
 /// beginning; all, or those `among` others. Kinds of one table are not told apart, and neither are those that see the pause and
 /// are about to roll back.
-async fn applying(db: &DatabaseConnection, task: &dyn Task, among: Option<Vec<String>>) -> Result<Vec<String>, DbErr> {
+async fn applying(db: &DatabaseConnection, task: &dyn Shown, among: Option<Vec<String>>) -> Result<Vec<String>, DbErr> {
     let sql = "SELECT virtualtransaction FROM pg_locks
                 WHERE locktype = 'relation' AND granted
                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())

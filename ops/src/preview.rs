@@ -8,15 +8,17 @@ use sea_orm::{
 use serde::Serialize;
 use shared::{
     database::statement,
-    due,
-    event::EventType,
-    money::sql_sum,
-    policy::Policy,
+    domain::{
+        due,
+        event::EventType,
+        money::sql_sum,
+        policy::Policy,
+        span::{Span, sql_day},
+        task::Shown,
+        tasks,
+    },
+    message::topology::{Role, Topology},
     settings::Settings,
-    span::{Span, sql_day},
-    task::Task,
-    tasks,
-    topology::{Role, Topology},
 };
 
 /// What a policy would change. Its fields are those of `ops policy preview --json`, and keep their names.
@@ -97,7 +99,7 @@ pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy)
     Ok(Preview { at, kinds, rungs_new: without(&after, &before), rungs_forgotten: without(&before, &after) })
 }
 
-async fn change(snapshot: &DatabaseTransaction, task: &dyn Task, old: &Policy, new: &Policy) -> Result<Change, DbErr> {
+async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, new: &Policy) -> Result<Change, DbErr> {
     let row = snapshot.query_one_raw(statement(&question(task, old, new), [])).await?;
     let row = row.ok_or_else(|| DbErr::RecordNotFound("counts".into()))?;
     let count = |column: &str| row.try_get::<i64>("", column);
@@ -121,7 +123,7 @@ async fn change(snapshot: &DatabaseTransaction, task: &dyn Task, old: &Policy, n
 }
 
 /// One row of counts. The candidates are read once and kept, as everything is counted from them.
-fn question(task: &dyn Task, old: &Policy, new: &Policy) -> String {
+fn question(task: &dyn Shown, old: &Policy, new: &Policy) -> String {
     const AT_ONCE: &str = "after <= now() AND (before > now() OR before IS NULL)";
     let amount = task.stake().map_or("NULL::bigint".to_owned(), |stake| {
         format!("(SELECT {} FROM moved JOIN ({stake}) AS stake ON stake.id = moved.id WHERE {AT_ONCE})", sql_sum("stake.amount"))
@@ -162,7 +164,7 @@ fn busy(row: &QueryResult, of: &str) -> Result<Option<Busy>, DbErr> {
     Ok(day.zip(subjects).map(|(day, subjects)| Busy { day, subjects }))
 }
 
-fn lines(task: &dyn Task, old: &Policy, new: &Policy) -> Vec<LineChange> {
+fn lines(task: &dyn Shown, old: &Policy, new: &Policy) -> Vec<LineChange> {
     let span = |policy: &Policy, on: EventType| -> Option<Span> {
         policy.lines_on(on).find(|line| line.task == task.kind()).map(|line| line.after)
     };

@@ -5,7 +5,12 @@
 //! interrupted goes on where it stopped.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Value};
-use shared::{broker::Broker, database::statement, dead_letter, due, settings::Settings, task::Task};
+use shared::{
+    broker::Broker,
+    database::statement,
+    domain::{due, task::Shown},
+    settings::Settings,
+};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -29,7 +34,7 @@ pub struct Interrupted {
 ///
 /// # Errors
 /// The database's.
-pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Option<Interrupted>, DbErr> {
+pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<Option<Interrupted>, DbErr> {
     let sql =
         "SELECT cursor, at::text AS at, at > now() - interval '1 hour' AS lately FROM rebuilds WHERE prefix = $1 AND kind = $2";
     let row = db.query_one_raw(statement(sql, key(settings, task))).await?;
@@ -43,7 +48,7 @@ pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dy
 ///
 /// # Errors
 /// The database's.
-pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Task, beyond: Option<Uuid>) -> Result<u64, DbErr> {
+pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown, beyond: Option<Uuid>) -> Result<u64, DbErr> {
     let due = due::query(task, &settings.policy);
     let sql = format!(
         "SELECT count(*) AS pending FROM {due} AS due WHERE due.due_at IS NOT NULL AND {} AND {}",
@@ -56,11 +61,11 @@ pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Ta
 }
 
 /// SQL: what operators have decided about, or are to decide about, is theirs.
-fn which(task: &dyn Task) -> String {
-    format!("NOT {}", dead_letter::sql_decided(task, "due"))
+fn which(task: &dyn Shown) -> String {
+    format!("NOT {}", shared::database::sql_decided(task, "due"))
 }
 
-fn key(settings: &Settings, task: &dyn Task) -> [Value; 2] {
+fn key(settings: &Settings, task: &dyn Shown) -> [Value; 2] {
     [settings.naming.prefix.clone().into(), task.kind().into()]
 }
 
@@ -73,7 +78,7 @@ pub async fn rebuild(
     db: &DatabaseConnection,
     broker: &Broker,
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     rate: u32,
     stop: &CancellationToken,
     progress: impl FnMut(usize),
@@ -98,7 +103,7 @@ pub async fn rebuild(
 ///
 /// # Errors
 /// The database's.
-pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<(), DbErr> {
+pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<(), DbErr> {
     let sql = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
     db.execute_raw(statement(sql, key(settings, task))).await.map(|_| ())
 }

@@ -5,7 +5,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult, TransactionTrait};
 use serde::Serialize;
 use serde_json::json;
-use shared::{database::statement, event::EventType};
+use shared::{database::statement, domain::event::EventType};
 use uuid::Uuid;
 
 use crate::actor::Actor;

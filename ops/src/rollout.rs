@@ -11,16 +11,19 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use serde_json::json;
 use shared::{
     broker::Broker,
-    database::{self, statement},
-    dead_letter, due,
-    policy::{
-        Policy, Release,
-        in_force::{self, Applied, Governed, LOOK_EVERY},
+    database::{
+        self,
+        active_policy::{self, Applied, Governed, LOOK_EVERY},
+        statement,
+    },
+    domain::{
+        due,
+        policy::{Policy, Release},
+        span::Span,
+        task::Shown,
+        tasks,
     },
     settings::Settings,
-    span::Span,
-    task::Task,
-    tasks,
 };
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -77,7 +80,7 @@ pub struct Rollout<'a> {
 pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) -> Result<Applied, RolloutError> {
     let tx = governed.db.begin().await?;
     tx.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [ROLLING.into()])).await?;
-    let last = in_force::read(&tx).await?;
+    let last = active_policy::read(&tx).await?;
     if last.as_ref().map(|last| last.number) != governed.settings.policy.number() {
         return Err(RolloutError::Changed { by: last.map(|last| last.by).unwrap_or_default() });
     }
@@ -99,11 +102,11 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
         }
         policy = policy.releasing(change.kind, release);
     }
-    let number = in_force::apply(&tx, &policy, actor.name(), why).await?;
+    let number = active_policy::apply(&tx, &policy, actor.name(), why).await?;
     let changes: Vec<&Change> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
     let changed = json!({ "number": number, "rate": rate, "kinds": changes });
     actor.record(&tx, "policy.applied", ("policy", id_of("policy")), Some(why), changed).await?;
-    let applied = in_force::read(&tx).await?.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?;
+    let applied = active_policy::read(&tx).await?.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?;
     tx.commit().await?;
     Ok(applied)
 }
@@ -140,7 +143,7 @@ pub async fn schedule(
     stop: &CancellationToken,
     mut progress: impl FnMut(usize),
 ) -> Result<bool, OpsError> {
-    let unscheduled = in_force::unscheduled(db).await?;
+    let unscheduled = active_policy::unscheduled(db).await?;
     if let Some(begins) = applied.policy.releases().map(|(_, release)| release.from).max() {
         let left = (begins - database::now(db).await?).to_std().unwrap_or_default();
         stop.run_until_cancelled(tokio::time::sleep(left)).await;
@@ -152,7 +155,7 @@ pub async fn schedule(
         let due = due::query_compared(task, &applied.policy, &first.before);
         let which = format!(
             "(due.due_at_other IS NULL OR due.due_at < due.due_at_other) AND NOT {}",
-            dead_letter::sql_decided(task, "due")
+            shared::database::sql_decided(task, "due")
         );
         let cursor = scheduled_to(db, applied.number, task).await?;
         let remember = async |last: Uuid| {
@@ -172,7 +175,7 @@ pub async fn schedule(
     Ok(true)
 }
 
-async fn scheduled_to(db: &DatabaseConnection, number: i64, task: &dyn Task) -> Result<Option<Uuid>, DbErr> {
+async fn scheduled_to(db: &DatabaseConnection, number: i64, task: &dyn Shown) -> Result<Option<Uuid>, DbErr> {
     let sql = "SELECT (scheduled_to ->> $2)::uuid AS scheduled_to FROM policies WHERE id = $1";
     let row = db.query_one_raw(statement(sql, [number.into(), task.kind().into()])).await?;
     row.ok_or_else(|| DbErr::RecordNotFound(format!("policy {number}")))?.try_get("", "scheduled_to")

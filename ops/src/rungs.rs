@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
     database::statement,
-    topology::{Role, Topology},
+    message::topology::{Role, Topology},
 };
 
 use crate::OpsError;

@@ -9,22 +9,23 @@ use sea_orm::DatabaseConnection;
 use serde::Serialize;
 use shared::{
     broker::{Broker, Observed},
-    canary::{self, RungAge},
-    pause::{self, Pause},
-    policy,
+    database::{
+        canaries::{self, RungAge},
+        pause::{self, Pause},
+    },
+    domain::span::compact,
+    message::topology::{Queue, Role, Topology},
     settings::Settings,
-    span::compact,
-    topology::{Queue, Role, Topology},
 };
 use tokio::time::Instant;
 
 use crate::OpsError;
 
-mod in_force;
+mod active_policy;
 mod rows;
 mod troubles;
 
-pub use in_force::{InForce, Release};
+pub use active_policy::{InForce, Release};
 
 pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
 
@@ -114,10 +115,10 @@ impl Watch {
     /// # Errors
     /// [`OpsError`] when a server is away.
     pub async fn look(&mut self, db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Status, OpsError> {
-        let applied = policy::in_force::read(db).await?;
-        let (own, settings) = (settings, &policy::in_force::under(settings, applied.as_ref()));
+        let applied = shared::database::active_policy::read(db).await?;
+        let (own, settings) = (settings, &shared::database::active_policy::under(settings, applied.as_ref()));
         let topology = settings.topology();
-        let ages = canary::ages(db, &topology).await?;
+        let ages = canaries::ages(db, &topology).await?;
         let mut now = Before { at: Instant::now(), depths: HashMap::new(), last: HashMap::new() };
         let before = self.before.as_ref();
         let over_s = before.map(|before| (now.at - before.at).as_secs_f64()).filter(|over_s| *over_s > 0.0);
@@ -143,7 +144,7 @@ impl Watch {
             at,
             troubles: Vec::new(),
             pauses: pause::all(db).await?,
-            policy: applied.map(|applied| in_force::told(applied, own, at)),
+            policy: applied.map(|applied| active_policy::told(applied, own, at)),
             lanes,
             kinds: rows::kinds(db, settings, before.map(|before| &before.last).zip(over_s), &mut now.last).await?,
             rungs,

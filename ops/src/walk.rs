@@ -6,12 +6,15 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use shared::{
-    broker::{Broker, Outgoing, Publisher},
+    broker::{Broker, Publisher},
     database::statement,
-    pack::{Waiting, pack},
+    domain::task::Shown,
+    message::{
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        wakeup::TraceContext,
+    },
     settings::Settings,
-    task::Task,
-    wakeup::TraceContext,
 };
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -26,7 +29,7 @@ pub(crate) struct Walk<'a> {
     pub db: &'a DatabaseConnection,
     pub broker: &'a Broker,
     pub settings: &'a Settings,
-    pub task: &'a dyn Task,
+    pub task: &'a dyn Shown,
     /// SQL: a subquery of `id` and `due_at`, under the name `due`.
     pub due: &'a str,
     /// SQL: which of its rows.

@@ -7,11 +7,9 @@ use std::{slice, sync::Arc};
 use futures::{StreamExt, stream::FuturesUnordered};
 use shared::{
     broker::{Broker, BrokerError, Publisher},
-    event::Event,
-    policy::Policy,
-    telemetry,
-    topology::Topology,
-    wakeup::TraceContext,
+    domain::{event::Event, policy::Policy},
+    message::{topology::Topology, wakeup::TraceContext},
+    process::telemetry,
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot},

@@ -5,7 +5,7 @@
 //! ```no_run
 //! # async fn example(settings: shared::settings::Settings, order: uuid::Uuid) -> Result<(), Box<dyn std::error::Error>> {
 //! use producer::{Producer, schedule::event};
-//! use shared::event::EventType;
+//! use shared::domain::event::EventType;
 //!
 //! let producer = Producer::connect(&settings).await?;
 //! producer.schedule(&[event(EventType::OrderShipped, order)]).await?; // confirmed by the broker when this returns
@@ -22,9 +22,9 @@ pub mod schedule;
 
 use shared::{
     broker::{Broker, BrokerError},
-    event::Event,
+    domain::event::Event,
+    process::telemetry::trace_context,
     settings::Settings,
-    telemetry::trace_context,
 };
 
 use flush::{Flushing, Terms};
@@ -34,7 +34,7 @@ use flush::{Flushing, Terms};
 /// An outbox row in your transaction has no such gap.
 ///
 /// It schedules by the policy of the settings that it is given. Where one was applied to the database, give it those of
-/// [`shared::policy::in_force::of`]; else its wake-ups come by the policy before, and a sweep makes up for those that come late.
+/// [`shared::database::active_policy::of`]; else its wake-ups come by the policy before, and a sweep makes up for those that come late.
 ///
 /// One for a whole process: callers that come together share wake-ups and wait for each other's confirms, and what is refused of
 /// one is not refused of the others.

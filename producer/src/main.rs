@@ -8,10 +8,13 @@ use clap::{CommandFactory, Parser, Subcommand};
 use producer::{Producer, relay};
 use sea_orm::ConnectionTrait;
 use shared::{
-    cli::{self, Common, say},
-    database::{self, Role, statement},
-    event::{Event, EventType},
-    policy::in_force::{self, Governed},
+    database::{
+        self, Role,
+        active_policy::{self, Governed},
+        statement,
+    },
+    domain::event::{Event, EventType},
+    process::cli::{self, Common, say},
     settings::Settings,
 };
 use uuid::Uuid;
@@ -68,7 +71,7 @@ async fn main() -> ExitCode {
 
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::Producer).await?;
-    let Governed { db, settings } = in_force::of(db, settings).await?;
+    let Governed { db, settings } = active_policy::of(db, settings).await?;
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
         bail!("no row of {} has the id {subject}", event_type.table());

@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
 use shared::{
     database::statement,
-    event::{Event, EventType},
+    domain::event::{Event, EventType},
 };
 use uuid::Uuid;
 

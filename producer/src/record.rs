@@ -4,7 +4,7 @@
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 use serde_json::Value;
-use shared::{confidential::Confidential, database::statement};
+use shared::{database::statement, domain::confidential::Confidential};
 use uuid::Uuid;
 
 /// Who did something.

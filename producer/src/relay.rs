@@ -16,14 +16,22 @@ use sea_orm::{
     sqlx::{self, postgres::PgListener},
 };
 use shared::{
-    broker::{Broker, BrokerError, Publisher, backoff},
-    database::{self, DatabaseError, Role, told, trouble, unanswered},
-    health::{Health, Part, UNREACHED},
-    outage::Outage,
-    policy::in_force::{self, Governed},
+    broker::{Broker, BrokerError, Publisher},
+    database::{
+        self, DatabaseError, Role,
+        active_policy::{self, Governed},
+        failure::trouble,
+        unanswered,
+    },
+    message::topology::Topology,
+    process::{
+        backoff::backoff,
+        health::{Health, Part, UNREACHED},
+        outage::Outage,
+        redact::told,
+        telemetry::trace_context,
+    },
     settings::Settings,
-    telemetry::trace_context,
-    topology::Topology,
 };
 use tokio::time::{Instant, Interval};
 use tokio_util::sync::CancellationToken;
@@ -102,7 +110,7 @@ async fn live(
 ) -> Result<(), RelayError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
-    let Some(governed) = in_force::connect_until(settings, Role::Producer, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Role::Producer, shutdown).await? else { return Ok(()) };
     let Governed { db, settings } = governed;
     postgresql.up();
     let relay = Relay { topology: settings.topology(), settings, postgresql, rabbitmq, done };
@@ -217,14 +225,14 @@ impl Relay<'_> {
         let mut remembered = false;
         let mut looked: Option<Instant> = None;
         while !shutdown.is_cancelled() {
-            if looked.is_none_or(|looked| looked.elapsed() > in_force::LOOK_EVERY) {
+            if looked.is_none_or(|looked| looked.elapsed() > active_policy::LOOK_EVERY) {
                 looked = Some(Instant::now());
                 if shutdown.run_until_cancelled(self.is_outdated(db)).await.unwrap_or(true) {
                     break;
                 }
             }
             if !remembered {
-                remembered = database::remember_rungs(db, &self.topology).await.is_ok();
+                remembered = database::rungs::remember(db, &self.topology).await.is_ok();
             }
             let Some(round) = self.round_in_time(db, &publishers, shutdown).await else { break };
             let pause = match round {
@@ -275,7 +283,7 @@ impl Relay<'_> {
 
     /// Whether another policy is in force. Where nobody says so, this one is.
     async fn is_outdated(&self, db: &DatabaseConnection) -> bool {
-        let outdated = in_force::number(db).await.is_ok_and(|number| number != self.settings.policy.number());
+        let outdated = active_policy::number(db).await.is_ok_and(|number| number != self.settings.policy.number());
         if outdated {
             tracing::info!("another policy is in force; the relay begins anew by it");
         }

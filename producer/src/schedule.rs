@@ -3,12 +3,16 @@
 
 use chrono::{DateTime, Utc};
 use shared::{
-    broker::Outgoing,
-    event::{Event, EventType},
-    pack::{self, Packed, Waiting},
-    policy::Policy,
-    topology::Topology,
-    wakeup::TraceContext,
+    domain::{
+        event::{Event, EventType},
+        policy::Policy,
+    },
+    message::{
+        outgoing::Outgoing,
+        pack::{self, Packed, Waiting},
+        topology::Topology,
+        wakeup::TraceContext,
+    },
 };
 use uuid::Uuid;
 
@@ -70,7 +74,7 @@ pub(crate) fn now() -> DateTime<Utc> {
 mod tests {
     use std::time::Duration;
 
-    use shared::policy::Line;
+    use shared::domain::policy::Line;
 
     use super::*;
 

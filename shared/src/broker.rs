@@ -6,32 +6,30 @@
 
 use std::{sync::Arc, time::Duration};
 
-use backon::{BackoffBuilder, ExponentialBuilder};
-use futures::{TryStreamExt, stream::FuturesUnordered};
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, ConnectionStatus,
-    options::{BasicPublishOptions, ConfirmSelectOptions},
-    uri::AMQPUri,
-};
+use lapin::{Channel, Connection, ConnectionProperties, ConnectionStatus, options::ConfirmSelectOptions, uri::AMQPUri};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
-use crate::{outage::Outage, pack::Packed, settings::Amqp, topology::Topology};
+use crate::{
+    process::{
+        backoff::{BACKOFF_MAX, backoff},
+        outage::Outage,
+    },
+    settings::Amqp,
+};
 
 mod declare;
 mod guard;
+mod publish;
 
 pub use declare::{Missing, Observed};
+pub use publish::Publisher;
 
-/// Most publishes that wait for their confirms at once on one channel.
-const IN_FLIGHT_MAX: usize = 1_024;
 /// A connection silent for longer is dead; RabbitMQ advises 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>
 const HEARTBEAT_S: u16 = 10;
 /// RabbitMQ's own default, in bytes. lapin makes its buffers, 64 frames a connection, as large as it is told at first, and fills
 /// those that grow later with zeros: 8 MiB of memory for each idle connection.
 const FRAME_MAX: u32 = 131_072;
-/// Between two looks at whether the broker still blocks its publishers.
-const BLOCKED_POLL: Duration = Duration::from_millis(200);
 /// AMQP reply code 200: closed on purpose.
 const REPLY_SUCCESS: u16 = 200;
 /// AMQP reply code 403: a login that may not come in, or may not do this.
@@ -105,28 +103,6 @@ impl BrokerError {
 impl From<lapin::Error> for BrokerError {
     fn from(error: lapin::Error) -> Self {
         Self::Protocol(Arc::new(error))
-    }
-}
-
-/// One message on its way out.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    pub exchange: String,
-    pub routing_key: String,
-    pub properties: BasicProperties,
-    pub body: Vec<u8>,
-}
-
-impl Outgoing {
-    /// The message of a packed wake-up.
-    #[must_use]
-    pub fn of(packed: &Packed, topology: &Topology) -> Self {
-        Self {
-            exchange: topology.exchange_of(packed.hop),
-            routing_key: Topology::routing_key(packed.wakeup.kind, packed.shard),
-            properties: packed.wakeup.properties(),
-            body: packed.wakeup.body(),
-        }
     }
 }
 
@@ -230,94 +206,6 @@ impl Broker {
     }
 }
 
-/// A channel in confirm mode, the only way out for messages.
-///
-/// RabbitMQ returns a message without saying which one it is, and lapin hands it to whichever confirm comes next. So a channel
-/// publishes for one at a time, and for nobody any more once an answer may still be on its way to somebody who is gone.
-pub struct Publisher {
-    channel: Channel,
-    status: ConnectionStatus,
-    confirm_timeout: Duration,
-    /// Every publish so far was answered.
-    sound: Mutex<bool>,
-}
-
-impl Publisher {
-    /// Publishes all of `messages`, pipelined, and waits until each is confirmed.
-    ///
-    /// # Errors
-    /// The first failure. Some of the messages may have been sent then; sending all of them again, over another channel, does no
-    /// harm, as the recheck decides. [`BrokerError::Unsound`] on a channel that has failed before.
-    pub async fn publish_all(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        if messages.is_empty() {
-            return Ok(());
-        }
-        let mut sound = self.sound.lock().await;
-        // Cut off in the middle, it stays so.
-        if !std::mem::take(&mut *sound) {
-            return Err(BrokerError::Unsound);
-        }
-        self.pipelined(messages).await?;
-        *sound = true;
-        Ok(())
-    }
-
-    async fn pipelined(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
-        let mut waiting = FuturesUnordered::new();
-        for message in messages {
-            if waiting.len() >= IN_FLIGHT_MAX {
-                waiting.try_next().await?;
-            }
-            waiting.push(self.publish(message));
-        }
-        waiting.try_collect().await
-    }
-
-    #[expect(clippy::disallowed_methods, reason = "the one owner of publishing: mandatory, confirmed, returned messages read")]
-    async fn publish(&self, message: &Outgoing) -> Result<(), BrokerError> {
-        let Outgoing { exchange, routing_key, properties, body } = message;
-        let sent = async {
-            // Mandatory: what no queue takes comes back instead of vanishing.
-            let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-            self.channel
-                .basic_publish(exchange.as_str().into(), routing_key.as_str().into(), options, body, properties.clone())
-                .await?
-                .await
-        };
-        let confirmation =
-            tokio::time::timeout(self.confirm_timeout, sent).await.map_err(|_| silent(&self.status, self.confirm_timeout))??;
-        match confirmation {
-            Confirmation::Ack(None) => Ok(()),
-            Confirmation::Ack(Some(returned)) => {
-                let reply = format!("{} {}", returned.reply_code, returned.reply_text);
-                Err(BrokerError::Returned { exchange: exchange.clone(), routing_key: routing_key.clone(), reply })
-            }
-            Confirmation::Nack(_) | Confirmation::NotRequested => Err(BrokerError::Nacked { exchange: exchange.clone() }),
-        }
-    }
-
-    /// Whether the connection still stands, for whoever has nothing to publish.
-    ///
-    /// # Errors
-    /// [`BrokerError::Lost`].
-    pub fn check(&self) -> Result<(), BrokerError> {
-        if self.status.connected() { Ok(()) } else { Err(BrokerError::Lost) }
-    }
-
-    /// Waits out an alarm of the broker, or until the connection is gone. RabbitMQ says that it blocks only when something is
-    /// published, and says so when the alarm is over.
-    pub async fn unblocked(&self) {
-        while self.status.blocked() && self.status.connected() {
-            tokio::time::sleep(BLOCKED_POLL).await;
-        }
-    }
-
-    /// Closes the channel.
-    pub async fn close(self) {
-        close_channel(&self.channel).await;
-    }
-}
-
 /// Closes a channel, whatever state it is in; what it had delivered and nobody acked returns to its queue.
 pub async fn close_channel(channel: &Channel) {
     let goodbye = channel.close(REPLY_SUCCESS, "done".into());
@@ -333,16 +221,4 @@ fn silent(status: &ConnectionStatus, span: Duration) -> BrokerError {
 
 fn silence() -> lapin::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time").into()
-}
-
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
-
-/// Pauses between tries to reach a server: from 100 ms, doubling, with jitter, up to 10 s, for ever.
-pub fn backoff() -> impl Iterator<Item = Duration> + Send {
-    ExponentialBuilder::new()
-        .with_min_delay(Duration::from_millis(100))
-        .with_max_delay(BACKOFF_MAX)
-        .with_jitter()
-        .without_max_times()
-        .build()
 }

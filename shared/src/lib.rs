@@ -1,33 +1,19 @@
-//! What the three doors of Kỳ Hạn share: events, the policy, the tasks, the wake-up and the two servers behind them.
+//! What the producer, the worker and `ops` share, in layers. Each layer imports only from those before it (a test holds that):
 //!
-//! A message's way through these rooms: [`event`] → [`policy`] → [`pack`] → [`ladder`] → [`topology`] → [`wakeup`] →
-//! [`task`] → [`dead_letter`]. `ARCHITECTURE.md` is the map.
+//! - [`domain`]: what the policy promises, and when it is due
+//! - [`message`]: what waits in RabbitMQ
+//! - [`settings`]: everything that can be set
+//! - [`process`]: how every binary lives
+//! - [`broker`]: RabbitMQ, and [`database`]: PostgreSQL
+//!
+//! `ARCHITECTURE.md` is the map.
 
-pub mod admin;
 pub mod broker;
-pub mod canary;
-pub mod cli;
-pub mod confidential;
 pub mod database;
-pub mod dead_letter;
-pub mod due;
-pub mod event;
-pub mod health;
-pub mod ladder;
-pub mod lifecycle;
-pub mod migration;
-pub mod money;
-mod order;
-pub mod outage;
-pub mod pack;
-pub mod pause;
-pub mod policy;
-pub mod roles;
+pub mod domain;
+pub mod message;
+pub mod process;
 pub mod settings;
-pub mod span;
-pub mod task;
-pub mod tasks;
-pub mod telemetry;
-pub mod topology;
-pub mod triggers;
-pub mod wakeup;
+
+#[cfg(test)]
+mod layers;

@@ -9,7 +9,10 @@ use std::{
     time::Duration,
 };
 
-use crate::{policy::Policy, roles::Deletes, span::Span, task::Terms, topology::Topology, wakeup::SUBJECTS_MAX};
+use crate::{
+    domain::{policy::Policy, span::Span},
+    message::{topology::Topology, wakeup::SUBJECTS_MAX},
+};
 
 mod policy_table;
 mod reader;
@@ -128,6 +131,14 @@ pub struct Retention {
     pub records: Span,
     /// How long after it was hidden an order is deleted, and after how long sealed activity is; `None`: never.
     pub delete_after: Option<Span>,
+}
+
+impl Retention {
+    /// Whether workers are to delete what is old enough.
+    #[must_use]
+    pub const fn deletes(&self) -> bool {
+        self.delete_after.is_some()
+    }
 }
 
 /// `statistics.*`
@@ -305,18 +316,6 @@ impl Settings {
     #[must_use]
     pub fn topology(&self) -> Topology {
         Topology::new(&self.naming.prefix, self.naming.shards, &self.naming.ladder, &self.policy)
-    }
-
-    /// Whether workers are to delete what is old enough.
-    #[must_use]
-    pub const fn deletes(&self) -> Deletes {
-        Deletes(self.retention.delete_after.is_some())
-    }
-
-    /// What the tasks' statements are written from.
-    #[must_use]
-    pub const fn terms(&self) -> Terms<'_> {
-        Terms { policy: &self.policy, wallet_floor: self.arrears.wallet_floor }
     }
 }
 

@@ -12,10 +12,7 @@ use lapin::{
     },
     types::FieldTable,
 };
-use shared::{
-    broker::{Outgoing, close_channel},
-    settings::Settings,
-};
+use shared::{broker::close_channel, message::outgoing::Outgoing, settings::Settings};
 use tokio::time::Instant;
 
 use crate::figure::number;

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use producer::{Producer, schedule::event};
-use shared::event::EventType;
+use shared::domain::event::EventType;
 
 use crate::{
     figure::{Figure, Reach, number},

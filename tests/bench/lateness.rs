@@ -14,7 +14,7 @@ use sea_orm::{ConnectionTrait, FromQueryResult};
 use shared::{
     broker::Broker,
     database::statement,
-    event::{Event, EventType},
+    domain::event::{Event, EventType},
 };
 use tests::sandbox::Sandbox;
 use tokio::{task::JoinSet, time::Instant};

@@ -92,7 +92,7 @@ async fn main() -> ExitCode {
 /// Measures, and clears the stage whatever happens: dropped, it takes processes and servers with it. The figures that miss their
 /// reach.
 async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
-    let interrupted = shared::lifecycle::shutdown_on_signals()?;
+    let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     tokio::select! {
         () = interrupted.cancelled() => bail!("interrupted; everything is taken down"),
         measured = measure(arguments) => measured,

@@ -10,11 +10,10 @@ use producer::{
     schedule::{event, plan},
 };
 use shared::{
-    broker::{Broker, Outgoing},
-    event::{Event, EventType},
-    ladder::Hop,
+    broker::Broker,
+    domain::event::{Event, EventType},
+    message::{ladder::Hop, outgoing::Outgoing, wakeup::TraceContext},
     settings::Settings,
-    wakeup::TraceContext,
 };
 use tests::sandbox::Sandbox;
 use tokio::{task::JoinSet, time::Instant};

@@ -12,9 +12,12 @@ use sea_orm::{
     sqlx::{self, AssertSqlSafe, Connection, PgConnection},
 };
 use shared::{
-    database::{self, Role, Trouble, trouble},
-    task::Statements,
-    tasks,
+    database::{
+        self, Role,
+        failure::{Trouble, trouble},
+        statements::Statements,
+    },
+    domain::tasks,
 };
 use tests::sandbox::Sandbox;
 use tokio::{sync::Barrier, task::JoinSet, time::Instant};
@@ -68,7 +71,8 @@ pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: us
 /// Runs a task's statements over `ids`, batch by batch in this order, and returns the subjects a second.
 pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> Result<f64> {
     let task = tasks::find(load.kind).context("no such kind")?;
-    let texts: Vec<Arc<str>> = Statements::new(task, &sandbox.settings.terms()).texts().map(Arc::from).collect();
+    let texts: Vec<Arc<str>> =
+        Statements::new(task, &sandbox.settings.policy, sandbox.settings.arrears.wallet_floor).texts().map(Arc::from).collect();
     // The worker's own pool, for its sessions' settings.
     let db = database::connect(&sandbox.settings.database, Role::Worker).await?;
     let pool = db.get_postgres_connection_pool();

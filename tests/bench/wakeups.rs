@@ -5,10 +5,13 @@ use std::collections::HashSet;
 use anyhow::{Result, ensure};
 use chrono::{DateTime, TimeDelta, Utc};
 use shared::{
-    broker::{Broker, Outgoing},
+    broker::Broker,
     database,
-    pack::{Waiting, pack},
-    wakeup::{TraceContext, Wakeup},
+    message::{
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        wakeup::{TraceContext, Wakeup},
+    },
 };
 use tests::sandbox::Sandbox;
 use uuid::Uuid;

@@ -11,7 +11,10 @@ use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
 use anyhow::{Context, Result};
 use clap::Parser;
 use sea_orm::ConnectionTrait;
-use shared::{broker::Broker, database::statement, roles::Named, triggers};
+use shared::{
+    broker::Broker,
+    database::{roles::Named, schema::triggers, statement},
+};
 use tests::{fleet, sandbox::Sandbox};
 use tokio::{process::Child, time::Instant};
 use tokio_util::sync::CancellationToken;
@@ -76,7 +79,7 @@ async fn main() -> ExitCode {
 
 /// Sets the stage, plays, and clears it whatever happens. Whether every row is right.
 async fn demo(orders: u32) -> Result<bool> {
-    let shutdown = shared::lifecycle::shutdown_on_signals()?;
+    let shutdown = shared::process::lifecycle::shutdown_on_signals()?;
     std::fs::create_dir_all(FOLDER).context(FOLDER)?;
     let sandbox = Sandbox::new("demo", POLICY, &[]).await?;
     let played = tokio::select! {

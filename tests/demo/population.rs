@@ -3,7 +3,10 @@
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
-use shared::database::{Trouble, statement, trouble};
+use shared::database::{
+    failure::{Trouble, trouble},
+    statement,
+};
 
 use crate::situations::{Make, Money, OLD_ON_DAY, SITUATIONS, Situation};
 

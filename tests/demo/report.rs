@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
 use serde_json::json;
-use shared::{cli::say, database::statement};
+use shared::{database::statement, process::cli::say};
 
 use crate::situations::{Found, SITUATIONS, Situation};
 

@@ -109,7 +109,7 @@ async fn main() -> ExitCode {
 }
 
 async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
-    let interrupted = shared::lifecycle::shutdown_on_signals()?;
+    let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     let seed = arguments.seed.unwrap_or_else(|| if arguments.long { u64::from(rand::random::<u32>()) } else { QUICK_SEED });
     let folder = pair::root().join("target/fault");
     std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;

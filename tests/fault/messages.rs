@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 use anyhow::Result;
 use rand::{RngExt, rngs::StdRng, seq::SliceRandom};
 use sea_orm::ConnectionTrait;
-use shared::{broker::Outgoing, database::statement};
+use shared::{database::statement, message::outgoing::Outgoing};
 use uuid::Uuid;
 
 use crate::{scenario::Play, stage::Stage};

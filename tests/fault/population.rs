@@ -66,7 +66,7 @@ pub async fn populate(db: &DatabaseConnection, subjects: u32, seed: u64, pace: P
 
 /// A server that is away, or a conflict, is what the scenario is about; a mistake in a statement is not.
 pub fn tolerable(error: &anyhow::Error) -> Result<()> {
-    use shared::database::{Trouble, trouble};
+    use shared::database::failure::{Trouble, trouble};
     match error.downcast_ref::<sea_orm::DbErr>() {
         Some(error) if trouble(error) != Trouble::Failure => Ok(()),
         _ => anyhow::bail!("the order system: {error:#}"),

@@ -9,11 +9,13 @@ use std::{
 
 use anyhow::{Context, Result};
 use shared::{
-    broker::Outgoing,
-    ladder::Ladder,
-    pack::{Waiting, pack},
+    message::{
+        ladder::Ladder,
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        wakeup::TraceContext,
+    },
     settings::Settings,
-    wakeup::TraceContext,
 };
 use tests::{pair::Pair, sandbox::Sandbox};
 use tokio::time::Instant;

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
-use shared::{database::statement, roles::Named, task::EXAMPLE_CUSTOMER};
+use shared::{
+    database::{roles::Named, statement},
+    domain::task::EXAMPLE_CUSTOMER,
+};
 use tests::{fleet, sandbox::always};
 use uuid::Uuid;
 

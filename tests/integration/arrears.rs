@@ -13,10 +13,14 @@ use std::{
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, TransactionTrait};
 use shared::{
-    database::{self, Role, Trouble, statement, trouble},
-    roles::Named,
-    task::{EXAMPLE_CUSTOMER, Outcome, Statements, Terms},
-    tasks,
+    database::{
+        self, Role,
+        failure::{Trouble, trouble},
+        roles::Named,
+        statement,
+        statements::Statements,
+    },
+    domain::{outcome::Outcome, task::EXAMPLE_CUSTOMER, tasks},
 };
 use uuid::Uuid;
 
@@ -130,8 +134,7 @@ async fn sums_are_zero(stage: &Stage) {
 /// Applies the task to these orders, by itself.
 async fn collect(stage: &Stage, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
     let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
-    let terms = Terms { policy: &stage.settings().policy, wallet_floor: floor };
-    let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &terms);
+    let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &stage.settings().policy, floor);
     let mut asked: Vec<_> = orders.iter().map(|order| (*order, Uuid::new_v4())).collect();
     asked.sort_unstable();
     let tx = db.begin().await.expect("a transaction");
@@ -213,7 +216,7 @@ async fn a_wrong_out_of_stock_is_put_back_to_what_it_was_and_its_refund_collecte
 }
 
 async fn triggers_off(stage: &Stage) {
-    shared::triggers::remove(&stage.sandbox.db).await.expect("no triggers");
+    shared::database::schema::triggers::remove(&stage.sandbox.db).await.expect("no triggers");
 }
 
 #[tokio::test(flavor = "multi_thread")]

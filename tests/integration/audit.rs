@@ -4,8 +4,8 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
 use shared::{
     database::statement,
-    task::{EXAMPLE_CUSTOMER, Task},
-    topology::Role,
+    domain::task::{EXAMPLE_CUSTOMER, Exampled},
+    message::topology::Role,
 };
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
@@ -73,7 +73,7 @@ async fn waiting(stage: &Stage, count: i64) -> Vec<Uuid> {
 }
 
 /// One subject of each kind with its effect, made by a worker.
-async fn applied(stage: &Stage) -> Vec<(&'static dyn Task, Uuid)> {
+async fn applied(stage: &Stage) -> Vec<(&'static dyn Exampled, Uuid)> {
     let mut subjects = Vec::new();
     for task in stage.tasks() {
         let id = Uuid::new_v4();

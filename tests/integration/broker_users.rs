@@ -17,11 +17,10 @@ use lapin::{
 };
 use producer::{Producer, schedule::event};
 use shared::{
-    broker::{Broker, BrokerError, Outgoing, close_channel},
-    event::EventType,
-    ladder::Hop,
+    broker::{Broker, BrokerError, close_channel},
+    domain::event::EventType,
+    message::{ladder::Hop, outgoing::Outgoing, topology::Role},
     settings::Settings,
-    topology::Role,
 };
 use tests::{
     fleet,

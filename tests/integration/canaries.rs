@@ -96,7 +96,7 @@ async fn a_message_that_is_no_canary_keeps_none_from_being_noted() {
         let bodies = ["hello", "{\"id\":\"00000000-0000-4000-8000-000000000001\",\"queue\":\"elsewhere\",\"published_at\":\"-9999-01-01T00:00:00Z\"}"];
         let stray = stage.wakeup("confirm-receipt", &[uuid::Uuid::new_v4()]);
         let strays =
-            bodies.map(|body| shared::broker::Outgoing { routing_key: "canary.0".into(), body: body.into(), ..stray.clone() });
+            bodies.map(|body| shared::message::outgoing::Outgoing { routing_key: "canary.0".into(), body: body.into(), ..stray.clone() });
         stage.publish(strays.to_vec()).await;
         let worker = stage.worker();
         let rungs = stage.topology().rungs().count();

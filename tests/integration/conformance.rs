@@ -2,30 +2,35 @@
 
 use sea_orm::TransactionTrait;
 use shared::{
-    database::statement,
-    roles::Named,
-    task::{NotApplied, Recorded, Statements, Task},
-    tasks,
-    topology::Role as QueueRole,
+    database::{
+        roles::Named,
+        statement,
+        statements::{NotApplied, Statements},
+    },
+    domain::{
+        task::{Exampled, Recorded},
+        tasks,
+    },
+    message::topology::Role as QueueRole,
 };
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, every_kind, on_stage, worker_with};
+use crate::stage::{QUICK, SOON, Stage, every_kind, exampled, on_stage, worker_with};
 
-async fn due(stage: &Stage, task: &dyn Task) -> Uuid {
+async fn due(stage: &Stage, task: &dyn Exampled) -> Uuid {
     let id = Uuid::new_v4();
     stage.run(task.examples().due, [id.into()]).await;
     id
 }
 
-async fn happened(stage: &Stage, task: &dyn Task, subject: Uuid, times: i64) {
+async fn happened(stage: &Stage, task: &dyn Exampled, subject: Uuid, times: i64) {
     let counts = stage.effects(task, subject).await;
     assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
 }
 
 /// Effects and records agree, as `ops audit` counts them.
-async fn nothing_is_off(stage: &Stage, task: &dyn Task) {
+async fn nothing_is_off(stage: &Stage, task: &dyn Exampled) {
     assert!(!task.checks().is_empty(), "{} has records, and somebody has to compare them", task.kind());
     for check in task.checks() {
         assert_eq!(stage.ask::<i64>(check.sql).await, 0, "{}: {}", task.kind(), check.name);
@@ -33,7 +38,7 @@ async fn nothing_is_off(stage: &Stage, task: &dyn Task) {
 }
 
 /// From now on, the effect on these subjects fails by itself.
-async fn poison(stage: &Stage, task: &dyn Task, subjects: &[Uuid]) {
+async fn poison(stage: &Stage, task: &dyn Exampled, subjects: &[Uuid]) {
     stage.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
     let function = "CREATE OR REPLACE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
                         IF OLD.id IN (SELECT id FROM poisoned) THEN
@@ -52,7 +57,7 @@ async fn poison(stage: &Stage, task: &dyn Task, subjects: &[Uuid]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn delivered_twice_gives_one_effect() {
     on_stage(&every_kind(QUICK), async |stage| {
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             let subject = due(stage, *task).await;
             happened(stage, *task, subject, 0).await;
             let message = stage.wakeup(task.kind(), &[subject]);
@@ -74,7 +79,7 @@ async fn delivered_twice_gives_one_effect() {
 async fn one_effect_is_one_record_where_effects_are_counted() {
     on_stage(&every_kind(QUICK), async |stage| {
         let worker = stage.worker();
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             for _ in 0..3 {
                 let subject = due(stage, *task).await;
                 stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
@@ -91,19 +96,21 @@ async fn one_effect_is_one_record_where_effects_are_counted() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
     on_stage(&every_kind(QUICK), async |stage| {
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             let subject = due(stage, *task).await;
             stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ($1, 'lan', 'x')", [task.kind().into()]).await;
-            let apply = async |task: &dyn Task, subject| {
+            let apply = async |task: &dyn Exampled, subject| {
                 let tx = stage.sandbox.db.begin().await.expect("a transaction");
-                let applied = Statements::new(task, &stage.settings().terms()).apply(&tx, &[(subject, Uuid::new_v4())]).await;
+                let applied = Statements::new(task, &stage.settings().policy, stage.settings().arrears.wallet_floor)
+                    .apply(&tx, &[(subject, Uuid::new_v4())])
+                    .await;
                 tx.rollback().await.expect("rolled back");
                 applied
             };
             let refused = apply(*task, subject).await;
             let Err(NotApplied::Paused(pause)) = refused else { panic!("{}: {refused:?}", task.kind()) };
             assert_eq!((pause.kind.as_str(), pause.by.as_str()), (task.kind(), "lan"));
-            for other in tasks::ALL.iter().filter(|other| other.kind() != task.kind()) {
+            for other in tasks::EXAMPLED.iter().filter(|other| other.kind() != task.kind()) {
                 apply(*other, Uuid::new_v4()).await.expect("not paused");
             }
             stage.run("DELETE FROM pauses", []).await;
@@ -116,7 +123,7 @@ async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn state_changed_meanwhile_gives_no_effect() {
     on_stage(&every_kind(QUICK), async |stage| {
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             let subject = due(stage, *task).await;
             let before = stage.effects(*task, subject).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
@@ -139,12 +146,12 @@ async fn state_changed_meanwhile_gives_no_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subject_that_is_no_row_is_stale() {
     on_stage(&every_kind(QUICK), async |stage| {
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             stage.publish(vec![stage.wakeup(task.kind(), &[Uuid::new_v4()])]).await;
         }
         let worker = stage.worker();
         stage.until_settled().await;
-        assert_eq!(worker.stop().await.stale, tasks::ALL.len() as u64);
+        assert_eq!(worker.stop().await.stale, tasks::EXAMPLED.len() as u64);
         assert_eq!(stage.buried().await, 0);
     })
     .await;
@@ -154,7 +161,7 @@ async fn a_subject_that_is_no_row_is_stale() {
 async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_letter_with_its_bytes() {
     on_stage(&every_kind(QUICK), async |stage| {
         let worker = stage.worker();
-        for (done, task) in tasks::ALL.iter().enumerate() {
+        for (done, task) in tasks::EXAMPLED.iter().enumerate() {
             let mut subjects = Vec::new();
             for _ in 0..20 {
                 subjects.push(due(stage, *task).await);
@@ -192,7 +199,7 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
 async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
     on_stage(&QUICK.replace("attempts_max = 3", "attempts_max = 1"), async |stage| {
         let orders = stage.many_delivering(256).await;
-        poison(stage, tasks::find("confirm-receipt").expect("a task"), &orders[100..101]).await;
+        poison(stage, exampled("confirm-receipt"), &orders[100..101]).await;
         // A sequence does not roll back: it counts every try.
         stage.run("CREATE SEQUENCE tries", []).await;
         let count =
@@ -213,7 +220,7 @@ async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_commit_and_ack_gives_one_effect() {
     on_stage(&every_kind(QUICK), async |stage| {
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             let subject = due(stage, *task).await;
             stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
             // A worker takes the message, commits its effect and dies before the ack.
@@ -225,7 +232,7 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
             let wakeup = worker::intake::take(delivery, Some(task.kind())).content.expect("a wake-up");
             let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
             let tx = db.begin().await.expect("a transaction");
-            let statements = Statements::new(*task, &stage.settings().terms());
+            let statements = Statements::new(*task, &stage.settings().policy, stage.settings().arrears.wallet_floor);
             statements.apply(&tx, &[(subject, wakeup.id)]).await.expect("an effect");
             tx.commit().await.expect("a commit");
             happened(stage, *task, subject, 1).await;
@@ -262,7 +269,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
 }
 
 /// Makes the effect on a subject count from now.
-pub async fn from_now(stage: &Stage, task: &dyn Task, subject: Uuid) {
+pub async fn from_now(stage: &Stage, task: &dyn Exampled, subject: Uuid) {
     for moment in ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"] {
         let exists = "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
         if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
@@ -380,7 +387,7 @@ async fn a_row_locked_for_long_holds_up_no_other() {
 async fn an_outage_of_the_database_spends_no_attempt() {
     on_stage(&every_kind(QUICK), async |stage| {
         let mut subjects = Vec::new();
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             subjects.push((*task, due(stage, *task).await));
         }
         let worker = stage.worker();
@@ -420,7 +427,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
             .await;
         }
         let totals = worker.stop().await;
-        assert_eq!((totals.applied, totals.retried), (tasks::ALL.len() as u64, 0), "{totals:?}");
+        assert_eq!((totals.applied, totals.retried), (tasks::EXAMPLED.len() as u64, 0), "{totals:?}");
         assert_eq!(stage.buried().await, 0);
         admin.close().await.expect("closed");
     })

@@ -1,7 +1,7 @@
 //! One customer (policy point 7): masked for staff, exported whole for the customer, erased when nothing is open; each on record.
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{roles::Named, task::EXAMPLE_CUSTOMER};
+use shared::{database::roles::Named, domain::task::EXAMPLE_CUSTOMER};
 use uuid::Uuid;
 
 use crate::{

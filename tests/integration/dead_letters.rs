@@ -5,15 +5,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use sea_orm::Value;
 use serde_json::json;
 use shared::{
-    broker::Outgoing,
-    task::{EXAMPLE_CUSTOMER, Task},
-    tasks,
+    domain::{
+        task::{EXAMPLE_CUSTOMER, Exampled},
+        tasks,
+    },
+    message::outgoing::Outgoing,
 };
 use uuid::Uuid;
 
 use crate::{
     letters::{Letter, json, ops},
-    stage::{QUICK, Stage, on_stage},
+    stage::{QUICK, Stage, exampled, on_stage},
 };
 
 /// The ids that a list gives.
@@ -208,11 +210,11 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
         }
         let waiting = stage.delivering().await;
         stage.run("UPDATE orders SET delivering_since = now() + interval '1 hour' WHERE id = $1", [waiting.into()]).await;
-        about(stage, tasks::find("confirm-receipt").expect("a task"), waiting, "violates check").await;
+        about(stage, exampled("confirm-receipt"), waiting, "violates check").await;
         add("violates check", "waits");
         let ordered = stage.in_cart().await;
         stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), waiting.into()]).await;
-        about(stage, tasks::find("purge-cart-item").expect("a task"), ordered, "violates check").await;
+        about(stage, exampled("purge-cart-item"), ordered, "violates check").await;
         add("violates check", "moot");
         for (kind, subject) in
             [(None, None), (None, Some(waiting)), (Some("confirm-receipt"), None), (Some("make-coffee"), Some(waiting))]
@@ -242,7 +244,7 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
     .await;
 }
 
-async fn about(stage: &Stage, task: &dyn Task, subject: Uuid, cause: &str) -> Uuid {
+async fn about(stage: &Stage, task: &dyn Exampled, subject: Uuid, cause: &str) -> Uuid {
     Letter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..Letter::default() }.store(stage).await
 }
 
@@ -360,7 +362,7 @@ async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
         stage.run(sql, [message.into()]).await;
 
         let mut ids = Vec::new();
-        for task in tasks::ALL {
+        for task in tasks::EXAMPLED {
             let subject = if task.table() == "orders" { order } else { item };
             ids.push(about(stage, *task, subject, "violates check").await.to_string());
         }

@@ -1,7 +1,7 @@
 //! `ops explain`: a whole life in order of time, where a wake-up waits, and nothing that is nobody's business.
 
 use serde_json::Value;
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 use uuid::Uuid;
 

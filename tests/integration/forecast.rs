@@ -8,7 +8,7 @@ use opentelemetry_proto::tonic::{
     metrics::v1::{metric::Data, number_data_point::Value::AsInt},
 };
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{database::statement, task::EXAMPLE_CUSTOMER};
+use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use tests::{
     fleet,
     sandbox::{always, eventually},

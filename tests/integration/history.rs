@@ -2,7 +2,7 @@
 //! transaction's snapshot shows.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, IsolationLevel, TransactionTrait};
-use shared::migration;
+use shared::database::schema;
 use tests::sandbox::eventually;
 use uuid::Uuid;
 
@@ -177,17 +177,17 @@ async fn the_way_down_brings_the_foreign_key_back_and_the_way_up_takes_it_again(
         run(&tx, "SET LOCAL kyhan.effect = on").await;
         run(&tx, &history_of(Uuid::new_v4())).await;
         tx.commit().await.expect("a commit");
-        let said = migration::down(db, steps().await).await.expect_err("an orphan").to_string();
+        let said = schema::down(db, steps().await).await.expect_err("an orphan").to_string();
         assert!(said.contains("violates foreign key constraint"), "{said}");
         run(db, "DELETE FROM order_status_history WHERE NOT EXISTS (SELECT FROM orders WHERE id = order_id)").await;
 
         // The later ones are taken back already, each by itself.
-        migration::down(db, steps().await).await.expect("the way down");
+        schema::down(db, steps().await).await.expect("the way down");
         let said = refused(db, &history_of(Uuid::new_v4())).await;
         assert!(said.contains("order_status_history_order_id_fkey"), "{said}");
         assert_eq!(stage.ask::<i64>("SELECT count(*) FROM pg_proc WHERE proname ~ 'history'").await, 0);
 
-        migration::up(db, stage.settings().deletes()).await.expect("the way up");
+        schema::up(db).await.expect("the way up");
         let said = refused(db, &history_of(Uuid::new_v4())).await;
         assert!(said.contains(NO_ORDER), "{said}");
         assert_eq!(stage.ask::<String>(schema).await, before);

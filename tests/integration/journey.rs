@@ -2,7 +2,10 @@
 
 use producer::{Producer, schedule};
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{event::EventType, roles::Named, task::EXAMPLE_CUSTOMER, triggers};
+use shared::{
+    database::{roles::Named, schema::triggers},
+    domain::{event::EventType, task::EXAMPLE_CUSTOMER},
+};
 use tests::sandbox::eventually;
 use uuid::Uuid;
 

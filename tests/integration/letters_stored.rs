@@ -9,12 +9,13 @@ use lapin::{
 };
 use sea_orm::{ConnectionTrait, TransactionTrait, Value};
 use shared::{
-    broker::Outgoing,
     database::statement,
-    dead_letter::{DeadLetter, Death},
-    task::Reason,
-    tasks,
-    topology::QUARANTINE_DELIVERY_LIMIT,
+    domain::{outcome::Reason, tasks},
+    message::{
+        dead_letter::{DeadLetter, Death},
+        outgoing::Outgoing,
+        topology::QUARANTINE_DELIVERY_LIMIT,
+    },
 };
 use tests::{
     fleet,
@@ -446,7 +447,7 @@ async fn ten_thousand_letters_of_mixed_causes_all_arrive_once() {
     on_stage(QUICK, async |stage| {
         let mut messages = Vec::new();
         for n in 0..5_000u128 {
-            let (kind, subject) = (tasks::ALL[(n % 3) as usize].kind(), Uuid::from_u128(n));
+            let (kind, subject) = (tasks::EXAMPLED[(n % 3) as usize].kind(), Uuid::from_u128(n));
             let cause = match n % 4 {
                 0 => format!(
                     "duplicate key value violates unique constraint \"orders_pkey\": Key (id)=({subject}) already exists."

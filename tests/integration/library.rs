@@ -3,8 +3,9 @@
 use futures::future::join_all;
 use producer::{Producer, schedule::event};
 use shared::{
-    broker::{BrokerError, Outgoing},
-    event::{Event, EventType},
+    broker::BrokerError,
+    domain::event::{Event, EventType},
+    message::outgoing::Outgoing,
 };
 use uuid::Uuid;
 

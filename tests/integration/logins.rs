@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use opentelemetry_proto::tonic::collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest};
 use prost::Message;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr};
-use shared::{database::statement, roles::Named};
+use shared::database::{roles::Named, statement};
 use tests::{fleet, sandbox::url_as_role};
 
 use crate::{

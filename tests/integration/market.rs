@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use sea_orm::ConnectionTrait;
-use shared::{database::statement, roles::Named};
+use shared::database::{roles::Named, statement};
 use uuid::Uuid;
 
 use crate::stage::{QUICK, Stage, on_stage};

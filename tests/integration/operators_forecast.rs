@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use sea_orm::ConnectionTrait;
 use serde_json::Value;
-use shared::{database::statement, task::EXAMPLE_CUSTOMER};
+use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use tests::fleet;
 
 use crate::stage::{Stage, on_stage};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
-use shared::topology::{LANE_DELIVERY_LIMIT, Role};
+use shared::message::topology::{LANE_DELIVERY_LIMIT, Role};
 use tests::sandbox::{always, eventually};
 
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};

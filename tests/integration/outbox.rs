@@ -1,6 +1,6 @@
 //! The outbox and its relay: nothing is lost, what makes no sense is set aside, and nothing waits behind it.
 
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 

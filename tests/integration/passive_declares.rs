@@ -4,7 +4,7 @@
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
 use producer::{Producer, schedule::event};
-use shared::{broker::BrokerError, event::EventType};
+use shared::{broker::BrokerError, domain::event::EventType};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{

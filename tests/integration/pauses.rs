@@ -10,10 +10,10 @@ use lapin::{
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
 use shared::{
-    broker::{Broker, Outgoing},
+    broker::Broker,
     database::statement,
-    health::Health,
-    topology::LANE_DELIVERY_LIMIT,
+    message::{outgoing::Outgoing, topology::LANE_DELIVERY_LIMIT},
+    process::health::Health,
 };
 use tests::{
     fleet,

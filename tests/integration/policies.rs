@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use uuid::Uuid;
 
 use crate::stage::Stage;

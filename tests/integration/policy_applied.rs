@@ -9,14 +9,13 @@ use ops::{
     rollout::{self, LEAD, Rollout, RolloutError},
 };
 use shared::{
-    due,
-    policy::{
-        Policy, Release,
-        in_force::{self, Governed},
+    database::active_policy::{self, Governed},
+    domain::{
+        due,
+        policy::{Policy, Release},
+        tasks,
     },
     settings::Settings,
-    task::Task,
-    tasks,
 };
 use tests::sandbox::{always, eventually};
 use tokio_util::sync::CancellationToken;
@@ -40,18 +39,23 @@ fn settings(stage: &Stage, file: &str) -> Settings {
 }
 
 async fn governed(stage: &Stage) -> Governed {
-    in_force::of(stage.sandbox.db.clone(), stage.settings()).await.expect("what holds")
+    active_policy::of(stage.sandbox.db.clone(), stage.settings()).await.expect("what holds")
 }
 
 /// Puts a policy in force that releases so many of a kind a second, with or without its wake-ups.
-async fn put_in_force(stage: &Stage, under: &Governed, policy: &Policy, rate: u32) -> Result<in_force::Applied, RolloutError> {
+async fn put_in_force(
+    stage: &Stage,
+    under: &Governed,
+    policy: &Policy,
+    rate: u32,
+) -> Result<active_policy::Applied, RolloutError> {
     let preview = preview::preview(&stage.sandbox.db, &under.settings, policy).await.expect("a preview");
     let rate = NonZeroU32::new(rate).expect("a rate");
     let rollout = Rollout { policy: policy.clone(), preview: &preview, rate, lead: Duration::ZERO, why: "a test" };
     rollout::put_in_force(under, &lan(), rollout).await
 }
 
-fn receipts() -> &'static dyn Task {
+fn receipts() -> &'static dyn shared::domain::task::Shown {
     tasks::find("confirm-receipt").expect("the kind")
 }
 
@@ -87,7 +91,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
 
         stage.until("SELECT count(*) = 30 FROM order_status_history WHERE reason = 'confirm-receipt'").await;
         stage.until("SELECT count(DISTINCT order_id) = 14 FROM transfers WHERE reason = 'arrears'").await;
-        let applied = in_force::read(&stage.sandbox.db).await.expect("an answer").expect("a policy");
+        let applied = active_policy::read(&stage.sandbox.db).await.expect("an answer").expect("a policy");
         let release = applied.policy.release(receipts()).expect("a release");
         assert_eq!((release.over_ms, release.from - applied.at), (5_000, chrono::TimeDelta::from_std(LEAD).expect("a lead")));
         // Each at its moment, never before, and woken by its own wake-up.
@@ -220,7 +224,7 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
             assert!(asked.len() > 20, "{}", asked.len());
         }
 
-        in_force::apply(&stage.sandbox.db, &released, "lan", "a test").await.expect("in force");
+        active_policy::apply(&stage.sandbox.db, &released, "lan", "a test").await.expect("in force");
         let released = earlier;
         let worker = stage.worker();
         let count = released.len();
@@ -252,19 +256,19 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
         let first = put_in_force(stage, &governed(stage).await, &shorter, 1).await.expect("applied");
         // Over a day: what is released within the test is nothing.
         let slowly = in_a_day(&first.policy);
-        in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
+        active_policy::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
         // Nine days are longer than seven, and yet earlier for what is not released: four rows, one a second.
         let longer = settings(stage, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
         let longer = put_in_force(stage, &governed(stage).await, &longer, 1).await.expect("applied");
         assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
-        in_force::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
+        active_policy::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         let back = put_in_force(stage, &governed(stage).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
         // Shorter and shorter: each release lies in the one before, up to so many.
         let mut policy = slowly;
         let refused = loop {
-            in_force::apply(&stage.sandbox.db, &policy, "lan", "slower").await.expect("in force");
+            active_policy::apply(&stage.sandbox.db, &policy, "lan", "slower").await.expect("in force");
             let depth = policy.release(receipts()).expect("a release").depth(receipts());
             assert!(depth <= 3);
             let next = settings(stage, &SHORTER.replace("\"7d\"", &format!("\"{}d\"", 6 - depth))).policy;
@@ -328,11 +332,11 @@ async fn nothing_is_applied_any_more_by_a_policy_that_was_replaced() {
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         // The worker has not heard of it when the next wake-up comes.
         let longer = settings(stage, &SHORTER.replace("7d", "9 years")).policy;
-        in_force::apply(&stage.sandbox.db, &longer, "lan", "nine years").await.expect("in force");
+        active_policy::apply(&stage.sandbox.db, &longer, "lan", "nine years").await.expect("in force");
         let other = stage.delivering().await;
         stage.publish(wakes(other)).await;
         let waits = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await == 1);
-        always("it waits", in_force::LOOK_EVERY + Duration::from_secs(2), waits).await;
+        always("it waits", active_policy::LOOK_EVERY + Duration::from_secs(2), waits).await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.postponed, totals.retried), (1, 1, 0), "{totals:?}");
     })
@@ -353,7 +357,7 @@ async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
             "{said:?}"
         );
         let shutdown = CancellationToken::new();
-        let worker = worker::run(stage.settings(), &shared::health::Health::new(), shutdown).await;
+        let worker = worker::run(stage.settings(), &shared::process::health::Health::new(), shutdown).await;
         assert!(worker.is_err_and(|error| error.to_string().contains("make-coffee")));
     })
     .await;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use lapin::options::BasicGetOptions;
-use shared::topology::{LANE_DELIVERY_LIMIT, QUARANTINE_DELIVERY_LIMIT};
+use shared::message::topology::{LANE_DELIVERY_LIMIT, QUARANTINE_DELIVERY_LIMIT};
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 

@@ -1,7 +1,7 @@
 //! Rebuild: a broker lost with its disk loses nothing, as every wake-up is made again from the rows; on a healthy broker it does
 //! no harm; interrupted, it goes on.
 
-use shared::task::Task;
+use shared::domain::task::Task;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 

@@ -1,7 +1,7 @@
 //! `confirm-receipt` and `purge-cart-item`: what they change, and all that they leave alone.
 
 use sea_orm::prelude::Uuid;
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 
 use crate::stage::{QUICK, on_stage, worker_with};
 

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 use uuid::Uuid;
 

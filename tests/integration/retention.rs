@@ -4,7 +4,10 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, IsolationLevel, TransactionTrait};
-use shared::{database::statement, due, roles::Named, task::EXAMPLE_CUSTOMER, tasks};
+use shared::{
+    database::{roles::Named, statement},
+    domain::{due, task::EXAMPLE_CUSTOMER, tasks},
+};
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 

@@ -2,10 +2,8 @@
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use shared::{
-    database::{is_refused, statement},
-    roles::Named,
-    task::EXAMPLE_CUSTOMER,
-    triggers,
+    database::{failure::is_refused, roles::Named, schema::triggers, statement},
+    domain::task::EXAMPLE_CUSTOMER,
 };
 use tests::{fleet, sandbox::url_as_role};
 

@@ -2,7 +2,10 @@
 //! history.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
-use shared::{database::statement, roles::Named, task::EXAMPLE_CUSTOMER};
+use shared::{
+    database::{roles::Named, statement},
+    domain::task::EXAMPLE_CUSTOMER,
+};
 use uuid::Uuid;
 
 use crate::stage::{QUICK, Stage, on_stage};

@@ -10,18 +10,21 @@ use lapin::{
 };
 use sea_orm::{ConnectionTrait, QueryResult, TransactionTrait, TryGetable, Value};
 use shared::{
-    broker::Outgoing,
-    database::statement,
-    dead_letter::{self, DeadLetter},
-    health::Health,
-    ladder::{Hop, Ladder},
-    pack::{Waiting, pack},
-    roles::Named,
+    database::{roles::Named, statement},
+    domain::{
+        task::{EXAMPLE_CUSTOMER, Exampled},
+        tasks,
+    },
+    message::{
+        dead_letter::{self, DeadLetter},
+        ladder::{Hop, Ladder},
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        topology::{Argument, Arguments, Role, Topology},
+        wakeup::TraceContext,
+    },
+    process::health::Health,
     settings::Settings,
-    task::{EXAMPLE_CUSTOMER, Task},
-    tasks,
-    topology::{Argument, Arguments, Role, Topology},
-    wakeup::TraceContext,
 };
 use tests::{
     fleet,
@@ -127,6 +130,11 @@ pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
     Running { shutdown: shutdown.drop_guard(), handle }
 }
 
+/// The task of a kind, with its examples.
+pub fn exampled(kind: &str) -> &'static dyn Exampled {
+    tasks::EXAMPLED.iter().copied().find(|task| task.kind() == kind).expect("a task")
+}
+
 impl Stage {
     pub fn settings(&self) -> &Settings {
         &self.sandbox.settings
@@ -137,9 +145,9 @@ impl Stage {
     }
 
     /// The kinds that this stage's policy uses.
-    pub fn tasks(&self) -> impl Iterator<Item = &'static dyn Task> {
+    pub fn tasks(&self) -> impl Iterator<Item = &'static dyn Exampled> {
         let policy = &self.settings().policy;
-        tasks::ALL.iter().copied().filter(|task| policy.lines().iter().any(|line| line.task == task.kind()))
+        tasks::EXAMPLED.iter().copied().filter(|task| policy.lines().iter().any(|line| line.task == task.kind()))
     }
 
     pub fn worker(&self) -> Running<worker::Totals> {
@@ -171,7 +179,7 @@ impl Stage {
     }
 
     /// The counts of a task's effect on a subject and of each of its records.
-    pub async fn effects(&self, task: &dyn Task, subject: Uuid) -> Vec<i64> {
+    pub async fn effects(&self, task: &dyn Exampled, subject: Uuid) -> Vec<i64> {
         let row = self.sandbox.db.query_one_raw(statement(task.examples().effects, [subject.into()])).await;
         let row = row.expect("counts").expect("a row");
         (0..row.column_names().len()).map(|at| row.try_get_by_index(at).expect("a count")).collect()

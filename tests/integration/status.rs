@@ -3,7 +3,7 @@
 use std::process::Stdio;
 
 use serde_json::Value;
-use shared::task::EXAMPLE_CUSTOMER;
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
 use tokio::io::{AsyncBufReadExt, BufReader, Lines};
 use uuid::Uuid;

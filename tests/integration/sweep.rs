@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{database::statement, task::EXAMPLE_CUSTOMER, tasks};
+use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::{
     letters::Letter,
-    stage::{QUICK, SOON, Stage, on_stage},
+    stage::{QUICK, SOON, Stage, exampled, on_stage},
 };
 
 /// Of a sweep every 100 ms.
@@ -230,7 +230,7 @@ async fn a_row_that_keeps_failing_is_woken_ever_more_rarely() {
 async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is_left_to_them() {
     on_stage(&swept("grace_ms = 100"), async |stage| {
         let made = async |kind: &'static str, state: Option<(&str, &str)>| {
-            let (task, id) = (tasks::find(kind).expect("the kind"), Uuid::new_v4());
+            let (task, id) = (exampled(kind), Uuid::new_v4());
             stage.run(task.examples().due, [id.into()]).await;
             if let Some((state, decided)) = state {
                 let letter = Letter { kind: Some(kind), subject: Some(id), ..Letter::default() }.store(stage).await;

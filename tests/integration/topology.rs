@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::types::{AMQPValue, FieldTable};
 use shared::{
     broker::BrokerError,
-    topology::{Role, Topology},
+    message::topology::{Role, Topology},
 };
 use tests::fleet;
 
@@ -125,7 +125,7 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
         let before = Topology::new(&naming.prefix, naming.shards, &more, &stage.settings().policy);
         let broker = stage.sandbox.broker().await.expect("a broker");
         broker.declare(&before).await.expect("declared");
-        shared::database::remember_rungs(&stage.sandbox.db, &before).await.expect("remembered");
+        shared::database::rungs::remember(&stage.sandbox.db, &before).await.expect("remembered");
         let order = stage.delivering().await;
         let mut waiting = stage.wakeup("confirm-receipt", &[order]);
         waiting.exchange = format!("{}3s", before.rung_prefix());

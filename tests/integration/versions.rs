@@ -7,7 +7,7 @@ use lapin::{
     options::BasicGetOptions,
     types::{AMQPValue, FieldTable, ShortString},
 };
-use shared::broker::Outgoing;
+use shared::message::outgoing::Outgoing;
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
@@ -23,7 +23,7 @@ fn body(version: u32, order: Uuid) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn each_format_up_to_this_one_is_applied() {
     on_stage(QUICK, async |stage| {
-        for version in 1..=shared::wakeup::VERSION {
+        for version in 1..=shared::message::wakeup::VERSION {
             let order = stage.delivering().await;
             let old = Outgoing { body: body(version, order).into(), ..stage.wakeup("confirm-receipt", &[order]) };
             stage.publish(vec![old]).await;
@@ -31,7 +31,7 @@ async fn each_format_up_to_this_one_is_applied() {
         let worker = stage.worker();
         stage.until("SELECT count(*) = 0 FROM orders WHERE status = 'delivering'").await;
         stage.until_settled().await;
-        assert_eq!(worker.stop().await.applied, u64::from(shared::wakeup::VERSION));
+        assert_eq!(worker.stop().await.applied, u64::from(shared::message::wakeup::VERSION));
     })
     .await;
 }
@@ -51,11 +51,12 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
             .with_expiration("60000".into());
         let good = stage.wakeup("confirm-receipt", &[beside]);
         stage.publish(vec![Outgoing { properties, body: bytes.clone().into(), ..good.clone() }, good]).await;
-        let worker = stage.worker();
+        let (worker, began) = (stage.worker(), std::time::Instant::now());
         stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
         always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.buried().await == 0)).await;
         let totals = worker.stop().await;
-        assert!((2..=5).contains(&totals.parked), "once in a while: {totals:?}");
+        // The longest rung here has a second.
+        assert!((2..=began.elapsed().as_secs() + 2).contains(&totals.parked), "once a second: {totals:?}");
         assert_eq!((totals.malformed, totals.applied), (0, 1));
 
         // A newer worker would take it from the lane, as it was.

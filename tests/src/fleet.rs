@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use shared::roles::Named;
+use shared::database::roles::Named;
 use tokio::process::{Child, Command};
 
 use crate::sandbox::url_as_role;

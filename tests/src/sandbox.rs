@@ -7,9 +7,11 @@ use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
-    database::{self, Role},
-    migration,
-    roles::{self, Named, Passwords},
+    database::{
+        self, Role,
+        roles::{self, Deletes, Named, Passwords},
+        schema,
+    },
     settings::{SecretUrl, Settings},
 };
 use uuid::Uuid;
@@ -83,13 +85,14 @@ impl Sandbox {
         let settings = Settings::read(Some(&path), env.clone())?;
         env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
         let db = database::connect(&settings.database, Role::Ops).await?;
-        roles::install(&db, &Passwords::new(), settings.deletes()).await.context("installing the roles")?;
+        roles::install(&db, &Passwords::new(), Deletes(settings.retention.deletes())).await.context("installing the roles")?;
         for role in Named::ALL {
             let (login, password) = login(&database, role);
             db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
         }
         let owner = roles::connect_as_owner(&as_role(settings.clone(), Named::Owner)?.database).await?;
-        migration::up(&owner, settings.deletes()).await?;
+        schema::up(&owner).await?;
+        roles::grant(&owner, Deletes(settings.retention.deletes())).await?;
         owner.close().await?;
         Ok(Self { settings, db, env, servers, database })
     }

@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use sea_orm::ConnectionTrait;
-use shared::{cli::say, database::statement};
+use shared::{database::statement, process::cli::say};
 use tests::{
     fleet,
     sandbox::{Sandbox, eventually},

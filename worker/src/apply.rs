@@ -7,10 +7,15 @@ use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
-    database::{Trouble, told, trouble, unanswered},
-    pause::Pause,
+    database::{
+        failure::{Trouble, trouble},
+        pause::Pause,
+        statements::{NotApplied, Statements},
+        unanswered,
+    },
+    domain::outcome::Outcome,
+    process::redact::told,
     settings,
-    task::{NotApplied, Outcome, Statements},
 };
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;

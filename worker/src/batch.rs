@@ -5,7 +5,7 @@ use std::{collections::HashMap, time::Duration};
 
 use futures::StreamExt;
 use lapin::Consumer;
-use shared::{broker::BrokerError, settings, task::Outcome, wakeup::Wakeup};
+use shared::{broker::BrokerError, domain::outcome::Outcome, message::wakeup::Wakeup, settings};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -206,7 +206,7 @@ impl Batch {
 #[cfg(test)]
 mod tests {
     use chrono::TimeDelta;
-    use shared::wakeup::{Malformed, TraceContext};
+    use shared::message::wakeup::{Malformed, TraceContext};
 
     use super::*;
 

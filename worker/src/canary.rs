@@ -7,8 +7,13 @@ use opentelemetry::{KeyValue, global, metrics::Gauge};
 use sea_orm::DbErr;
 use shared::{
     broker::{Broker, BrokerError},
-    canary::{self, Canary, Place, RungAge},
-    database::{Trouble, told, trouble, within},
+    database::{
+        canaries::{self, RungAge},
+        failure::{Trouble, trouble},
+        within,
+    },
+    message::canary::{Canary, Place},
+    process::redact::told,
 };
 
 use crate::{
@@ -38,7 +43,7 @@ pub(crate) async fn process(
         }
     }
     let mut tries = 0;
-    while let Err(error) = within(ANSWER_WITHIN, canary::arrived(&context.db, &canaries)).await {
+    while let Err(error) = within(ANSWER_WITHIN, canaries::arrived(&context.db, &canaries)).await {
         match trouble(&error) {
             // A connection that lay idle through an outage is dead, and shows it only now.
             Trouble::Cut | Trouble::Conflict if tries < context.settings.database.max_connections => tries += 1,
@@ -76,14 +81,14 @@ impl Keeper {
     pub(crate) async fn round(&self, context: &Context, broker: &Broker) -> Result<(), DbErr> {
         let every = Duration::from_millis(context.settings.sweep.every_ms);
         let mut blocked = false;
-        for (canary, place) in canary::send(&context.db, &context.topology, every).await? {
+        for (canary, place) in canaries::send(&context.db, &context.topology, every).await? {
             // Each by itself: a rung that takes none must not keep the others from being watched. A broker that is blocked takes
             // none of them.
             let published = if blocked { Err(BrokerError::Blocked) } else { publish(context, broker, &canary, place).await };
             if let Err(error) = published {
                 tracing::warn!(queue = canary.queue, %error, "a rung takes no canary");
                 blocked |= matches!(error, BrokerError::Blocked);
-                canary::withdraw(&context.db, &canary).await?;
+                canaries::withdraw(&context.db, &canary).await?;
             }
         }
         self.tell(context).await
@@ -92,7 +97,7 @@ impl Keeper {
     /// A rung that does not move holds its wake-ups back; the sweep still wakes what is overdue.
     async fn tell(&self, context: &Context) -> Result<(), DbErr> {
         let grace = i64::try_from(context.settings.sweep.grace_ms).unwrap_or(i64::MAX);
-        for RungAge { queue, head_age, overdue, .. } in canary::ages(&context.db, &context.topology).await? {
+        for RungAge { queue, head_age, overdue, .. } in canaries::ages(&context.db, &context.topology).await? {
             let of_queue = [KeyValue::new("queue", queue.clone())];
             self.head_age.record(head_age.as_seconds_f64(), &of_queue);
             self.overdue.record(overdue.as_seconds_f64(), &of_queue);
@@ -100,7 +105,7 @@ impl Keeper {
                 tracing::error!(queue, overdue_s = overdue.num_seconds(), "a rung does not move: its canary is overdue");
             }
         }
-        let lost = canary::forget(&context.db, &context.topology).await?;
+        let lost = canaries::forget(&context.db, &context.topology).await?;
         if lost > 0 {
             tracing::error!(lost, "canaries were lost in their rungs, and wake-ups perhaps with them; see `ops audit`");
         }

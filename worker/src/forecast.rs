@@ -13,12 +13,9 @@ use std::{
 use opentelemetry::{KeyValue, global};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::{
-    database::{self, statement, trouble, within},
-    due,
-    policy::Policy,
+    database::{failure::trouble, statement, within},
+    domain::{due, policy::Policy, task::Task, tasks},
     settings,
-    task::Task,
-    tasks,
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 
@@ -110,9 +107,9 @@ async fn rounds(context: &Context, every: Duration, told: &Told) -> Infallible {
                 Ok(counted) => points.extend(counted),
                 // An outage is told of by the lanes already.
                 Err(error) if trouble(&error).is_outage() => {
-                    tracing::debug!(kind = task.kind(), error = database::told(&error), "no forecast");
+                    tracing::debug!(kind = task.kind(), error = shared::process::redact::told(&error), "no forecast");
                 }
-                Err(error) => tracing::warn!(kind = task.kind(), error = database::told(&error), "no forecast"),
+                Err(error) => tracing::warn!(kind = task.kind(), error = shared::process::redact::told(&error), "no forecast"),
             }
         }
         told.tell(Some(points));

@@ -2,7 +2,7 @@
 //! the worker or the messages beside it.
 
 use lapin::{BasicProperties, message::Delivery, types::FieldTable};
-use shared::wakeup::{Malformed, Wakeup};
+use shared::message::wakeup::{Malformed, Wakeup};
 
 /// A message in hand, unacked.
 #[derive(Debug)]

@@ -19,14 +19,11 @@ use lapin::{
 };
 use sea_orm::DatabaseConnection;
 use shared::{
-    broker::{Broker, BrokerError, backoff, close_channel},
-    health::Part,
-    outage::Outage,
-    pause::Pause,
+    broker::{Broker, BrokerError, close_channel},
+    database::{pause::Pause, statements::Statements},
+    message::topology::Topology,
+    process::{backoff::backoff, health::Part, outage::Outage, telemetry},
     settings::Settings,
-    task::Statements,
-    telemetry,
-    topology::Topology,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::Instrument;

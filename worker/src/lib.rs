@@ -27,15 +27,21 @@ use std::{
 
 use sea_orm::DatabaseConnection;
 use shared::{
-    broker::{Broker, BrokerError, backoff},
-    database::{self, DatabaseError, Role, told},
-    health::{Health, Part, UNREACHED},
-    outage::Outage,
-    policy::in_force::{self, Governed},
+    broker::{Broker, BrokerError},
+    database::{
+        self, DatabaseError, Role,
+        active_policy::{self, Governed},
+        statements::Statements,
+    },
+    domain::tasks,
+    message::topology::{CANARY, Topology},
+    process::{
+        backoff::backoff,
+        health::{Health, Part, UNREACHED},
+        outage::Outage,
+        redact::told,
+    },
     settings::Settings,
-    task::Statements,
-    tasks,
-    topology::{CANARY, Topology},
 };
 use tokio::{
     sync::watch,
@@ -91,7 +97,7 @@ struct Known {
 async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
-    let Some(governed) = in_force::connect_until(settings, Role::Worker, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Role::Worker, shutdown).await? else { return Ok(()) };
     let Governed { db, settings } = governed;
     let topology = settings.topology();
     postgresql.up();
@@ -100,14 +106,17 @@ async fn live(settings: &Settings, health: &Health, known: &Known, shutdown: &Ca
     if !declare(&settings, &db, &away, &rabbitmq, shutdown).await? {
         return Ok(());
     }
-    if let Err(error) = database::remember_rungs(&db, &topology).await {
+    if let Err(error) = database::rungs::remember(&db, &topology).await {
         tracing::warn!(error = told(&error), "the rungs were not written down; `ops topology prune` will not find them");
     }
     let context = Arc::new(Context {
         topology,
         name: name(),
         db,
-        statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect(),
+        statements: tasks::ALL
+            .iter()
+            .map(|task| (task.kind(), Statements::new(*task, &settings.policy, settings.arrears.wallet_floor)))
+            .collect(),
         settings,
         tally: Arc::clone(&known.tally),
         postgres: Outage::of("PostgreSQL"),
@@ -177,7 +186,7 @@ fn lanes(topology: &Topology, consumers: u16, health: &Health) -> Vec<Lane> {
 /// and which policy is in force.
 struct Watch {
     context: Arc<Context>,
-    database: database::Watch,
+    database: database::probe::Probe,
     part: Part,
     /// Whether the outage that is known began here: what a batch in hand began, it ends.
     told: bool,
@@ -185,7 +194,7 @@ struct Watch {
 
 impl Watch {
     fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
-        let database = database::Watch::new(&context.settings.database, Role::Worker)?;
+        let database = database::probe::Probe::new(&context.settings.database, Role::Worker)?;
         Ok(Self { context, database, part, told: false })
     }
 
@@ -224,7 +233,7 @@ impl Watch {
 }
 
 /// How often the database is asked how it is, and what operators have decided.
-const WATCH_EVERY: Duration = in_force::LOOK_EVERY;
+const WATCH_EVERY: Duration = active_policy::LOOK_EVERY;
 
 /// Declares the topology or finds it, waiting for the broker, and for whoever may declare; `false` when told to shut down before, or
 /// when another policy is in force meanwhile, of which this topology is not.
@@ -252,7 +261,7 @@ async fn declare(
             }
         }
         if matches!(before, Some(BrokerError::Missing(_)))
-            && in_force::number(db).await.is_ok_and(|number| number != settings.policy.number())
+            && active_policy::number(db).await.is_ok_and(|number| number != settings.policy.number())
         {
             return Ok(false);
         }

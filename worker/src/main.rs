@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use shared::cli::{self, Common};
+use shared::process::cli::{self, Common};
 
 /// Kỳ Hạn's worker: takes due wake-ups, rechecks the rows, applies what is due; stops on SIGTERM. Run as many as you like
 #[derive(Parser)]

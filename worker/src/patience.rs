@@ -9,8 +9,8 @@ use std::{
 
 use sea_orm::DbErr;
 use shared::{
-    broker::{BrokerError, Publisher, backoff},
-    outage::Outage,
+    broker::{BrokerError, Publisher},
+    process::{backoff::backoff, outage::Outage},
 };
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;

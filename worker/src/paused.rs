@@ -4,7 +4,10 @@
 use std::{collections::BTreeMap, time::Instant};
 
 use opentelemetry::{KeyValue, global};
-use shared::{pause::Pause, task::Task, tasks};
+use shared::{
+    database::pause::Pause,
+    domain::{task::Task, tasks},
+};
 use tokio::sync::watch;
 
 /// What is known of all kinds.

@@ -6,15 +6,18 @@ use std::time::Duration;
 use chrono::{DateTime, TimeDelta, Utc};
 use lapin::{BasicProperties, Channel, options::BasicAckOptions, types::AMQPValue};
 use shared::{
-    broker::{BrokerError, Outgoing, Publisher},
-    dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
-    ladder::Hop,
-    pack::{Waiting, pack_failed},
+    broker::{BrokerError, Publisher},
+    domain::outcome::{Outcome, Reason},
+    message::{
+        dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
+        ladder::Hop,
+        outgoing::Outgoing,
+        pack::{Waiting, pack_failed},
+        topology::{Topology, shard_of},
+        wakeup::{Malformed, PERSISTENT, Wakeup},
+    },
+    process::telemetry::trace_context,
     settings,
-    task::{Outcome, Reason},
-    telemetry::trace_context,
-    topology::{Topology, shard_of},
-    wakeup::{Malformed, PERSISTENT, Wakeup},
 };
 use uuid::Uuid;
 

@@ -5,9 +5,13 @@ use std::{collections::BTreeMap, time::Duration};
 
 use sea_orm::DbErr;
 use shared::{
-    broker::{BrokerError, backoff},
-    database::{Trouble, told, trouble, unanswered},
-    dead_letter::{self, DeadLetter},
+    broker::BrokerError,
+    database::{
+        failure::{Trouble, trouble},
+        unanswered,
+    },
+    message::dead_letter::{self, DeadLetter},
+    process::{backoff::backoff, redact::told},
 };
 use tokio::time::{sleep, timeout};
 use uuid::Uuid;
@@ -176,7 +180,7 @@ impl Entry {
         );
         tracing::error!(id = %letter.id, why, lost, "a dead letter could not be stored as it is, and is reduced");
         letter.cause = format!("{}; {said}", letter.cause);
-        letter.kind = letter.kind.filter(|kind| shared::tasks::find(kind).is_some());
+        letter.kind = letter.kind.filter(|kind| shared::domain::tasks::find(kind).is_some());
         letter.routing_key = String::new();
         letter.worker = None;
         Self { letter, headers: b"{}".to_vec(), rows, reduced: true }

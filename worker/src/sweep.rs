@@ -17,13 +17,15 @@ use sea_orm::{
     sqlx::{self, Postgres, pool::PoolConnection},
 };
 use shared::{
-    broker::{Broker, BrokerError, Outgoing},
-    database::{statement, told, trouble, unanswered},
-    pack::{Waiting, pack},
-    pause,
-    task::Task,
-    tasks,
-    wakeup::TraceContext,
+    broker::{Broker, BrokerError},
+    database::{failure::trouble, pause, statement, unanswered},
+    domain::{task::Shown, tasks},
+    message::{
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        wakeup::TraceContext,
+    },
+    process::redact::told,
 };
 use tokio::sync::watch;
 use uuid::Uuid;
@@ -173,7 +175,7 @@ async fn is_leader(context: &Context, leadership: &mut Option<PoolConnection<Pos
 async fn sweep(
     context: &Context,
     broker: &Broker,
-    task: &dyn Task,
+    task: &dyn Shown,
     view: &mut View,
     woken: &mut usize,
 ) -> Result<(), SweepError> {
@@ -222,7 +224,7 @@ async fn sweep(
 async fn dive(
     context: &Context,
     broker: &Broker,
-    task: &dyn Task,
+    task: &dyn Shown,
     view: &mut View,
     which: fn(Step) -> Which,
     horizon: DateTime<Utc>,
@@ -256,7 +258,7 @@ async fn dive(
 /// [`overdue()`], given up by PostgreSQL after [`DEEP_MAX`].
 async fn impatiently(
     context: &Context,
-    task: &dyn Task,
+    task: &dyn Shown,
     horizon: DateTime<Utc>,
     which: Which,
     limit: usize,
@@ -277,7 +279,7 @@ fn millis(ms: u64) -> TimeDelta {
 async fn wake(
     context: &Context,
     broker: &Broker,
-    task: &dyn Task,
+    task: &dyn Shown,
     overdue: &[(Uuid, DateTime<Utc>)],
     woken: &mut usize,
 ) -> Result<(), SweepError> {
@@ -302,7 +304,7 @@ async fn wake(
     Ok(remember(context, task, overdue).await?)
 }
 
-async fn remember(context: &Context, task: &dyn Task, woken: &[(Uuid, DateTime<Utc>)]) -> Result<(), DbErr> {
+async fn remember(context: &Context, task: &dyn Shown, woken: &[(Uuid, DateTime<Utc>)]) -> Result<(), DbErr> {
     let (subjects, dues): (Vec<Uuid>, Vec<DateTime<Utc>>) = woken.iter().copied().unzip();
     let sql = "INSERT INTO swept (kind, subject_id, due_at, at, times)
                SELECT $1, subject_id, due_at, now(), 1 FROM unnest($2::uuid[], $3::timestamptz[]) AS woken (subject_id, due_at)

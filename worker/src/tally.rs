@@ -12,7 +12,7 @@ use opentelemetry::{
     KeyValue, global,
     metrics::{Counter, Histogram},
 };
-use shared::{task::Outcome, wakeup::Malformed};
+use shared::{domain::outcome::Outcome, message::wakeup::Malformed};
 
 use crate::batch::Answered;
 
@@ -138,6 +138,6 @@ impl Tally {
 
 /// The outcomes' names ([`Outcome::name`]), [`MALFORMED`] and [`PARKED`], as counted and logged.
 const NAMES: [&str; 7] = ["applied", "stale", "postponed", "retried", "rejected", "malformed", "parked"];
-/// The reasons of letters: a worker's ([`shared::task::Reason::name`]), the broker's, and at last all others.
+/// The reasons of letters: a worker's ([`shared::domain::outcome::Reason::name`]), the broker's, and at last all others.
 const REASONS: [&str; 8] =
     ["malformed", "attempts-exhausted", "delivery-limit", "unrouted", "expired", "maxlen", "rejected", "other"];

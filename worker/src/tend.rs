@@ -13,11 +13,7 @@ use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::{
     database::{statement, within},
-    due,
-    policy::Policy,
-    span::Span,
-    task::Task,
-    tasks,
+    domain::{due, policy::Policy, span::Span, task::Task, tasks},
 };
 use uuid::Uuid;
 

@@ -4,7 +4,7 @@
 use serde::Serialize;
 use shared::{
     broker::{Broker, BrokerError},
-    topology::{Role, Topology},
+    message::topology::{Role, Topology},
 };
 
 use super::Verdict;

@@ -6,14 +6,13 @@ use std::{collections::BTreeMap, time::Duration};
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr};
 use shared::{
-    database::statement,
-    due,
-    ladder::{Hop, Ladder},
-    pause,
+    database::{pause, statement},
+    domain::{due, task::Shown, tasks},
+    message::{
+        ladder::{Hop, Ladder},
+        topology::{Role, Topology},
+    },
     settings::Settings,
-    task::Task,
-    tasks,
-    topology::{Role, Topology},
 };
 
 use super::{Counted, Due, Verdict};
@@ -126,7 +125,7 @@ async fn candidates(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
     ladder: &Ladder,
-    task: &dyn Task,
+    task: &dyn Shown,
     rows: &mut Rows,
 ) -> Result<(), DbErr> {
     let sql = format!(

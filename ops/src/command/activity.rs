@@ -9,7 +9,7 @@ use ops::{
     shown::moment,
 };
 use serde_json::json;
-use shared::{cli::say, settings::Settings};
+use shared::{process::cli::say, settings::Settings};
 
 use super::{answer, table, with_schema};
 

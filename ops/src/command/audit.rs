@@ -9,7 +9,12 @@ use ops::{
     audit::{self, Counted, Report, Verdict},
 };
 use sea_orm::DatabaseConnection;
-use shared::{broker::Broker, cli::say, database::told, policy::in_force::Governed, settings::Settings};
+use shared::{
+    broker::Broker,
+    database::active_policy::Governed,
+    process::{cli::say, redact::told},
+    settings::Settings,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{WrongUse, governed, table};

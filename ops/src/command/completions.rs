@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap_complete::Shell;
-use shared::cli::say;
+use shared::process::cli::say;
 
 #[derive(clap::Args)]
 #[command(after_help = "Examples:

@@ -8,9 +8,9 @@ use ops::{
 };
 use serde_json::json;
 use shared::{
-    cli::say,
     database::{self, Role},
-    money::Dong,
+    domain::money::Dong,
+    process::cli::say,
     settings::Settings,
 };
 use uuid::Uuid;

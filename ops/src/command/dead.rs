@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Subcommand;
 use ops::actor::Actor;
-use shared::{policy::in_force::Governed, settings::Settings};
+use shared::{database::active_policy::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
 use super::{WrongUse, governed};

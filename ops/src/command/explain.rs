@@ -7,7 +7,7 @@ use ops::{
     explain::{self, Counted, Outlook, Subject, Waiting},
     shown::moment,
 };
-use shared::{cli::say, policy::in_force::Governed, settings::Settings};
+use shared::{database::active_policy::Governed, process::cli::say, settings::Settings};
 
 use super::{governed, table};
 

@@ -6,7 +6,7 @@ use ops::{
     forecast::{self, Falling},
     shown::moment,
 };
-use shared::{cli::say, money::Dong, policy::in_force::Governed, settings::Settings};
+use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
 use super::{governed, table};
 

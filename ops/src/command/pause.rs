@@ -11,7 +11,7 @@ use ops::{
 };
 use sea_orm::DatabaseConnection;
 use serde_json::json;
-use shared::{cli::say, settings::Settings, task::Task};
+use shared::{domain::task::Shown, process::cli::say, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
 use super::{answer, task, why, with_schema};
@@ -32,7 +32,7 @@ Examples:
 pub struct Pause {
     /// The kind
     #[arg(value_parser = task)]
-    pub kind: &'static dyn Task,
+    pub kind: &'static dyn Shown,
     /// Why, for the record and for whoever looks at it
     #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
     pub why: String,
@@ -50,7 +50,7 @@ pub struct Pause {
 pub struct Resume {
     /// The kind
     #[arg(value_parser = task)]
-    pub kind: &'static dyn Task,
+    pub kind: &'static dyn Shown,
     /// Why, for the record
     #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
     pub why: String,
@@ -84,7 +84,7 @@ pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &Ca
 
 async fn nobody_applies(
     db: &DatabaseConnection,
-    task: &dyn Task,
+    task: &dyn Shown,
     within: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<usize> {

@@ -5,7 +5,10 @@ use std::{num::NonZeroU32, path::Path, process::ExitCode, time::Duration};
 use clap::Subcommand;
 use indicatif::HumanDuration;
 use ops::{actor::Actor, preview::Change, rollout};
-use shared::{money::Dong, policy, settings::Settings};
+use shared::{
+    domain::{money::Dong, policy},
+    settings::Settings,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::WrongUse;

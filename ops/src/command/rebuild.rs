@@ -7,7 +7,12 @@ use ops::{
     rebuild,
 };
 use serde_json::json;
-use shared::{broker::Broker, canary, policy::in_force::Governed, settings::Settings, task::Task, tasks};
+use shared::{
+    broker::Broker,
+    database::{active_policy::Governed, canaries},
+    domain::{task::Shown, tasks},
+    settings::Settings,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{Json, answer, governed, kind};
@@ -39,7 +44,7 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
     let Rebuild { kind: only, dry_run, rate, restart, resume, json: Json { json } } = command;
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
-    let chosen: Vec<&dyn Task> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
+    let chosen: Vec<&dyn Shown> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();
     let (mut lines, mut document) = (Vec::new(), Vec::new());
     if dry_run {
         for task in chosen {
@@ -54,7 +59,7 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
     // Those of a broker that was lost would be missed for as long as its longest rung.
-    canary::withdraw_all(&db, &settings.topology()).await?;
+    canaries::withdraw_all(&db, &settings.topology()).await?;
     for task in chosen {
         if restart {
             rebuild::forget(&db, settings, task).await?;

@@ -8,7 +8,7 @@ use ops::{
     shown::{moment, one_line},
 };
 use serde_json::{Value, json};
-use shared::{cli::say, settings::Settings};
+use shared::{process::cli::say, settings::Settings};
 
 use super::{Json, WrongUse, answer, table, why, with_schema};
 

@@ -6,9 +6,11 @@ use clap::Subcommand;
 use ops::actor::{Actor, id_of};
 use serde_json::json;
 use shared::{
-    confidential::Confidential,
-    database::{self, Role},
-    roles::{self, Named, Passwords},
+    database::{
+        self, Role,
+        roles::{self, Deletes, Named, Passwords},
+    },
+    domain::confidential::Confidential,
     settings::Settings,
 };
 
@@ -38,7 +40,7 @@ pub async fn roles(command: Roles, settings: &Settings, actor: &Actor) -> anyhow
     let Roles::Install(Json { json }) = command;
     let passwords = passwords()?;
     let db = database::connect(&settings.database, Role::Ops).await?;
-    let installed = roles::install(&db, &passwords, settings.deletes()).await?;
+    let installed = roles::install(&db, &passwords, Deletes(settings.retention.deletes())).await?;
     let names = |roles: &[Named]| roles.iter().map(|role| role.name()).collect::<Vec<_>>();
     let (created, logins) = (names(&installed.created), names(&installed.logins));
     if installed.granted {

@@ -7,11 +7,13 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
 use serde_json::{Value, json};
 use shared::{
-    database::{self, statement},
-    migration::{self, Migrator},
-    roles,
+    database::{
+        self,
+        roles::{self, Deletes},
+        schema::{self, Migrator, triggers},
+        statement,
+    },
     settings::Settings,
-    triggers,
 };
 
 use super::{Json, answer, table};
@@ -44,14 +46,15 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
     let db = roles::connect_as_owner(&settings.database).await?;
     match command {
         Migrate::Up(Json { json }) => {
-            let applied = migration::up(&db, settings.deletes()).await.context("migrating up")?;
+            let applied = schema::up(&db).await.context("migrating up")?;
+            roles::grant(&db, Deletes(settings.retention.deletes())).await.context("granting")?;
             if applied > 0 {
                 record(&db, actor, "schema.migrated", json!({ "applied": applied })).await?;
             }
             answer(json, &json!({ "applied": applied }), &format!("{applied} migrations applied; the schema is up to date"))
         }
         Migrate::Down { steps, json: Json { json } } => {
-            let taken_back = migration::down(&db, steps).await.context("migrating down")?;
+            let taken_back = schema::down(&db, steps).await.context("migrating down")?;
             // Unless the record itself was taken back.
             if taken_back > 0 && has_record(&db).await? {
                 record(&db, actor, "schema.taken_back", json!({ "taken_back": taken_back })).await?;

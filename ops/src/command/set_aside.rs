@@ -4,7 +4,7 @@ use anyhow::bail;
 use clap::Subcommand;
 use ops::{actor::Actor, set_aside};
 use serde_json::json;
-use shared::{cli::say, settings::Settings};
+use shared::{process::cli::say, settings::Settings};
 
 use super::{Json, WrongUse, answer, table, why, with_schema};
 

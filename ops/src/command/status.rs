@@ -15,8 +15,8 @@ use sea_orm::{DatabaseConnection, DbErr};
 use serde_json::json;
 use shared::{
     broker::{Broker, BrokerError},
-    cli::say,
-    database::{DatabaseError, trouble},
+    database::{DatabaseError, failure::trouble},
+    process::cli::say,
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;

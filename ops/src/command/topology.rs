@@ -9,10 +9,9 @@ use sea_orm::{DatabaseConnection, DbErr};
 use serde_json::{Value, json};
 use shared::{
     broker::Broker,
-    database,
-    policy::in_force::Governed,
+    database::{self, active_policy::Governed},
+    message::topology::{Argument, Queue},
     settings::Settings,
-    topology::{Argument, Queue},
 };
 
 use super::{Json, answer, governed, table};
@@ -67,7 +66,7 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
             let Governed { db, settings } = governed(settings).await?;
             let topology = settings.topology();
             broker.declare(&topology).await?;
-            database::remember_rungs(&db, &topology).await?;
+            database::rungs::remember(&db, &topology).await?;
             let (exchanges, queues) = (topology.exchanges().len(), topology.queues().len());
             let document = json!({ "exchanges": exchanges, "queues": queues });
             record(&db, actor, "topology.declared", document.clone()).await?;

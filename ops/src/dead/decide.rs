@@ -3,7 +3,7 @@
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult, TransactionTrait};
 use serde_json::json;
-use shared::{database::statement, tasks};
+use shared::{database::statement, domain::tasks};
 use uuid::Uuid;
 
 use crate::{actor::Actor, shown};

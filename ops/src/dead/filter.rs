@@ -3,7 +3,7 @@
 
 use sea_orm::Value;
 use serde::{Deserialize, Serialize};
-use shared::tasks;
+use shared::domain::tasks;
 use uuid::Uuid;
 
 use super::{groups::GROUP_ID, moment::Moment};

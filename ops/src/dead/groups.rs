@@ -3,7 +3,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 use serde::Serialize;
-use shared::{database::statement, policy::Policy};
+use shared::{database::statement, domain::policy::Policy};
 use uuid::Uuid;
 
 use super::{

@@ -5,7 +5,7 @@ use std::{fmt, str::FromStr};
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
 use sea_orm::Value;
 use serde::{Deserialize, Serialize};
-use shared::span::Span;
+use shared::domain::span::Span;
 
 use crate::shown::HO_CHI_MINH;
 

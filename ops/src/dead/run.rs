@@ -12,7 +12,7 @@ use sea_orm::{
 };
 use serde::Serialize;
 use serde_json::json;
-use shared::{database::statement, money::Dong};
+use shared::{database::statement, domain::money::Dong};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;

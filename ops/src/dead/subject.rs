@@ -4,7 +4,10 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, QueryResult, Value};
 use serde::Serialize;
-use shared::{database::statement, due, policy::Policy, task::Task, tasks};
+use shared::{
+    database::statement,
+    domain::{due, policy::Policy, task::Shown, tasks},
+};
 use uuid::Uuid;
 
 use super::filter::{Filter, State};
@@ -66,7 +69,7 @@ pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) ->
 ///
 /// # Errors
 /// The database's.
-pub async fn seen(db: &impl ConnectionTrait, task: &dyn Task, subject: Uuid) -> Result<Option<serde_json::Value>, DbErr> {
+pub async fn seen(db: &impl ConnectionTrait, task: &dyn Shown, subject: Uuid) -> Result<Option<serde_json::Value>, DbErr> {
     let row = db.query_one_raw(statement(task.shown(), [subject.into()])).await?;
     row.map(|row| row.try_get_by_index(0)).transpose()
 }

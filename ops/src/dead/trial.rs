@@ -6,10 +6,14 @@ use std::collections::HashMap;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use serde::Serialize;
 use shared::{
-    database::{statement, told, trouble},
+    database::{
+        failure::trouble,
+        statement,
+        statements::{NotApplied, Statements},
+    },
+    domain::{outcome::Outcome, tasks},
+    process::redact::told,
     settings::Settings,
-    task::{NotApplied, Outcome, Statements},
-    tasks,
 };
 use uuid::Uuid;
 
@@ -93,7 +97,12 @@ pub struct Replays {
 impl Replays {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
-        Self { statements: tasks::ALL.iter().map(|task| (task.kind(), Statements::new(*task, &settings.terms()))).collect() }
+        Self {
+            statements: tasks::ALL
+                .iter()
+                .map(|task| (task.kind(), Statements::new(*task, &settings.policy, settings.arrears.wallet_floor)))
+                .collect(),
+        }
     }
 
     /// Replays within a transaction, which is the caller's to commit or to roll back.
@@ -183,7 +192,7 @@ impl Replays {
 /// # Errors
 /// The failure itself, when the database is away and no letter is to blame.
 pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
-    use shared::database::Trouble::{Away, Conflict, Cut, Failure};
+    use shared::database::failure::Trouble::{Away, Conflict, Cut, Failure};
     match trouble(&error) {
         Away | Cut => Err(error),
         Conflict if tries < CONFLICTS_MAX => Ok(None),

@@ -5,7 +5,7 @@ use std::fmt;
 
 use chrono::{DateTime, Utc};
 use serde::{Serialize, Serializer};
-use shared::money::Dong;
+use shared::domain::money::Dong;
 use uuid::Uuid;
 
 use crate::shown::moment;

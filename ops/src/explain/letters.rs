@@ -3,7 +3,7 @@
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
-use shared::{database::statement, due::bounded};
+use shared::{database::statement, domain::due::bounded};
 use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, records};

@@ -2,7 +2,7 @@
 //! stands for two rows gives both.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
-use shared::{database::statement, tasks};
+use shared::{database::statement, domain::tasks};
 use uuid::Uuid;
 
 /// A row by its table, or an id that no row has.

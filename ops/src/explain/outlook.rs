@@ -9,12 +9,12 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
 use serde::Serialize;
 use shared::{
     database::statement,
-    due,
-    event::EventType,
-    ladder::{Hop, Rung},
+    domain::{due, event::EventType, task::Shown},
+    message::{
+        ladder::{Hop, Rung},
+        topology::{Topology, shard_of},
+    },
     settings::Settings,
-    task::Task,
-    topology::{Topology, shard_of},
 };
 use uuid::Uuid;
 
@@ -82,7 +82,7 @@ pub struct Paused {
 pub(super) async fn of(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     id: Uuid,
     now: DateTime<Utc>,
 ) -> Result<Outlook, DbErr> {
@@ -132,7 +132,7 @@ pub(super) async fn of(
 
 fn counts(
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     candidate: Option<&QueryResult>,
     due_at: Option<DateTime<Utc>>,
 ) -> Result<Vec<Counted>, DbErr> {
@@ -154,7 +154,7 @@ fn counts(
 /// When its wake-up was made anew, if a policy made it due earlier.
 fn made_anew(
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     candidate: Option<&QueryResult>,
     due_at: DateTime<Utc>,
     now: DateTime<Utc>,
@@ -166,7 +166,7 @@ fn made_anew(
 
 fn released_since(
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     counts: &[Counted],
     due_at: Option<DateTime<Utc>>,
 ) -> Option<DateTime<Utc>> {
@@ -178,7 +178,7 @@ fn released_since(
 async fn in_outbox(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     id: Uuid,
 ) -> Result<Option<String>, DbErr> {
     let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
@@ -191,7 +191,7 @@ async fn in_outbox(
 async fn why_none(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     id: Uuid,
     is_candidate: bool,
 ) -> Result<String, DbErr> {
@@ -212,7 +212,7 @@ async fn why_none(
 /// Where a wake-up is that was published at a `moment` for what is due at `due_at`.
 fn place(
     settings: &Settings,
-    task: &dyn Task,
+    task: &dyn Shown,
     id: Uuid,
     (moment, due_at): (DateTime<Utc>, DateTime<Utc>),
     now: DateTime<Utc>,
@@ -269,7 +269,7 @@ fn queue_of(topology: &Topology, rung: Rung, shard: u16) -> String {
 
 #[cfg(test)]
 mod tests {
-    use shared::ladder::Ladder;
+    use shared::message::ladder::Ladder;
 
     use super::*;
 

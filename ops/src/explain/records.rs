@@ -4,7 +4,7 @@
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
 use serde_json::Value;
-use shared::{database::statement, due::bounded};
+use shared::{database::statement, domain::due::bounded};
 use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, fact::WORD};

@@ -7,10 +7,12 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
 use serde::Serialize;
 use shared::{
     database::statement,
-    due,
+    domain::{
+        due,
+        task::{Recorded, Shown},
+        tasks,
+    },
     settings::Settings,
-    task::{Recorded, Task},
-    tasks,
 };
 use uuid::Uuid;
 
@@ -140,7 +142,7 @@ pub(super) async fn kinds(
     Ok(kinds)
 }
 
-async fn due_for_s(db: &DatabaseConnection, settings: &Settings, task: &dyn Task) -> Result<Option<f64>, DbErr> {
+async fn due_for_s(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<Option<f64>, DbErr> {
     let after = format!("(now() - {LOOKBACK})");
     let Some(due) = due::query_between(task, &settings.policy, &after, "now()") else { return Ok(None) };
     let sql = format!(

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use shared::{
+    message::topology::{CANARY, Topology},
     settings::Settings,
-    topology::{CANARY, Topology},
 };
 
 use super::Status;

@@ -12,7 +12,7 @@ use lapin::{
 };
 
 use super::{ACCESS_REFUSED, Broker, BrokerError, Difference, close_channel};
-use crate::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
+use crate::message::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
 
 /// What the broker says of a queue at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use lapin::{
 };
 
 use super::{Broker, BrokerError, close_channel, declare::PRECONDITION_FAILED};
-use crate::topology::Topology;
+use crate::message::topology::Topology;
 
 impl Broker {
     /// Declares or finds the topology, as [`Broker::declare_or_find`] does, and makes sure that the broker keeps what it promises.

@@ -3,7 +3,7 @@
 use config::{Map, Value, ValueKind};
 
 use super::reader::Reader;
-use crate::{
+use crate::domain::{
     event::EventType,
     policy::{Line, Policy},
     span::Span,
@@ -22,7 +22,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
         }
         let on = events(r, &key("on"), table.get("on"));
         let task = field(r, &key("task"), &table, "task").and_then(|name| {
-            let found = tasks::find(&name).map(crate::task::Task::kind);
+            let found = tasks::find(&name).map(crate::domain::task::Task::kind);
             if found.is_none() {
                 let known = tasks::kinds().collect::<Vec<_>>().join(", ");
                 r.mistake(&key("task"), format!("there is no task {name:?}; known are {known}"));

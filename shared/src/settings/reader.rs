@@ -11,7 +11,7 @@ use std::{
 use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 
 use super::SecretUrl;
-use crate::span::Span;
+use crate::domain::span::Span;
 
 /// The sample file: every key, its default and what it means.
 pub const SAMPLE: &str = include_str!("../../../kyhan.toml");

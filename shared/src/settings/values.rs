@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::reader::Reader;
-use crate::span::Span;
+use crate::domain::span::Span;
 
 pub(super) fn millis(r: &mut Reader, key: &str, range: RangeInclusive<u64>) -> u64 {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);

@@ -4,7 +4,7 @@
 
 use lapin::BasicProperties;
 use sea_orm::TransactionTrait;
-use shared::{broker::Outgoing, database::statement, task::Task};
+use shared::{database::statement, domain::task::Exampled, message::outgoing::Outgoing};
 use uuid::Uuid;
 
 use super::{
@@ -107,7 +107,7 @@ pub async fn play(stage: &Stage, file: &str) -> Captured {
 }
 
 /// Makes a marked subject for which the effect is due, with this obstacle in its way.
-async fn subject(stage: &Stage, task: &dyn Task, obstacle: Option<&str>) -> Uuid {
+async fn subject(stage: &Stage, task: &dyn Exampled, obstacle: Option<&str>) -> Uuid {
     let id = Uuid::new_v4();
     let tx = stage.sandbox.db.begin().await.expect("a transaction");
     sea_orm::ConnectionTrait::execute_raw(&tx, statement(task.examples().due, [id.into()])).await.expect("a subject");
@@ -124,7 +124,7 @@ async fn subject(stage: &Stage, task: &dyn Task, obstacle: Option<&str>) -> Uuid
 
 /// Lets everything happen to subjects of every kind; how many dead letters come of it.
 async fn misfortunes(stage: &Stage) -> usize {
-    obstacles::install(stage, stage.tasks().map(Task::table)).await;
+    obstacles::install(stage, stage.tasks().map(shared::domain::task::Task::table)).await;
     for task in stage.tasks() {
         for way in obstacles::WAYS {
             subject(stage, task, Some(way)).await;

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
-use shared::{database::statement, task::EXAMPLE_CUSTOMER};
+use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use uuid::Uuid;
 
 use super::search::{Capture, marker};

@@ -16,7 +16,7 @@ use crate::{
     telemetry::{Received, collector},
 };
 
-/// Every crate logs as much as it may: our own at `trace`, others at `debug` (see `shared::telemetry`).
+/// Every crate logs as much as it may: our own at `trace`, others at `debug` (see `shared::process::telemetry`).
 const LOUD: &str = "trace";
 
 /// What lets the exporters drop nothing of it, and export within the play.

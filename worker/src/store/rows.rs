@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Value};
-use shared::{database::statement, dead_letter::cause_group};
+use shared::{database::statement, message::dead_letter::cause_group};
 use uuid::Uuid;
 
 use super::Entry;

@@ -4,7 +4,10 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Value};
-use shared::{database::statement, dead_letter, due, policy::Policy, task::Task};
+use shared::{
+    database::{sql_decided, statement},
+    domain::{due, policy::Policy, task::Shown},
+};
 use uuid::Uuid;
 
 use super::view::Step;
@@ -37,7 +40,7 @@ pub(super) async fn horizon(context: &Context) -> Result<DateTime<Utc>, DbErr> {
 }
 
 /// Whether an index can tell what of this kind fell due lately.
-pub(super) fn has_index(context: &Context, task: &dyn Task) -> bool {
+pub(super) fn has_index(context: &Context, task: &dyn Shown) -> bool {
     due::query_between(task, &context.settings.policy, "now()", "now()").is_some()
 }
 
@@ -45,7 +48,7 @@ pub(super) fn has_index(context: &Context, task: &dyn Task) -> bool {
 pub(super) async fn overdue(
     db: &impl ConnectionTrait,
     context: &Context,
-    task: &dyn Task,
+    task: &dyn Shown,
     horizon: DateTime<Utc>,
     which: Which,
     limit: usize,
@@ -71,7 +74,7 @@ fn grace_ms(context: &Context) -> i64 {
 }
 
 /// `$1` the kind, `$2` the horizon, `$3` the grace in ms, `$4` the limit, `$5` and `$6` the two moments, where there are some.
-fn question(task: &dyn Task, policy: &Policy, which: Which) -> String {
+fn question(task: &dyn Shown, policy: &Policy, which: Which) -> String {
     const HORIZON: &str = "$2::timestamptz";
     let between = |until| due::query_between(task, policy, "$5::timestamptz", until);
     let all = || due::query_before(task, policy, HORIZON);
@@ -100,6 +103,6 @@ fn question(task: &dyn Task, policy: &Policy, which: Which) -> String {
                 LEFT JOIN swept ON swept.kind = $1 AND swept.subject_id = overdue.id AND swept.due_at = overdue.due_at
           WHERE overdue.due_at <= {HORIZON} AND (swept.times IS NULL OR {PAUSE_ENDS} < now()) AND NOT {decided}
           ORDER BY overdue.due_at, overdue.id LIMIT $4",
-        decided = dead_letter::sql_decided(task, "overdue")
+        decided = sql_decided(task, "overdue")
     )
 }

@@ -11,7 +11,7 @@ use ops::{
 };
 use sea_orm::DatabaseConnection;
 use serde_json::json;
-use shared::cli::say;
+use shared::process::cli::say;
 use uuid::Uuid;
 
 use crate::command::{WrongUse, answer, confirm::confirmed, kind, why};

@@ -10,7 +10,7 @@ use ops::{
 use sea_orm::DatabaseConnection;
 use serde::Serialize;
 use serde_json::json;
-use shared::{cli::say, settings::Settings};
+use shared::{process::cli::say, settings::Settings};
 
 use crate::command::table;
 

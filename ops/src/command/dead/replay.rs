@@ -17,9 +17,9 @@ use ops::{
 use sea_orm::DatabaseConnection;
 use serde_json::json;
 use shared::{
-    cli::say,
     database::{self, Role},
-    money::Dong,
+    domain::money::Dong,
+    process::cli::say,
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;

@@ -15,7 +15,11 @@ use ops::{
 };
 use sea_orm::DatabaseConnection;
 use serde_json::{Value, json};
-use shared::{cli::say, money::Dong, settings::Settings, task::Task, tasks};
+use shared::{
+    domain::{money::Dong, task::Shown, tasks},
+    process::cli::say,
+    settings::Settings,
+};
 
 /// How many of the original bytes are shown; `--bytes` writes them all.
 const BYTES_SHOWN: usize = 4_096;
@@ -88,7 +92,7 @@ async fn what_a_replay_would_do(db: &DatabaseConnection, settings: &Settings, le
 
 fn explained(
     letter: &Letter,
-    task: Option<&dyn Task>,
+    task: Option<&dyn Shown>,
     stands: Stands,
     row: Option<&Value>,
     replay: &str,

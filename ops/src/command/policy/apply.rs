@@ -15,13 +15,12 @@ use sea_orm::DatabaseConnection;
 use serde_json::json;
 use shared::{
     broker::Broker,
-    cli::say,
-    database,
-    money::Dong,
-    policy::{
-        Release,
-        in_force::{self, Applied, Governed},
+    database::{
+        self,
+        active_policy::{self, Applied, Governed},
     },
+    domain::{money::Dong, policy::Release},
+    process::cli::say,
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
@@ -74,7 +73,7 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     let new = policy_of(&command.file)?;
     let governed = governed(settings).await?;
     if new.says_the_same(&governed.settings.policy)
-        && let Some(applied) = in_force::read(&governed.db).await?
+        && let Some(applied) = active_policy::read(&governed.db).await?
     {
         return again(&command, &governed, &applied, stop).await;
     }
@@ -94,7 +93,7 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     // Before the commit: a rung that cannot be had must not be waited for by a fleet that needs it.
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
-    database::remember_rungs(&governed.db, &settings.topology()).await?;
+    database::rungs::remember(&governed.db, &settings.topology()).await?;
     let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why };
     let applied = rollout::put_in_force(&governed, actor, rollout).await?;
     if !command.json {

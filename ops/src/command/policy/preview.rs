@@ -7,7 +7,7 @@ use ops::{
     preview::{self, Busy, Change},
     shown::moment,
 };
-use shared::{cli::say, money::Dong, policy::in_force::Governed, settings::Settings};
+use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
 use super::{
     super::{governed, table},

@@ -5,12 +5,12 @@ use std::process::ExitCode;
 use ops::shown::{moment, one_line};
 use serde_json::json;
 use shared::{
-    cli::say,
-    database,
-    policy::{
-        Line, Policy, Release,
-        in_force::{self, Applied},
+    database::{
+        self,
+        active_policy::{self, Applied},
     },
+    domain::policy::{Line, Policy, Release},
+    process::cli::say,
     settings::Settings,
 };
 
@@ -32,7 +32,7 @@ pub struct Show {
 
 pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode> {
     let db = with_schema(settings).await?;
-    let applied = in_force::read(&db).await?;
+    let applied = active_policy::read(&db).await?;
     let now = database::now(&db).await?;
     let policy = applied.as_ref().map_or(&settings.policy, |applied| &applied.policy);
     let differs = !policy.says_the_same(&settings.policy);

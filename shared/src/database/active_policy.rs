@@ -1,0 +1,167 @@
+//! The policy in force: the one that was applied last (`ops policy apply`), in `policies`; in a database without one, that of this
+//! process's settings. So a fleet changes from one policy to the other together, whatever lies in the files of its processes.
+
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    DatabaseError, Role, connection,
+    failure::{Trouble, trouble},
+    require_schema, statement, within,
+};
+use crate::{domain::policy::Policy, settings::Settings};
+
+/// How often a running process looks for another policy; and how often it tries to read it while the database would not say.
+pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// How long PostgreSQL may take to say it.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// A scalar: the number of the policy in force; null where none was applied.
+pub(crate) const NUMBER: &str = "(SELECT max(id) FROM policies)";
+
+/// A policy that was applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    pub number: i64,
+    /// With its number.
+    pub policy: Policy,
+    pub at: DateTime<Utc>,
+    /// The operator who applied it.
+    pub by: String,
+    pub why: String,
+    /// When some of its wake-ups were made last, or when it was applied.
+    pub went_on_at: DateTime<Utc>,
+    /// When the last wake-up was confirmed of what it made due earlier; `None` while some are to be made.
+    pub scheduled_at: Option<DateTime<Utc>>,
+}
+
+/// The columns that [`of_row`] reads.
+const COLUMNS: &str = "id, policy::text AS policy, applied_at, applied_by, why, went_on_at, scheduled_at";
+
+/// The policy that was applied last, if one was.
+///
+/// # Errors
+/// The database's; [`DbErr::Type`] where it cannot be read, as that of a later version.
+pub async fn read(db: &impl ConnectionTrait) -> Result<Option<Applied>, DbErr> {
+    let sql = format!("SELECT {COLUMNS} FROM policies ORDER BY id DESC LIMIT 1");
+    db.query_one_raw(statement(&sql, [])).await?.map(|row| of_row(&row)).transpose()
+}
+
+/// Those whose wake-ups are not all made, oldest first.
+///
+/// # Errors
+/// As [`read`].
+pub async fn unscheduled(db: &impl ConnectionTrait) -> Result<Vec<Applied>, DbErr> {
+    let sql = format!("SELECT {COLUMNS} FROM policies WHERE scheduled_at IS NULL ORDER BY id");
+    db.query_all_raw(statement(&sql, [])).await?.iter().map(of_row).collect()
+}
+
+fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
+    let number = row.try_get("", "id")?;
+    let unreadable = |why: String| DbErr::Type(format!("policy {number}, which was applied, cannot be read: {why}"));
+    let text: String = row.try_get("", "policy")?;
+    Ok(Applied {
+        number,
+        policy: Policy::of_json(&text).map_err(unreadable)?.numbered(number),
+        at: row.try_get("", "applied_at")?,
+        by: row.try_get("", "applied_by")?,
+        why: row.try_get("", "why")?,
+        went_on_at: row.try_get("", "went_on_at")?,
+        scheduled_at: row.try_get("", "scheduled_at")?,
+    })
+}
+
+/// Its number alone.
+///
+/// # Errors
+/// The database's.
+pub async fn number(db: &impl ConnectionTrait) -> Result<Option<i64>, DbErr> {
+    let row = within(ANSWER_WITHIN, db.query_one_raw(statement(&format!("SELECT {NUMBER} AS number"), []))).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get("", "number")
+}
+
+/// Puts a policy in force, in a transaction of the caller's; its number.
+///
+/// # Errors
+/// The database's.
+pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &str) -> Result<i64, DbErr> {
+    let text = policy.to_json().map_err(|error| DbErr::Json(error.to_string()))?;
+    let sql = "INSERT INTO policies (policy, applied_by, why) VALUES ($1::text::jsonb, $2, $3) RETURNING id";
+    let row = tx.query_one_raw(statement(sql, [text.into(), by.into(), why.into()])).await?;
+    row.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?.try_get("", "id")
+}
+
+/// A database and what holds in it.
+pub struct Governed {
+    pub db: DatabaseConnection,
+    /// Those of the process, with the policy in force.
+    pub settings: Settings,
+}
+
+/// What holds in a database whose schema is to be checked first.
+///
+/// # Errors
+/// [`DatabaseError`].
+pub async fn of(db: DatabaseConnection, settings: &Settings) -> Result<Governed, DatabaseError> {
+    require_schema(&settings.database, &db).await?;
+    let applied = read(&db).await.map_err(|error| DatabaseError::Policy { at: settings.database.url.to_string(), error })?;
+    Ok(govern(db, settings, applied.as_ref()))
+}
+
+/// Connects as [`connection::connect_until`] does, and reads the policy in force; `None` when told to shut down.
+///
+/// # Errors
+/// [`DatabaseError`] when waiting would not help.
+pub async fn connect_until(
+    settings: &Settings,
+    role: Role,
+    shutdown: &CancellationToken,
+) -> Result<Option<Governed>, DatabaseError> {
+    loop {
+        let Some(db) = connection::connect_until(&settings.database, role, shutdown).await? else { return Ok(None) };
+        match within(ANSWER_WITHIN, read(&db)).await {
+            Ok(applied) => {
+                tell(settings, applied.as_ref());
+                return Ok(Some(govern(db, settings, applied.as_ref())));
+            }
+            Err(error) if trouble(&error) != Trouble::Failure => {
+                tracing::debug!(%error, "which policy is in force is not known yet");
+            }
+            Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
+        }
+        if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN_AFTER)).await.is_none() {
+            return Ok(None);
+        }
+    }
+}
+
+/// These settings with the policy that is in force.
+#[must_use]
+pub fn under(settings: &Settings, applied: Option<&Applied>) -> Settings {
+    settings.with_policy(applied.map_or(&settings.policy, |applied| &applied.policy).clone())
+}
+
+fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>) -> Governed {
+    Governed { db, settings: under(settings, applied) }
+}
+
+/// Whoever edited a file expects it to hold.
+fn tell(settings: &Settings, applied: Option<&Applied>) {
+    let Some(Applied { number, policy, at, by, .. }) = applied else { return };
+    let at = at.to_rfc3339();
+    if settings.policy.says_the_same(policy) {
+        tracing::info!(number, at, by, "the policy in force is the one that was applied");
+    } else {
+        tracing::warn!(
+            number,
+            at,
+            by,
+            "the policy in force is the one that was applied, not that of this process's settings; `ops policy apply` changes it"
+        );
+    }
+}

@@ -1,0 +1,139 @@
+//! The canaries that were sent and those that have arrived, in the table `canaries`: what they show of each rung follows from it alone.
+
+use std::time::Duration;
+
+use chrono::TimeDelta;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use uuid::Uuid;
+
+use super::statement;
+use crate::message::{
+    canary::{Canary, Place},
+    topology::Topology,
+};
+
+/// Longest time between two canaries of a rung: within it, and the grace, a rung that stands still is noticed.
+const EVERY_MAX: Duration = Duration::from_hours(1);
+
+/// How old a rung's head is, by its canaries.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RungAge {
+    pub queue: String,
+    /// Age of the oldest canary that has not arrived; zero when none waits.
+    pub head_age: TimeDelta,
+    /// How long that one should have arrived; zero when it need not have.
+    pub overdue: TimeDelta,
+    /// How late the newest arrival was; `None` before the first.
+    pub late: Option<TimeDelta>,
+}
+
+/// Writes down a canary for every rung that wants one now; each is to be published, or [`withdraw`]n.
+///
+/// # Errors
+/// The database's.
+pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
+    let rungs: Vec<(Place, String)> = topology.rungs().collect();
+    let queues: Vec<String> = rungs.iter().map(|(_, queue)| queue.clone()).collect();
+    let durations: Vec<i64> = rungs.iter().map(|((rung, _), _)| signed(rung.duration_ms())).collect();
+    let (least, most) = (signed_ms(every), signed_ms(EVERY_MAX.max(every)));
+    let sql = "INSERT INTO canaries (id, queue, published_at, due_at)
+               SELECT gen_random_uuid(), asked.queue, now(), now() + asked.duration_ms * interval '1 ms'
+                 FROM unnest($1::text[], $2::bigint[]) AS asked (queue, duration_ms)
+                WHERE NOT EXISTS (
+                          SELECT FROM canaries WHERE canaries.queue = asked.queue
+                             AND canaries.published_at > now() - least(greatest(asked.duration_ms, $3), $4) * interval '1 ms')
+               RETURNING id, queue";
+    let rows = db.query_all_raw(statement(sql, [queues.into(), durations.into(), least.into(), most.into()])).await?;
+    let mut sent = Vec::with_capacity(rows.len());
+    for row in rows {
+        let canary = Canary { id: row.try_get("", "id")?, queue: row.try_get("", "queue")? };
+        let place = rungs.iter().find(|(_, name)| *name == canary.queue).map(|(place, _)| *place);
+        sent.extend(place.map(|place| (canary, place)));
+    }
+    Ok(sent)
+}
+
+/// Forgets a canary that could not be published.
+///
+/// # Errors
+/// The database's.
+pub async fn withdraw(db: &DatabaseConnection, canary: &Canary) -> Result<(), DbErr> {
+    db.execute_raw(statement("DELETE FROM canaries WHERE id = $1", [canary.id.into()])).await.map(|_| ())
+}
+
+/// Forgets every canary that waits: its rung was lost, or will be looked at anew.
+///
+/// # Errors
+/// The database's.
+pub async fn withdraw_all(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let sql = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL";
+    db.execute_raw(statement(sql, [queues.into()])).await.map(|_| ())
+}
+
+/// Notes canaries that have arrived, again and again if need be. One that nobody knows any more is none.
+///
+/// # Errors
+/// The database's.
+pub async fn arrived(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
+    let ids: Vec<Uuid> = canaries.iter().map(|canary| canary.id).collect();
+    let sql = "UPDATE canaries SET arrived_at = now() WHERE id = ANY($1) AND arrived_at IS NULL";
+    db.execute_raw(statement(sql, [ids.into()])).await.map(|_| ())
+}
+
+/// How old the head of every rung is.
+///
+/// # Errors
+/// The database's.
+pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<RungAge>, DbErr> {
+    let sql = "SELECT asked.queue,
+                      coalesce(extract(epoch FROM now() - min(published_at) FILTER (WHERE arrived_at IS NULL)), 0)::float8 AS head_age,
+                      coalesce(greatest(extract(epoch FROM now() - min(due_at) FILTER (WHERE arrived_at IS NULL)), 0), 0)::float8 AS overdue,
+                      extract(epoch FROM (array_agg(arrived_at - due_at ORDER BY arrived_at DESC)
+                                          FILTER (WHERE arrived_at IS NOT NULL))[1])::float8 AS late
+                 FROM unnest($1::text[]) WITH ORDINALITY AS asked (queue, place)
+                      LEFT JOIN canaries ON canaries.queue = asked.queue
+                GROUP BY asked.queue, asked.place ORDER BY asked.place";
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let rows = db.query_all_raw(statement(sql, [queues.into()])).await?;
+    rows.iter()
+        .map(|row| {
+            Ok(RungAge {
+                queue: row.try_get("", "queue")?,
+                head_age: seconds(row.try_get("", "head_age")?),
+                overdue: seconds(row.try_get("", "overdue")?),
+                late: row.try_get::<Option<f64>>("", "late")?.map(seconds),
+            })
+        })
+        .collect()
+}
+
+/// Forgets canaries of long ago, and those that younger ones of their rung have overtaken: a rung keeps its order, so they were
+/// lost. How many were lost.
+///
+/// # Errors
+/// The database's.
+pub async fn forget(db: &DatabaseConnection, topology: &Topology) -> Result<u64, DbErr> {
+    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
+    let old = "DELETE FROM canaries WHERE arrived_at < now() - interval '1 day'
+                  OR (NOT queue = ANY($1) AND due_at < now() - interval '1 day')";
+    db.execute_raw(statement(old, [queues.clone().into()])).await?;
+    let lost = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL AND due_at < now() - interval '1 minute'
+                   AND EXISTS (SELECT FROM canaries AS younger
+                                WHERE younger.queue = canaries.queue AND younger.published_at > canaries.published_at
+                                  AND younger.arrived_at < now() - interval '1 minute')";
+    Ok(db.execute_raw(statement(lost, [queues.into()])).await?.rows_affected())
+}
+
+fn seconds(seconds: f64) -> TimeDelta {
+    #[expect(clippy::cast_possible_truncation, reason = "cut to what a time delta holds")]
+    TimeDelta::milliseconds((seconds * 1000.0) as i64)
+}
+
+fn signed(ms: u64) -> i64 {
+    i64::try_from(ms).unwrap_or(i64::MAX)
+}
+
+fn signed_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,200 @@
+//! Connecting to PostgreSQL, as one of the roles, and waiting while it is away.
+
+use std::{sync::Arc, time::Duration};
+
+use sea_orm::{
+    ConnectOptions, Database as SeaDatabase, DatabaseConnection, DbErr, RuntimeErr,
+    sqlx::{
+        self, ConnectOptions as _, Connection as _,
+        postgres::{PgConnectOptions, PgConnection},
+    },
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    failure::{is_refused, trouble},
+    roles, schema,
+};
+use crate::{
+    process::{backoff::backoff, outage::Outage},
+    settings::Database,
+};
+
+/// Who a connection is, shown in `pg_stat_activity`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    Producer,
+    /// Its sessions set `kyhan.effect`: what they change raises events by itself, so the outbox triggers stay quiet.
+    Worker,
+    Ops,
+    /// Whoever serves customers by name, and may read what is personal.
+    CustomerCare,
+    /// For migrations: whoever logs in acts as the tables' owner.
+    Owner,
+}
+
+impl Role {
+    const fn application_name(self) -> &'static str {
+        match self {
+            Self::Producer => "kyhan producer",
+            Self::Worker => "kyhan worker",
+            Self::Ops => "kyhan ops",
+            Self::CustomerCare => "kyhan customer care",
+            Self::Owner => "kyhan owner",
+        }
+    }
+}
+
+/// Why the database cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatabaseError {
+    #[error("cannot connect to PostgreSQL at {at}: {error}")]
+    Connect { at: String, error: DbErr },
+    #[error("the database at {at} lacks Kỳ Hạn's schema or is behind ({pending} migrations to go): run `ops migrate up`")]
+    Schema { at: String, pending: usize },
+    #[error("the policy in force in the database at {at} cannot be told: {error}")]
+    Policy { at: String, error: DbErr },
+}
+
+impl DatabaseError {
+    /// Whether the server is away, as far as one can tell.
+    fn is_outage(&self) -> bool {
+        // A login that may not even see the schema will not by waiting.
+        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage() && !is_refused(error))
+    }
+}
+
+/// Connects once.
+///
+/// # Errors
+/// [`DatabaseError::Connect`], with the address but never its password.
+pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
+    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
+    let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
+    let tuned = tuned(settings, role);
+    // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
+    let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
+    let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
+    let farewell = probed.map_err(|error| refused(conn_error(error)))?.close();
+    let _ = tokio::time::timeout(acquire_timeout, farewell).await;
+    let mut options = ConnectOptions::new(settings.url.expose());
+    options
+        .max_connections(settings.max_connections)
+        .min_connections(0)
+        .acquire_timeout(acquire_timeout)
+        // A ping on every acquire costs a tenth of the throughput; a dead connection shows itself at its first statement.
+        .test_before_acquire(false)
+        .sqlx_logging(false)
+        .map_sqlx_postgres_opts(tuned)
+        .map_sqlx_postgres_pool_opts(move |pool| {
+            pool.after_release(move |connection, _| Box::pin(async move { still_good(connection, acquire_timeout).await }))
+        });
+    SeaDatabase::connect(options).await.map_err(refused)
+}
+
+/// What every session of ours is set to.
+pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+    let (lock, statement) = (
+        settings.lock_timeout_ms,
+        if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { 0 } else { settings.statement_timeout_ms },
+    );
+    move |options| {
+        let options = options.application_name(role.application_name()).options([
+            // An operator's question may take its time.
+            ("statement_timeout", format!("{statement}ms")),
+            ("lock_timeout", format!("{lock}ms")),
+            // The recheck is a statement of its own after the locks: it must see what they waited for.
+            ("default_transaction_isolation", "read committed".to_owned()),
+            // "Already exists, skipping" is no news, and a warning of the order system's triggers may name whom it is about: sqlx logs both.
+            ("client_min_messages", "error".to_owned()),
+        ]);
+        match role {
+            Role::Worker => options.options([("kyhan.effect", "on")]),
+            Role::Owner => options.options([("role", roles::OWNER)]),
+            Role::Producer | Role::Ops | Role::CustomerCare => options,
+        }
+    }
+}
+
+/// Whether a connection that comes back into the pool may be used again. sqlx waits for ever for one that comes back with an
+/// answer still to come: one that a network swallowed would never be missed. A session that may not write stays so when its
+/// database may be written again, so it goes.
+pub(super) async fn still_good(connection: &mut PgConnection, within: Duration) -> Result<bool, sqlx::Error> {
+    let writes = sqlx::query_scalar("SELECT current_setting('transaction_read_only') = 'off'").fetch_one(connection);
+    tokio::time::timeout(within, writes).await.unwrap_or_else(|_| Err(silence()))
+}
+
+pub(super) fn conn_error(error: sqlx::Error) -> DbErr {
+    DbErr::Conn(RuntimeErr::SqlxError(Arc::new(error)))
+}
+
+pub(super) fn silence() -> sqlx::Error {
+    sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
+}
+
+/// An error for what a server has not answered for `timeout`: its host or the network is gone, and nobody says so.
+#[must_use]
+pub fn unanswered() -> DbErr {
+    conn_error(silence())
+}
+
+/// How long a question that takes no time may take.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// What a query answers, or [`unanswered`] after so long: sqlx would wait for ever.
+///
+/// # Errors
+/// The database's.
+pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
+    tokio::time::timeout(span, query).await.unwrap_or_else(|_| Err(unanswered()))
+}
+
+/// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
+/// shut down.
+///
+/// # Errors
+/// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
+pub async fn connect_until(
+    settings: &Database,
+    role: Role,
+    shutdown: &CancellationToken,
+) -> Result<Option<DatabaseConnection>, DatabaseError> {
+    let mut pauses = backoff();
+    let outage = Outage::of("PostgreSQL");
+    loop {
+        let Some(connected) = shutdown.run_until_cancelled(connect(settings, role)).await else { return Ok(None) };
+        let connected = match connected {
+            Ok(db) => match tokio::time::timeout(ANSWER_WITHIN, require_schema(settings, &db)).await {
+                Ok(answer) => answer.map(|()| db),
+                Err(_) => Err(DatabaseError::Connect { at: settings.url.to_string(), error: unanswered() }),
+            },
+            Err(error) => Err(error),
+        };
+        match connected {
+            Err(error @ DatabaseError::Connect { .. }) if error.is_outage() => {
+                outage.begins(&error);
+                let pause = pauses.next().unwrap_or_default();
+                if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
+                    return Ok(None);
+                }
+            }
+            answer => {
+                outage.ends();
+                return answer.map(Some);
+            }
+        }
+    }
+}
+
+/// Checks that every migration was applied.
+///
+/// # Errors
+/// [`DatabaseError::Schema`], which says what to run.
+pub async fn require_schema(settings: &Database, db: &DatabaseConnection) -> Result<(), DatabaseError> {
+    let at = || settings.url.to_string();
+    match schema::pending(db).await {
+        Ok(0) => Ok(()),
+        Ok(pending) => Err(DatabaseError::Schema { at: at(), pending }),
+        Err(error) => Err(DatabaseError::Connect { at: at(), error }),
+    }
+}

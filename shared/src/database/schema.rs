@@ -1,0 +1,164 @@
+//! The schema (schema.md), as migrations in plain SQL. A migration that has landed never changes; the next one corrects it.
+
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
+
+use super::statement;
+
+pub mod triggers;
+
+/// Every migration, in order.
+pub struct Migrator;
+
+/// Each migration is a name, an `.up.sql` and a `.down.sql`.
+macro_rules! migrations {
+    ($($name:literal,)*) => {
+        /// The names alone, by which every process checks the schema; only `ops` carries the SQL.
+        const NAMES: &[&str] = &[$($name),*];
+
+        const MIGRATIONS: &[Sql] = &[$(Sql {
+            name: $name,
+            up: include_str!(concat!("schema/", $name, ".up.sql")),
+            down: include_str!(concat!("schema/", $name, ".down.sql")),
+        }),*];
+    };
+}
+
+migrations! {
+    "m0001_order_system",
+    "m0002_ledger",
+    "m0003_kyhan",
+    "m0004_sweep",
+    "m0005_rebuild",
+    "m0006_canaries",
+    "m0007_heap_only",
+    "m0008_dead_letters",
+    "m0009_policies",
+    "m0010_retention",
+    "m0011_confidentiality",
+    "m0012_seals",
+    "m0013_guards",
+    "m0014_waiting",
+}
+
+impl MigratorTrait for Migrator {
+    fn migrations() -> Vec<Box<dyn MigrationTrait>> {
+        MIGRATIONS.iter().map(|migration| Box::new(*migration) as Box<dyn MigrationTrait>).collect()
+    }
+}
+
+/// The table in which sea-orm keeps which migrations were applied.
+pub(crate) const TABLE: &str = "seaql_migrations";
+
+/// The tables, views and functions that each migration makes, by the migration's name. Those of the optional triggers are the last
+/// migration's.
+pub(crate) fn objects() -> impl Iterator<Item = (&'static str, Vec<String>)> {
+    let last = MIGRATIONS.last().map_or("", |migration| migration.name);
+    let triggers = (last, triggers::INSTALL);
+    MIGRATIONS.iter().map(|migration| (migration.name, migration.up)).chain([triggers]).map(|(name, sql)| (name, created(sql)))
+}
+
+/// The names in a file's `CREATE TABLE`, `CREATE VIEW` and `CREATE FUNCTION`, each of which begins its line.
+fn created(sql: &str) -> Vec<String> {
+    let object = |line: &str| {
+        let rest = line.strip_prefix("CREATE ")?;
+        let rest = rest.strip_prefix("OR REPLACE ").unwrap_or(rest);
+        let rest = ["TABLE ", "VIEW ", "FUNCTION "].iter().find_map(|kind| rest.strip_prefix(kind))?;
+        rest.split([' ', '(']).next().map(ToOwned::to_owned)
+    };
+    sql.lines().filter_map(object).collect()
+}
+
+/// The advisory lock of whoever migrates: "kyhan" in ASCII, then 2.
+const MIGRATING: i64 = 0x6b_7968_616e_0002;
+
+/// Applies what is pending and pins the functions' `search_path`, one process at a time; the others wait and find nothing to do. How many
+/// it applied. What the roles may do with new tables is [`super::roles::grant`]'s.
+///
+/// # Errors
+/// The database's.
+pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
+    let turn = turn(db).await?;
+    let pending = Migrator::get_pending_migrations(db).await?.len();
+    Migrator::up(db, None).await?;
+    pin(db).await?;
+    turn.commit().await?;
+    Ok(pending)
+}
+
+/// Makes every function of ours find its tables in the schema where it is, whatever the session's `search_path` is.
+///
+/// # Errors
+/// The database's.
+pub(crate) async fn pin(db: &impl ConnectionTrait) -> Result<(), DbErr> {
+    db.execute_unprepared(include_str!("schema/pin.sql")).await.map(|_| ())
+}
+
+/// Whether every migration was applied.
+pub(crate) async fn is_complete(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
+    Ok(pending(db).await? == 0)
+}
+
+/// How many migrations are pending.
+pub(crate) async fn pending(db: &impl ConnectionTrait) -> Result<usize, DbErr> {
+    let applied = applied(db).await?;
+    Ok(NAMES.iter().filter(|name| !applied.iter().any(|applied| applied == *name)).count())
+}
+
+/// The names of our migrations that were applied in the current schema. It only reads: the migrator's own question creates its table
+/// where there is none.
+pub(crate) async fn applied(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
+    let kept = format!("SELECT to_regclass('{TABLE}') IS NOT NULL AS kept");
+    let kept = db.query_one_raw(statement(&kept, [])).await?;
+    if !kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
+        return Ok(Vec::new());
+    }
+    let names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
+    let sql = format!("SELECT version FROM {TABLE} WHERE version = ANY($1)");
+    db.query_all_raw(statement(&sql, [names.into()])).await?.iter().map(|row| row.try_get("", "version")).collect()
+}
+
+/// Takes back the newest `steps` migrations. How many there were to take back.
+///
+/// # Errors
+/// The database's.
+pub async fn down(db: &DatabaseConnection, steps: u32) -> Result<usize, DbErr> {
+    let turn = turn(db).await?;
+    let applied = Migrator::get_applied_migrations(db).await?.len();
+    Migrator::down(db, Some(steps)).await?;
+    turn.commit().await?;
+    Ok(applied.min(steps as usize))
+}
+
+/// Waits for this process's turn, which lasts as long as the transaction.
+pub(crate) async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let turn = db.begin().await?;
+    // The lock timeout is for rows; another migration may take its time.
+    turn.execute_unprepared("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0").await?;
+    turn.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [MIGRATING.into()])).await?;
+    Ok(turn)
+}
+
+#[derive(Clone, Copy)]
+struct Sql {
+    name: &'static str,
+    up: &'static str,
+    down: &'static str,
+}
+
+impl MigrationName for Sql {
+    fn name(&self) -> &str {
+        self.name
+    }
+}
+
+#[async_trait]
+impl MigrationTrait for Sql {
+    async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(self.up).await.map(|_| ())
+    }
+
+    async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {
+        manager.get_connection().execute_unprepared(self.down).await.map(|_| ())
+    }
+}

@@ -1,0 +1,234 @@
+//! The policy: which event wakes which task after how long. One table that operators edit, checked whole.
+
+use std::{collections::BTreeMap, fmt, time::Duration};
+
+use chrono::{DateTime, Utc};
+
+use super::{
+    event::EventType,
+    span::Span,
+    task::{Task, Terms},
+    tasks,
+};
+
+mod release;
+mod written;
+
+use written::Written;
+
+pub use release::Release;
+
+/// One line of the policy's table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Line {
+    pub on: EventType,
+    /// The kind of a task in [`tasks::ALL`].
+    pub task: &'static str,
+    pub after: Span,
+}
+
+/// The whole table, and how what it makes due earlier is released, if that is staged.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Policy {
+    lines: Vec<Line>,
+    releases: BTreeMap<&'static str, Release>,
+    number: Option<i64>,
+}
+
+/// A line that cannot hold, by its place in the table and its field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mistake {
+    pub line: usize,
+    pub field: &'static str,
+    pub why: String,
+}
+
+impl Policy {
+    /// A policy of these lines.
+    ///
+    /// # Errors
+    /// Every mistake at once: a task told to count from an event that it knows no moment for, a span shorter than what
+    /// is promised, a pair named twice.
+    pub fn new(lines: Vec<Line>) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        for (at, line) in lines.iter().enumerate() {
+            let Some(task) = tasks::find(line.task) else {
+                mistakes.push(Mistake { line: at, field: "task", why: format!("there is no task {:?}", line.task) });
+                continue;
+            };
+            if !task.counts_from().contains(&line.on) {
+                let known = task.counts_from().iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
+                let why = format!("{} cannot count from {}; it counts from {known}", line.task, line.on);
+                mistakes.push(Mistake { line: at, field: "on", why });
+            }
+            if let Some(shortest) = task.shortest().filter(|shortest| !line.after.covers(*shortest)) {
+                let why = format!("{} may not come before {shortest}", line.task);
+                mistakes.push(Mistake { line: at, field: "after", why });
+            }
+            if lines[..at].iter().any(|other| (other.on, other.task) == (line.on, line.task)) {
+                let why = format!("{} → {} stands in an earlier line already", line.on, line.task);
+                mistakes.push(Mistake { line: at, field: "on", why });
+            }
+        }
+        if mistakes.is_empty() { Ok(Self { lines, ..Self::default() }) } else { Err(mistakes) }
+    }
+
+    /// The same, with a release of a kind.
+    #[must_use]
+    pub fn releasing(mut self, kind: &'static str, release: Release) -> Self {
+        self.releases.insert(kind, release);
+        self
+    }
+
+    /// How what it makes due earlier of one kind is released; `None`: all of it falls due by its lines alone.
+    #[must_use]
+    pub fn release(&self, task: &dyn Task) -> Option<&Release> {
+        self.releases.get(task.kind())
+    }
+
+    /// Every release, by kind.
+    pub fn releases(&self) -> impl Iterator<Item = (&'static str, &Release)> {
+        self.releases.iter().map(|(kind, release)| (*kind, release))
+    }
+
+    /// What it says of one kind, its release included if that is not over `at` a moment.
+    #[must_use]
+    pub fn of_kind(&self, kind: &'static str, at: DateTime<Utc>) -> Self {
+        let lines = self.lines.iter().filter(|line| line.task == kind).copied().collect();
+        let release = self.releases.get(kind).filter(|release| release.until() > at);
+        let releases = release.map(|release| (kind, release.clone())).into_iter().collect();
+        Self { lines, releases, number: None }
+    }
+
+    /// The same, where the lines of a kind are those of the policy `before`, with its release of that kind: what is not changed goes on.
+    #[must_use]
+    pub fn carrying_over(mut self, before: &Self) -> Self {
+        for (kind, release) in before.releases() {
+            let of_kind = |policy: &Self| policy.of_kind(kind, DateTime::<Utc>::MAX_UTC);
+            if of_kind(&self).says_the_same(&of_kind(before)) {
+                self.releases.insert(kind, release.clone());
+            }
+        }
+        self
+    }
+
+    /// Its number among the policies that were applied to the database; `None`: it is that of a process's settings.
+    #[must_use]
+    pub const fn number(&self) -> Option<i64> {
+        self.number
+    }
+
+    /// The same, as the one that was applied to the database under this number.
+    #[must_use]
+    pub const fn numbered(mut self, number: i64) -> Self {
+        self.number = Some(number);
+        self
+    }
+
+    /// As it is kept in the database.
+    ///
+    /// # Errors
+    /// None that a policy of ours could cause.
+    pub fn to_json(&self) -> serde_json::Result<String> {
+        serde_json::to_string(&Written::of(self))
+    }
+
+    /// Reads what [`Policy::to_json`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with it; that of a later version may have fields of its own.
+    pub fn of_json(text: &str) -> Result<Self, String> {
+        serde_json::from_str::<Written>(text).map_err(|error| error.to_string())?.read()
+    }
+
+    /// What an effect of a task is written from.
+    #[must_use]
+    pub fn terms(&self, task: &dyn Task, wallet_floor: Option<i64>) -> Terms {
+        let spans = task.counts_from().iter().filter_map(|event| Some((*event, self.span(task, *event)?)));
+        let wanted = EventType::ALL.into_iter().filter(|event| self.wants(*event));
+        Terms { wallet_floor, wanted: wanted.collect(), spans: spans.collect() }
+    }
+
+    #[must_use]
+    pub fn lines(&self) -> &[Line] {
+        &self.lines
+    }
+
+    /// Whether both say the same of every event and task, in whatever order.
+    #[must_use]
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        let within = |one: &Self, other: &Self| one.lines.iter().all(|line| other.lines.contains(line));
+        within(self, other) && within(other, self)
+    }
+
+    /// What an event wakes.
+    pub fn lines_on(&self, event: EventType) -> impl Iterator<Item = &Line> {
+        self.lines.iter().filter(move |line| line.on == event)
+    }
+
+    /// Whether anything follows from an event, so that an effect that causes it has to raise it.
+    #[must_use]
+    pub fn wants(&self, event: EventType) -> bool {
+        self.lines_on(event).next().is_some()
+    }
+
+    /// How long after `event`'s moment a task falls due. A moment that no line names counts with the longest span of the
+    /// task's lines, so a change always gives staff their time to correct it. `None`: the policy does not use the task.
+    #[must_use]
+    pub fn span(&self, task: &dyn Task, event: EventType) -> Option<Span> {
+        let of_task = || self.lines.iter().filter(|line| line.task == task.kind());
+        of_task()
+            .find(|line| line.on == event)
+            .or_else(|| of_task().max_by_key(|line| line.after.longest_ms()))
+            .map(|line| line.after)
+    }
+
+    /// The exact durations in the table: each gets a rung of its own. Calendar months climb the ladder instead.
+    pub fn durations(&self) -> impl Iterator<Item = Duration> {
+        self.lines.iter().filter_map(|line| line.after.exact())
+    }
+}
+
+impl fmt::Display for Policy {
+    /// Its lines as in a `kyhan.toml`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.lines.iter().try_for_each(|Line { on, task, after }| {
+            writeln!(f, "[[policy]]\non = \"{on}\"\ntask = \"{task}\"\nafter = \"{after}\"\n")
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn line(on: EventType, task: &'static str, after: &str) -> Line {
+        Line { on, task, after: after.parse().unwrap() }
+    }
+
+    #[test]
+    fn every_mistake_of_a_table_is_reported() {
+        let mistakes = Policy::new(vec![
+            line(EventType::OrderShipped, "confirm-receipt", "14d"),
+            line(EventType::OrderShipped, "confirm-receipt", "10d"),
+            line(EventType::CartItemAdded, "confirm-receipt", "1d"),
+            line(EventType::OrderShipped, "make-coffee", "1d"),
+        ])
+        .unwrap_err();
+        assert_eq!(mistakes.iter().map(|m| (m.line, m.field)).collect::<Vec<_>>(), [(1, "on"), (2, "on"), (3, "task")]);
+        assert!(mistakes[1].why.contains("it counts from order.shipped"), "{}", mistakes[1].why);
+    }
+
+    #[test]
+    fn a_moment_without_a_line_counts_with_the_tasks_longest_span() {
+        let task = tasks::find("collect-arrears").unwrap();
+        let policy = Policy::new(vec![
+            line(EventType::OrderShipped, "collect-arrears", "24h"),
+            line(EventType::OrderReceived, "collect-arrears", "48h"),
+        ])
+        .unwrap();
+        assert_eq!(policy.span(task, EventType::OrderShipped), "24h".parse().ok());
+        assert_eq!(policy.span(task, EventType::OrderFeesChanged), "48h".parse().ok());
+        assert_eq!(Policy::default().span(task, EventType::OrderShipped), None);
+    }
+}

@@ -1,0 +1,72 @@
+//! A release: of one kind, a policy that makes rows due earlier takes hold little by little. What its lines alone would make due at once
+//! falls due evenly over a while, each row at a moment of its own that follows from its id; never later than by the policy before.
+//!
+//! It is part of the policy, and so of the one definition of *due*: no row is written for it, and nobody keeps a list.
+
+use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
+
+use super::Policy;
+use crate::domain::task::Task;
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Release {
+    /// The policy that was replaced, of this kind alone; perhaps in the middle of a release of its own.
+    pub before: Policy,
+    /// When the policy was put in force: what was due by then is due.
+    pub since: DateTime<Utc>,
+    /// When the first row is released.
+    pub from: DateTime<Utc>,
+    /// Over how many milliseconds after that.
+    pub over_ms: u64,
+}
+
+impl Release {
+    /// When everything is released.
+    #[must_use]
+    pub fn until(&self) -> DateTime<Utc> {
+        let over = i64::try_from(self.over_ms).ok().and_then(TimeDelta::try_milliseconds);
+        over.and_then(|over| self.from.checked_add_signed(over)).unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
+
+    /// How many releases of `task` lie in each other.
+    #[must_use]
+    pub fn depth(&self, task: &dyn Task) -> usize {
+        1 + self.before.release(task).map_or(0, |before| before.depth(task))
+    }
+
+    /// SQL: [`Release::since`].
+    #[must_use]
+    pub fn sql_since(&self) -> String {
+        literal(self.since)
+    }
+
+    /// SQL: [`Release::from`].
+    #[must_use]
+    pub fn sql_from(&self) -> String {
+        literal(self.from)
+    }
+
+    /// SQL: [`Release::until`].
+    #[must_use]
+    pub fn sql_until(&self) -> String {
+        format!("({} + {})", self.sql_from(), self.sql_over())
+    }
+
+    /// SQL: when the row of this `id` is released. The hash is the one by which PostgreSQL partitions tables, and so the same in every
+    /// version; of it 31 bits are taken. Each release has its own, so that what another one left over is spread evenly too.
+    #[must_use]
+    pub fn sql_moment(&self, id: &str) -> String {
+        let (from, over, seed) = (self.sql_from(), self.sql_over(), self.from.timestamp_micros());
+        format!("({from} + (uuid_hash_extended({id}, {seed}) & 2147483647) / 2147483648::float8 * {over})")
+    }
+
+    fn sql_over(&self) -> String {
+        format!("interval '{}.{:03} seconds'", self.over_ms / 1000, self.over_ms % 1000)
+    }
+}
+
+/// To the microsecond, as PostgreSQL keeps it.
+fn literal(moment: DateTime<Utc>) -> String {
+    format!("timestamptz '{}'", moment.to_rfc3339_opts(SecondsFormat::Micros, true))
+}

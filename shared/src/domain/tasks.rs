@@ -1,0 +1,43 @@
+//! THE list of tasks. Worker, producer, ops and the conformance suite walk it; nothing else matches on a kind.
+
+use super::task::{Exampled, Shown};
+
+/// Each kind is a file, and a line below.
+macro_rules! tasks {
+    ($($file:ident :: $task:ident,)*) => {
+        $(mod $file;)*
+
+        /// Every kind there is.
+        pub static ALL: &[&dyn Shown] = &[$(&$file::$task),*];
+
+        /// The same with the examples of the conformance suite.
+        pub static EXAMPLED: &[&dyn Exampled] = &[$(&$file::$task),*];
+    };
+}
+
+tasks! {
+    confirm_receipt::ConfirmReceipt,
+    purge_cart_item::PurgeCartItem,
+    collect_arrears::CollectArrears,
+    hide_order::HideOrder,
+}
+
+/// The task of this kind.
+#[must_use]
+pub fn find(kind: &str) -> Option<&'static dyn Shown> {
+    ALL.iter().copied().find(|task| task.kind() == kind)
+}
+
+/// Every kind's name.
+pub fn kinds() -> impl Iterator<Item = &'static str> {
+    ALL.iter().map(|task| task.kind())
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn the_kinds_on_the_wire_are_pinned() {
+        let kinds: Vec<_> = super::kinds().collect();
+        assert_eq!(kinds, ["confirm-receipt", "purge-cart-item", "collect-arrears", "hide-order"]);
+    }
+}

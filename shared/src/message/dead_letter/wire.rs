@@ -1,0 +1,180 @@
+//! A letter on its way: the message that carries it to the dead-letter queue, and what a message of that queue, or of the unrouted
+//! ones, is read as. Every message is some letter.
+
+use chrono::{DateTime, Datelike, Utc};
+use lapin::{
+    BasicProperties,
+    types::{AMQPValue, FieldTable},
+};
+
+use super::{
+    CAUSE_MAX, DeadLetter, NAME_MAX, cut,
+    headers::{fit_to_publish, size_of_table, without_deaths},
+    id_of,
+};
+use crate::{
+    domain::outcome::Reason,
+    message::{
+        outgoing::Outgoing,
+        topology::Topology,
+        wakeup::{PERSISTENT, Wakeup},
+    },
+};
+
+const REASON: &str = "kyhan-reason";
+const CAUSE: &str = "kyhan-cause";
+const ATTEMPTS: &str = "kyhan-attempts";
+const KIND: &str = "kyhan-kind";
+const SUBJECT: &str = "kyhan-subject";
+const WAKEUP: &str = "kyhan-wakeup";
+const WORKER: &str = "kyhan-worker";
+const FIRST_FAILED_AT: &str = "kyhan-first-failed-at";
+const ROUTING_KEY: &str = "kyhan-routing-key";
+const HEADERS: &str = "kyhan-headers";
+const HEADERS_DROPPED: &str = "kyhan-headers-dropped";
+
+impl DeadLetter {
+    /// The message that carries it to the dead-letter queue.
+    #[must_use]
+    pub fn message(self, topology: &Topology) -> Outgoing {
+        let mut headers = FieldTable::default();
+        let mut put = |name: &str, value: String| {
+            headers.insert(name.into(), AMQPValue::LongString(value.into()));
+        };
+        put(REASON, self.reason);
+        put(CAUSE, self.cause);
+        put(ROUTING_KEY, self.routing_key.clone());
+        for (name, value) in [
+            (KIND, self.kind),
+            (SUBJECT, self.subject.map(|id| id.to_string())),
+            (WAKEUP, self.wakeup.map(|id| id.to_string())),
+            (WORKER, self.worker),
+            (FIRST_FAILED_AT, self.first_failed_at.map(|at| at.to_rfc3339())),
+        ] {
+            if let Some(value) = value {
+                put(name, value);
+            }
+        }
+        headers.insert(ATTEMPTS.into(), AMQPValue::LongLongInt(self.attempts.into()));
+        if fit_to_publish(&self.headers) {
+            if !self.headers.inner().is_empty() {
+                headers.insert(HEADERS.into(), AMQPValue::FieldTable(self.headers));
+            }
+        } else {
+            let size = i64::try_from(size_of_table(&self.headers)).unwrap_or(i64::MAX);
+            headers.insert(HEADERS_DROPPED.into(), AMQPValue::LongLongInt(size));
+        }
+        let properties = BasicProperties::default()
+            .with_delivery_mode(PERSISTENT)
+            .with_message_id(self.id.to_string().into())
+            .with_type("kyhan.dead-letter".into())
+            .with_timestamp(self.died_at.and_then(|at| u64::try_from(at.timestamp()).ok()).unwrap_or_default())
+            .with_headers(headers);
+        Outgoing { exchange: topology.dead(), routing_key: self.routing_key, properties, body: self.body }
+    }
+
+    /// Reads a message of the dead-letter queue, or of the queue of `unrouted` ones. Every message is some letter.
+    #[must_use]
+    pub fn read(unrouted: bool, routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
+        let empty = FieldTable::default();
+        let headers = properties.headers().as_ref().unwrap_or(&empty);
+        let text = |name: &str| match headers.inner().get(name) {
+            Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+            _ => None,
+        };
+        let number = |name: &str| match headers.inner().get(name) {
+            Some(AMQPValue::LongLongInt(number)) => Some(*number),
+            _ => None,
+        };
+        // Whoever wrote these headers may have written more than a name, or than AMQP can send again.
+        let name = |header: &str| text(header).map(|text| cut(&text, NAME_MAX));
+        // What the broker buried it has marked; its sender may have written anything else.
+        let Some(reason) = name(REASON).filter(|_| !headers.contains_key("x-death")) else {
+            return Self::of_broker(unrouted, routing_key, headers, body);
+        };
+        let subject = text(SUBJECT).and_then(|id| id.parse().ok());
+        let attempts = number(ATTEMPTS).and_then(|attempts| u32::try_from(attempts).ok()).unwrap_or_default();
+        let routing_key = name(ROUTING_KEY).unwrap_or_default();
+        let mut cause = cut(&text(CAUSE).unwrap_or_default(), CAUSE_MAX);
+        if let Some(size) = number(HEADERS_DROPPED) {
+            cause = format!("{cause}; its {size} bytes of headers were too many to be kept");
+        }
+        let died_at = properties.timestamp().as_ref().and_then(|at| moment(*at));
+        Self {
+            id: id_of(&body, &routing_key, Some((subject, attempts))),
+            reason,
+            cause,
+            attempts,
+            first_failed_at: text(FIRST_FAILED_AT).and_then(|at| at.parse().ok()).and_then(shown),
+            died_at,
+            worker: name(WORKER),
+            kind: name(KIND),
+            subject,
+            wakeup: text(WAKEUP).and_then(|id| id.parse().ok()),
+            routing_key,
+            headers: match headers.inner().get(HEADERS) {
+                Some(AMQPValue::FieldTable(table)) => table.clone(),
+                _ => empty,
+            },
+            body,
+        }
+    }
+
+    /// A message that the broker put here by itself: delivered too often, or sent where no lane is.
+    fn of_broker(unrouted: bool, routing_key: &str, headers: &FieldTable, body: Vec<u8>) -> Self {
+        let death = match headers.inner().get("x-death") {
+            Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
+                Some(AMQPValue::FieldTable(death)) => Some(death.clone()),
+                _ => None,
+            },
+            _ => None,
+        };
+        let told = |name: &str| match death.as_ref()?.inner().get(name) {
+            Some(AMQPValue::LongString(text)) => Some(text.to_string()),
+            _ => None,
+        };
+        let queue = cut(&told("queue").unwrap_or_default(), NAME_MAX);
+        let (reason, cause) = if unrouted {
+            ("unrouted".to_owned(), format!("no lane takes the routing key {routing_key:?}"))
+        } else if told("reason").as_deref() == Some("delivery_limit") {
+            (
+                Reason::DeliveryLimit.name().to_owned(),
+                format!("delivered too often from {queue} without an answer: it may stop its worker"),
+            )
+        } else if let Some(reason) = told("reason") {
+            (cut(&reason, NAME_MAX), format!("RabbitMQ took it out of {queue}"))
+        } else {
+            ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
+        };
+        let died_at = match death.as_ref().and_then(|death| death.inner().get("time")) {
+            Some(AMQPValue::Timestamp(at)) => moment(*at),
+            _ => None,
+        };
+        let wakeup = Wakeup::decode(&body, None).ok();
+        Self {
+            id: id_of(&body, routing_key, None),
+            reason,
+            cause,
+            attempts: wakeup.as_ref().map_or(0, |wakeup| wakeup.attempt),
+            first_failed_at: wakeup.as_ref().and_then(|wakeup| wakeup.failed_at).and_then(shown).or(died_at),
+            died_at,
+            worker: None,
+            kind: wakeup.as_ref().map(|wakeup| wakeup.kind.to_owned()),
+            subject: wakeup.as_ref().filter(|w| w.subjects.len() == 1).map(|w| w.subjects[0]),
+            wakeup: wakeup.map(|wakeup| wakeup.id),
+            routing_key: routing_key.to_owned(),
+            headers: without_deaths(Some(headers)),
+            body,
+        }
+    }
+}
+
+/// An AMQP timestamp: whole seconds since 1970.
+fn moment(seconds: u64) -> Option<DateTime<Utc>> {
+    DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0).and_then(shown)
+}
+
+/// A moment of a year that every calendar can show.
+fn shown(at: DateTime<Utc>) -> Option<DateTime<Utc>> {
+    (1..=9_999).contains(&at.year()).then_some(at)
+}

@@ -1,0 +1,10 @@
+//! How every binary lives: its command line, its start and shutdown, its logs, its health, and how it waits for a server that is away.
+
+pub mod admin;
+pub mod backoff;
+pub mod cli;
+pub mod health;
+pub mod lifecycle;
+pub mod outage;
+pub mod redact;
+pub mod telemetry;

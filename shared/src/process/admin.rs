@@ -1,0 +1,93 @@
+//! The admin port: over HTTP, whether a process lives (`/healthz`) and whether it is ready (`/readyz`).
+//!
+//! Liveness depends on no server: in an outage a supervisor that restarts whatever is not alive would restart the whole fleet.
+//! Whoever calls is bounded: so many connections at once, one small request each, a few seconds in all.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get, serve::Listener};
+use hyper::server::conn::http1;
+use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use serde_json::json;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{process::health::Health, settings};
+
+/// Most connections at once; the next ones wait to be accepted.
+const CONNECTIONS_MAX: usize = 32;
+/// Most bytes of a request line and headers; nobody reads a body.
+const REQUEST_MAX: usize = 16 * 1_024;
+/// How long a connection may last, from accepted to answered. A client that says nothing holds its place no longer.
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why there is no admin port.
+#[derive(Debug, thiserror::Error)]
+#[error("admin.listen: cannot listen on {address}: {error}; set another address, port 0 for any free one, or \"none\"")]
+pub struct AdminError {
+    pub address: SocketAddr,
+    pub error: std::io::Error,
+}
+
+/// An open admin port; dropped, it is closed.
+pub struct AdminPort {
+    _serving: AbortOnDropHandle<()>,
+}
+
+impl AdminPort {
+    /// Opens the port and answers on it; `None` where the settings want none.
+    ///
+    /// # Errors
+    /// [`AdminError`] when the address cannot be used, say because another process has it.
+    pub async fn open(settings: settings::Admin, health: Health) -> Result<Option<Self>, AdminError> {
+        let Some(address) = settings.listen else { return Ok(None) };
+        let failed = |error| AdminError { address, error };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        tracing::info!(%address, "admin port listens");
+        let serving = tokio::spawn(serve(listener, router(health)));
+        Ok(Some(Self { _serving: AbortOnDropHandle::new(serving) }))
+    }
+}
+
+fn router(health: Health) -> Router {
+    Router::new().route("/healthz", get(alive)).route("/readyz", get(ready)).with_state(health)
+}
+
+/// That this runs at all is the answer: the runtime turns. A part that dies for good ends the process.
+async fn alive() -> impl IntoResponse {
+    Json(json!({ "alive": true }))
+}
+
+async fn ready(State(health): State<Health>) -> impl IntoResponse {
+    let report = health.report();
+    (if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
+}
+
+/// Not `axum::serve`, which lets clients that say nothing pile up.
+async fn serve(mut listener: TcpListener, router: Router) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+        // Axum's own: an error (no descriptor left, say) is waited out.
+        let (stream, _) = Listener::accept(&mut listener).await;
+        let answered = answer(stream, router.clone());
+        tokio::spawn(async move {
+            if tokio::time::timeout(CONNECTION_TIMEOUT, answered).await.is_err() {
+                tracing::debug!("a connection to the admin port took too long");
+            }
+            drop(place);
+        });
+    }
+}
+
+/// Answers the one request of a connection.
+async fn answer(stream: TcpStream, router: Router) {
+    let mut http = http1::Builder::new();
+    http.keep_alive(false).max_buf_size(REQUEST_MAX);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
+        tracing::debug!(%error, "a connection to the admin port");
+    }
+}

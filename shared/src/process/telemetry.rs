@@ -1,0 +1,134 @@
+//! Telemetry: logs on stderr, human on a terminal and JSON otherwise; traces, metrics and logs over OTLP when the standard
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Nothing personal is in any of it: spans and logs name kinds, ids and counts.
+
+use std::{collections::HashMap, io::IsTerminal};
+
+use opentelemetry::{global, propagation::TextMapPropagator, trace::TracerProvider as _};
+use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
+use opentelemetry_otlp::{ExporterBuildError, LogExporter, MetricExporter, SpanExporter};
+use opentelemetry_sdk::{
+    Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, propagation::TraceContextPropagator, trace::SdkTracerProvider,
+};
+use tracing::Span;
+use tracing_opentelemetry::OpenTelemetrySpanExt;
+use tracing_subscriber::{
+    EnvFilter, Layer,
+    filter::{LevelFilter, Targets},
+    layer::SubscriberExt,
+    util::SubscriberInitExt,
+};
+
+use crate::message::wakeup::TraceContext;
+
+/// The endpoint variable of the OpenTelemetry specification; its presence turns the export on.
+/// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
+const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+/// The protocol variable of the same specification.
+const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
+/// The exporter's own machinery: exporting what it says of exporting would never end.
+const EXPORTER_CRATES: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "tonic", "h2", "hyper"];
+
+/// Our crates, whose logs and spans hold no secret at any level. Other crates write at [`OTHERS`] at most, whatever the settings say:
+/// below it lapin logs the password of a login, sea-orm the database's URL, and HTTP/2 the headers of an exporter.
+const OWN_CRATES: [&str; 4] = ["shared", "producer", "worker", "ops"];
+const OTHERS: LevelFilter = LevelFilter::DEBUG;
+
+/// Keeps the exporters; [`Telemetry::shutdown`] sends what they still hold.
+pub struct Telemetry {
+    exporters: Option<(SdkTracerProvider, SdkMeterProvider, SdkLoggerProvider)>,
+}
+
+/// Why telemetry cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    #[error("the OTLP exporter cannot start: {0}; {ENDPOINT} is to be like http://collector:4317")]
+    Exporter(#[from] ExporterBuildError),
+    #[error("{PROTOCOL} is {0:?}, but only \"grpc\" is spoken here (a collector's port 4317, as a rule)")]
+    Protocol(String),
+    #[error("telemetry.log: {0}")]
+    Filter(#[from] tracing_subscriber::filter::ParseError),
+    #[error("logging was set up twice: {0}")]
+    Twice(#[from] tracing_subscriber::util::TryInitError),
+}
+
+impl Telemetry {
+    /// Starts logging at `filter`, and exporting as `service` where an endpoint is set. Needs a tokio runtime then.
+    ///
+    /// # Errors
+    /// [`TelemetryError`].
+    pub fn start(service: &'static str, filter: &str) -> Result<Self, TelemetryError> {
+        let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let stderr = if std::io::stderr().is_terminal() {
+            stderr.boxed()
+        } else {
+            stderr.json().flatten_event(true).with_span_list(false).boxed()
+        };
+        let filter = EnvFilter::try_new(filter)?;
+        let secretive = Targets::new().with_default(OTHERS).with_targets(OWN_CRATES.map(|own| (own, LevelFilter::TRACE)));
+        let registry = tracing_subscriber::registry().with(filter).with(secretive).with(stderr);
+        if std::env::var_os(ENDPOINT).is_none_or(|endpoint| endpoint.is_empty()) {
+            registry.try_init()?;
+            return Ok(Self { exporters: None });
+        }
+        if let Some(other) = std::env::var(PROTOCOL).ok().filter(|protocol| !["", "grpc"].contains(&protocol.as_str())) {
+            return Err(TelemetryError::Protocol(other));
+        }
+        let resource = Resource::builder().with_service_name(service).build();
+        let traces = SdkTracerProvider::builder()
+            .with_batch_exporter(SpanExporter::builder().with_tonic().build()?)
+            .with_resource(resource.clone())
+            .build();
+        let metrics = SdkMeterProvider::builder()
+            .with_periodic_exporter(MetricExporter::builder().with_tonic().build()?)
+            .with_resource(resource.clone())
+            .build();
+        let logs = SdkLoggerProvider::builder()
+            .with_batch_exporter(LogExporter::builder().with_tonic().build()?)
+            .with_resource(resource)
+            .build();
+        global::set_meter_provider(metrics.clone());
+        let ours = tracing_subscriber::filter::filter_fn(|metadata| {
+            !EXPORTER_CRATES.iter().any(|name| metadata.target().split("::").next() == Some(name))
+        });
+        registry
+            .with(tracing_opentelemetry::layer().with_tracer(traces.tracer("kyhan")).with_filter(ours.clone()))
+            .with(OpenTelemetryTracingBridge::new(&logs).with_filter(ours))
+            .try_init()?;
+        Ok(Self { exporters: Some((traces, metrics, logs)) })
+    }
+
+    /// Sends what is still held. A collector that is away costs its data, never the process.
+    pub fn shutdown(self) {
+        let Some((traces, metrics, logs)) = self.exporters else { return };
+        for (signal, result) in [("traces", traces.shutdown()), ("metrics", metrics.shutdown()), ("logs", logs.shutdown())] {
+            if let Err(error) = result {
+                tracing::debug!(signal, %error, "not all telemetry was exported");
+            }
+        }
+    }
+}
+
+/// The trace context of a span, to travel in a message; empty where nothing is exported.
+#[must_use]
+pub fn trace_context(span: &Span) -> TraceContext {
+    let mut carrier = HashMap::new();
+    TraceContextPropagator::new().inject_context(&span.context(), &mut carrier);
+    TraceContext {
+        traceparent: carrier.remove("traceparent"),
+        tracestate: carrier.remove("tracestate").filter(|state| !state.is_empty()),
+    }
+}
+
+/// Links a span to the one that travelled in a message. A `traceparent` that makes no sense links to nothing.
+pub fn link(span: &Span, trace: &TraceContext) {
+    use opentelemetry::trace::TraceContextExt;
+
+    let Some(traceparent) = &trace.traceparent else { return };
+    let mut carrier = HashMap::from([("traceparent".to_owned(), traceparent.clone())]);
+    carrier.extend(trace.tracestate.clone().map(|state| ("tracestate".to_owned(), state)));
+    let context = TraceContextPropagator::new().extract(&carrier);
+    let there = context.span().span_context().clone();
+    if there.is_valid() {
+        span.add_link(there);
+    }
+}
