@@ -50,11 +50,12 @@ walkthrough: ## Run docs/operations.md anew: a thousand dead letters, found, pla
 	@deploy/with-services sh -c "target/debug/walkthrough > target/operations.md"
 	@mv target/operations.md docs/operations.md
 
-check: ## Format, lints, documentation, scripts, the rules for dependencies
+check: ## Format, lints, documentation, scripts, documents, the rules for dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
 	deploy/validate
+	docs/validate
 	@if ! $(CARGO) deny --version >/dev/null 2>&1; then \
 	     echo "NOT RUN  deny.toml: cargo-deny is not installed (cargo install cargo-deny)"; \
 	 else \

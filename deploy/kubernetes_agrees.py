@@ -121,11 +121,14 @@ def autoscaling(resources):
     """Every kind's lane adds workers, and the forecast asks for a metric that there is."""
     triggers = resources["ScaledObject", "worker"]["spec"]["triggers"]
     queues = {trigger["metadata"].get("queueName") for trigger in triggers}
-    for task in sorted(Path("shared/src/tasks").glob("*.rs")):
+    tasks = sorted(Path("shared/src/domain/tasks").glob("*.rs"))
+    if not tasks:
+        yield "no task is found in shared/src/domain/tasks, so that nothing was compared"
+    for task in tasks:
         lane = f"kyhan.due.{task.stem.replace('_', '-')}.0"
         if lane not in queues:
             yield f"autoscaling.yaml has no trigger for {lane}"
-    source = Path("worker/src/forecast.rs").read_text()
+    source = Path("worker/src/leader/forecast.rs").read_text()
     name = re.search(r'u64_observable_gauge\("([^"]+)"\)', source)[1].replace(".", "_")
     stretches = set(re.findall(r'\("([^"]+)", -?\d+, \d+\)', source))
     queries = [trigger["metadata"]["query"] for trigger in triggers if trigger["type"] == "prometheus"]

@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Speaking a binary protocol from bash: hexadecimal out, numbers in, over descriptor 3.
+# A binary protocol in bash: sends hexadecimal, reads numbers, over descriptor 3.
 
 readonly BYTE_SECONDS=5
 
@@ -23,8 +23,8 @@ hex_of() {
     done
 }
 
-# read_bytes COUNT: sets BYTES to the numbers read and TEXT to the same with a dot for whatever cannot be printed.
-# A zero byte ends `read` by being its delimiter, which leaves the character empty: that is how zeros are told.
+# read_bytes COUNT: sets BYTES to the numbers read, and TEXT to the same bytes with a dot for each unprintable one.
+# A zero byte is the delimiter of `read`, so it leaves the character empty; an empty character therefore means zero.
 read_bytes() {
     local count=$1 character
     BYTES=() TEXT=''
@@ -43,7 +43,7 @@ read_bytes() {
     done
 }
 
-# number_at INDEX COUNT: the big-endian number in COUNT of the BYTES from INDEX on.
+# number_at INDEX COUNT: the big-endian number in COUNT of the BYTES, starting at INDEX.
 number_at() {
     local i number=0
     for ((i = $1; i < $1 + $2; i++)); do

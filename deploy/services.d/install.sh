@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Installing the servers where that can be done unasked, and saying how to where it cannot.
+# Installs the servers where that needs no confirmation, and otherwise prints how to install them.
 
 readonly POLICY=/usr/sbin/policy-rc.d
 
@@ -16,16 +16,16 @@ install_with_apt() {
     rm -f "$log"
 }
 
-# Debian's packages start their servers on the standard ports, as services of the machine; nobody asked for those.
-# policy-rc.d is Debian's way to forbid it; one that is there already comes back afterwards. Runs in a subshell, whose
-# exit, however it comes, restores it.
+# Debian's packages start their servers on the standard ports, as services of the machine, which is not wanted here.
+# policy-rc.d is Debian's way to forbid it. An existing one is restored afterwards: this runs in a subshell, whose exit
+# trap restores it in every case.
 apt_without_starting() {
     local kept=''
     if [[ -e $POLICY || -L $POLICY ]]; then
         kept="$POLICY.kyhan-kept"
         mv -f "$POLICY" "$kept"
     fi
-    # shellcheck disable=SC2064 # the value of now is meant
+    # shellcheck disable=SC2064 # the present value is meant
     trap "rm -f '$POLICY'; [[ -z '$kept' ]] || mv -f '$kept' '$POLICY'" EXIT
     printf '#!/bin/sh\nexit 101\n' >"$POLICY"
     chmod 755 "$POLICY"
@@ -37,14 +37,14 @@ apt_without_starting() {
 install_hint() {
     local names=$*
     cat >&2 <<HINT
-services: not found, and not to be started here: ${names// /, }. Install what is missing, then run this again:
+services: not found, and cannot be started here: ${names// /, }. Install what is missing, then run this again:
 
   Debian, Ubuntu   sudo apt-get install ${names/rabbitmq/rabbitmq-server}
   Fedora           sudo dnf install $(dnf_names "$@")
   Arch             sudo pacman -S $names
   macOS            brew install ${names/postgresql/postgresql@17}
 
-or start Docker, or name servers that run already:
+or start Docker, or name servers that are already running:
 
   export KYHAN_DATABASE_URL=postgres://user:password@host:5432/postgres
   export KYHAN_AMQP_URL=amqp://user:password@host:5672/%2f

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# PostgreSQL: the ways to come by one. Each `postgres_…` way returns 0 with postgres_url and postgres_way set and saved.
+# PostgreSQL: the ways to get one. Each `postgres_…` way that works sets and saves postgres_url and postgres_way, and returns 0.
 
 postgres_named() {
     local named=${KYHAN_DATABASE_URL:-}
-    # A shell that evaluated our own export lines names our own server: then it is ours to start again.
+    # A shell that evaluated our own export lines names our own server, which we may restart.
     [[ -n $named && $named != "$postgres_own_url" ]] || return 1
     postgres_check "$named" ||
-        die "KYHAN_DATABASE_URL names $(masked "$named"), which cannot be used: $ANSWER. Correct it, or unset it to have a server found."
+        die "KYHAN_DATABASE_URL names $(masked "$named"), which cannot be used: $ANSWER. Correct it, or unset it to use a server that is found or started."
     ((ANSWER_CODE == 0)) || note "KYHAN_DATABASE_URL: $ANSWER"
     postgres_use "$named" 'named by KYHAN_DATABASE_URL'
 }
@@ -18,7 +18,7 @@ postgres_own() {
     elif postgres_check "$postgres_own_url"; then
         postgres_use "$postgres_own_url" "started privately in $postgres_dir"
     else
-        note "the private PostgreSQL does not answer; starting it again with the same data"
+        note "the private PostgreSQL does not answer; restarting it with the same data"
         postgres_launch
     fi
 }
@@ -34,9 +34,9 @@ postgres_standard() {
             return
         fi
         reason=${reason:-$ANSWER}
-        ((ANSWER_CODE > 2)) || break # no PostgreSQL at all, so no other role will do better
+        ((ANSWER_CODE > 2)) || break # not a PostgreSQL, so no other role will work either
     done
-    ((ANSWER_CODE == 1)) || note "a server on 127.0.0.1:5432 is left alone: $reason"
+    ((ANSWER_CODE == 1)) || note "not using the server on 127.0.0.1:5432: $reason"
     return 1
 }
 
@@ -68,17 +68,17 @@ postgres_use() {
     say "$(postgres_name) at $(masked "$postgres_url"), $postgres_way"
 }
 
-# With its version, unless the last check could not learn it.
+# With its version, unless the last check could not read it.
 postgres_name() {
     if ((ANSWER_CODE == 0)); then printf 'PostgreSQL %s' "$ANSWER"; else printf PostgreSQL; fi
 }
 
-# Whether the server that URL names can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE as
-# postgres-answers does: a role without the right to create databases and a login that could not be tried still pass.
+# postgres_check URL: checks whether that server can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE to
+# the exit code of postgres-answers. A role that may not create databases, and a login that could not be tried, still pass.
 postgres_check() {
     ANSWER_CODE=6
     { parse_url "$1" 5432 && [[ $URL_SCHEME == postgres || $URL_SCHEME == postgresql ]]; } || {
-        ANSWER='it is not of the form postgres://user:password@host:port/database'
+        ANSWER='it is not a URL like postgres://user:password@host:port/database'
         return 1
     }
     local user=${URL_USER:-$(id -un)} sslmode
@@ -87,7 +87,7 @@ postgres_check() {
     ANSWER=$(HOST=$URL_HOST PORT=$URL_PORT USER=$user PASSWORD=$URL_PASSWORD DATABASE=${URL_PATH:-$user} \
         PGSSLMODE=${sslmode:-prefer} PGSSLROOTCERT=$(query_value sslrootcert) \
         bounded 15 "$PARTS/postgres-answers") || ANSWER_CODE=$?
-    ANSWER=${ANSWER:-it does not answer within 15 seconds}
+    ANSWER=${ANSWER:-it did not answer within 15 seconds}
     case $ANSWER_CODE in
         0 | 4 | 5) return 0 ;;
         *) return 1 ;;
@@ -110,17 +110,16 @@ postgres_binaries() {
     return 1
 }
 
-# A new cluster, in a directory that the server's user can reach.
+# Creates a new cluster, in a directory that the server's user can reach.
 postgres_create() {
     local bin password
     bin=$(postgres_binaries) || return 1
-    # Recorded but without a URL: an earlier initdb was interrupted halfway.
+    # A recorded directory without a URL means that an earlier initdb was interrupted.
     [[ -z $postgres_dir ]] || remove_ours "$postgres_dir"
     postgres_make_directory || return 1
     password=$(random_hex)
-    # A password, although it listens on 127.0.0.1 alone: with trust, any user of this machine could run programs as the
-    # owner of this server.
-    # It travels by pipe and file, never as an argument that `ps` would show.
+    # A password, although it listens only on 127.0.0.1: with trust, any user of this machine could run programs as the
+    # owner of this server. It is passed by pipe and file, never as an argument, which `ps` would show.
     if ! printf '%s\n' "$password" | as_postgres_user bash -c 'umask 077; cat >"$1"' - "$postgres_dir/password" ||
         ! as_postgres_user "$bin/initdb" --pgdata="$postgres_dir/data" --username=postgres --encoding=UTF8 --no-locale \
             --auth=scram-sha-256 --pwfile="$postgres_dir/password" >"$postgres_dir/initdb.log" 2>&1; then
@@ -137,24 +136,24 @@ postgres_settings() {
 
 # Added by deploy/services
 listen_addresses = '127.0.0.1'
-# No Unix socket: its path may be no longer than 107 bytes, which a checkout deep in a tree exceeds.
+# No Unix socket: its path is limited to 107 bytes, which a checkout in a deep directory exceeds.
 unix_socket_directories = ''
-# Every test has a database and a pool of its own, and they run side by side.
+# Every test has its own database and pool, and tests run side by side.
 max_connections = 300
-# As in production: what is measured and killed here must hold there.
+# As in production, so that what is measured and killed here also holds there.
 fsync = on
 full_page_writes = on
 synchronous_commit = on
-# The default of 128 MB makes sessions write each other's pages out; the default of 1 GB of log forces a checkpoint in the middle
-# of a burst, and each page that changes after one is logged whole.
+# With the default shared_buffers of 128 MB, sessions evict each other's pages. With the default max_wal_size of 1 GB, a burst
+# forces a checkpoint, after which each changed page is logged in full.
 shared_buffers = 512MB
 max_wal_size = 4GB
 checkpoint_timeout = 15min
 CONF
 }
 
-# Sets and saves postgres_dir. Where the server's user cannot reach the checkout (root's home, say) the data goes to
-# /var/tmp, not /tmp, which may lie in memory.
+# Sets and saves postgres_dir. If the server's user cannot reach the checkout (for example in root's home), the data goes
+# to /var/tmp; not to /tmp, which may be in memory.
 postgres_make_directory() {
     postgres_dir="$HOME_DIR/postgres"
     save_state
@@ -177,7 +176,7 @@ postgres_user() {
 }
 
 as_postgres_user() (
-    # pg_ctl wants a working directory that its user may enter.
+    # pg_ctl needs a working directory that its user may enter.
     cd / || exit 1
     if ((EUID != 0)); then
         bounded 300 "$@"
@@ -188,12 +187,12 @@ as_postgres_user() (
     fi
 )
 
-# Starts the private cluster, on its former port if that is still free, and waits until it answers. More than one try:
-# a port can be taken between the choice and the start, and after a kill -9 the last children of the old server need a
-# moment to leave.
+# Starts the private cluster, on its former port if that is still free, and waits until it answers. It tries several
+# times: a port can be taken between the choice and the start, and after a kill -9 the old server's last children need a
+# moment to exit.
 postgres_launch() {
     local bin try
-    bin=$(postgres_binaries) || die "the private PostgreSQL's program is gone; reinstall it, or run deploy/services down"
+    bin=$(postgres_binaries) || die "the private PostgreSQL's program is missing; reinstall it, or run deploy/services down"
     for try in 1 2 3 4 5; do
         postgres_running || postgres_start "$bin" "$try"
         if wait_until 15 postgres_settled && postgres_check "$postgres_own_url"; then
@@ -202,7 +201,7 @@ postgres_launch() {
         fi
         sleep 1
     done
-    note "the private PostgreSQL does not start: $(tail -n 3 "$postgres_dir/log" 2>/dev/null | tr '\n' ' ')"
+    note "the private PostgreSQL did not start: $(tail -n 3 "$postgres_dir/log" 2>/dev/null | tr '\n' ' ')"
     return 1
 }
 
@@ -210,7 +209,7 @@ postgres_running() {
     is_ours "$(pid_in "$postgres_dir/data/postmaster.pid")" "$postgres_dir/data"
 }
 
-# It answers, or it has died and never will.
+# Either it answers, or it has died.
 postgres_settled() {
     postgres_check "$postgres_own_url" || ! postgres_running
 }
@@ -228,7 +227,7 @@ postgres_start() {
         --log="$postgres_dir/log" --options="-p $port" </dev/null >/dev/null 2>&1 9>&-
 }
 
-# Fast shutdown (SIGINT): running transactions are rolled back, the data is about to be removed anyway.
+# Fast shutdown (SIGINT): it rolls back running transactions; the data is removed anyway.
 postgres_remove() {
     [[ -n $postgres_dir ]] || return 0
     stop_ours "$(pid_in "$postgres_dir/data/postmaster.pid")" "$postgres_dir/data" INT

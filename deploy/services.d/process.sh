@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Words to the user, and the starting, recognising and stopping of processes.
+# Messages to the user, and functions that start, recognise and stop processes.
 
 say() { printf '%s\n' "$*"; }
 note() { printf 'services: %s\n' "$*" >&2; }
@@ -8,8 +8,8 @@ die() {
     exit 1
 }
 
-# bounded SECONDS COMMAND…: a server, or a server's tool, that never answers must not hang the whole command. macOS has perl, but no
-# timeout.
+# bounded SECONDS COMMAND…: runs the command with a timeout, so that a server or a server's tool that never answers cannot hang the
+# script. macOS has perl, but no timeout.
 bounded() {
     if command -v timeout >/dev/null; then
         timeout -k 5 "$@"
@@ -28,8 +28,8 @@ wait_until() {
     done
 }
 
-# Whether PID lives and is the server we started: its command line carries MARKER. A pid alone proves nothing, since
-# the number may have been given to somebody else's process meanwhile.
+# is_ours PID MARKER: checks that PID is alive and is the server that we started, whose command line contains MARKER. The
+# pid alone is not enough, because it may have been reused for another process.
 is_ours() {
     local pid=$1 marker=$2
     [[ $pid =~ ^[0-9]+$ ]] && [[ $(command_line "$pid") == *"$marker"* ]]
@@ -45,13 +45,13 @@ command_line() {
     fi
 }
 
-# stop_ours PID MARKER SIGNAL: asks with SIGNAL, waits, then insists.
+# stop_ours PID MARKER SIGNAL: sends SIGNAL, waits, then sends SIGKILL.
 stop_ours() {
     local pid=$1 marker=$2 signal=$3
     is_ours "$pid" "$marker" || return 0
     kill -s "$signal" "$pid" 2>/dev/null || true
     wait_until 30 is_gone "$pid" "$marker" && return 0
-    note "process $pid did not stop within 30 seconds and is killed"
+    note "process $pid did not stop within 30 seconds; killing it"
     kill -s KILL "$pid" 2>/dev/null || true
     wait_until 5 is_gone "$pid" "$marker" || true
 }
@@ -63,8 +63,8 @@ pid_in() {
     printf '%s' "$pid"
 }
 
-# start_detached DIRECTORY LOG COMMAND…: replaces the calling subshell with a process that neither a Ctrl-C in the
-# terminal nor the end of this script reaches, and that holds none of this script's descriptors.
+# start_detached DIRECTORY LOG COMMAND…: replaces the calling subshell with a process that survives a Ctrl-C in the
+# terminal and the end of this script, and that holds none of this script's descriptors.
 start_detached() {
     local directory=$1 log=$2
     shift 2
@@ -76,8 +76,8 @@ start_detached() {
 
 port_is_open() { (: <>"/dev/tcp/$1/$2") 2>/dev/null; }
 
-# pick_port VARIABLE: a port of 127.0.0.1 on which nothing listens. They come from below the range that systems hand out
-# for outgoing connections (from 32768 on Linux), so that no stray connection takes one before the server does.
+# pick_port VARIABLE: picks a free port of 127.0.0.1. It lies below the range that systems use for outgoing connections
+# (from 32768 on Linux), so that such a connection cannot take the port before the server does.
 PICKED_PORTS=' '
 pick_port() {
     local candidate
@@ -91,11 +91,11 @@ pick_port() {
 
 random_hex() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 
-# Removes a directory of ours, and refuses any path that cannot be one, whatever a damaged state file says.
+# Removes a directory that this script made. It refuses any other path, in case the state file is damaged.
 remove_ours() {
     case "$1" in
         '') ;;
         "$HOME_DIR"/postgres | "$HOME_DIR"/rabbitmq | /var/tmp/kyhan-postgres.*) rm -rf -- "$1" ;;
-        *) note "$1 is not a directory that deploy/services makes; left as it is" ;;
+        *) note "not removing $1: it is not a directory that deploy/services makes" ;;
     esac
 }

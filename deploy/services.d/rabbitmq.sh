@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# RabbitMQ: the ways to come by one. Each `rabbitmq_…` way returns 0 with rabbitmq_url and rabbitmq_way set and saved.
+# RabbitMQ: the ways to get one. Each `rabbitmq_…` way that works sets and saves rabbitmq_url and rabbitmq_way, and returns 0.
 
 rabbitmq_named() {
     local named=${KYHAN_AMQP_URL:-}
-    # A shell that evaluated our own export lines names our own server: then it is ours to start again.
+    # A shell that evaluated our own export lines names our own server, which we may restart.
     [[ -n $named && $named != "$rabbitmq_own_url" ]] || return 1
     rabbitmq_check "$named" ||
-        die "KYHAN_AMQP_URL names $(masked "$named"), which cannot be used: $ANSWER. Correct it, or unset it to have a server found."
+        die "KYHAN_AMQP_URL names $(masked "$named"), which cannot be used: $ANSWER. Correct it, or unset it to use a server that is found or started."
     rabbitmq_use "$named" 'named by KYHAN_AMQP_URL'
 }
 
@@ -17,7 +17,7 @@ rabbitmq_own() {
     elif rabbitmq_check "$rabbitmq_own_url"; then
         rabbitmq_private_ready
     else
-        note "the private RabbitMQ does not answer; starting it again with the same data"
+        note "the private RabbitMQ does not answer; restarting it with the same data"
         rabbitmq_launch
     fi
 }
@@ -29,7 +29,7 @@ rabbitmq_standard() {
         rabbitmq_use "$url" 'found on its standard port'
         return
     fi
-    ((ANSWER_CODE == 1)) || note "a server on 127.0.0.1:5672 is left alone: $ANSWER"
+    ((ANSWER_CODE == 1)) || note "not using the server on 127.0.0.1:5672: $ANSWER"
     return 1
 }
 
@@ -45,7 +45,7 @@ rabbitmq_compose_up() {
         return 1
     }
     rabbitmq_use "$rabbitmq_own_url" 'started with Docker Compose'
-    # The script itself goes along as an argument, as the container does not have it.
+    # The container does not have the script, so its text is passed as an argument.
     rabbitmq_make_users compose exec -T rabbitmq bash -c "$(cat "$ROOT/deploy/rabbitmq/users")" users
 }
 
@@ -68,11 +68,12 @@ rabbitmq_private_ready() {
     rabbitmq_make_users rabbitmq_private_users
 }
 
-# Of every fleet that the tests run beside each other: their prefixes are kyhan.<name>.<12 digits>.
+# Matches the prefix of every fleet that the tests run side by side: kyhan.<name>.<12 digits>.
 readonly RABBITMQ_PREFIXES='kyhan(\.[a-z0-9_]+\.[0-9a-f]{12})?'
 
-# rabbitmq_make_users USERS…: gives a broker of our own the users of deploy/rabbitmq/users, which USERS runs where the broker is, and
-# saves the URLs by which they log in. Each time, as its data may be gone, or their permissions may have changed.
+# rabbitmq_make_users USERS…: creates the users of deploy/rabbitmq/users on our own broker, and saves the URLs with which they log
+# in. USERS is the command that runs that script where the broker is. This happens every time, because the broker's data may be gone
+# or the permissions may have changed.
 rabbitmq_make_users() {
     local role key port definitions log="$HOME_DIR/rabbitmq-users.log"
     parse_url "$rabbitmq_own_url" 5672
@@ -83,10 +84,10 @@ rabbitmq_make_users() {
         printf -v "$key" 'amqp://kyhan_%s:%s@127.0.0.1:%s/%%2f' "$role" "$URL_PASSWORD" "$port"
     done
     save_state
-    # The node answers a moment before all of it runs.
+    # The node answers a moment before it has started completely.
     if ! definitions=$(rabbitmq_definitions) || ! wait_until 20 rabbitmq_import "$definitions" "$log" "$@"; then
-        # Whoever wants no more than a broker has one.
-        note "RabbitMQ gets no users: $(tail -n 3 "$log" 2>/dev/null | tr '\n' ' ')"
+        # The broker can still be used without these users.
+        note "the RabbitMQ users were not created: $(tail -n 3 "$log" 2>/dev/null | tr '\n' ' ')"
         rabbitmq_producer_url='' rabbitmq_worker_url='' rabbitmq_ops_url=''
         save_state
     fi
@@ -108,7 +109,7 @@ rabbitmq_import() {
     printf '%s\n' "$definitions" | "$@" import >"$log" 2>&1
 }
 
-# With the environment of the node, as far as it concerns rabbitmqctl, and nothing of the user's.
+# With the parts of the node's environment that rabbitmqctl needs, and nothing of the user's environment.
 rabbitmq_private_users() {
     local server
     server=$(rabbitmq_server) || return 1
@@ -117,14 +118,14 @@ rabbitmq_private_users() {
         "$ROOT/deploy/rabbitmq/users" --node "$rabbitmq_node" --timeout 30 "$@" 9>&-
 }
 
-# Whether the server that URL names can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE as
-# amqp-answers does.
+# rabbitmq_check URL: checks whether that server can be used. Sets ANSWER to its version or to what is wrong, and ANSWER_CODE to the
+# exit code of amqp-answers.
 rabbitmq_check() {
     ANSWER_CODE=6
     local default_port=5672
     [[ $1 != amqps:* ]] || default_port=5671
     { parse_url "$1" "$default_port" && [[ $URL_SCHEME == amqp || $URL_SCHEME == amqps ]]; } || {
-        ANSWER='it is not of the form amqp://user:password@host:port/vhost'
+        ANSWER='it is not a URL like amqp://user:password@host:port/vhost'
         return 1
     }
     if [[ $URL_SCHEME == amqps ]]; then
@@ -136,28 +137,28 @@ rabbitmq_check() {
     ANSWER_CODE=0
     ANSWER=$(HOST=$URL_HOST PORT=$URL_PORT USER=${URL_USER:-guest} PASSWORD=${URL_PASSWORD:-guest} VHOST=$vhost \
         bounded 15 "$PARTS/amqp-answers") || ANSWER_CODE=$?
-    ANSWER=${ANSWER:-it does not answer within 15 seconds}
+    ANSWER=${ANSWER:-it did not answer within 15 seconds}
     ((ANSWER_CODE == 0)) || return 1
-    # 3.10 is the first whose quorum queues expire messages and dead-letter them at least once.
+    # 3.10 is the first version whose quorum queues expire messages and dead-letter them at least once.
     if [[ $(printf '%s\n' 3.10 "$ANSWER" | sort -V | head -n 1) != 3.10 ]]; then
-        ANSWER="it is RabbitMQ $ANSWER, and 3.10 is the oldest that will do"
+        ANSWER="it is RabbitMQ $ANSWER; 3.10 or later is required"
         ANSWER_CODE=7
         return 1
     fi
 }
 
-# bash speaks no TLS.
+# bash cannot speak TLS, so this checks only that the port is open.
 rabbitmq_check_tls() {
     if bounded 15 bash -c ': <>"/dev/tcp/$1/$2"' - "$URL_HOST" "$URL_PORT" 2>/dev/null; then
-        ANSWER='(over TLS: only that the port is open was checked)' ANSWER_CODE=0
+        ANSWER='(over TLS: only the open port was checked)' ANSWER_CODE=0
         return 0
     fi
     ANSWER='nothing answers' ANSWER_CODE=1
     return 1
 }
 
-# The start script itself. What Debian and Red Hat put into PATH is a wrapper that switches to the user `rabbitmq`, who
-# may not reach our directory; the real one lies elsewhere.
+# Prints the path of the real start script. Debian and Red Hat put a wrapper into PATH that switches to the user
+# `rabbitmq`, which cannot access our directory.
 rabbitmq_server() {
     local candidate
     command -v erl >/dev/null || return 1
@@ -172,27 +173,27 @@ rabbitmq_server() {
 }
 
 rabbitmq_create() {
-    # Recorded but without a URL: an earlier start was interrupted halfway.
+    # A recorded directory without a URL means that an earlier start was interrupted.
     [[ -z $rabbitmq_dir ]] || remove_ours "$rabbitmq_dir"
     rabbitmq_dir="$HOME_DIR/rabbitmq"
-    # A name of its own: two nodes of one name on one machine shut each other out.
+    # A unique name: two nodes with the same name cannot run on one machine.
     rabbitmq_node="kyhan-$(random_hex)@localhost"
     save_state
     mkdir -p "$rabbitmq_dir"/{home,log,mnesia} || return 1
     chmod 700 "$rabbitmq_dir" || return 1
-    # No plugins: nothing here needs one, and each would open a port.
+    # No plugins: none is needed here, and each would open a port.
     printf '[].\n' >"$rabbitmq_dir/enabled_plugins"
-    # Stands in for /etc/rabbitmq/rabbitmq-env.conf, whose settings (a node name, often) are for the machine's own node.
+    # Replaces /etc/rabbitmq/rabbitmq-env.conf, whose settings (often a node name) are for the machine's own node.
     : >"$rabbitmq_dir/rabbitmq-env.conf"
     cp "$ROOT/deploy/rabbitmq/advanced.config" "$rabbitmq_dir/advanced.config" || return 1
     rabbitmq_own_url="amqp://kyhan:$(random_hex)@127.0.0.1:5672/%2f"
 }
 
-# Starts the private node, on its former port if that is still free, and waits until it lets us log in. One that an
-# interrupted `up` left booting is waited for: a second node on the same data would ruin it.
+# Starts the private node, on its former port if that is still free, and waits until a login works. If an interrupted
+# `up` left a node that is still booting, this waits for it: a second node on the same data would ruin the data.
 rabbitmq_launch() {
     local server try pid
-    server=$(rabbitmq_server) || die "the private RabbitMQ's program is gone; reinstall it, or run deploy/services down"
+    server=$(rabbitmq_server) || die "the private RabbitMQ's program is missing; reinstall it, or run deploy/services down"
     for try in 1 2 3; do
         pid=$(pid_in "$rabbitmq_dir/pid")
         if ! is_ours "$pid" "$rabbitmq_node"; then
@@ -208,16 +209,16 @@ rabbitmq_launch() {
         fi
         stop_ours "$pid" "$rabbitmq_node" TERM
     done
-    note "the private RabbitMQ does not start: $(tail -n 3 "$rabbitmq_dir/log/start.log" 2>/dev/null | tr '\n' ' ')"
+    note "the private RabbitMQ did not start: $(tail -n 3 "$rabbitmq_dir/log/start.log" 2>/dev/null | tr '\n' ' ')"
     return 1
 }
 
-# It answers, or it has died and never will.
+# Either it answers, or it has died.
 rabbitmq_settled() {
     rabbitmq_check "$rabbitmq_own_url" || ! kill -0 "$1" 2>/dev/null
 }
 
-# rabbitmq_configure TRY: settles the port, which may have been taken by now, and writes it down.
+# rabbitmq_configure TRY: chooses the port, because the former one may be taken by now, and writes the configuration.
 rabbitmq_configure() {
     local port
     parse_url "$rabbitmq_own_url" 5672
@@ -237,13 +238,13 @@ log.file.level = info
 CONF
 }
 
-# The port mapper of Erlang nodes. A private one, so that our node neither meets another of this machine nor leaves an
-# epmd behind: Erlang starts one by itself otherwise, as a daemon that nobody would stop.
+# Starts the port mapper of Erlang nodes. It is private, so that our node neither meets other nodes of this machine nor
+# leaves an epmd behind: otherwise Erlang starts one by itself, as a daemon that is never stopped.
 rabbitmq_start_epmd() {
     local epmd
     [[ -n $rabbitmq_epmd_port ]] && is_ours "$(pid_in "$rabbitmq_dir/epmd.pid")" "-port $rabbitmq_epmd_port" && return 0
     epmd=$(rabbitmq_epmd) || {
-        note "epmd, a part of Erlang, is not found"
+        note "epmd, a part of Erlang, was not found"
         return 1
     }
     pick_port rabbitmq_epmd_port
@@ -252,7 +253,7 @@ rabbitmq_start_epmd() {
         "$epmd" -port "$rabbitmq_epmd_port" -address 127.0.0.1) &
     printf '%s\n' $! >"$rabbitmq_dir/epmd.pid"
     wait_until 10 port_is_open 127.0.0.1 "$rabbitmq_epmd_port" || {
-        note "epmd does not start: $(tail -n 1 "$rabbitmq_dir/log/epmd.log")"
+        note "epmd did not start: $(tail -n 1 "$rabbitmq_dir/log/epmd.log")"
         return 1
     }
 }
@@ -273,11 +274,10 @@ rabbitmq_epmd() {
 rabbitmq_start_node() {
     local server=$1 distribution_port
     pick_port distribution_port
-    # An environment of its own (env -i): any RABBITMQ_… or ERL_… variable of the user's would reach the node.
-    # RUNNING_UNDER_SYSTEMD makes the start script become the node instead of a parent that waits for it, so that its
-    # pid is the one known here from the first moment. -kyhan_node means nothing to Erlang; from the first moment too it
-    # marks the process as ours.
-    # The distribution port is bound to 127.0.0.1 too: who reaches it and has the cookie owns the node.
+    # A clean environment (env -i), because any RABBITMQ_… or ERL_… variable of the user's would reach the node.
+    # RUNNING_UNDER_SYSTEMD makes the start script exec the node instead of waiting for it as a parent, so that the pid
+    # recorded here is the node's from the start. Erlang ignores -kyhan_node; it marks the process as ours from the start.
+    # The distribution port is bound to 127.0.0.1 too: anyone who can reach it and has the cookie controls the node.
     (start_detached "$rabbitmq_dir" "$rabbitmq_dir/log/start.log" env -i \
         PATH="$PATH" HOME="$rabbitmq_dir/home" LANG=C.UTF-8 RUNNING_UNDER_SYSTEMD=true \
         ERL_EPMD_PORT="$rabbitmq_epmd_port" ERL_EPMD_ADDRESS=127.0.0.1 ERL_CRASH_DUMP="$rabbitmq_dir/log/erl_crash.dump" \

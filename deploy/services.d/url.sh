@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# Server URLs, taken apart and made fit to print.
+# Server URLs: parses them and masks passwords for printing.
 
 # parse_url URL DEFAULT_PORT: sets URL_SCHEME, URL_USER, URL_PASSWORD, URL_HOST, URL_PORT, URL_PATH (each decoded;
-# URL_HAS_PATH tells an empty path from none) and URL_QUERY.
+# URL_HAS_PATH distinguishes an empty path from none) and URL_QUERY.
 parse_url() {
     local pattern='^([a-z]+)://(([^:@/?]*)(:([^@/?]*))?@)?(\[[^]]+\]|[^:/?]*)(:([0-9]+))?(/([^?]*))?(\?(.*))?$'
     [[ $1 =~ $pattern ]] || return 1
@@ -36,12 +36,12 @@ encoded() {
     done
 }
 
-# The URL with its password hidden, also where the URL is too odd to be taken apart.
+# The URL with its password hidden, even if the URL cannot be parsed.
 masked() {
     sed -E 's#^([a-z]+://[^:@/]*):.*@#\1:***@#' <<<"$1"
 }
 
-# query_value NAME: the value of a parameter of the URL last taken apart.
+# query_value NAME: the value of a parameter of the URL that was parsed last.
 query_value() {
     local pair pairs
     IFS='&' read -r -a pairs <<<"$URL_QUERY"

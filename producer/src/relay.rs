@@ -91,7 +91,7 @@ pub struct Report {
 /// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
     let done = Done::new();
-    let mut reporting = tokio::time::interval(Duration::from_millis(settings.telemetry.report_every_ms));
+    let mut reporting = tokio::time::interval(settings.telemetry.report_every);
     // One policy, one life: what is published and where follows from it.
     while !shutdown.is_cancelled() {
         Box::pin(live(settings, health, &done, &mut reporting, &shutdown)).await?;
@@ -347,7 +347,7 @@ impl Relay<'_> {
         publisher: &Publisher,
         taken_up_to: &AtomicI64,
     ) -> Result<usize, BatchError> {
-        let longest = BATCH_MAX + Duration::from_millis(self.settings.amqp.confirm_timeout_ms);
+        let longest = BATCH_MAX + self.settings.amqp.confirm_timeout;
         tokio::time::timeout(longest, self.batch(db, publisher, taken_up_to)).await.unwrap_or_else(|_| Err(unanswered().into()))
     }
 
@@ -391,7 +391,7 @@ impl Relay<'_> {
                 Err(error) => tracing::debug!(%error, "not notified of events; polling instead"),
             }
         }
-        Duration::from_millis(self.settings.relay.poll_ms)
+        self.settings.relay.poll
     }
 }
 

@@ -126,7 +126,7 @@ impl Broker {
         let connecting = Connection::connect_uri(uri, properties);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(silence()));
         let connection = connected.map_err(refused)?;
-        Ok(Self { connection, confirm_timeout: Duration::from_millis(settings.confirm_timeout_ms) })
+        Ok(Self { connection, confirm_timeout: settings.confirm_timeout })
     }
 
     /// Connects, trying again with backoff and jitter for as long as it takes; `None` when told to shut down.

@@ -4,6 +4,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbBackend, DbErr, Statement, Value};
 
 pub mod active_policy;
+pub mod attempts;
 pub mod canaries;
 mod connection;
 mod decided;

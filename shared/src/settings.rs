@@ -3,26 +3,23 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
-    num::NonZeroU32,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
-use crate::{
-    domain::{policy::Policy, span::Span},
-    message::{topology::Topology, wakeup::SUBJECTS_MAX},
-};
+use crate::{domain::policy::Policy, message::topology::Topology};
 
 mod policy_table;
 mod reader;
 mod secret;
+mod sections;
 mod values;
 
 use reader::Reader;
 pub use reader::{Mistake, SAMPLE};
 pub use secret::SecretUrl;
-use values::{at_least_six_months, delete_after, dong_or_none, forecast_every, keep, listen, log_filter, millis, prefix, size};
+pub use sections::{
+    Admin, Amqp, Arrears, Database, DeadLetters, Forecast, Naming, Relay, Retention, Statistics, Sweep, Telemetry, Worker,
+};
 
 /// Everything that can be set.
 #[derive(Clone, Debug)]
@@ -42,135 +39,6 @@ pub struct Settings {
     pub admin: Admin,
     pub telemetry: Telemetry,
     held: Vec<(String, String)>,
-}
-
-/// `database.*`
-#[derive(Clone, Debug)]
-pub struct Database {
-    pub url: SecretUrl,
-    pub max_connections: u32,
-    pub acquire_timeout_ms: u64,
-    pub statement_timeout_ms: u64,
-    pub lock_timeout_ms: u64,
-}
-
-/// `amqp.*`
-#[derive(Clone, Debug)]
-pub struct Amqp {
-    pub url: SecretUrl,
-    pub confirm_timeout_ms: u64,
-}
-
-/// `arrears.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Arrears {
-    /// Lowest balance in đồng to which a charge may take a wallet.
-    pub wallet_floor: Option<i64>,
-}
-
-/// `topology.*`
-#[derive(Clone, Debug)]
-pub struct Naming {
-    pub prefix: String,
-    pub shards: u16,
-    pub ladder: Vec<Duration>,
-    pub pack_max: usize,
-}
-
-/// `relay.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Relay {
-    pub batch_max: u32,
-    pub poll_ms: u64,
-}
-
-/// `worker.*`
-#[derive(Clone, Debug)]
-pub struct Worker {
-    pub consumers: u16,
-    pub batch_max: usize,
-    pub linger_ms: u64,
-    pub prefetch: u16,
-    pub attempts_max: u32,
-    /// Pauses between attempts, each plus up to a half of it at random; the last one repeats.
-    pub retry: Vec<Duration>,
-    pub hold_ms: u64,
-    pub grace_ms: u64,
-}
-
-/// `sweep.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Sweep {
-    pub every_ms: u64,
-    pub grace_ms: u64,
-    /// Subjects of one kind that one round wakes.
-    pub batch_max: u32,
-    /// Messages in a kind's lanes.
-    pub lane_depth_max: u32,
-    /// By how much each look at the recent past overlaps the one before.
-    pub lookback_ms: u64,
-    /// Between two looks at the rest of the past.
-    pub whole_every_ms: u64,
-}
-
-/// `dead_letters.*`
-#[derive(Clone, Copy, Debug)]
-pub struct DeadLetters {
-    /// How long a letter is kept after it was decided about; `None`: for ever. Open ones always are.
-    pub keep: Option<Span>,
-    /// Above so many đồng a second operator has to approve a plan.
-    pub approval_above: Option<i64>,
-    /// Letters that a run replays a second.
-    pub rate: NonZeroU32,
-}
-
-/// `retention.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Retention {
-    /// After how long finance and activity records that are about no order on line leave the views of what is on line.
-    pub records: Span,
-    /// How long after it was hidden an order is deleted, and after how long sealed activity is; `None`: never.
-    pub delete_after: Option<Span>,
-}
-
-impl Retention {
-    /// Whether workers are to delete what is old enough.
-    #[must_use]
-    pub const fn deletes(&self) -> bool {
-        self.delete_after.is_some()
-    }
-}
-
-/// `statistics.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Statistics {
-    /// Customers that a group has to have at least.
-    pub min_customers: u16,
-    /// The most that one customer may make up of any figure of a group, in percent.
-    pub max_share_percent: u16,
-}
-
-/// `forecast.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Forecast {
-    /// How often it is made, if at all.
-    pub every: Option<Duration>,
-    /// Subjects of one kind and stretch of time that are counted.
-    pub count_max: u32,
-}
-
-/// `admin.*`
-#[derive(Clone, Copy, Debug)]
-pub struct Admin {
-    /// Where the admin port is; port 0 is any free one.
-    pub listen: Option<SocketAddr>,
-}
-
-/// `telemetry.*`
-#[derive(Clone, Debug)]
-pub struct Telemetry {
-    pub log: String,
-    pub report_every_ms: u64,
 }
 
 /// Settings that cannot hold, every mistake with its key and what would be right.
@@ -223,71 +91,28 @@ impl Settings {
         Self::of(Reader::new(file, env))
     }
 
+    /// Each section in the order in which the settings are printed.
     fn of(mut reader: Reader) -> Result<Self, SettingsError> {
-        const MINUTE_MS: u64 = 60_000;
         let r = &mut reader;
-        let database_url = r.secret("database.url", &["postgres", "postgresql"]);
-        let database = (
-            r.number("database.max_connections", 2u32..=1_000),
-            millis(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS),
-            millis(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS),
-            millis(r, "database.lock_timeout_ms", 10..=60 * MINUTE_MS),
-        );
-        let amqp_url = r.secret("amqp.url", &["amqp", "amqps"]);
-        let confirm_timeout_ms = millis(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
-        let arrears = Arrears { wallet_floor: dong_or_none(r, "arrears.wallet_floor") };
-        let naming = Naming {
-            prefix: prefix(r),
-            shards: r.number("topology.shards", 1u16..=256),
-            ladder: r.durations("topology.ladder"),
-            pack_max: size(r, "topology.pack_max", SUBJECTS_MAX),
-        };
-        let relay =
-            Relay { batch_max: r.number("relay.batch_max", 1u32..=100_000), poll_ms: millis(r, "relay.poll_ms", 1..=MINUTE_MS) };
-        let worker = Worker {
-            consumers: r.number("worker.consumers", 1u16..=64),
-            batch_max: size(r, "worker.batch_max", 10_000),
-            linger_ms: millis(r, "worker.linger_ms", 0..=10_000),
-            prefetch: r.number("worker.prefetch", 1u16..=u16::MAX),
-            attempts_max: r.number("worker.attempts_max", 1u32..=1_000),
-            retry: r.durations("worker.retry"),
-            hold_ms: millis(r, "worker.hold_ms", 100..=24 * 60 * MINUTE_MS),
-            grace_ms: millis(r, "worker.grace_ms", 0..=60 * MINUTE_MS),
-        };
-        let sweep = Sweep {
-            every_ms: millis(r, "sweep.every_ms", 10..=24 * 60 * MINUTE_MS),
-            grace_ms: millis(r, "sweep.grace_ms", 10..=24 * 60 * MINUTE_MS),
-            batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
-            lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
-            lookback_ms: millis(r, "sweep.lookback_ms", MINUTE_MS..=30 * 24 * 60 * MINUTE_MS),
-            whole_every_ms: millis(r, "sweep.whole_every_ms", 10..=30 * 24 * 60 * MINUTE_MS),
-        };
-        let forecast = Forecast { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) };
-        let dead_letters = DeadLetters {
-            keep: keep(r),
-            approval_above: dong_or_none(r, "dead_letters.approval_above"),
-            rate: NonZeroU32::new(r.number("dead_letters.rate", 1u32..=100_000)).unwrap_or(NonZeroU32::MIN),
-        };
-        let retention = Retention { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) };
-        let statistics = Statistics {
-            min_customers: r.number("statistics.min_customers", 3u16..=1_000),
-            max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
-        };
-        let admin = Admin { listen: listen(r) };
-        let telemetry =
-            Telemetry { log: log_filter(r), report_every_ms: millis(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) };
+        let database = Database::read(r);
+        let amqp = Amqp::read(r);
+        let arrears = Arrears::read(r);
+        let naming = Naming::read(r);
+        let relay = Relay::read(r);
+        let worker = Worker::read(r);
+        let sweep = Sweep::read(r);
+        let forecast = Forecast::read(r);
+        let dead_letters = DeadLetters::read(r);
+        let retention = Retention::read(r);
+        let statistics = Statistics::read(r);
+        let admin = Admin::read(r);
+        let telemetry = Telemetry::read(r);
         let policy = policy_table::policy(r);
         let held = std::mem::take(&mut r.held);
-        match (database_url, amqp_url) {
-            (Some(database_url), Some(amqp_url)) if reader.mistakes.is_empty() => Ok(Self {
-                database: Database {
-                    url: database_url,
-                    max_connections: database.0,
-                    acquire_timeout_ms: database.1,
-                    statement_timeout_ms: database.2,
-                    lock_timeout_ms: database.3,
-                },
-                amqp: Amqp { url: amqp_url, confirm_timeout_ms },
+        match (database, amqp) {
+            (Some(database), Some(amqp)) if reader.mistakes.is_empty() => Ok(Self {
+                database,
+                amqp,
                 policy,
                 arrears,
                 naming,
@@ -342,7 +167,7 @@ fn own_env() -> impl Iterator<Item = (String, String)> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
+    use std::{collections::BTreeSet, time::Duration};
 
     use super::*;
 
@@ -403,7 +228,7 @@ mod tests {
             ("KYHAN_DEAD_LETTERS_KEEP", "365d"),
         ];
         let settings = read("[worker]\nbatch_max = 3\nlinger_ms = 9", &env).unwrap();
-        assert_eq!((settings.worker.batch_max, settings.worker.linger_ms), (17, 9));
+        assert_eq!((settings.worker.batch_max, settings.worker.linger), (17, Duration::from_millis(9)));
         assert_eq!(settings.naming.ladder, [2, 60].map(Duration::from_secs));
         assert_eq!(settings.arrears.wallet_floor, Some(-5_000));
         assert_eq!(settings.forecast.every, None);

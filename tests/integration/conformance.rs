@@ -229,7 +229,7 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
             let lane = stage.topology().lane(task.kind(), 0);
             let taken = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await;
             let delivery = taken.expect("an answer").expect("the message").delivery;
-            let wakeup = worker::intake::take(delivery, Some(task.kind())).content.expect("a wake-up");
+            let wakeup = worker::pipeline::intake::take(delivery, Some(task.kind())).content.expect("a wake-up");
             let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
             let tx = db.begin().await.expect("a transaction");
             let statements = Statements::new(*task, &stage.settings().policy, stage.settings().arrears.wallet_floor);
@@ -352,7 +352,7 @@ async fn a_postponement_forgets_the_failures_of_before() {
         let channel = broker.channel().await.expect("a channel");
         let rung = format!("{}1h", stage.topology().rung_prefix());
         let got = channel.basic_get(rung.as_str().into(), lapin::options::BasicGetOptions::default()).await;
-        let wakeup = worker::intake::take(got.expect("an answer").expect("it").delivery, Some("confirm-receipt"))
+        let wakeup = worker::pipeline::intake::take(got.expect("an answer").expect("it").delivery, Some("confirm-receipt"))
             .content
             .expect("a wake-up");
         assert_eq!((wakeup.attempt, wakeup.subjects), (0, vec![order]));

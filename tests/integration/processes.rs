@@ -216,7 +216,9 @@ async fn the_trace_travels_in_the_message() {
         let mut traced = None;
         tests::sandbox::eventually("it is due", SOON, async || {
             let got = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await?;
-            traced = got.map(|got| worker::intake::take(got.delivery, Some("confirm-receipt")).content.expect("a wake-up").trace);
+            traced = got.map(|got| {
+                worker::pipeline::intake::take(got.delivery, Some("confirm-receipt")).content.expect("a wake-up").trace
+            });
             Ok(traced.is_some())
         })
         .await;

@@ -14,7 +14,7 @@ use opentelemetry::{
 };
 use shared::{domain::outcome::Outcome, message::wakeup::Malformed};
 
-use crate::batch::Answered;
+use crate::pipeline::batch::Answered;
 
 /// Bounds of the histogram of lateness, in seconds: from one that nobody notices to one that breaks the promise.
 const LATENESS_BOUNDS_S: [f64; 14] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0];

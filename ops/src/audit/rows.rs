@@ -7,7 +7,7 @@ use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr};
 use shared::{
     database::{pause, statement},
-    domain::{due, task::Shown, tasks},
+    domain::{due, span::signed_ms, task::Shown, tasks},
     message::{
         ladder::{Hop, Ladder},
         topology::{Role, Topology},
@@ -138,7 +138,7 @@ async fn candidates(
            FROM {due} AS due WHERE due_at IS NOT NULL GROUP BY 1",
         due = due::query(task, &settings.policy)
     );
-    let grace_ms = i64::try_from(settings.sweep.grace_ms).unwrap_or(i64::MAX);
+    let grace_ms = signed_ms(settings.sweep.grace);
     let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
     let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
     let mut due = Due { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: Verdict::Ok };

@@ -9,7 +9,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
 use serde::Serialize;
 use shared::{
     database::statement,
-    domain::{due, event::EventType, task::Shown},
+    domain::{due, event::EventType, span::signed_ms, task::Shown},
     message::{
         ladder::{Hop, Rung},
         topology::{Topology, shard_of},
@@ -230,7 +230,7 @@ fn place(
         },
         _ => Waiting::Lane {
             queue: topology.lane(task.kind(), shard),
-            swept_from: due_at + TimeDelta::milliseconds(i64::try_from(settings.sweep.grace_ms).unwrap_or(i64::MAX)),
+            swept_from: due_at + TimeDelta::milliseconds(signed_ms(settings.sweep.grace)),
         },
     }
 }

@@ -1,8 +1,6 @@
 //! What an operator has to do something about, in words. A pause is no trouble, and what waits because of it is none either; open dead
 //! letters are one.
 
-use std::time::Duration;
-
 use chrono::TimeDelta;
 use shared::{
     message::topology::{CANARY, Topology},
@@ -23,7 +21,7 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     missing(status, &mut troubles);
     unconsumed(status, &topology, &mut troubles);
     events(status, &mut troubles);
-    let grace_s = Duration::from_millis(settings.sweep.grace_ms).as_secs_f64();
+    let grace_s = settings.sweep.grace.as_secs_f64();
     rungs(status, &topology, grace_s, &mut troubles);
     for kind in status.kinds.iter().filter(|kind| !is_paused(status, kind.kind)) {
         if let Some(due_for_s) = kind.due_for_s.filter(|due_for_s| *due_for_s > grace_s) {

@@ -7,6 +7,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use uuid::Uuid;
 
 use super::statement;
+use crate::domain::span::signed_ms;
 use crate::message::{
     canary::{Canary, Place},
     topology::Topology,
@@ -75,7 +76,7 @@ pub async fn withdraw_all(db: &impl ConnectionTrait, topology: &Topology) -> Res
 ///
 /// # Errors
 /// The database's.
-pub async fn arrived(db: &DatabaseConnection, canaries: &[Canary]) -> Result<(), DbErr> {
+pub async fn arrived(db: &impl ConnectionTrait, canaries: &[Canary]) -> Result<(), DbErr> {
     let ids: Vec<Uuid> = canaries.iter().map(|canary| canary.id).collect();
     let sql = "UPDATE canaries SET arrived_at = now() WHERE id = ANY($1) AND arrived_at IS NULL";
     db.execute_raw(statement(sql, [ids.into()])).await.map(|_| ())
@@ -132,8 +133,4 @@ fn seconds(seconds: f64) -> TimeDelta {
 
 fn signed(ms: u64) -> i64 {
     i64::try_from(ms).unwrap_or(i64::MAX)
-}
-
-fn signed_ms(duration: Duration) -> i64 {
-    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }

@@ -70,7 +70,7 @@ impl DatabaseError {
 /// [`DatabaseError::Connect`], with the address but never its password.
 pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
-    let acquire_timeout = Duration::from_millis(settings.acquire_timeout_ms);
+    let acquire_timeout = settings.acquire_timeout;
     let tuned = tuned(settings, role);
     // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
     let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
@@ -95,14 +95,14 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
 /// What every session of ours is set to.
 pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
     let (lock, statement) = (
-        settings.lock_timeout_ms,
-        if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { 0 } else { settings.statement_timeout_ms },
+        settings.lock_timeout,
+        if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { Duration::ZERO } else { settings.statement_timeout },
     );
     move |options| {
         let options = options.application_name(role.application_name()).options([
             // An operator's question may take its time.
-            ("statement_timeout", format!("{statement}ms")),
-            ("lock_timeout", format!("{lock}ms")),
+            ("statement_timeout", format!("{}ms", statement.as_millis())),
+            ("lock_timeout", format!("{}ms", lock.as_millis())),
             // The recheck is a statement of its own after the locks: it must see what they waited for.
             ("default_transaction_isolation", "read committed".to_owned()),
             // "Already exists, skipping" is no news, and a warning of the order system's triggers may name whom it is about: sqlx logs both.

@@ -33,7 +33,7 @@ impl Probe {
     pub fn new(settings: &Database, role: Role) -> Result<Self, DatabaseError> {
         let options = settings.url.expose().parse().map_err(conn_error);
         let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
-        let within = Duration::from_millis(settings.acquire_timeout_ms);
+        let within = settings.acquire_timeout;
         Ok(Self { options: tuned(settings, role)(options), within, connection: None })
     }
 

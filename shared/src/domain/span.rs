@@ -174,6 +174,12 @@ impl FromStr for Span {
     }
 }
 
+/// Milliseconds as SQL takes them.
+#[must_use]
+pub fn signed_ms(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

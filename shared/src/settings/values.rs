@@ -5,9 +5,11 @@ use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 use super::reader::Reader;
 use crate::domain::span::Span;
 
-pub(super) fn millis(r: &mut Reader, key: &str, range: RangeInclusive<u64>) -> u64 {
+/// A key whose name ends in `_ms`.
+pub(super) fn duration(r: &mut Reader, key: &str, range_ms: RangeInclusive<u64>) -> Duration {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
-    u64::try_from(r.number(key, signed(*range.start())..=signed(*range.end()))).unwrap_or_default()
+    let ms = r.number(key, signed(*range_ms.start())..=signed(*range_ms.end()));
+    Duration::from_millis(u64::try_from(ms).unwrap_or_default())
 }
 
 pub(super) fn size(r: &mut Reader, key: &str, most: usize) -> usize {

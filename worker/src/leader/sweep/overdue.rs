@@ -6,12 +6,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Value};
 use shared::{
     database::{sql_decided, statement},
-    domain::{due, policy::Policy, task::Shown},
+    domain::{due, policy::Policy, span::signed_ms, task::Shown},
 };
 use uuid::Uuid;
 
 use super::view::Step;
-use crate::lane::Context;
+use crate::context::Context;
 
 /// When a row of `swept` may be woken again.
 const PAUSE_ENDS: &str = "(swept.at + least($3 * power(2, least(swept.times, 30)), 86400000) * interval '1 ms')";
@@ -70,7 +70,7 @@ pub(super) async fn overdue(
 }
 
 fn grace_ms(context: &Context) -> i64 {
-    i64::try_from(context.settings.sweep.grace_ms).unwrap_or(i64::MAX)
+    signed_ms(context.settings.sweep.grace)
 }
 
 /// `$1` the kind, `$2` the horizon, `$3` the grace in ms, `$4` the limit, `$5` and `$6` the two moments, where there are some.

@@ -1,9 +1,8 @@
-//! A lane's consumers: each takes messages over a channel of its own and leads them through the rooms, batch after batch, in the
-//! order in which they came; while one waits for a commit, the others apply. They share a connection, and a second one for what
-//! they publish, so that a broker that blocks publishers does not keep them from acking.
+//! A queue's consumers: each takes messages over a channel of its own and leads them through the rooms, batch after batch, in the order in
+//! which they came; while one waits for a commit, the others apply. They share a connection, and a second one for what they publish, so that
+//! a broker that blocks publishers does not keep them from acking.
 
 use std::{
-    collections::HashMap,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -17,78 +16,59 @@ use lapin::{
     options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError, close_channel},
-    database::{pause::Pause, statements::Statements},
-    message::topology::Topology,
-    process::{backoff::backoff, health::Part, outage::Outage, telemetry},
-    settings::Settings,
+    database::pause::Pause,
+    domain::tasks,
+    message::topology::{CANARY, Topology},
+    process::{
+        backoff::backoff,
+        health::{Health, Part, UNREACHED},
+    },
 };
-use tokio_util::sync::CancellationToken;
-use tracing::Instrument;
 
-use crate::{
-    WATCH_EVERY,
-    apply::{self, Unanswered},
-    batch::{self, Batch, End, Limits},
-    canary,
+use super::{
+    batch::{self, Batch, End},
+    handler::{Hand, Handler, Stop},
     patience::Patience,
-    paused::Paused,
     prefetch::Prefetch,
     settle::Settle,
-    store,
-    tally::Tally,
 };
-
-/// Most messages of a batch to whose producers its span links; a span is not a list of everything.
-const LINKS_MAX: usize = 32;
+use crate::{context::Context, watch::WATCH_EVERY};
 
 /// How long what was delivered of a kind that turns out to be paused is kept before it returns to its lane: by then every worker has
 /// looked. Those that have not would take it, and it would be counted as delivered each time.
 const RETURN_AFTER: Duration = WATCH_EVERY.saturating_add(Duration::from_secs(1));
 
-/// What all lanes of a worker share.
-pub(crate) struct Context {
-    pub settings: Settings,
-    pub topology: Topology,
-    /// This process: its host and pid.
-    pub name: String,
-    pub db: DatabaseConnection,
-    /// Of every kind.
-    pub statements: HashMap<&'static str, Statements>,
-    pub tally: Arc<Tally>,
-    pub postgres: Outage,
-    pub rabbitmq: Outage,
-    pub paused: Arc<Paused>,
-    /// Stop taking.
-    pub shutdown: CancellationToken,
-    /// Stop waiting for a server, too.
-    pub abandon: CancellationToken,
-}
-
-impl Context {
-    /// Ends this life, as another policy is in force: the next one is lived by that.
-    pub(crate) fn outdated(&self) {
-        if !self.shutdown.is_cancelled() {
-            tracing::info!("another policy is in force; the lanes begin anew by it");
-            self.shutdown.cancel();
+/// The consumers of every queue but the rungs.
+pub(crate) fn all(topology: &Topology, consumers: u16, health: &Health) -> Vec<Consumers> {
+    let of = |handler, queue: String, routing_key, consumers| {
+        let part = |number| {
+            let part = health.part(format!("{queue} #{number}"));
+            part.down(UNREACHED);
+            part
+        };
+        Consumers { handler, parts: (0..consumers).map(part).collect(), queue, routing_key }
+    };
+    let mut all = Vec::new();
+    for shard in 0..topology.shards() {
+        for task in tasks::ALL {
+            let (kind, most) = (task.kind(), task.batches_at_once().unwrap_or(u16::MAX));
+            let routing_key = Some(Topology::routing_key(kind, shard));
+            all.push(of(Handler::Lane(kind), topology.lane(kind, shard), routing_key, consumers.min(most)));
         }
+        all.push(of(Handler::Canaries, topology.lane(CANARY, shard), None, 1));
     }
-
-    /// Waits until nothing of a kind is to be taken, and says why.
-    async fn barred(&self, kind: Option<&'static str>) -> End {
-        tokio::select! {
-            biased;
-            () = self.postgres.began() => End::Outage,
-            () = self.paused.began(kind) => End::Paused,
-        }
+    all.push(of(Handler::Quarantine, topology.quarantine(), None, 1));
+    for queue in [topology.dead(), topology.unrouted()] {
+        all.push(of(Handler::DeadLetters, queue, None, 1));
     }
+    all
 }
 
 /// One queue and its consumers.
-pub(crate) struct Lane {
-    pub of: Of,
+pub(crate) struct Consumers {
+    pub handler: Handler,
     pub queue: String,
     /// By which its messages come; `None` where they are of many lanes.
     pub routing_key: Option<String>,
@@ -96,39 +76,7 @@ pub(crate) struct Lane {
     pub parts: Vec<Part>,
 }
 
-/// Why a consumer has left its lane.
-pub(crate) enum Left {
-    ToldTo,
-    /// PostgreSQL is away.
-    Outage,
-    /// The lane's kind is paused.
-    Paused,
-}
-
-/// What a queue holds.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Of {
-    /// Due wake-ups of a kind.
-    Kind(&'static str),
-    /// Wake-ups of any kind that were delivered too often: one is taken in hand at a time, so that one that stops its worker
-    /// takes no other down with it.
-    Quarantine,
-    /// The rungs' canaries.
-    Canaries,
-    /// Dead letters, or messages that no lane took: they are stored.
-    DeadLetters,
-}
-
-impl Of {
-    const fn kind(self) -> Option<&'static str> {
-        match self {
-            Self::Kind(kind) => Some(kind),
-            Self::Quarantine | Self::Canaries | Self::DeadLetters => None,
-        }
-    }
-}
-
-impl Lane {
+impl Consumers {
     /// Serves until told to shut down, over one pair of connections after the other.
     pub(crate) async fn run(self, context: Arc<Context>) {
         let (mut pauses, mut before) = (None, None);
@@ -175,9 +123,9 @@ impl Lane {
             }
             let before = settled.load(Ordering::Relaxed);
             match self.serve(number, broker, outlet, context, settled).await? {
-                Left::ToldTo => return Ok(()),
-                Left::Outage => part.down("PostgreSQL is away; nothing is taken"),
-                Left::Paused => {}
+                Stop::Shutdown => return Ok(()),
+                Stop::Outage => part.down("PostgreSQL is away; nothing is taken"),
+                Stop::Paused => {}
             }
             context.shutdown.run_until_cancelled(context.postgres.ended()).await;
             pause(&mut pauses, settled.load(Ordering::Relaxed) - before, context).await;
@@ -194,11 +142,11 @@ impl Lane {
     }
 
     fn pause(&self, context: &Context) -> Option<Pause> {
-        self.of.kind().and_then(|kind| context.paused.of(kind))
+        self.handler.kind().and_then(|kind| context.paused.of(kind))
     }
 
     async fn resumed(&self, context: &Context) {
-        if let Some(kind) = self.of.kind() {
+        if let Some(kind) = self.handler.kind() {
             context.paused.ended(kind).await;
         }
     }
@@ -211,7 +159,7 @@ impl Lane {
         outlet: &Broker,
         context: &Context,
         settled: &AtomicU64,
-    ) -> Result<Left, BrokerError> {
+    ) -> Result<Stop, BrokerError> {
         let (worker, part) = (&context.settings.worker, &self.parts[number]);
         let settle = Settle {
             channel: broker.channel().await?,
@@ -222,24 +170,19 @@ impl Lane {
             name: &context.name,
             pack_max: context.settings.naming.pack_max,
         };
-        let (mut prefetch, limits) = match self.of {
-            Of::Kind(_) => (Prefetch::of(worker), Limits::from(worker)),
-            Of::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
-            Of::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
-            Of::DeadLetters => (Prefetch::fixed(store::MESSAGES_MAX), Limits::of_letters(store::MESSAGES_MAX)),
-        };
+        let (mut prefetch, limits) = self.handler.limits(worker);
         let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
         let mut now = limits;
         let (mut again, mut empty_handed) = (false, false);
-        let left = loop {
-            let barred = context.barred(self.of.kind());
-            let (batch, end) = batch::fill(&mut consumer, self.of.kind(), now, barred, &context.shutdown).await;
+        let stop = loop {
+            let barred = context.barred(self.handler.kind());
+            let (batch, end) = batch::fill(&mut consumer, self.handler.kind(), now, barred, &context.shutdown).await;
             match end {
-                End::Outage => break Left::Outage,
+                End::Outage => break Stop::Outage,
                 End::Paused => {
                     empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
-                    break Left::Paused;
+                    break Stop::Paused;
                 }
                 End::Full | End::Shutdown | End::Lost(_) => {}
             }
@@ -250,8 +193,8 @@ impl Lane {
                     settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
                     again = true;
                 }
-                if let Some(left) = self.hold(batch, part, &settle, context).await? {
-                    break left;
+                if let Some(stop) = self.hold(batch, part, &settle, context).await? {
+                    break stop;
                 }
                 settled.fetch_add(1, Ordering::Relaxed);
             }
@@ -261,11 +204,11 @@ impl Lane {
                     consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                     again = false;
                 }
-                End::Shutdown => break Left::ToldTo,
+                End::Shutdown => break Stop::Shutdown,
                 End::Lost(error) => return Err(error),
             }
         };
-        if let (Left::Paused, Some(pause), false) = (&left, self.pause(context), empty_handed) {
+        if let (Stop::Paused, Some(pause), false) = (&stop, self.pause(context), empty_handed) {
             part.rests(pause.to_string());
             // It is not cancelled: among cancelled consumers RabbitMQ 3.10 passes round what one of them returns, and counts each time.
             let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
@@ -274,90 +217,25 @@ impl Lane {
         // Closing the channel returns what was prefetched and not settled.
         close_channel(&settle.channel).await;
         settle.publisher.close().await;
-        Ok(left)
+        Ok(stop)
     }
 
     /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
     /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
-    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<Option<Left>, BrokerError> {
+    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<Option<Stop>, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
-        let mut processing = std::pin::pin!(self.process(batch, settle, context, &patience));
-        let hold_ms = context.settings.worker.hold_ms;
+        let hand = Hand { queue: &self.queue, settle, context, patience: &patience };
+        let mut processing = std::pin::pin!(self.handler.handle(batch, &hand));
+        let hold = context.settings.worker.hold;
         tokio::select! {
             done = &mut processing => return done,
-            () = patience.longer_than(Duration::from_millis(hold_ms)) => {}
+            () = patience.longer_than(hold) => {}
         }
-        tracing::warn!(lane = self.queue, hold_ms, "held for too long: what is in hand returns to the lane");
+        tracing::warn!(lane = self.queue, hold_ms = hold.as_millis(), "held for too long: what is in hand returns to the lane");
         part.down("waits for a server; nothing is in hand");
         close_channel(&settle.channel).await;
         // What was taken returns by now. It ends with the ack, which this channel can give no more.
         processing.await
-    }
-
-    /// One batch through apply and settle; why to leave, when it was left unsettled.
-    async fn process(
-        &self,
-        batch: Batch,
-        settle: &Settle<'_>,
-        context: &Context,
-        patience: &Patience<'_>,
-    ) -> Result<Option<Left>, BrokerError> {
-        if self.of == Of::Canaries {
-            return canary::process(&batch, settle, context, patience).await;
-        }
-        if self.of == Of::DeadLetters {
-            let stored = store::process(batch, &self.queue, settle, context, patience).await?;
-            return Ok((!stored).then_some(Left::ToldTo));
-        }
-        if self.of == Of::Quarantine
-            && let Some((message, wakeup)) = batch.alone()
-        {
-            if context.paused.of(wakeup.kind).is_some() {
-                return settle.send_home(message, wakeup, patience).await.map(|()| None);
-            }
-            if wakeup.subjects.len() > 1 {
-                tracing::warn!(kind = wakeup.kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
-                return settle.take_apart(message, wakeup, patience).await.map(|()| None);
-            }
-        }
-        let kind = self.of.kind().or_else(|| batch.wakeups().next().map(|wakeup| wakeup.kind));
-        let span = tracing::info_span!("batch", otel.kind = "consumer", kind, messages = batch.len());
-        for wakeup in batch.wakeups().take(LINKS_MAX) {
-            telemetry::link(&span, &wakeup.trace);
-        }
-        async {
-            let outcomes = match kind.and_then(|kind| context.statements.get(kind)) {
-                Some(statements) => {
-                    let database = &context.settings.database;
-                    apply::apply(&context.db, database, statements, batch.asked(), patience).await
-                }
-                None => Ok(HashMap::new()),
-            };
-            let outcomes = match outcomes {
-                Ok(outcomes) => outcomes,
-                Err(Unanswered::Abandoned) => return Ok(Some(Left::ToldTo)),
-                Err(Unanswered::Outdated) => {
-                    context.outdated();
-                    return Ok(Some(Left::ToldTo));
-                }
-                Err(Unanswered::Paused(pause)) => {
-                    context.paused.met(pause);
-                    return match batch.alone() {
-                        // Here other kinds wait behind it, and it was delivered often enough.
-                        Some((message, wakeup)) if self.of == Of::Quarantine => {
-                            settle.send_home(message, wakeup, patience).await.map(|()| None)
-                        }
-                        _ => Ok(Some(Left::Paused)),
-                    };
-                }
-            };
-            let settled = batch.answer(outcomes);
-            settle.settle(&settled, patience).await?;
-            context.tally.count(kind.unwrap_or("unknown"), &settled);
-            Ok(None)
-        }
-        .instrument(span)
-        .await
     }
 }
 

@@ -1,7 +1,5 @@
-//! Tending the stored letters: those about which there is nothing to do any more close themselves, and those that were decided about
-//! long ago are deleted, if a deployment wants that. Each with its record in the same statement; an open letter is never deleted.
-//!
-//! The sweep's leader does it, as the rows are the same for everyone; done twice or beside an operator, it does no harm.
+//! Dead-letter upkeep: open letters whose subject needs nothing any more close themselves, and letters that were decided about long ago are
+//! deleted, if a deployment wants that. Each with its record in the same statement; an open letter is never deleted.
 
 use std::{
     collections::BTreeMap,
@@ -9,15 +7,23 @@ use std::{
 };
 
 use chrono::{DateTime, Utc};
+use futures::{FutureExt, future::BoxFuture};
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::{
     database::{statement, within},
-    domain::{due, policy::Policy, span::Span, task::Task, tasks},
+    domain::{
+        due,
+        policy::Policy,
+        span::{Span, signed_ms},
+        task::Task,
+        tasks,
+    },
 };
 use uuid::Uuid;
 
-use crate::lane::Context;
+use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use crate::context::Context;
 
 /// Letters that are looked at together.
 const PAGE: u32 = 500;
@@ -27,11 +33,9 @@ const LOOK_MAX: Duration = Duration::from_secs(10);
 const DELETED_MAX: i64 = 1_000;
 /// How much longer a letter may seem to have lived than it has, by the wrong clock of the worker that buried it.
 const CLOCKS_DIFFER: &str = "interval '1 day'";
-/// How long PostgreSQL may take for one statement, should it not give up by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// Tends them, round after round.
-pub(crate) struct Tender {
+/// See above.
+pub(super) struct Letters {
     /// The last of the open letters that were looked at; the next round begins behind it.
     looked: Option<Place>,
     resolved: Counter<u64>,
@@ -41,8 +45,8 @@ pub(crate) struct Tender {
 /// Where a letter stands among the open ones.
 type Place = (DateTime<Utc>, Uuid);
 
-impl Tender {
-    pub(crate) fn new() -> Self {
+impl Letters {
+    pub(super) fn new() -> Self {
         let meter = global::meter("kyhan");
         let counter = |name, what| meter.u64_counter(name).with_unit("{letter}").with_description(what).build();
         Self {
@@ -52,7 +56,7 @@ impl Tender {
         }
     }
 
-    pub(crate) async fn round(&mut self, context: &Context) -> Result<(), DbErr> {
+    async fn upkeep(&mut self, context: &Context) -> Result<(), DbErr> {
         self.close_moot(context).await?;
         if let Some(keep) = context.settings.dead_letters.keep {
             let count = within(ANSWER_WITHIN, expire(context, keep)).await?;
@@ -88,6 +92,16 @@ impl Tender {
     }
 }
 
+impl Duty for Letters {
+    fn name(&self) -> &'static str {
+        "dead-letter upkeep"
+    }
+
+    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+        async { Ok(self.upkeep(round.context).await?) }.boxed()
+    }
+}
+
 /// Some open letters, oldest first.
 struct Page {
     letters: Vec<(String, Uuid, Uuid)>,
@@ -102,7 +116,7 @@ async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
                 ORDER BY last_failed_at, id LIMIT $5";
     let (at, id) = after.unwrap_or((DateTime::UNIX_EPOCH, Uuid::nil()));
     let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
-    let grace_ms = i64::try_from(context.settings.sweep.grace_ms).unwrap_or(i64::MAX);
+    let grace_ms = signed_ms(context.settings.sweep.grace);
     let values = [at.into(), id.into(), kinds.into(), grace_ms.into(), i64::from(PAGE).into()];
     let mut page = Page { letters: Vec::new(), last: None };
     for row in context.db.query_all_raw(statement(sql, values)).await? {

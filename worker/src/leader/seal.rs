@@ -3,20 +3,21 @@
 
 use std::time::{Duration, Instant};
 
+use futures::{FutureExt, future::BoxFuture};
 use opentelemetry::{global, metrics::Counter};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use shared::database::{statement, within};
+
+use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 
 /// Rows of one seal: they are hashed in one go, which takes their size in memory, and are looked at together when something is off.
 const PIECE: i32 = 5_000;
 /// How long a round goes on sealing; the next one goes on.
 const SEALING_MAX: Duration = Duration::from_secs(10);
-/// How long PostgreSQL may take for one statement, should it not give up by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 /// After how long it is said that a transaction keeps activity from being sealed.
 const TOO_LONG: Duration = Duration::from_secs(600);
 
-pub(super) struct Sealer {
+pub(super) struct Seal {
     closing: Option<Closing>,
     sealed: Counter<u64>,
 }
@@ -30,7 +31,7 @@ struct Closing {
     told: bool,
 }
 
-impl Sealer {
+impl Seal {
     pub(super) fn new() -> Self {
         let sealed = global::meter("kyhan")
             .u64_counter("kyhan.activity.seals")
@@ -40,7 +41,7 @@ impl Sealer {
         Self { closing: None, sealed }
     }
 
-    pub(super) async fn round(&mut self, db: &DatabaseConnection) -> Result<(), DbErr> {
+    async fn next(&mut self, db: &DatabaseConnection) -> Result<(), DbErr> {
         let mut closing = match self.closing.take() {
             Some(closing) => closing,
             None => Closing::begin(db).await?,
@@ -70,6 +71,16 @@ impl Sealer {
             self.sealed.add(1, &[]);
         }
         Ok(())
+    }
+}
+
+impl Duty for Seal {
+    fn name(&self) -> &'static str {
+        "sealing activity"
+    }
+
+    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+        async { Ok(self.next(&round.context.db).await?) }.boxed()
     }
 }
 

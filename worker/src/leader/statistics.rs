@@ -3,26 +3,26 @@
 
 use std::time::{Duration, Instant};
 
+use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::database::{statement, within};
 
-use crate::lane::Context;
+use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use crate::context::Context;
 
 /// How often it is looked whether a month is to be published.
 const EVERY: Duration = Duration::from_secs(3_600);
 /// Months that one round publishes; a database that is new to it has many.
 const MONTHS_MAX: u32 = 12;
-/// How long PostgreSQL may take for a month, should it not give up by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 #[derive(Default)]
-pub(super) struct Publisher {
+pub(super) struct Statistics {
     /// When it was looked last and there was nothing left to publish, or it failed.
     looked: Option<Instant>,
 }
 
-impl Publisher {
-    pub(super) async fn round(&mut self, context: &Context) -> Result<(), DbErr> {
+impl Statistics {
+    async fn publish(&mut self, context: &Context) -> Result<(), DbErr> {
         if self.looked.is_some_and(|looked| looked.elapsed() < EVERY) {
             return Ok(());
         }
@@ -39,5 +39,15 @@ impl Publisher {
         // There may be more.
         self.looked = None;
         Ok(())
+    }
+}
+
+impl Duty for Statistics {
+    fn name(&self) -> &'static str {
+        "publishing market statistics"
+    }
+
+    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+        async { Ok(self.publish(round.context).await?) }.boxed()
     }
 }

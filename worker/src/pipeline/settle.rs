@@ -21,7 +21,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::{batch::Answered, intake::Taken, patience::Patience};
+use super::{batch::Answered, intake::Taken, patience::Patience};
 
 /// What a lane settles with.
 pub struct Settle<'a> {
@@ -36,6 +36,13 @@ pub struct Settle<'a> {
     /// This process, for whoever reads a dead letter.
     pub name: &'a str,
     pub pack_max: usize,
+}
+
+/// A quarantined wake-up on its way back: see [`Settle::home`].
+pub struct Home {
+    kind: &'static str,
+    delivery_tag: u64,
+    message: Outgoing,
 }
 
 /// A later format's message is looked at again after about so long: an upgrade of the fleet takes minutes.
@@ -116,22 +123,32 @@ impl Settle<'_> {
         self.ack_up_to(message.delivery_tag).await
     }
 
-    /// Sends a quarantined wake-up of a paused kind back to its own lane, where nobody takes it before the kind is resumed, and so nothing
+    /// The message by which a quarantined wake-up goes back to its own lane.
+    #[must_use]
+    pub fn home(&self, message: &Taken, wakeup: &Wakeup) -> Home {
+        let shard = wakeup.subjects.first().map_or(0, |subject| shard_of(*subject, self.topology.shards()));
+        Home {
+            kind: wakeup.kind,
+            delivery_tag: message.delivery_tag,
+            message: Outgoing {
+                exchange: self.topology.exchange_of(Hop::Lane),
+                routing_key: Topology::routing_key(wakeup.kind, shard),
+                properties: wakeup.properties(),
+                body: wakeup.body(),
+            },
+        }
+    }
+
+    /// Sends a quarantined wake-up of a paused kind back to its own lane, which has no consumer before the kind is resumed, and so nothing
     /// is delivered in vain.
     ///
     /// # Errors
     /// As [`Settle::settle`].
-    pub async fn send_home(&self, message: &Taken, wakeup: &Wakeup, patience: &Patience<'_>) -> Result<(), BrokerError> {
-        tracing::info!(kind = wakeup.kind, "a quarantined wake-up of a paused kind waits in its lane");
-        let shard = wakeup.subjects.first().map_or(0, |subject| shard_of(*subject, self.topology.shards()));
-        let home = Outgoing {
-            exchange: self.topology.exchange_of(Hop::Lane),
-            routing_key: Topology::routing_key(wakeup.kind, shard),
-            properties: wakeup.properties(),
-            body: wakeup.body(),
-        };
-        self.publish(&[home], patience).await?;
-        self.ack_up_to(message.delivery_tag).await
+    pub async fn send_home(&self, home: Home, patience: &Patience<'_>) -> Result<(), BrokerError> {
+        let Home { kind, delivery_tag, message } = home;
+        tracing::info!(kind, "a quarantined wake-up of a paused kind waits in its lane");
+        self.publish(&[message], patience).await?;
+        self.ack_up_to(delivery_tag).await
     }
 
     /// Publishes. An alarm of the broker is waited out with everything in hand, which would only come again and wait again.

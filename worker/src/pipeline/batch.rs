@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::intake::{self, Taken};
+use super::intake::{self, Taken};
 
 /// Most subjects of dead letters in a batch, each of which becomes a row.
 const LETTERS_MAX: usize = 4_096;
@@ -47,7 +47,7 @@ impl From<&settings::Worker> for Limits {
             messages: usize::from(worker.prefetch),
             // A wake-up has few.
             bytes: usize::MAX,
-            linger: Duration::from_millis(worker.linger_ms),
+            linger: worker.linger,
         }
     }
 }

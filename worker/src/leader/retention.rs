@@ -3,20 +3,33 @@
 
 use std::time::{Duration, Instant};
 
+use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::database::{statement, within};
 
-use crate::lane::Context;
+use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use crate::context::Context;
 
 /// Orders that one transaction deletes, and ranges of activity that one removes.
 const ORDERS: i32 = 200;
 const RANGES: i32 = 5;
 /// How long a round goes on deleting; the next one goes on.
 const DELETING_MAX: Duration = Duration::from_secs(10);
-/// How long PostgreSQL may take for one statement, should it not give up by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-pub(super) async fn round(context: &Context) -> Result<(), DbErr> {
+/// See above.
+pub(super) struct Retention;
+
+impl Duty for Retention {
+    fn name(&self) -> &'static str {
+        "retention"
+    }
+
+    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+        async { Ok(retain(round.context).await?) }.boxed()
+    }
+}
+
+async fn retain(context: &Context) -> Result<(), DbErr> {
     let retention = context.settings.retention;
     let ago = retention.records.sql_ago("now()");
     // An hour late at the most, and never early: a longer period holds at once.

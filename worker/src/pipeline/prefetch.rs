@@ -3,7 +3,7 @@
 
 use shared::settings;
 
-use crate::batch::Batch;
+use super::batch::Batch;
 
 /// Fewest messages, with which a consumer begins: of a lane that is full it must not take everything before it knows what it takes.
 const LEAST: u16 = 32;

@@ -19,16 +19,14 @@ use shared::{
 };
 use tokio::{sync::watch, time::MissedTickBehavior};
 
-use crate::lane::Context;
+use super::ANSWER_WITHIN;
+use crate::context::Context;
 
 /// What is counted: the attribute `within`, and the stretch of time after the one moment up to the other, in seconds from now.
 /// Of the coming ones each number counts those before it too. Further back nothing is counted: there every row that an index holds
 /// of the past would have to be looked at. What is overdue for longer, the sweep and the audit find.
 const STRETCHES: [(&str, i32, i32); 5] =
     [("-1h", -3600, 0), ("1m", 0, 60), ("5m", 60, 300), ("15m", 300, 900), ("1h", 900, 3600)];
-
-/// How long PostgreSQL may take to count one kind, should it not give up by itself.
-const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
 /// Rounds that may fail or be late before the numbers of the last good one are withdrawn.
 const ROUNDS_MISSED_MAX: u32 = 3;
@@ -43,11 +41,11 @@ struct Point {
 
 /// What the exporter is told when it asks: the points and when they were counted.
 #[derive(Clone, Default)]
-pub(crate) struct Told(Arc<Mutex<Option<Counted>>>);
+pub(crate) struct Forecast(Arc<Mutex<Option<Counted>>>);
 
 type Counted = (Instant, Vec<Point>);
 
-impl Told {
+impl Forecast {
     /// An observable gauge, unlike one that is recorded, forgets what it is not told again. Numbers last for a few rounds: one that hangs
     /// must not freeze them.
     pub(crate) fn new(settings: settings::Forecast) -> Self {
@@ -77,13 +75,13 @@ impl Told {
 }
 
 /// Forecasts while `leads` says so, until the sweep is gone.
-pub(crate) async fn run(context: Arc<Context>, told: Told, mut leads: watch::Receiver<bool>) {
+pub(super) async fn run(context: &Context, told: Forecast, mut leads: watch::Receiver<bool>) {
     let Some(every) = context.settings.forecast.every else { return };
     // Under another policy, perhaps, something else was told.
     told.tell(None);
     while leads.wait_for(|leads| *leads).await.is_ok() {
         let sweeps = tokio::select! {
-            never = rounds(&context, every, &told) => match never {},
+            never = rounds(context, every, &told) => match never {},
             deposed = leads.wait_for(|leads| !*leads) => deposed.is_ok(),
         };
         // Another process tells now, and two that differ would be one too many.
@@ -95,7 +93,7 @@ pub(crate) async fn run(context: Arc<Context>, told: Told, mut leads: watch::Rec
 }
 
 /// Counts round after round.
-async fn rounds(context: &Context, every: Duration, told: &Told) -> Infallible {
+async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallible {
     let mut ticks = tokio::time::interval(every);
     // What a slow round missed is not made up for.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

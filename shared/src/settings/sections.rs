@@ -1,0 +1,255 @@
+//! One struct per section of `kyhan.toml`. Each reads its keys, and validates them, by itself.
+
+use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
+
+use super::{
+    SecretUrl,
+    reader::Reader,
+    values::{at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, size},
+};
+use crate::{domain::span::Span, message::wakeup::SUBJECTS_MAX};
+
+const MINUTE_MS: u64 = 60_000;
+const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
+
+/// `database.*`
+#[derive(Clone, Debug)]
+pub struct Database {
+    pub url: SecretUrl,
+    pub max_connections: u32,
+    pub acquire_timeout: Duration,
+    pub statement_timeout: Duration,
+    pub lock_timeout: Duration,
+}
+
+impl Database {
+    /// `None`, with its mistake noted, without a URL.
+    pub(super) fn read(r: &mut Reader) -> Option<Self> {
+        let url = r.secret("database.url", &["postgres", "postgresql"]);
+        let max_connections = r.number("database.max_connections", 2u32..=1_000);
+        let acquire_timeout = duration(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS);
+        let statement_timeout = duration(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS);
+        let lock_timeout = duration(r, "database.lock_timeout_ms", 10..=60 * MINUTE_MS);
+        Some(Self { url: url?, max_connections, acquire_timeout, statement_timeout, lock_timeout })
+    }
+}
+
+/// `amqp.*`
+#[derive(Clone, Debug)]
+pub struct Amqp {
+    pub url: SecretUrl,
+    pub confirm_timeout: Duration,
+}
+
+impl Amqp {
+    /// `None`, with its mistake noted, without a URL.
+    pub(super) fn read(r: &mut Reader) -> Option<Self> {
+        let url = r.secret("amqp.url", &["amqp", "amqps"]);
+        let confirm_timeout = duration(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
+        Some(Self { url: url?, confirm_timeout })
+    }
+}
+
+/// `arrears.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Arrears {
+    /// Lowest balance in đồng to which a charge may take a wallet.
+    pub wallet_floor: Option<i64>,
+}
+
+impl Arrears {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { wallet_floor: dong_or_none(r, "arrears.wallet_floor") }
+    }
+}
+
+/// `topology.*`
+#[derive(Clone, Debug)]
+pub struct Naming {
+    pub prefix: String,
+    pub shards: u16,
+    pub ladder: Vec<Duration>,
+    pub pack_max: usize,
+}
+
+impl Naming {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            prefix: prefix(r),
+            shards: r.number("topology.shards", 1u16..=256),
+            ladder: r.durations("topology.ladder"),
+            pack_max: size(r, "topology.pack_max", SUBJECTS_MAX),
+        }
+    }
+}
+
+/// `relay.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Relay {
+    pub batch_max: u32,
+    pub poll: Duration,
+}
+
+impl Relay {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { batch_max: r.number("relay.batch_max", 1u32..=100_000), poll: duration(r, "relay.poll_ms", 1..=MINUTE_MS) }
+    }
+}
+
+/// `worker.*`
+#[derive(Clone, Debug)]
+pub struct Worker {
+    pub consumers: u16,
+    pub batch_max: usize,
+    pub linger: Duration,
+    pub prefetch: u16,
+    pub attempts_max: u32,
+    /// Pauses between attempts, each plus up to a half of it at random; the last one repeats.
+    pub retry: Vec<Duration>,
+    pub hold: Duration,
+    pub grace: Duration,
+}
+
+impl Worker {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            consumers: r.number("worker.consumers", 1u16..=64),
+            batch_max: size(r, "worker.batch_max", 10_000),
+            linger: duration(r, "worker.linger_ms", 0..=10_000),
+            prefetch: r.number("worker.prefetch", 1u16..=u16::MAX),
+            attempts_max: r.number("worker.attempts_max", 1u32..=1_000),
+            retry: r.durations("worker.retry"),
+            hold: duration(r, "worker.hold_ms", 100..=DAY_MS),
+            grace: duration(r, "worker.grace_ms", 0..=60 * MINUTE_MS),
+        }
+    }
+}
+
+/// `sweep.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Sweep {
+    pub every: Duration,
+    pub grace: Duration,
+    /// Subjects of one kind that one round wakes.
+    pub batch_max: u32,
+    /// Messages in a kind's lanes.
+    pub lane_depth_max: u32,
+    /// By how much each look at the recent past overlaps the one before.
+    pub lookback: Duration,
+    /// Between two looks at the rest of the past.
+    pub whole_every: Duration,
+}
+
+impl Sweep {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            every: duration(r, "sweep.every_ms", 10..=DAY_MS),
+            grace: duration(r, "sweep.grace_ms", 10..=DAY_MS),
+            batch_max: r.number("sweep.batch_max", 1u32..=1_000_000),
+            lane_depth_max: r.number("sweep.lane_depth_max", 0u32..=1_000_000),
+            lookback: duration(r, "sweep.lookback_ms", MINUTE_MS..=30 * DAY_MS),
+            whole_every: duration(r, "sweep.whole_every_ms", 10..=30 * DAY_MS),
+        }
+    }
+}
+
+/// `forecast.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Forecast {
+    /// How often it is made, if at all.
+    pub every: Option<Duration>,
+    /// Subjects of one kind and stretch of time that are counted.
+    pub count_max: u32,
+}
+
+impl Forecast {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) }
+    }
+}
+
+/// `dead_letters.*`
+#[derive(Clone, Copy, Debug)]
+pub struct DeadLetters {
+    /// How long a letter is kept after it was decided about; `None`: for ever. Open ones always are.
+    pub keep: Option<Span>,
+    /// Above so many đồng a second operator has to approve a plan.
+    pub approval_above: Option<i64>,
+    /// Letters that a run replays a second.
+    pub rate: NonZeroU32,
+}
+
+impl DeadLetters {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            keep: keep(r),
+            approval_above: dong_or_none(r, "dead_letters.approval_above"),
+            rate: NonZeroU32::new(r.number("dead_letters.rate", 1u32..=100_000)).unwrap_or(NonZeroU32::MIN),
+        }
+    }
+}
+
+/// `retention.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Retention {
+    /// After how long finance and activity records that are about no active order leave the active views.
+    pub records: Span,
+    /// How long after it was hidden an order is deleted, and after how long sealed activity is; `None`: never.
+    pub delete_after: Option<Span>,
+}
+
+impl Retention {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) }
+    }
+
+    /// Whether workers are to delete what is old enough.
+    #[must_use]
+    pub const fn deletes(&self) -> bool {
+        self.delete_after.is_some()
+    }
+}
+
+/// `statistics.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Statistics {
+    /// Customers that a group has to have at least.
+    pub min_customers: u16,
+    /// The most that one customer may make up of any figure of a group, in percent.
+    pub max_share_percent: u16,
+}
+
+impl Statistics {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self {
+            min_customers: r.number("statistics.min_customers", 3u16..=1_000),
+            max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
+        }
+    }
+}
+
+/// `admin.*`
+#[derive(Clone, Copy, Debug)]
+pub struct Admin {
+    /// Where the admin port is; port 0 is any free one.
+    pub listen: Option<SocketAddr>,
+}
+
+impl Admin {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { listen: listen(r) }
+    }
+}
+
+/// `telemetry.*`
+#[derive(Clone, Debug)]
+pub struct Telemetry {
+    pub log: String,
+    pub report_every: Duration,
+}
+
+impl Telemetry {
+    pub(super) fn read(r: &mut Reader) -> Self {
+        Self { log: log_filter(r), report_every: duration(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) }
+    }
+}

@@ -1,0 +1,238 @@
+//! The sweep: rows that are overdue and still unapplied are woken, so that a wake-up that was lost is made again. It reads the
+//! same definition of *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and warned of.
+//!
+//! As an index on a moment holds everything that ever happened, a round looks at the recent past first, and at the rest bit by bit for as
+//! long as it may.
+
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use futures::{FutureExt, future::BoxFuture};
+use opentelemetry::{KeyValue, global, metrics::Counter};
+use sea_orm::{ConnectionTrait, DbErr, TransactionTrait};
+use shared::{
+    broker::Broker,
+    database::{pause, statement},
+    domain::{span::signed_ms, task::Shown, tasks},
+    message::{
+        outgoing::Outgoing,
+        pack::{Waiting, pack},
+        wakeup::TraceContext,
+    },
+};
+use uuid::Uuid;
+
+use super::{Duty, DutyError, Round};
+use crate::context::Context;
+
+mod overdue;
+mod view;
+
+use overdue::{Which, has_index, horizon, overdue};
+use view::{Step, View};
+
+/// How long a round goes on with a kind's deep look, and how long PostgreSQL may take for one of its queries.
+const DEEP_MAX: Duration = Duration::from_secs(10);
+
+/// What was swept long ago has had its effect, or its dead letter.
+const FORGET: &str = "DELETE FROM swept WHERE at < now() - interval '30 days'";
+
+const NAME: &str = "the sweep";
+
+/// What the leader has looked at, kind by kind.
+pub(super) struct Sweep {
+    views: HashMap<&'static str, View>,
+    woken: Counter<u64>,
+}
+
+impl Sweep {
+    pub(super) fn new() -> Self {
+        let woken = global::meter("kyhan")
+            .u64_counter("kyhan.sweep.woken")
+            .with_unit("{subject}")
+            .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
+            .build();
+        Self { views: HashMap::new(), woken }
+    }
+
+    async fn kinds(&mut self, context: &Context, broker: &Broker) -> Result<(), DutyError> {
+        // Of a paused kind all that is due is overdue, and waits in its lane.
+        let paused = pause::all(&context.db).await?;
+        let mut done = Ok(());
+        for task in tasks::ALL.iter().filter(|task| paused.iter().all(|pause| pause.kind != task.kind())) {
+            let mut count = 0;
+            let swept = sweep(context, broker, *task, self.views.entry(task.kind()).or_default(), &mut count).await;
+            if count > 0 {
+                tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
+                self.woken.add(count as u64, &[KeyValue::new("kind", task.kind())]);
+            }
+            match swept {
+                Ok(()) => {}
+                // The other kinds are swept all the same.
+                Err(error @ DutyError::Database(_)) => error.log(NAME, Some(task.kind())),
+                Err(error) => done = Err(error),
+            }
+        }
+        context.db.execute_unprepared(FORGET).await?;
+        done
+    }
+}
+
+impl Duty for Sweep {
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn decides_leadership(&self) -> bool {
+        true
+    }
+
+    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+        async { self.kinds(round.context, round.broker().await?).await }.boxed()
+    }
+}
+
+/// Wakes one kind's overdue rows, and counts them in `woken`.
+async fn sweep(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Shown,
+    view: &mut View,
+    woken: &mut usize,
+) -> Result<(), DutyError> {
+    let sweep = &context.settings.sweep;
+    let mut behind = 0;
+    for lane in context.topology.lanes(task.kind()) {
+        behind += broker.observe(&lane).await?.map_or(0, |seen| seen.messages);
+    }
+    if behind > sweep.lane_depth_max {
+        // The lane is merely behind: its rows are on their way.
+        return Ok(());
+    }
+    let (horizon, batch_max) = (horizon(context).await?, sweep.batch_max as usize);
+    if !has_index(context, task) {
+        if view.is_resting() {
+            return Ok(());
+        }
+        let asked = Instant::now();
+        if task.not_before().is_some() {
+            view.descend(horizon, horizon, TimeDelta::zero());
+            let done = dive(context, broker, task, view, Which::OfAge, horizon, woken).await;
+            view.rests_after(asked.elapsed());
+            return done;
+        }
+        let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await;
+        // Also when it failed, as it does where PostgreSQL takes too long, and when it leaves some to the next.
+        view.rests_after(asked.elapsed());
+        let found = found?;
+        return wake(context, broker, task, &found, woken).await;
+    }
+    let (after, pauses_after) = view.begins(horizon, delta(sweep.lookback));
+    let recent = overdue(&context.db, context, task, horizon, Which::Recent { after, pauses_after }, batch_max).await;
+    // Of a past that was too long to ask about, a new view asks bit by bit.
+    let recent = recent.inspect_err(|_| *view = View::default())?;
+    wake(context, broker, task, &recent, woken).await?;
+    // A full round leaves the rest to the next.
+    if *woken < batch_max {
+        view.saw(horizon);
+        view.descend(after, horizon, delta(sweep.whole_every));
+        dive(context, broker, task, view, Which::Deep, horizon, woken).await?;
+    }
+    Ok(())
+}
+
+/// Goes on with the deep look, for so long. A failure is logged and no more: the recent past is looked at all the same.
+async fn dive(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Shown,
+    view: &mut View,
+    which: fn(Step) -> Which,
+    horizon: DateTime<Utc>,
+    woken: &mut usize,
+) -> Result<(), DutyError> {
+    let (began, batch_max) = (Instant::now(), context.settings.sweep.batch_max as usize);
+    while let Some(step) = view.step() {
+        let (asked, room) = (Instant::now(), batch_max - *woken);
+        let found = match impatiently(context, task, horizon, which(step), room).await {
+            Ok(found) => found,
+            Err(error) => {
+                view.stumbled();
+                DutyError::from(error).log("a look at rows overdue for long", Some(task.kind()));
+                break;
+            }
+        };
+        let took = asked.elapsed();
+        wake(context, broker, task, &found, woken).await?;
+        // There may be more of them in this stretch.
+        if found.len() == room {
+            break;
+        }
+        view.stepped(step, took, horizon);
+        if began.elapsed() > DEEP_MAX {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// [`overdue()`], given up by PostgreSQL after [`DEEP_MAX`].
+async fn impatiently(
+    context: &Context,
+    task: &dyn Shown,
+    horizon: DateTime<Utc>,
+    which: Which,
+    limit: usize,
+) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
+    let timeout_ms = DEEP_MAX.min(context.settings.database.statement_timeout).as_millis();
+    let tx = context.db.begin().await?;
+    tx.execute_unprepared(&format!("SET LOCAL statement_timeout = {timeout_ms}")).await?;
+    let found = overdue(&tx, context, task, horizon, which, limit).await?;
+    tx.rollback().await?;
+    Ok(found)
+}
+
+fn delta(duration: Duration) -> TimeDelta {
+    TimeDelta::milliseconds(signed_ms(duration))
+}
+
+/// Publishes wake-ups of these rows straight into their lane.
+async fn wake(
+    context: &Context,
+    broker: &Broker,
+    task: &dyn Shown,
+    overdue: &[(Uuid, DateTime<Utc>)],
+    woken: &mut usize,
+) -> Result<(), DutyError> {
+    if overdue.is_empty() {
+        return Ok(());
+    }
+    let waiting = overdue.iter().map(|(subject, due_at)| Waiting {
+        kind: task.kind(),
+        subject: *subject,
+        due_at: *due_at,
+        wait: TimeDelta::zero(),
+        attempt: 0,
+    });
+    let topology = &context.topology;
+    let packed = pack(waiting, topology.ladder(), topology.shards(), context.settings.naming.pack_max, &TraceContext::default());
+    let publisher = broker.publisher().await?;
+    let messages: Vec<Outgoing> = packed.iter().map(|packed| Outgoing::of(packed, topology)).collect();
+    publisher.publish_all(&messages).await?;
+    publisher.close().await;
+    *woken += overdue.len();
+    // After the confirms: a process that dies in between has woken them once too often, which is harmless.
+    Ok(remember(context, task, overdue).await?)
+}
+
+async fn remember(context: &Context, task: &dyn Shown, woken: &[(Uuid, DateTime<Utc>)]) -> Result<(), DbErr> {
+    let (subjects, dues): (Vec<Uuid>, Vec<DateTime<Utc>>) = woken.iter().copied().unzip();
+    let sql = "INSERT INTO swept (kind, subject_id, due_at, at, times)
+               SELECT $1, subject_id, due_at, now(), 1 FROM unnest($2::uuid[], $3::timestamptz[]) AS woken (subject_id, due_at)
+               ON CONFLICT (kind, subject_id) DO UPDATE SET at = now(), due_at = EXCLUDED.due_at,
+                   times = CASE WHEN swept.due_at = EXCLUDED.due_at THEN swept.times + 1 ELSE 1 END";
+    context.db.execute_raw(statement(sql, [task.kind().into(), subjects.into(), dues.into()])).await.map(|_| ())
+}

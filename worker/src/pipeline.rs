@@ -1,0 +1,12 @@
+//! The way of a due wake-up: a consumer takes deliveries, intake reads them, a batch gathers them, apply rechecks and writes, settle acks.
+
+pub(crate) mod apply;
+pub(crate) mod attempt;
+pub(crate) mod batch;
+pub(crate) mod consumer;
+pub(crate) mod handler;
+pub mod intake;
+pub(crate) mod lane;
+pub(crate) mod patience;
+mod prefetch;
+pub(crate) mod settle;

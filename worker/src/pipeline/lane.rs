@@ -1,0 +1,59 @@
+//! The handler of a kind's lane: a batch of due wake-ups goes through apply and settle.
+
+use shared::{broker::BrokerError, process::telemetry};
+use tracing::Instrument;
+
+use super::{
+    apply::{Unanswered, apply},
+    batch::Batch,
+    handler::{Hand, Stop},
+};
+
+/// Most messages of a batch to whose producers its span links; a span is not a list of everything.
+const LINKS_MAX: usize = 32;
+
+/// Applies and settles a batch of one kind.
+///
+/// # Errors
+/// [`BrokerError`]: the batch is unacked then and comes again.
+pub(crate) async fn handle(kind: &'static str, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+    match apply_and_settle(Some(kind), batch, hand).await? {
+        None => Ok(None),
+        Some(Unanswered::Paused(_)) => Ok(Some(Stop::Paused)),
+        Some(Unanswered::Abandoned | Unanswered::Outdated) => Ok(Some(Stop::Shutdown)),
+    }
+}
+
+/// The same, and what kept the batch from being answered, which the context has been told of.
+///
+/// # Errors
+/// As [`handle`].
+pub(crate) async fn apply_and_settle(
+    kind: Option<&'static str>,
+    batch: Batch,
+    Hand { settle, context, patience, .. }: &Hand<'_>,
+) -> Result<Option<Unanswered>, BrokerError> {
+    let span = tracing::info_span!("batch", otel.kind = "consumer", kind, messages = batch.len());
+    for wakeup in batch.wakeups().take(LINKS_MAX) {
+        telemetry::link(&span, &wakeup.trace);
+    }
+    async {
+        let statements = kind.and_then(|kind| context.statements.get(kind));
+        let answered = match apply(batch, statements, &context.db, &context.settings.database, patience).await {
+            Ok(answered) => answered,
+            Err(unanswered) => {
+                match &unanswered {
+                    Unanswered::Outdated => context.outdated(),
+                    Unanswered::Paused(pause) => context.paused.met(pause.clone()),
+                    Unanswered::Abandoned => {}
+                }
+                return Ok(Some(unanswered));
+            }
+        };
+        settle.settle(&answered, patience).await?;
+        context.tally.count(kind.unwrap_or("unknown"), &answered);
+        Ok(None)
+    }
+    .instrument(span)
+    .await
+}
