@@ -3,31 +3,34 @@
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz fault bench walkthrough check services-up services-down clean
+.PHONY: help rust demo test fuzz fault bench walkthrough check services-up services-down clean
 
 ORDERS ?= 3000
 CARGO ?= cargo
 SECONDS ?= 60
 
-help: ## Say what there is
+help: ## List these commands
 	@grep -E '^[a-z-]+:.*##' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1|\2/' | column -t -s '|'
 
-demo: ## Run the main job, a day as a second, and check every row (ORDERS=3000)
+rust:
+	@deploy/has-rust
+
+demo: rust ## Run the main job, a day as a second, and check every row (ORDERS=3000)
 	$(CARGO) build --workspace --bins
 	@deploy/with-services target/debug/demo --orders $(ORDERS)
 
-test: ## Run every test on real servers
+test: rust ## Run every test on real servers
 	$(CARGO) build --workspace --bins
 	RUST_TEST_THREADS=4 deploy/with-services $(CARGO) test --workspace
 	deploy/services-test
 
 # Starts servers of its own, which it may kill; without SEED a random one, which it prints.
-fault: ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
+fault: rust ## The fault suite's long form (SEED=1 repeats a run); writes docs/fault-report.md
 	$(CARGO) build --workspace --bins
 	$(CARGO) test -p tests --test fault -- --long --report docs/fault-report.md $(if $(SEED),--seed $(SEED))
 
 # Starts servers of its own too. ONLY=relay measures that alone; a missed reach fails a full run, a wrong count any.
-bench: ## Measure everything beside its ceiling (QUICK=1 takes under two minutes)
+bench: rust ## Measure everything beside its ceiling (QUICK=1 takes under two minutes)
 	$(CARGO) build --release --workspace --bins
 	target/release/bench $(if $(QUICK),--quick) $(if $(ONLY),--only "$(ONLY)")
 
@@ -45,12 +48,12 @@ fuzz: ## Search for bytes that break a decoder (SECONDS=60 a target)
 	     done; \
 	 fi
 
-walkthrough: ## Run docs/operations.md anew: a thousand dead letters, found, planned, approved, replayed
+walkthrough: rust ## Run docs/operations.md anew: a thousand dead letters, found, planned, approved, replayed
 	$(CARGO) build --workspace --bins
 	@deploy/with-services sh -c "target/debug/walkthrough > target/operations.md"
 	@mv target/operations.md docs/operations.md
 
-check: ## Format, lints, documentation, scripts, documents, the rules for dependencies
+check: rust ## Format, lints, documentation, scripts, documents, the rules for dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --locked -- --deny warnings
 	RUSTDOCFLAGS="--deny warnings" $(CARGO) doc --workspace --no-deps --document-private-items --locked --quiet
