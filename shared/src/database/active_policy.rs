@@ -8,7 +8,8 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DatabaseError, Role, connection,
+    DatabaseError, Role,
+    connection::{self, ANSWER_WITHIN},
     failure::{Trouble, trouble},
     require_schema, statement, within,
 };
@@ -17,9 +18,6 @@ use crate::{domain::policy::Policy, settings::Settings};
 /// How often a running process looks for another policy; and how often it tries to read it while the database would not say.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-
-/// How long PostgreSQL may take to say it.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// A scalar: the number of the policy in force; null where none was applied.
 pub(crate) const NUMBER: &str = "(SELECT max(id) FROM policies)";

@@ -31,42 +31,8 @@ pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[Entry], queue: &
 const DECIDED: &str = "SELECT coalesce(array_agg(id) FILTER (WHERE state <> 'open'), '{}') AS decided
                          FROM (SELECT id, state FROM dead_letters WHERE id = ANY($1) ORDER BY id FOR UPDATE) AS known";
 
-/// Rows (`$1` to `$3`: id, subject, number of the message) and what their messages say (`$4` to `$16`); an empty text stands for what
-/// is not known. `$17`: the queue; `$18`: those of the ids that are decided.
-///
-/// What comes again changes nothing. What has failed again since is open again, and says how it failed now. A letter whose death has
-/// no moment of its own, as it was never told, was stored with that of its storing: it cannot have died later.
-const INSERT: &str = r#"
-    WITH came AS (
-        SELECT one.id, nullif(one.subject_id, '')::uuid AS subject_id, message.*
-          FROM unnest($1::uuid[], $2::text[], $3::bigint[]) AS one (id, subject_id, number)
-               JOIN unnest($4::text[], $5::text[], $6::text[], $7::text[], $8::text[], $9::bigint[], $10::text[], $11::text[],
-                           $12::text[], $13::text[], $14::text[], $15::bytea[], $16::bytea[])
-                    WITH ORDINALITY AS message (kind, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
-                                                last_failed_at, worker, trace_id, routing_key, headers, body, number)
-               USING (number)
-    ), stored AS (
-        INSERT INTO dead_letters AS letter
-               (id, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at, last_failed_at, worker,
-                trace_id, queue, routing_key, headers, body)
-        SELECT id, nullif(kind, ''), subject_id, nullif(wakeup_id, '')::uuid, reason, cause, cause_group, attempts,
-               nullif(first_failed_at, '')::timestamptz, coalesce(nullif(last_failed_at, '')::timestamptz, now()),
-               nullif(worker, ''), nullif(trace_id, ''), $17, routing_key, headers, body
-          FROM came ORDER BY id
-        ON CONFLICT (id) DO UPDATE
-           SET last_failed_at = EXCLUDED.last_failed_at, attempts = greatest(letter.attempts, EXCLUDED.attempts),
-               reason = EXCLUDED.reason, cause = EXCLUDED.cause, cause_group = EXCLUDED.cause_group, worker = EXCLUDED.worker,
-               state = 'open', decided_at = NULL, decided_by = NULL, decided_why = NULL
-         WHERE EXCLUDED.last_failed_at > letter.last_failed_at AND EXCLUDED.last_failed_at <> EXCLUDED.stored_at
-        RETURNING letter.id, letter.xmax = 0 AS fresh
-    ), reopened AS (
-        INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
-        SELECT 'system', 'dead_letter.reopened', 'dead_letter', id,
-               '{"by": "kyhan", "why": "it failed again", "changed": {"state": "open"}}'::jsonb
-          FROM stored WHERE id = ANY($18::uuid[])
-        RETURNING 1
-    )
-    SELECT (SELECT coalesce(array_agg(id), '{}') FROM stored WHERE fresh) AS fresh, (SELECT count(*) FROM reopened) AS reopened"#;
+/// Inserts them: see the file.
+const INSERT: &str = include_str!("insert.sql");
 
 /// What [`INSERT`] is given, column by column.
 #[derive(Default)]
