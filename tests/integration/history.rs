@@ -2,7 +2,6 @@
 //! transaction's snapshot shows.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, IsolationLevel, TransactionTrait};
-use shared::database::schema;
 use tests::sandbox::eventually;
 use uuid::Uuid;
 
@@ -160,37 +159,6 @@ async fn who_may_only_insert_history_can_and_a_search_path_fools_nobody() {
 
         run(db, &format!("DROP OWNED BY {role}")).await;
         run(db, &format!("DROP ROLE {role}")).await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn the_way_down_brings_the_foreign_key_back_and_the_way_up_takes_it_again() {
-    on_stage(QUICK, async |stage| {
-        let db = &stage.sandbox.db;
-        run(db, &history_of(stage.delivering().await)).await;
-        let steps = async || stage.ask::<i64>("SELECT count(*) FROM seaql_migrations WHERE version >= 'm0007'").await as u32;
-        let schema = "SELECT string_agg(indexdef, E'\n' ORDER BY indexname) FROM pg_indexes WHERE tablename = 'orders'";
-        let before = stage.ask::<String>(schema).await;
-
-        let tx = transaction(stage, IsolationLevel::ReadCommitted).await;
-        run(&tx, "SET LOCAL kyhan.effect = on").await;
-        run(&tx, &history_of(Uuid::new_v4())).await;
-        tx.commit().await.expect("a commit");
-        let said = schema::down(db, steps().await).await.expect_err("an orphan").to_string();
-        assert!(said.contains("violates foreign key constraint"), "{said}");
-        run(db, "DELETE FROM order_status_history WHERE NOT EXISTS (SELECT FROM orders WHERE id = order_id)").await;
-
-        // The later ones are taken back already, each by itself.
-        schema::down(db, steps().await).await.expect("the way down");
-        let said = refused(db, &history_of(Uuid::new_v4())).await;
-        assert!(said.contains("order_status_history_order_id_fkey"), "{said}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM pg_proc WHERE proname ~ 'history'").await, 0);
-
-        schema::up(db).await.expect("the way up");
-        let said = refused(db, &history_of(Uuid::new_v4())).await;
-        assert!(said.contains(NO_ORDER), "{said}");
-        assert_eq!(stage.ask::<String>(schema).await, before);
     })
     .await;
 }

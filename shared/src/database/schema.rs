@@ -1,4 +1,4 @@
-//! The schema (schema.md), as migrations in plain SQL. A migration that has landed never changes; the next one corrects it.
+//! The schema (schema.md), as migrations in plain SQL. A released migration never changes; a later one corrects it.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
@@ -10,35 +10,43 @@ pub mod triggers;
 /// Every migration, in order.
 pub struct Migrator;
 
-/// Each migration is a name, an `.up.sql` and a `.down.sql`.
+/// Each migration is a name, an `.up.sql` and a `.down.sql`, in the folder of its part.
 macro_rules! migrations {
-    ($($name:literal,)*) => {
+    ($($part:literal { $($name:literal,)* })*) => {
         /// The names alone, by which every process checks the schema; only `ops` carries the SQL.
-        const NAMES: &[&str] = &[$($name),*];
+        const NAMES: &[&str] = &[$($($name),*),*];
 
-        const MIGRATIONS: &[Sql] = &[$(Sql {
+        const MIGRATIONS: &[Sql] = &[$($(Sql {
             name: $name,
-            up: include_str!(concat!("schema/", $name, ".up.sql")),
-            down: include_str!(concat!("schema/", $name, ".down.sql")),
-        }),*];
+            up: include_str!(concat!("schema/", $part, "/", $name, ".up.sql")),
+            down: include_str!(concat!("schema/", $part, "/", $name, ".down.sql")),
+        }),*),*];
     };
 }
 
 migrations! {
-    "m0001_order_system",
-    "m0002_ledger",
-    "m0003_kyhan",
-    "m0004_sweep",
-    "m0005_rebuild",
-    "m0006_canaries",
-    "m0007_heap_only",
-    "m0008_dead_letters",
-    "m0009_policies",
-    "m0010_retention",
-    "m0011_confidentiality",
-    "m0012_seals",
-    "m0013_guards",
-    "m0014_waiting",
+    // The reference order system. It needs no other part.
+    "order_system" {
+        "m0001_orders",
+        "m0002_ledger",
+        "m0003_confidentiality",
+        "m0004_guards",
+    }
+    // The fleet's own tables. From m0106_retention on they read the order system's.
+    "fleet" {
+        "m0101_outbox",
+        "m0102_activity",
+        "m0103_wakeups",
+        "m0104_dead_letters",
+        "m0105_policies",
+        "m0106_retention",
+        "m0107_statistics",
+    }
+    // Triggers on the tables of one part that read or write the tables of the other.
+    "links" {
+        "m0201_news",
+        "m0202_records",
+    }
 }
 
 impl MigratorTrait for Migrator {
@@ -155,7 +163,10 @@ impl MigrationName for Sql {
 #[async_trait]
 impl MigrationTrait for Sql {
     async fn up(&self, manager: &SchemaManager) -> Result<(), DbErr> {
-        manager.get_connection().execute_unprepared(self.up).await.map(|_| ())
+        let db = manager.get_connection();
+        db.execute_unprepared(self.up).await?;
+        // In the migration's own transaction, so that no function is ever visible unpinned.
+        pin(db).await
     }
 
     async fn down(&self, manager: &SchemaManager) -> Result<(), DbErr> {

@@ -1,4 +1,4 @@
--- Without this table each process goes by its own settings: nobody shall come to that unawares.
+-- Without this table each process uses its own settings. An operator must not cause that by accident.
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM policies) THEN
@@ -6,4 +6,4 @@ BEGIN
             USING HINT = 'Lay what `ops policy show` prints into the kyhan.toml of every process, then delete the rows of policies.';
     END IF;
 END $$;
-DROP TABLE policies;
+DROP TABLE pauses, policies;

@@ -1,24 +1,24 @@
--- What died, kept until the recheck or an operator has decided about it: docs/decisions/0019.
+-- Dead letters, kept until a recheck or an operator decides about them: docs/decisions/0019.
 
 CREATE TABLE dead_letters (
     -- Stable: the same failure of the same message has the same id.
     id               uuid        PRIMARY KEY,
     state            text        NOT NULL DEFAULT 'open' CHECK (state IN ('open', 'replayed', 'resolved', 'discarded')),
-    -- What it was to do; null where it could not be understood.
+    -- The task. Null if the message could not be decoded.
     kind             text,
     subject_id       uuid,
     wakeup_id        uuid,
-    -- Why it died.
+    -- Why it failed.
     reason           text        NOT NULL,
     cause            text        NOT NULL,
-    -- The cause without what differs from letter to letter (ids, numbers): what letters are grouped by.
+    -- The cause without ids and numbers. Letters are grouped by it.
     cause_group      text        NOT NULL,
     attempts         integer     NOT NULL CHECK (attempts >= 0),
     first_failed_at  timestamptz,
     last_failed_at   timestamptz NOT NULL,
     worker           text,
     trace_id         text,
-    -- The message as it was.
+    -- The original message.
     queue            text        NOT NULL,
     routing_key      text        NOT NULL,
     -- A table of AMQP values, as JSON.
@@ -27,7 +27,7 @@ CREATE TABLE dead_letters (
     -- The letter that this one corrects.
     repaired_from    uuid        UNIQUE REFERENCES dead_letters (id),
     stored_at        timestamptz NOT NULL DEFAULT now(),
-    -- What became of it, who decided it, and why.
+    -- The decision: when, by whom, and why.
     decided_at       timestamptz,
     decided_by       text,
     decided_why      text,
@@ -38,25 +38,25 @@ CREATE INDEX dead_letters_open_idx ON dead_letters (last_failed_at, id) WHERE st
 CREATE INDEX dead_letters_failed_idx ON dead_letters (last_failed_at, id);
 CREATE INDEX dead_letters_subject_idx ON dead_letters (subject_id) WHERE subject_id IS NOT NULL;
 
--- What a replay of chosen letters would do, as checked when it was planned, and how far its run has come.
+-- What a replay of selected letters would do, as checked when it was planned, and the progress of its run.
 CREATE TABLE replay_plans (
     id                 uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
     state              text        NOT NULL DEFAULT 'planned' CHECK (state IN ('planned', 'running', 'stopped', 'done')),
     made_at            timestamptz NOT NULL DEFAULT now(),
     made_by            text        NOT NULL,
     why                text        NOT NULL,
-    -- How its letters were chosen.
+    -- How its letters were selected.
     filter             jsonb       NOT NULL,
-    -- What it would do, in all.
+    -- The expected totals.
     amount             bigint      NOT NULL CHECK (amount >= 0),
     customers          integer     NOT NULL CHECK (customers >= 0),
-    -- By how much what it does may differ from that.
+    -- How far the result may differ from them.
     tolerance_letters  integer     NOT NULL CHECK (tolerance_letters >= 0),
     tolerance_amount   bigint      NOT NULL CHECK (tolerance_amount >= 0),
     needs_approval     boolean     NOT NULL,
     approved_by        text        CHECK (approved_by <> made_by),
     approved_at        timestamptz,
-    -- The process that runs it: whoever takes it over names another, and the one before can do nothing more.
+    -- The process that runs it. A process that takes the run over writes its own id, and the previous one can do nothing more.
     run                uuid,
     run_by             text,
     started_at         timestamptz,
@@ -75,7 +75,7 @@ CREATE TABLE replay_plan_letters (
     verdict        text        NOT NULL CHECK (verdict IN ('applies', 'moot', 'waits', 'fails', 'unreadable')),
     why            text,
     amount         bigint      NOT NULL DEFAULT 0 CHECK (amount >= 0),
-    -- What it did; null while it is to be done.
+    -- What the replay did. Null until then.
     result         text        CHECK (result IN ('applied', 'moot', 'failed', 'changed', 'left')),
     result_why     text,
     result_amount  bigint      NOT NULL DEFAULT 0 CHECK (result_amount >= 0),
@@ -85,11 +85,3 @@ CREATE TABLE replay_plan_letters (
     CHECK ((result IS NULL) = (at IS NULL))
 );
 CREATE INDEX replay_plan_letters_letter_idx ON replay_plan_letters (letter_id);
-
--- Kinds of which nothing is applied until somebody resumes them.
-CREATE TABLE pauses (
-    kind       text        PRIMARY KEY,
-    paused_at  timestamptz NOT NULL DEFAULT now(),
-    paused_by  text        NOT NULL,
-    why        text        NOT NULL
-);

@@ -1,0 +1,1 @@
+DROP TABLE canaries, rebuilds, swept, rungs;

@@ -1,1 +1,0 @@
-DROP TABLE cart_items, order_sources, order_messages, order_status_history, orders, customers;

@@ -1,2 +1,0 @@
-DROP FUNCTION kyhan_discard_set_aside(boolean, bigint[]);
-ALTER TABLE outbox DROP COLUMN waiting_since;

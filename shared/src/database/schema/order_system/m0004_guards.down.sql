@@ -1,0 +1,21 @@
+DROP TRIGGER the_erased_get_no_source ON order_sources;
+DROP TRIGGER the_erased_have_no_source ON order_sources;
+DROP TRIGGER the_erased_said_nothing ON order_messages;
+DROP TRIGGER the_erased_say_nothing ON order_messages;
+DROP TRIGGER the_erased_bought_nothing ON cart_items;
+DROP TRIGGER the_erased_buy_nothing ON cart_items;
+DROP TRIGGER the_erased_order_nothing ON orders;
+DROP TRIGGER customers_stay_erased ON customers;
+DROP TRIGGER order_ids_are_used_once ON orders;
+DROP TRIGGER orders_truncated_with_ledger ON orders;
+DROP TRIGGER orders_keep_their_ids_in_the_ledger ON orders;
+DROP TRIGGER orders_without_ledger ON orders;
+DROP TRIGGER transfers_have_their_orders ON transfers;
+DROP TRIGGER accounts_have_their_orders ON accounts;
+DROP TRIGGER orders_truncated_with_history ON orders;
+DROP TRIGGER orders_keep_their_ids ON orders;
+DROP TRIGGER orders_without_history ON orders;
+DROP TRIGGER history_keeps_its_order ON order_status_history;
+DROP TRIGGER history_has_its_order ON order_status_history;
+DROP FUNCTION kyhan_the_erased_stay_erased(), kyhan_customers_stay_erased(), kyhan_order_ids_are_used_once(), kyhan_order_has_no_ledger(),
+    kyhan_ledger_has_its_orders(), kyhan_order_has_no_history(), kyhan_history_has_its_order();
