@@ -24,8 +24,8 @@ impl fmt::Display for Dong {
     }
 }
 
-/// The SQL expression for the sum of `amount`, 0 without rows. It is clamped to the range of [`Dong`], so that one absurd
-/// amount does not fail a whole report.
+/// The SQL expression for the sum of `amount`, 0 without rows. It is capped at the largest [`Dong`], so that one absurd amount does
+/// not fail a whole report.
 #[must_use]
 pub fn sql_sum(amount: &str) -> String {
     format!("least(coalesce(sum({amount}), 0), {})::bigint", i64::MAX)
