@@ -1,8 +1,8 @@
-//! The broker: connecting, declaring, and publishing so that a message counts as sent only when the broker has confirmed it.
-//! Every publish is persistent, mandatory and awaits its confirm; an ack with a returned message is a failure.
+//! The broker: connecting, declaring and publishing. Every publish is persistent and mandatory and awaits its confirm: a
+//! message counts as sent only when the broker has confirmed it, and an ack with a returned message is a failure.
 //!
-//! Whoever consumes publishes over another connection: a broker short of memory or disk stops reading from connections that
-//! publish (<https://www.rabbitmq.com/docs/alarms>), and the acks of a consumer must not wait behind that.
+//! A consumer publishes over another connection: a broker short of memory or disk stops reading from connections that publish
+//! (<https://www.rabbitmq.com/docs/alarms>), and the acks of a consumer must not wait behind that.
 
 use std::{sync::Arc, time::Duration};
 
@@ -25,18 +25,18 @@ mod publish;
 pub use declare::{Missing, Observed};
 pub use publish::Publisher;
 
-/// A connection silent for longer is dead; RabbitMQ advises 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>
+/// A connection silent for longer is dead; RabbitMQ recommends 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>
 const HEARTBEAT_S: u16 = 10;
-/// RabbitMQ's own default, in bytes. lapin makes its buffers, 64 frames a connection, as large as it is told at first, and fills
-/// those that grow later with zeros: 8 MiB of memory for each idle connection.
+/// RabbitMQ's own default, in bytes. lapin allocates its buffers, 64 frames per connection, for the frame size that it is
+/// given first, and fills those that grow later with zeros: 8 MiB of memory for each idle connection.
 const FRAME_MAX: u32 = 131_072;
 /// AMQP reply code 200: closed on purpose.
 const REPLY_SUCCESS: u16 = 200;
-/// AMQP reply code 403: a login that may not come in, or may not do this.
+/// AMQP reply code 403: the login is refused, or lacks a permission.
 const ACCESS_REFUSED: u16 = 403;
-/// How long a server may take to answer a greeting.
+/// How long a server may take to answer a handshake.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a farewell may take.
+/// How long closing a connection or channel may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What the broker refused or failed to do.
@@ -54,48 +54,48 @@ pub enum BrokerError {
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
     Nacked { exchange: String },
-    #[error("RabbitMQ confirmed or answered nothing for {0:?}")]
+    #[error("timed out after {0:?} waiting for RabbitMQ to confirm or answer")]
     Unconfirmed(Duration),
-    #[error("the connection to RabbitMQ is gone")]
+    #[error("lost the connection to RabbitMQ")]
     Lost,
-    #[error("this channel has failed before, and an answer of RabbitMQ could be taken for another's")]
+    #[error("this channel failed earlier, so RabbitMQ's answers can no longer be matched to messages")]
     Unsound,
-    #[error("RabbitMQ cancelled the consumer: its queue was deleted, or its node left")]
+    #[error("RabbitMQ cancelled the consumer: its queue was deleted or its node left")]
     Cancelled,
-    #[error("RabbitMQ is short of memory or disk and blocks its publishers")]
+    #[error("RabbitMQ is short of memory or disk and blocks publishers")]
     Blocked,
-    #[error("messages could be lost here, so nothing is started: {0}")]
+    #[error("this RabbitMQ could lose messages, so nothing was started: {0}")]
     Unsafe(String),
 }
 
 /// A queue or exchange that exists with other arguments than ours.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{name} exists with other arguments than Kỳ Hạn's, so {}: {difference}", guard::at_stake(.difference))]
+#[error("{name} exists with arguments other than Kỳ Hạn's, so {}: {difference}", guard::at_stake(.difference))]
 pub struct Difference {
     pub name: String,
-    /// In RabbitMQ's words.
+    /// As RabbitMQ reports it.
     pub difference: String,
 }
 
 impl BrokerError {
-    /// Whether trying again is no use before somebody has changed the broker.
+    /// Whether retrying is useless until an operator changes the broker.
     #[must_use]
     pub const fn is_final(&self) -> bool {
         matches!(self, Self::Inequivalent(_) | Self::Unsafe(_))
     }
 
-    /// Whether this is nothing new after the error before: what stays so until somebody acts is told of once.
+    /// Whether this repeats the error before: an error that lasts until an operator acts is logged once.
     #[must_use]
     pub fn repeats(&self, before: Option<&Self>) -> bool {
         matches!((self, before), (Self::Missing(now), Some(Self::Missing(before))) if now == before)
     }
 
-    /// Whether the broker is there and does not let us in.
+    /// Whether the broker answered and refused the login.
     fn is_refusal(&self) -> bool {
         const NOT_ALLOWED: u16 = 530;
         let Self::Connect { error, .. } = self else { return false };
         let lapin::ErrorKind::ProtocolError(said) = error.kind() else { return false };
-        // A limit of connections is "not allowed" too, and passes.
+        // A limit of connections is "not allowed" too, but temporary.
         [ACCESS_REFUSED, NOT_ALLOWED].contains(&said.get_id()) && !said.get_message().as_str().contains("limit")
     }
 }
@@ -113,7 +113,7 @@ pub struct Broker {
 }
 
 impl Broker {
-    /// Connects once; `name` is shown in RabbitMQ's list of connections.
+    /// Connects once; RabbitMQ's list of connections shows `name`.
     ///
     /// # Errors
     /// [`BrokerError::Connect`], with the address but never its password.
@@ -129,12 +129,12 @@ impl Broker {
         Ok(Self { connection, confirm_timeout: settings.confirm_timeout })
     }
 
-    /// Connects, trying again with backoff and jitter for as long as it takes; `None` when told to shut down.
+    /// Connects, retrying with backoff and jitter for as long as it takes; `None` on shutdown.
     pub async fn connect_until(settings: &Amqp, name: &str, outage: &Outage, shutdown: &CancellationToken) -> Option<Self> {
         Self::try_until(settings, name, outage, shutdown, |_| false).await.unwrap_or_default()
     }
 
-    /// The same for a process's first connection: a broker that is there and refuses will go on refusing.
+    /// The same for a process's first connection: a broker that refuses the login will keep refusing it.
     ///
     /// # Errors
     /// A wrong password, or a virtual host that does not exist or is not allowed.
@@ -172,15 +172,16 @@ impl Broker {
         }
     }
 
-    /// A channel of its own.
+    /// A new channel.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn channel(&self) -> Result<Channel, BrokerError> {
         self.answered(self.connection.create_channel()).await
     }
 
-    /// What the broker answers. Over a connection that it blocks it reads nothing, and answers nothing.
+    /// Awaits an answer of the broker, for a limited time: the broker neither reads nor answers over a connection that it
+    /// blocks.
     async fn answered<T>(&self, asked: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
         let answer = tokio::time::timeout(self.confirm_timeout, asked).await;
         Ok(answer.map_err(|_| silent(self.connection.status(), self.confirm_timeout))??)
@@ -189,7 +190,7 @@ impl Broker {
     /// A channel in confirm mode.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn publisher(&self) -> Result<Publisher, BrokerError> {
         let channel = self.channel().await?;
         self.answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
@@ -197,24 +198,25 @@ impl Broker {
         Ok(Publisher { channel, status, confirm_timeout: self.confirm_timeout, sound: Mutex::new(true) })
     }
 
-    /// Closes the connection. Channels are closed first, each by its owner: dropping the last one and then closing can hang.
+    /// Closes the connection. Its channels are closed first, each by its owner: dropping the last one and then closing can
+    /// hang.
     pub async fn close(self) {
         let goodbye = self.connection.close(REPLY_SUCCESS, "done".into());
         if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
-            tracing::debug!("RabbitMQ did not answer the farewell in time");
+            tracing::debug!("timed out closing the connection to RabbitMQ");
         }
     }
 }
 
-/// Closes a channel, whatever state it is in; what it had delivered and nobody acked returns to its queue.
+/// Closes a channel in any state; what it had delivered without an ack returns to its queue.
 pub async fn close_channel(channel: &Channel) {
     let goodbye = channel.close(REPLY_SUCCESS, "done".into());
     if tokio::time::timeout(CLOSE_TIMEOUT, goodbye).await.is_err() {
-        tracing::debug!("RabbitMQ did not answer the closing of a channel in time");
+        tracing::debug!("timed out closing a channel to RabbitMQ");
     }
 }
 
-/// Why nothing came for so long.
+/// The error for a timeout.
 fn silent(status: &ConnectionStatus, span: Duration) -> BrokerError {
     if status.blocked() { BrokerError::Blocked } else { BrokerError::Unconfirmed(span) }
 }

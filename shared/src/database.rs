@@ -27,7 +27,7 @@ pub fn statement(sql: &str, values: impl IntoIterator<Item = Value>) -> Statemen
 /// The database's clock, the only one that decides.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn now(db: &impl ConnectionTrait) -> Result<DateTime<Utc>, DbErr> {
     let row = db.query_one_raw(statement("SELECT clock_timestamp() AS now", [])).await?;
     row.ok_or_else(|| DbErr::RecordNotFound("clock_timestamp()".into()))?.try_get("", "now")

@@ -1,4 +1,4 @@
-//! What the policy promises, and when: events, spans, the policy's table, the tasks, and the one definition of *due*.
+//! The policy's rules: events, spans, the policy table, the tasks, and the one definition of *due*.
 
 pub mod confidential;
 pub mod due;

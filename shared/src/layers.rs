@@ -1,8 +1,8 @@
-//! Holds the layers apart: what each may import is written down here, and nowhere else.
+//! Tests that each layer imports only from the layers listed for it here.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-/// Each layer with the layers that it may import.
+/// Each layer, with the layers that it may import.
 const LAYERS: [(&str, &[&str]); 6] = [
     ("domain", &[]),
     ("message", &["domain"]),
@@ -29,7 +29,7 @@ fn imports(text: &str) -> BTreeSet<&str> {
     for (at, _) in text.match_indices("crate::") {
         let rest = &text[at + "crate::".len()..];
         let mut depth = 0_u32;
-        // At the beginning, and behind each comma of the outermost braces.
+        // True at the start, and after each comma of the outermost braces.
         let mut begins = true;
         for (place, letter) in rest.char_indices() {
             if begins && letter.is_ascii_alphabetic() {

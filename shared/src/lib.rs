@@ -1,12 +1,13 @@
-//! What the producer, the worker and `ops` share, in layers. Each layer imports only from those before it (a test holds that):
+//! Code that the producer, the worker and `ops` share, in layers. Each layer imports only from the layers before it, which a
+//! test checks:
 //!
-//! - [`domain`]: what the policy promises, and when it is due
+//! - [`domain`]: the rules of the policy, and when each falls due
 //! - [`message`]: what waits in RabbitMQ
-//! - [`settings`]: everything that can be set
-//! - [`process`]: how every binary lives
+//! - [`settings`]: every setting
+//! - [`process`]: how every binary starts, stops, logs and waits
 //! - [`broker`]: RabbitMQ, and [`database`]: PostgreSQL
 //!
-//! `ARCHITECTURE.md` is the map.
+//! `ARCHITECTURE.md` gives an overview.
 
 pub mod broker;
 pub mod database;

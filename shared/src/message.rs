@@ -1,5 +1,5 @@
-//! What waits in RabbitMQ: wake-ups and the ladder of delay queues they wait in, canaries, dead letters. Pure: nothing here speaks to
-//! a broker.
+//! What waits in RabbitMQ: wake-ups and the ladder of delay queues, canaries, dead letters. Pure: nothing here contacts a
+//! broker.
 
 pub mod canary;
 pub mod dead_letter;

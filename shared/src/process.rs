@@ -1,4 +1,4 @@
-//! How every binary lives: its command line, its start and shutdown, its logs, its health, and how it waits for a server that is away.
+//! What every binary shares: its command line, start and shutdown, logs, health, and how it waits for a server that is away.
 
 pub mod admin;
 pub mod backoff;

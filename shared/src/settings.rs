@@ -1,5 +1,5 @@
-//! Settings: one struct per concern, read from `kyhan.toml` and `KYHAN_…`, validated all at once with every mistake listed,
-//! shown without secrets.
+//! Settings: one struct per section, read from `kyhan.toml` and `KYHAN_…`, validated at once with every mistake listed, and
+//! printed with secrets redacted.
 
 use std::{
     fmt,
@@ -21,7 +21,7 @@ pub use sections::{
     Admin, Amqp, Arrears, Database, DeadLetters, Forecast, Naming, Relay, Retention, Statistics, Sweep, Telemetry, Worker,
 };
 
-/// Everything that can be set.
+/// All settings of a process.
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub database: Database,
@@ -41,7 +41,7 @@ pub struct Settings {
     held: Vec<(String, String)>,
 }
 
-/// Settings that cannot hold, every mistake with its key and what would be right.
+/// Invalid settings: every mistake, with its key and what is accepted.
 #[derive(Debug, thiserror::Error)]
 pub struct SettingsError(pub Vec<Mistake>);
 
@@ -50,20 +50,21 @@ impl fmt::Display for SettingsError {
         write!(
             f,
             "{} in the settings:",
-            if self.0.len() == 1 { "a mistake".into() } else { format!("{} mistakes", self.0.len()) }
+            if self.0.len() == 1 { "1 mistake".into() } else { format!("{} mistakes", self.0.len()) }
         )?;
         self.0.iter().try_for_each(|mistake| write!(f, "\n  {mistake}"))
     }
 }
 
-/// The file read when none is named, where it exists.
+/// The file that is read if none is named and it exists.
 const DEFAULT_FILE: &str = "kyhan.toml";
 
 impl Settings {
-    /// Reads the settings of this process: `file`, else `KYHAN_CONFIG`, else `kyhan.toml` here, else the defaults; and `KYHAN_…`.
+    /// Reads the settings of this process: `file`, else `KYHAN_CONFIG`, else `kyhan.toml` in the working directory, else the
+    /// defaults; and `KYHAN_…`.
     ///
     /// # Errors
-    /// Every mistake there is.
+    /// Every mistake.
     pub fn load(file: Option<PathBuf>) -> Result<Self, SettingsError> {
         let file = file
             .or_else(|| std::env::var_os("KYHAN_CONFIG").map(PathBuf::from))
@@ -71,14 +72,14 @@ impl Settings {
         Self::read(file.as_deref(), own_env())
     }
 
-    /// The policy of another file, which has to hold as settings of this process would, and to have a policy of its own.
+    /// The policy of another file, which must be valid as settings of this process and must contain a policy.
     ///
     /// # Errors
-    /// Every mistake there is.
+    /// Every mistake.
     pub fn policy_of(file: &Path) -> Result<Policy, SettingsError> {
         let mut reader = Reader::new(Some(file), own_env());
         if reader.in_file.as_ref().is_some_and(|set| !set.contains("policy")) {
-            reader.mistake("policy", format!("{} has no [[policy]] of its own", file.display()));
+            reader.mistake("policy", format!("{} contains no [[policy]]", file.display()));
         }
         Self::of(reader).map(|settings| settings.policy)
     }
@@ -86,12 +87,12 @@ impl Settings {
     /// Reads settings from a file and an environment.
     ///
     /// # Errors
-    /// Every mistake there is.
+    /// Every mistake.
     pub fn read(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, SettingsError> {
         Self::of(Reader::new(file, env))
     }
 
-    /// Each section in the order in which the settings are printed.
+    /// Reads each section, in the order in which the settings are printed.
     fn of(mut reader: Reader) -> Result<Self, SettingsError> {
         let r = &mut reader;
         let database = Database::read(r);
@@ -131,7 +132,7 @@ impl Settings {
         }
     }
 
-    /// The same with another policy.
+    /// The same settings with another policy.
     #[must_use]
     pub fn with_policy(&self, policy: Policy) -> Self {
         Self { policy, ..self.clone() }
@@ -145,7 +146,7 @@ impl Settings {
 }
 
 impl fmt::Display for Settings {
-    /// As a `kyhan.toml`, secrets redacted.
+    /// As a `kyhan.toml`, with secrets redacted.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}", self.policy)?;
         let mut section = "";
@@ -283,32 +284,32 @@ mod tests {
         "#;
         let mistakes = read(file, &[("KYHAN_AMQP_URL", "http://mq"), ("KYHAN_WORKER_PREFECH", "1")]).unwrap_err().join("\n");
         for expected in [
-            "worker.batch_max: 0 is no whole number from 1 to 10000",
-            "worker2: no setting has this name",
-            "worker.linger: no setting has this name; did you mean worker.linger_ms?",
-            "worker.retry[0]: \"soon\" is no duration",
-            "topology.prefix: \"kỳ hạn\" cannot begin a queue's name",
-            "database.url: it holds a password and has no place in a file of settings; set KYHAN_DATABASE_URL",
+            "worker.batch_max: must be an integer from 1 to 10000 (got 0)",
+            "worker2: unknown setting",
+            "worker.linger: unknown setting; did you mean worker.linger_ms?",
+            "worker.retry[0]: \"soon\" is not a valid duration",
+            "topology.prefix: \"kỳ hạn\" is not a valid prefix for queue names",
+            "database.url: not allowed in a file, because it contains a password; set KYHAN_DATABASE_URL",
             "database.url: not set; set KYHAN_DATABASE_URL to postgres://",
-            "amqp.url: its scheme is \"http\"; write it like amqp://",
-            "arrears.wallet_floor: \"deep\" is neither",
-            "dead_letters.keep: \"for ever\" is no duration",
-            "forecast.every_ms: \"0\" is neither \"none\" nor a whole number from 10 to 86400000",
-            "admin.listen: \"localhost\" is neither \"none\" nor an address and port; write it like 0.0.0.0:9400",
-            "retention.mode: \"shred\" is neither \"hide\" nor \"delete\"",
-            "retention.records: 5 months is shorter than the 6 months that the policy promises",
-            "retention.delete_after: 183d is shorter than the 6 months that the policy promises",
-            "statistics.min_customers: 2 is no whole number from 3 to 1000",
-            "policy[0].after: hide-order may not come before 6 months",
+            "amqp.url: unsupported scheme \"http\"; use the form amqp://",
+            "arrears.wallet_floor: must be \"none\" or an integer number of đồng (got \"deep\")",
+            "dead_letters.keep: \"for ever\" is not a valid duration",
+            "forecast.every_ms: must be \"none\" or an integer from 10 to 86400000 (got \"0\")",
+            "admin.listen: must be \"none\" or an address and port like 0.0.0.0:9400 (got \"localhost\")",
+            "retention.mode: must be \"hide\" or \"delete\" (got \"shred\")",
+            "retention.records: must be at least 6 months, as the policy promises (got 5 months)",
+            "retention.delete_after: must be at least 6 months, as the policy promises (got 183d)",
+            "statistics.min_customers: must be an integer from 3 to 1000 (got 2)",
+            "policy[0].after: hide-order must not fall due before 6 months",
             "policy[1].on: unknown event type \"order.shiped\"",
             "policy[2].on: collect-arrears cannot count from cart.item_added",
-            "policy[3].task: there is no task \"make-coffee\"; known are confirm-receipt",
-            "policy[3].after: \"two weeks or so\" is no duration",
-            "KYHAN_WORKER_PREFECH: no setting has this name; did you mean KYHAN_WORKER_PREFETCH?",
+            "policy[3].task: unknown task \"make-coffee\"; valid tasks are confirm-receipt",
+            "policy[3].after: \"two weeks or so\" is not a valid duration",
+            "KYHAN_WORKER_PREFECH: unknown setting; did you mean KYHAN_WORKER_PREFETCH?",
         ] {
             assert!(mistakes.contains(expected), "missing {expected:?} in:\n{mistakes}");
         }
-        assert!(!mistakes.contains("sweep"), "an empty section is no mistake:\n{mistakes}");
+        assert!(!mistakes.contains("sweep"), "an empty section is valid:\n{mistakes}");
     }
 
     #[test]

@@ -225,7 +225,7 @@ async fn a_worker_started_in_a_pause_is_ready_takes_nothing_of_the_kind_and_says
         assert!(
             !resting().is_empty()
                 && resting().iter().all(|(name, why)| name.starts_with(&lane)
-                    && why.starts_with("confirm-receipt is paused since 20")
+                    && why.starts_with("confirm-receipt has been paused since 20")
                     && why.ends_with("by lan: phí sai")),
             "{:?}",
             resting()

@@ -351,9 +351,7 @@ async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
         stage.run(sql, []).await;
         let said = ops(stage, &["forecast"]).await;
         assert!(
-            said.code == 1
-                && said.err.contains("policy 1, which was applied, cannot be read")
-                && said.err.contains("make-coffee"),
+            said.code == 1 && said.err.contains("the applied policy 1 cannot be read") && said.err.contains("make-coffee"),
             "{said:?}"
         );
         let shutdown = CancellationToken::new();

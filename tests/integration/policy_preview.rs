@@ -125,9 +125,9 @@ async fn a_file_that_cannot_hold_is_refused_with_every_mistake() {
         let files = [
             (
                 File::new(&bad),
-                vec!["policy[0].after", "policy[1].task: there is no task \"collect-arears\"", "policy[2].after", "3 mistakes"],
+                vec!["policy[0].after", "policy[1].task: unknown task \"collect-arears\"", "policy[2].after", "3 mistakes"],
             ),
-            (File::new("[worker]\nbatch_max = 10"), vec!["has no [[policy]] of its own"]),
+            (File::new("[worker]\nbatch_max = 10"), vec!["contains no [[policy]]"]),
             (File::new(&format!("[worker]\nbatch_mx = 10\n{SHORTER}")), vec!["worker.batch_mx", "did you mean worker.batch_max"]),
             (File::new("policy = 3"), vec!["policy"]),
             (File::new("[[policy"), vec!["kyhan-policy-"]),

@@ -119,7 +119,7 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
         for (variable, value, why) in [
             ("KYHAN_AMQP_URL", "amqp://nobody:hunter2@127.0.0.1:5672/%2f", "cannot connect to RabbitMQ"),
             ("KYHAN_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/kyhan_no_such_database", "PostgreSQL"),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "only \"grpc\" is spoken here"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "only \"grpc\" is supported"),
         ] {
             let mut wrong = value.to_owned();
             if let (Some(real), Ok(mut url)) = (stage.sandbox.env.get(variable), url::Url::parse(value)) {

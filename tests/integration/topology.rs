@@ -99,9 +99,9 @@ async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_a
             (&lane, Box::new(drop("x-overflow")), "would drop its head"),
             (&lane, Box::new(drop("x-delivery-limit")), "stops its workers"),
             (&rung, Box::new(put("x-message-ttl", AMQPValue::LongLongInt(7))), "another time"),
-            (&lane, Box::new(put("x-dead-letter-exchange", text("elsewhere"))), "arrive where it should"),
+            (&lane, Box::new(put("x-dead-letter-exchange", text("elsewhere"))), "arrive where they should"),
             (&lane, Box::new(classic), "not be replicated"),
-            (&due, Box::new(drop("alternate-exchange")), "jam its rung"),
+            (&due, Box::new(drop("alternate-exchange")), "block its rung"),
         ];
         for (name, change, stake) in cases {
             stage.replace(name, change).await;

@@ -1,5 +1,5 @@
 //! Declaring the topology: idempotent, targets before the rungs that lead to them. A queue that exists with other arguments
-//! is an error that names the queue and the difference. Whoever may not declare looks whether everything is there.
+//! is an error that names the queue and the difference. A login that may not declare checks whether everything exists.
 
 use std::fmt;
 
@@ -14,7 +14,7 @@ use lapin::{
 use super::{ACCESS_REFUSED, Broker, BrokerError, Difference, close_channel};
 use crate::message::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
 
-/// What the broker says of a queue at this moment.
+/// What the broker reports about a queue at this moment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observed {
     /// Messages ready to be delivered (or waiting, in a rung).
@@ -22,41 +22,42 @@ pub struct Observed {
     pub consumers: u32,
 }
 
-/// What of the topology is not there, for somebody who may not declare it.
+/// What is missing of the topology, for a login that may not declare it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "RabbitMQ has no {}{}, and this login may not declare {}; run `ops topology declare` with one that may",
+    "RabbitMQ has no {}{}; this login may not declare {}: run `ops topology declare` with one that may",
     .named.join(", no "), if *.more { ", and perhaps more is missing" } else { "" }, if .named.len() == 1 { "it" } else { "them" }
 )]
 pub struct Missing {
     /// Like "queue kyhan.rung.14d": an exchange and a queue may have the same name.
     named: Vec<String>,
-    /// The looking ended here.
+    /// The search ended here.
     more: bool,
 }
 
-/// So many are named. Each that is missing costs a channel, and a line in RabbitMQ's log.
+/// At most this many are named. Each one that is missing costs a channel, and a line in RabbitMQ's log.
 const MISSING_MAX: usize = 8;
 
 impl Broker {
-    /// Declares the topology, as [`Broker::declare`] does; or, where RabbitMQ does not let this login configure anything, finds out
-    /// whether all of it is there. For those who only use it: the fleet needs no right to declare or delete.
+    /// Declares the topology, as [`Broker::declare`] does; if RabbitMQ does not let this login configure anything, checks
+    /// whether all of it exists. For programs that only use it: the fleet needs no permission to declare or delete.
     ///
     /// # Errors
-    /// [`BrokerError::Missing`], which names what is not there; those of [`Broker::declare`].
+    /// [`BrokerError::Missing`], which names what is missing; those of [`Broker::declare`].
     pub async fn declare_or_find(&self, topology: &Topology) -> Result<(), BrokerError> {
         match self.declare(topology).await {
-            // It would refuse the others as well.
+            // RabbitMQ would refuse the others as well.
             Err(BrokerError::Protocol(error)) if is_soft(&error, ACCESS_REFUSED) => self.find(topology).await,
             declared => declared,
         }
     }
 
-    /// Looks for every exchange and queue by a passive declare. Neither arguments nor bindings can be seen so: the login that declared
-    /// them compared the ones and made the others.
+    /// Looks for every exchange and queue with a passive declare. It shows neither arguments nor bindings: the login that
+    /// declared them compared the arguments and made the bindings.
     ///
-    /// RabbitMQ before 4.2.6 asks no permission for it. Later versions refuse it to a login that may neither configure, write nor read
-    /// the object, so such an object counts as there: this login does not use it, and if it were missing would not notice.
+    /// RabbitMQ before 4.2.6 requires no permission for it. Later versions refuse it to a login that may neither configure,
+    /// write nor read the object. Such an object counts as present: this login does not use it, and would not notice its
+    /// absence.
     async fn find(&self, topology: &Topology) -> Result<(), BrokerError> {
         let mut missing = Missing { named: Vec::new(), more: false };
         let mut channel = self.channel().await?;
@@ -86,7 +87,7 @@ impl Broker {
         let found = match kind {
             Kind::Exchange => {
                 let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
-                // Passively, its type is not looked at.
+                // A passive declare ignores the type.
                 self.answered(channel.exchange_declare(name.into(), ExchangeKind::Direct, passive, FieldTable::default())).await
             }
             Kind::Queue => self.answered(channel.queue_declare(name.into(), passive(), FieldTable::default())).await.map(|_| ()),
@@ -102,7 +103,7 @@ impl Broker {
     /// Declares every exchange, queue and binding.
     ///
     /// # Errors
-    /// [`BrokerError::Inequivalent`] names every one that exists and differs.
+    /// [`BrokerError::Inequivalent`] names every queue and exchange that exists and differs.
     pub async fn declare(&self, topology: &Topology) -> Result<(), BrokerError> {
         let mut differences = Vec::new();
         let mut channel = self.channel().await?;
@@ -123,13 +124,13 @@ impl Broker {
         if differences.is_empty() { Ok(()) } else { Err(BrokerError::Inequivalent(differences)) }
     }
 
-    /// How an existing queue differs from ours. Declares it, so ask only for one that exists.
+    /// How an existing queue differs from ours. It declares the queue, so call it only for one that exists.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn difference(&self, queue: &Queue) -> Result<Option<Difference>, BrokerError> {
         let channel = self.channel().await?;
-        // Without its binding: to look must not repair.
+        // Without its binding: a check must not repair.
         let declared = channel.queue_declare(queue.name.as_str().into(), durable(), table(&queue.arguments)).await;
         let difference = difference(&queue.name, declared.map(|_| ()))?;
         if difference.is_none() {
@@ -138,12 +139,12 @@ impl Broker {
         Ok(difference)
     }
 
-    /// Looks at a queue without touching it; `None` when it does not exist.
+    /// Reads a queue's counts without changing it; `None` if it does not exist.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn observe(&self, queue: &str) -> Result<Option<Observed>, BrokerError> {
-        // A channel of its own: asking for a queue that is not there closes the channel.
+        // A channel of its own: RabbitMQ closes it if the queue does not exist.
         let channel = self.channel().await?;
         match self.answered(channel.queue_declare(queue.into(), passive(), FieldTable::default())).await {
             Ok(found) => {
@@ -155,12 +156,12 @@ impl Broker {
         }
     }
 
-    /// Whether a queue gives no message when asked for one, which is given back at once. Unlike its count, this answer comes
-    /// from the queue's recovered log. What a rung has expired and not yet seen placed in its lane is not given. `None`: there is no such
-    /// queue.
+    /// Whether a queue returns no message to a `basic.get`; a message that it returns goes back at once. Unlike its count,
+    /// this answer comes from the queue's recovered log. It does not cover messages that a rung has expired and that its lane
+    /// has not confirmed yet. `None`: the queue does not exist.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn is_empty(&self, queue: &str) -> Result<Option<bool>, BrokerError> {
         let channel = self.channel().await?;
         match self.answered(channel.basic_get(queue.into(), BasicGetOptions { no_ack: false })).await {
@@ -173,10 +174,10 @@ impl Broker {
         }
     }
 
-    /// Removes a queue and everything in it.
+    /// Deletes a queue and everything in it.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn delete_queue(&self, queue: &str) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await?;
@@ -184,10 +185,10 @@ impl Broker {
         Ok(())
     }
 
-    /// Removes an exchange and its bindings.
+    /// Deletes an exchange and its bindings.
     ///
     /// # Errors
-    /// When the connection is gone.
+    /// If the connection is lost.
     pub async fn delete_exchange(&self, exchange: &str) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
         channel.exchange_delete(exchange.into(), ExchangeDeleteOptions::default()).await?;
@@ -196,7 +197,7 @@ impl Broker {
     }
 }
 
-/// What a passive declare found.
+/// The result of a passive declare.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Seen {
     There,
@@ -204,7 +205,7 @@ enum Seen {
     NotOursToSee,
 }
 
-/// What can be looked for.
+/// What a passive declare looks for.
 #[derive(Clone, Copy)]
 enum Kind {
     Exchange,
@@ -265,7 +266,7 @@ fn table(arguments: &Arguments) -> FieldTable {
     table
 }
 
-/// RabbitMQ says what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'".
+/// RabbitMQ reports what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'".
 fn difference(name: &str, declared: lapin::Result<()>) -> Result<Option<Difference>, BrokerError> {
     let Err(error) = declared else { return Ok(None) };
     let said = match error.kind() {

@@ -1,5 +1,5 @@
-//! The start-up guard: a process that takes wake-ups runs only on a broker that keeps them. What differs from our topology is
-//! refused with what would be lost by it and what to do.
+//! The start-up guard: a process that takes wake-ups runs only on a broker that keeps them. A topology that differs from ours
+//! is refused, with what could be lost and what to do.
 
 use lapin::{
     ErrorKind,
@@ -11,19 +11,21 @@ use super::{Broker, BrokerError, close_channel, declare::PRECONDITION_FAILED};
 use crate::message::topology::Topology;
 
 impl Broker {
-    /// Declares or finds the topology, as [`Broker::declare_or_find`] does, and makes sure that the broker keeps what it promises.
+    /// Declares or finds the topology, as [`Broker::declare_or_find`] does, and checks that the broker dead-letters at least
+    /// once.
     ///
     /// # Errors
-    /// [`BrokerError::Inequivalent`] or [`BrokerError::Unsafe`]: do not take wake-ups then. [`BrokerError::Missing`]: not yet.
+    /// [`BrokerError::Inequivalent`] or [`BrokerError::Unsafe`]: do not take wake-ups. [`BrokerError::Missing`]: not yet.
     pub async fn guard(&self, topology: &Topology) -> Result<(), BrokerError> {
         self.declare_or_find(topology).await?;
         self.dead_letters_at_least_once(topology).await
     }
 
-    /// RabbitMQ 3.10 and 3.11 dead-letter at least once only with the feature flag `stream_queue`, and without it silently at
-    /// most once; later versions always have it. Asked for a stream such as cannot be, an exclusive one, RabbitMQ names the flag
-    /// where it is missing, and else what is wrong with the stream; nothing is made in either case. It says neither to somebody who may
-    /// not configure a queue of this name, which is why a worker may, and nothing else (`deploy/rabbitmq/users`).
+    /// RabbitMQ 3.10 and 3.11 dead-letter at least once only with the feature flag `stream_queue`, and silently at most once
+    /// without it; later versions always have it. To find out, this declares an exclusive stream, which RabbitMQ never
+    /// creates: the error names the flag if it is missing, and otherwise what is wrong with the stream. A login that may not
+    /// configure a queue of this name receives neither error, so a worker may configure this queue, and nothing else
+    /// (`deploy/rabbitmq/users`).
     /// <https://www.rabbitmq.com/docs/quorum-queues#dead-lettering>
     async fn dead_letters_at_least_once(&self, topology: &Topology) -> Result<(), BrokerError> {
         let channel = self.channel().await?;
@@ -31,7 +33,7 @@ impl Broker {
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
         let impossible = QueueDeclareOptions { durable: true, exclusive: true, ..QueueDeclareOptions::default() };
         let Err(error) = channel.queue_declare(topology.guard().as_str().into(), impossible, arguments).await else {
-            // A broker that can do it lacks no flag; exclusive, it goes with the connection.
+            // A broker that can create it has the flag; as it is exclusive, it ends with the connection.
             close_channel(&channel).await;
             return Ok(());
         };
@@ -45,8 +47,8 @@ impl Broker {
             ErrorKind::ProtocolError(_) => {
                 tracing::warn!(
                     %error,
-                    "it is not known whether RabbitMQ dead-letters at least once; before 3.12 let this login configure the queue \
-                     that was asked for"
+                    "cannot check whether RabbitMQ dead-letters at least once; before RabbitMQ 3.12, let this login configure the \
+                     queue that the error names"
                 );
                 Ok(())
             }
@@ -55,19 +57,16 @@ impl Broker {
     }
 }
 
-/// What could be lost by a difference, by the argument that RabbitMQ names in it.
+/// What a difference could cause, by the argument that RabbitMQ names in it.
 pub(super) fn at_stake(difference: &str) -> &'static str {
     const STAKES: [(&str, &str); 7] = [
-        ("'x-dead-letter-strategy'", "what expires while its lane is missing or full would be lost"),
+        ("'x-dead-letter-strategy'", "messages that expire while their lane is missing or full would be lost"),
         ("'x-overflow'", "dead-lettering would not be at least once, and a full queue would drop its head"),
-        ("'x-delivery-limit'", "a wake-up that stops its workers would do so for ever, or be dropped"),
-        ("'x-queue-type'", "what waits in it would not be replicated"),
-        ("'x-dead-letter-exchange'", "what expires or is given up would not arrive where it should"),
-        ("'x-message-ttl'", "wake-ups would come at another time than its name says"),
-        ("'alternate-exchange'", "one message that no lane takes would jam its rung"),
+        ("'x-delivery-limit'", "a wake-up that stops its workers would do so forever, or be dropped"),
+        ("'x-queue-type'", "its messages would not be replicated"),
+        ("'x-dead-letter-exchange'", "messages that expire or are given up would not arrive where they should"),
+        ("'x-message-ttl'", "wake-ups would arrive at another time than its name states"),
+        ("'alternate-exchange'", "one message that no lane takes would block its rung"),
     ];
-    STAKES
-        .iter()
-        .find(|(argument, _)| difference.contains(argument))
-        .map_or("it may not keep what it is given", |(_, stake)| stake)
+    STAKES.iter().find(|(argument, _)| difference.contains(argument)).map_or("it could lose messages", |(_, stake)| stake)
 }

@@ -1,4 +1,4 @@
-//! Publishing: pipelined, persistent, mandatory, and counted as sent only when the broker has confirmed it.
+//! Publishing: pipelined, persistent and mandatory; a message counts as sent only when the broker has confirmed it.
 
 use std::time::Duration;
 
@@ -11,18 +11,18 @@ use crate::message::outgoing::Outgoing;
 
 /// Most publishes that wait for their confirms at once on one channel.
 const IN_FLIGHT_MAX: usize = 1_024;
-/// Between two looks at whether the broker still blocks its publishers.
+/// The interval between checks whether the broker still blocks publishers.
 const BLOCKED_POLL: Duration = Duration::from_millis(200);
 
-/// A channel in confirm mode, the only way out for messages.
+/// A channel in confirm mode, the only way to publish.
 ///
-/// RabbitMQ returns a message without saying which one it is, and lapin hands it to whichever confirm comes next. So a channel
-/// publishes for one at a time, and for nobody any more once an answer may still be on its way to somebody who is gone.
+/// RabbitMQ returns a message without naming the publish, and lapin attaches it to the next confirm. So a channel publishes
+/// for one caller at a time, and no longer publishes once an answer for a caller that has gone may still arrive.
 pub struct Publisher {
     pub(super) channel: Channel,
     pub(super) status: ConnectionStatus,
     pub(super) confirm_timeout: Duration,
-    /// Every publish so far was answered.
+    /// Whether every publish so far was answered.
     pub(super) sound: Mutex<bool>,
 }
 
@@ -30,14 +30,14 @@ impl Publisher {
     /// Publishes all of `messages`, pipelined, and waits until each is confirmed.
     ///
     /// # Errors
-    /// The first failure. Some of the messages may have been sent then; sending all of them again, over another channel, does no
-    /// harm, as the recheck decides. [`BrokerError::Unsound`] on a channel that has failed before.
+    /// The first failure. Some of the messages may have been sent then; it is safe to send all of them again, over another
+    /// channel, as the recheck decides. [`BrokerError::Unsound`] on a channel that failed earlier.
     pub async fn publish_all(&self, messages: &[Outgoing]) -> Result<(), BrokerError> {
         if messages.is_empty() {
             return Ok(());
         }
         let mut sound = self.sound.lock().await;
-        // Cut off in the middle, it stays so.
+        // If the caller is cancelled midway, it stays false.
         if !std::mem::take(&mut *sound) {
             return Err(BrokerError::Unsound);
         }
@@ -61,7 +61,7 @@ impl Publisher {
     async fn publish(&self, message: &Outgoing) -> Result<(), BrokerError> {
         let Outgoing { exchange, routing_key, properties, body } = message;
         let sent = async {
-            // Mandatory: what no queue takes comes back instead of vanishing.
+            // Mandatory: a message that no queue takes comes back instead of vanishing.
             let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
             self.channel
                 .basic_publish(exchange.as_str().into(), routing_key.as_str().into(), options, body, properties.clone())
@@ -80,7 +80,7 @@ impl Publisher {
         }
     }
 
-    /// Whether the connection still stands, for whoever has nothing to publish.
+    /// Whether the connection is still open, for callers with nothing to publish.
     ///
     /// # Errors
     /// [`BrokerError::Lost`].
@@ -88,8 +88,8 @@ impl Publisher {
         if self.status.connected() { Ok(()) } else { Err(BrokerError::Lost) }
     }
 
-    /// Waits out an alarm of the broker, or until the connection is gone. RabbitMQ says that it blocks only when something is
-    /// published, and says so when the alarm is over.
+    /// Waits until an alarm of the broker ends, or the connection is lost. RabbitMQ reports that it blocks only after a
+    /// publish, and reports when the alarm is over.
     pub async fn unblocked(&self) {
         while self.status.blocked() && self.status.connected() {
             tokio::time::sleep(BLOCKED_POLL).await;

@@ -1,5 +1,5 @@
-//! The policy in force: the one that was applied last (`ops policy apply`), in `policies`; in a database without one, that of this
-//! process's settings. So a fleet changes from one policy to the other together, whatever lies in the files of its processes.
+//! The active policy: the one that was applied last (`ops policy apply`), in `policies`; in a database without one, that of
+//! this process's settings. So a fleet changes from one policy to another together, whatever its processes' files contain.
 
 use std::time::Duration;
 
@@ -15,11 +15,12 @@ use super::{
 };
 use crate::{domain::policy::Policy, settings::Settings};
 
-/// How often a running process looks for another policy; and how often it tries to read it while the database would not say.
+/// How often a running process checks for another policy.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The pause before another attempt to read the policy.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
-/// A scalar: the number of the policy in force; null where none was applied.
+/// A scalar: the number of the active policy; null if none was applied.
 pub(crate) const NUMBER: &str = "(SELECT max(id) FROM policies)";
 
 /// A policy that was applied.
@@ -32,25 +33,25 @@ pub struct Applied {
     /// The operator who applied it.
     pub by: String,
     pub why: String,
-    /// When some of its wake-ups were made last, or when it was applied.
+    /// When some of its wake-ups were last published, or when it was applied.
     pub went_on_at: DateTime<Utc>,
-    /// When the last wake-up was confirmed of what it made due earlier; `None` while some are to be made.
+    /// When the last wake-up of the rows that it made due earlier was confirmed; `None` while some remain.
     pub scheduled_at: Option<DateTime<Utc>>,
 }
 
 /// The columns that [`of_row`] reads.
 const COLUMNS: &str = "id, policy::text AS policy, applied_at, applied_by, why, went_on_at, scheduled_at";
 
-/// The policy that was applied last, if one was.
+/// The policy that was applied last, if any.
 ///
 /// # Errors
-/// The database's; [`DbErr::Type`] where it cannot be read, as that of a later version.
+/// A database error; [`DbErr::Type`] if the policy cannot be read, as for one of a later version.
 pub async fn read(db: &impl ConnectionTrait) -> Result<Option<Applied>, DbErr> {
     let sql = format!("SELECT {COLUMNS} FROM policies ORDER BY id DESC LIMIT 1");
     db.query_one_raw(statement(&sql, [])).await?.map(|row| of_row(&row)).transpose()
 }
 
-/// Those whose wake-ups are not all made, oldest first.
+/// The policies whose wake-ups are not all published, oldest first.
 ///
 /// # Errors
 /// As [`read`].
@@ -61,7 +62,7 @@ pub async fn unscheduled(db: &impl ConnectionTrait) -> Result<Vec<Applied>, DbEr
 
 fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
     let number = row.try_get("", "id")?;
-    let unreadable = |why: String| DbErr::Type(format!("policy {number}, which was applied, cannot be read: {why}"));
+    let unreadable = |why: String| DbErr::Type(format!("the applied policy {number} cannot be read: {why}"));
     let text: String = row.try_get("", "policy")?;
     Ok(Applied {
         number,
@@ -74,19 +75,19 @@ fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
     })
 }
 
-/// Its number alone.
+/// The number of the active policy alone.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn number(db: &impl ConnectionTrait) -> Result<Option<i64>, DbErr> {
     let row = within(ANSWER_WITHIN, db.query_one_raw(statement(&format!("SELECT {NUMBER} AS number"), []))).await?;
     row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get("", "number")
 }
 
-/// Puts a policy in force, in a transaction of the caller's; its number.
+/// Makes a policy active, in a transaction of the caller's; returns its number.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &str) -> Result<i64, DbErr> {
     let text = policy.to_json().map_err(|error| DbErr::Json(error.to_string()))?;
     let sql = "INSERT INTO policies (policy, applied_by, why) VALUES ($1::text::jsonb, $2, $3) RETURNING id";
@@ -94,14 +95,14 @@ pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &s
     row.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?.try_get("", "id")
 }
 
-/// A database and what holds in it.
+/// A database, and the settings that apply to it.
 pub struct Governed {
     pub db: DatabaseConnection,
-    /// Those of the process, with the policy in force.
+    /// The settings of the process, with the active policy.
     pub settings: Settings,
 }
 
-/// What holds in a database whose schema is to be checked first.
+/// Checks the schema of a database, and reads its active policy.
 ///
 /// # Errors
 /// [`DatabaseError`].
@@ -111,7 +112,7 @@ pub async fn of(db: DatabaseConnection, settings: &Settings) -> Result<Governed,
     Ok(govern(db, settings, applied.as_ref()))
 }
 
-/// Connects as [`connection::connect_until`] does, and reads the policy in force; `None` when told to shut down.
+/// Connects as [`connection::connect_until`] does, and reads the active policy; `None` on shutdown.
 ///
 /// # Errors
 /// [`DatabaseError`] when waiting would not help.
@@ -128,7 +129,7 @@ pub async fn connect_until(
                 return Ok(Some(govern(db, settings, applied.as_ref())));
             }
             Err(error) if trouble(&error) != Trouble::Failure => {
-                tracing::debug!(%error, "which policy is in force is not known yet");
+                tracing::debug!(%error, "cannot read the active policy yet");
             }
             Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
         }
@@ -138,7 +139,7 @@ pub async fn connect_until(
     }
 }
 
-/// These settings with the policy that is in force.
+/// These settings, with the active policy.
 #[must_use]
 pub fn under(settings: &Settings, applied: Option<&Applied>) -> Settings {
     settings.with_policy(applied.map_or(&settings.policy, |applied| &applied.policy).clone())
@@ -148,18 +149,18 @@ fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>
     Governed { db, settings: under(settings, applied) }
 }
 
-/// Whoever edited a file expects it to hold.
+/// Logs which policy is active, because a user who edited a file expects it to apply.
 fn tell(settings: &Settings, applied: Option<&Applied>) {
     let Some(Applied { number, policy, at, by, .. }) = applied else { return };
     let at = at.to_rfc3339();
     if settings.policy.says_the_same(policy) {
-        tracing::info!(number, at, by, "the policy in force is the one that was applied");
+        tracing::info!(number, at, by, "the applied policy is active");
     } else {
         tracing::warn!(
             number,
             at,
             by,
-            "the policy in force is the one that was applied, not that of this process's settings; `ops policy apply` changes it"
+            "the applied policy is active, not the one in this process's settings; `ops policy apply` changes it"
         );
     }
 }

@@ -1,28 +1,29 @@
-//! What follows when a transaction failed: wait for the server, try the same again after a pause, or blame the rows. One rule for everything
+//! What to do after a failed transaction: wait for the server, retry after a pause, or blame the rows. One rule for all code
 //! that applies, stores or tries; it decides, and its caller acts.
 
 use std::time::Duration;
 
 use super::failure::Trouble;
 
-/// Longest pause before a conflict is tried again, in milliseconds; the actual one is random, so that two that collided part.
+/// Longest pause before a retry after a conflict, in milliseconds; the actual one is random, so that two transactions that
+/// collided separate.
 const CONFLICT_PAUSE_MAX_MS: u64 = 40;
-/// The pause after the connection broke once, doubled each time up to the longest.
+/// The pause after the connection broke once; it is doubled each time, up to the longest.
 const CUT_PAUSE: Duration = Duration::from_millis(100);
 const CUT_PAUSE_MAX: Duration = Duration::from_secs(2);
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Next {
-    /// The server is away. This spends nothing.
+    /// The server is away. This spends no attempt.
     Wait,
-    /// The same again, after this pause.
+    /// Retry the same, after this pause.
     Again(Duration),
-    /// These rows fail, or break the connection each time after the server had answered.
+    /// These rows fail, or break the connection each time although the server answers in between.
     Blame,
 }
 
-/// The failures of the same rows so far, and how many of them are tried again.
+/// The failures of the same rows so far, and how many of them are retried.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Attempts {
     conflicts: u32,
@@ -32,13 +33,13 @@ pub struct Attempts {
 }
 
 impl Attempts {
-    /// None so far, and at most so many conflicts with other transactions, and so many broken connections.
+    /// No failures so far, and at most this many conflicts with other transactions, and this many broken connections.
     #[must_use]
     pub const fn new(conflicts_max: u32, cuts_max: u32) -> Self {
         Self { conflicts: 0, cuts: 0, conflicts_max, cuts_max }
     }
 
-    /// Counts a failure.
+    /// Counts a failure and decides what to do.
     pub fn after(&mut self, trouble: Trouble) -> Next {
         match trouble {
             Trouble::Away => Next::Wait,
@@ -55,11 +56,11 @@ impl Attempts {
         }
     }
 
-    /// Those of a part of the rows that were blamed for `trouble`: so many conflicts and broken connections more, so that the culprit is
-    /// found without another long wait.
+    /// The attempts for a part of the rows that were blamed for `trouble`, with this many more conflicts and broken
+    /// connections, so that the culprit is found without another long wait.
     #[must_use]
     pub fn of_a_part(self, trouble: Trouble, conflicts_left: u32, cuts_left: u32) -> Self {
-        // A row that others hold locked for long must not hold up its lane.
+        // A row that others lock for long must not block its lane.
         let conflicts = if trouble == Trouble::Conflict { self.conflicts_max.saturating_sub(conflicts_left) } else { 0 };
         Self { conflicts, cuts: self.cuts.min(self.cuts_max.saturating_sub(cuts_left)), ..self }
     }

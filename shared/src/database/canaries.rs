@@ -1,4 +1,5 @@
-//! The canaries that were sent and those that have arrived, in the table `canaries`: what they show of each rung follows from it alone.
+//! The canaries that were sent and those that have arrived, in the table `canaries`: the state of each rung follows from it
+//! alone.
 
 use std::time::Duration;
 
@@ -13,25 +14,25 @@ use crate::message::{
     topology::Topology,
 };
 
-/// Longest time between two canaries of a rung: within it, and the grace, a rung that stands still is noticed.
+/// Longest time between two canaries of a rung: a rung that has stalled is detected within it and the grace.
 const EVERY_MAX: Duration = Duration::from_hours(1);
 
-/// How old a rung's head is, by its canaries.
+/// How old a rung's head is, judged by its canaries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RungAge {
     pub queue: String,
-    /// Age of the oldest canary that has not arrived; zero when none waits.
+    /// Age of the oldest canary that has not arrived; zero if none waits.
     pub head_age: TimeDelta,
-    /// How long that one should have arrived; zero when it need not have.
+    /// How long that canary has been overdue; zero if it is not.
     pub overdue: TimeDelta,
     /// How late the newest arrival was; `None` before the first.
     pub late: Option<TimeDelta>,
 }
 
-/// Writes down a canary for every rung that wants one now; each is to be published, or [`withdraw`]n.
+/// Records a canary for every rung that needs one now; the caller publishes each, or [`withdraw`]s it.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
     let rungs: Vec<(Place, String)> = topology.rungs().collect();
     let queues: Vec<String> = rungs.iter().map(|(_, queue)| queue.clone()).collect();
@@ -54,28 +55,28 @@ pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration)
     Ok(sent)
 }
 
-/// Forgets a canary that could not be published.
+/// Deletes a canary that could not be published.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn withdraw(db: &DatabaseConnection, canary: &Canary) -> Result<(), DbErr> {
     db.execute_raw(statement("DELETE FROM canaries WHERE id = $1", [canary.id.into()])).await.map(|_| ())
 }
 
-/// Forgets every canary that waits: its rung was lost, or will be looked at anew.
+/// Deletes every canary that waits: its rung was lost, or will be probed again from the start.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn withdraw_all(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
     let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
     let sql = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL";
     db.execute_raw(statement(sql, [queues.into()])).await.map(|_| ())
 }
 
-/// Notes canaries that have arrived, again and again if need be. One that nobody knows any more is none.
+/// Records that canaries have arrived. Idempotent; an unknown canary is ignored.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn arrived(db: &impl ConnectionTrait, canaries: &[Canary]) -> Result<(), DbErr> {
     let ids: Vec<Uuid> = canaries.iter().map(|canary| canary.id).collect();
     let sql = "UPDATE canaries SET arrived_at = now() WHERE id = ANY($1) AND arrived_at IS NULL";
@@ -85,7 +86,7 @@ pub async fn arrived(db: &impl ConnectionTrait, canaries: &[Canary]) -> Result<(
 /// How old the head of every rung is.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<RungAge>, DbErr> {
     let sql = "SELECT asked.queue,
                       coalesce(extract(epoch FROM now() - min(published_at) FILTER (WHERE arrived_at IS NULL)), 0)::float8 AS head_age,
@@ -109,11 +110,11 @@ pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<Ru
         .collect()
 }
 
-/// Forgets canaries of long ago, and those that younger ones of their rung have overtaken: a rung keeps its order, so they were
-/// lost. How many were lost.
+/// Deletes old canaries, and those that younger ones of their rung have overtaken: a rung keeps its order, so they were lost.
+/// Returns how many were lost.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn forget(db: &DatabaseConnection, topology: &Topology) -> Result<u64, DbErr> {
     let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
     let old = "DELETE FROM canaries WHERE arrived_at < now() - interval '1 day'
@@ -127,7 +128,7 @@ pub async fn forget(db: &DatabaseConnection, topology: &Topology) -> Result<u64,
 }
 
 fn seconds(seconds: f64) -> TimeDelta {
-    #[expect(clippy::cast_possible_truncation, reason = "cut to what a time delta holds")]
+    #[expect(clippy::cast_possible_truncation, reason = "clamped to the range of a time delta")]
     TimeDelta::milliseconds((seconds * 1000.0) as i64)
 }
 

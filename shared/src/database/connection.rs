@@ -1,4 +1,4 @@
-//! Connecting to PostgreSQL, as one of the roles, and waiting while it is away.
+//! Connecting to PostgreSQL under one of the roles, and waiting while it is away.
 
 use std::{sync::Arc, time::Duration};
 
@@ -20,16 +20,16 @@ use crate::{
     settings::Database,
 };
 
-/// Who a connection is, shown in `pg_stat_activity`.
+/// The program of a connection, shown in `pg_stat_activity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Producer,
-    /// Its sessions set `kyhan.effect`: what they change raises events by itself, so the outbox triggers stay quiet.
+    /// Its sessions set `kyhan.effect`: their changes raise events themselves, so the outbox triggers do nothing.
     Worker,
     Ops,
-    /// Whoever serves customers by name, and may read what is personal.
+    /// Commands for a single customer, which may read personal data.
     CustomerCare,
-    /// For migrations: whoever logs in acts as the tables' owner.
+    /// For migrations: the login acts as the tables' owner.
     Owner,
 }
 
@@ -50,16 +50,16 @@ impl Role {
 pub enum DatabaseError {
     #[error("cannot connect to PostgreSQL at {at}: {error}")]
     Connect { at: String, error: DbErr },
-    #[error("the database at {at} lacks Kỳ Hạn's schema or is behind ({pending} migrations to go): run `ops migrate up`")]
+    #[error("the database at {at} lacks {pending} of Kỳ Hạn's migrations: run `ops migrate up`")]
     Schema { at: String, pending: usize },
-    #[error("the policy in force in the database at {at} cannot be told: {error}")]
+    #[error("the active policy in the database at {at} cannot be read: {error}")]
     Policy { at: String, error: DbErr },
 }
 
 impl DatabaseError {
-    /// Whether the server is away, as far as one can tell.
+    /// Whether the server appears to be away.
     fn is_outage(&self) -> bool {
-        // A login that may not even see the schema will not by waiting.
+        // A login that may not see the schema will not be able to by waiting.
         matches!(self, Self::Connect { error, .. } if trouble(error).is_outage() && !is_refused(error))
     }
 }
@@ -72,7 +72,7 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     let acquire_timeout = settings.acquire_timeout;
     let tuned = tuned(settings, role);
-    // A pool waits for a server that is not there and then says only that it waited; a connection says at once why.
+    // A pool waits for an unreachable server and then reports only that it waited; a connection reports the cause at once.
     let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
     let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
     let farewell = probed.map_err(|error| refused(conn_error(error)))?.close();
@@ -82,7 +82,7 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
         .max_connections(settings.max_connections)
         .min_connections(0)
         .acquire_timeout(acquire_timeout)
-        // A ping on every acquire costs a tenth of the throughput; a dead connection shows itself at its first statement.
+        // A ping on every acquire costs a tenth of the throughput; a dead connection fails at its first statement.
         .test_before_acquire(false)
         .sqlx_logging(false)
         .map_sqlx_postgres_opts(tuned)
@@ -92,7 +92,7 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
     SeaDatabase::connect(options).await.map_err(refused)
 }
 
-/// What every session of ours is set to.
+/// The settings of every session.
 pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
     let (lock, statement) = (
         settings.lock_timeout,
@@ -100,12 +100,13 @@ pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions
     );
     move |options| {
         let options = options.application_name(role.application_name()).options([
-            // An operator's question may take its time.
+            // An operator's query may take its time.
             ("statement_timeout", format!("{}ms", statement.as_millis())),
             ("lock_timeout", format!("{}ms", lock.as_millis())),
-            // The recheck is a statement of its own after the locks: it must see what they waited for.
+            // The recheck is a later statement than the locks: it must see what they waited for.
             ("default_transaction_isolation", "read committed".to_owned()),
-            // "Already exists, skipping" is no news, and a warning of the order system's triggers may name whom it is about: sqlx logs both.
+            // sqlx logs both notices ("already exists, skipping"), which are noise, and warnings, in which the order system's
+            // triggers may name a customer.
             ("client_min_messages", "error".to_owned()),
         ]);
         match role {
@@ -116,9 +117,9 @@ pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions
     }
 }
 
-/// Whether a connection that comes back into the pool may be used again. sqlx waits for ever for one that comes back with an
-/// answer still to come: one that a network swallowed would never be missed. A session that may not write stays so when its
-/// database may be written again, so it goes.
+/// Whether a connection that returns to the pool may be used again. sqlx waits forever for a returned connection with an
+/// answer still to come, so one lost in the network would never be replaced. A read-only session stays so when its database
+/// becomes writable again, so it is closed.
 pub(super) async fn still_good(connection: &mut PgConnection, within: Duration) -> Result<bool, sqlx::Error> {
     let writes = sqlx::query_scalar("SELECT current_setting('transaction_read_only') = 'off'").fetch_one(connection);
     tokio::time::timeout(within, writes).await.unwrap_or_else(|_| Err(silence()))
@@ -132,25 +133,24 @@ pub(super) fn silence() -> sqlx::Error {
     sqlx::Error::Io(std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time"))
 }
 
-/// An error for what a server has not answered for `timeout`: its host or the network is gone, and nobody says so.
+/// The error for a server that has not answered in time: its host or the network is gone, and no error arrived.
 #[must_use]
 pub fn unanswered() -> DbErr {
     conn_error(silence())
 }
 
-/// How long a question that takes no time may take.
+/// How long a query that takes no time may take.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// What a query answers, or [`unanswered`] after so long: sqlx would wait for ever.
+/// The result of a query, or [`unanswered`] after `span`: sqlx would wait forever.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbErr>>) -> Result<T, DbErr> {
     tokio::time::timeout(span, query).await.unwrap_or_else(|_| Err(unanswered()))
 }
 
-/// Connects and checks that the schema is there, trying again with backoff while the server is away; `None` when told to
-/// shut down.
+/// Connects and checks that the schema exists, retrying with backoff while the server is away; `None` on shutdown.
 ///
 /// # Errors
 /// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
@@ -189,7 +189,7 @@ pub async fn connect_until(
 /// Checks that every migration was applied.
 ///
 /// # Errors
-/// [`DatabaseError::Schema`], which says what to run.
+/// [`DatabaseError::Schema`], which names the command to run.
 pub async fn require_schema(settings: &Database, db: &DatabaseConnection) -> Result<(), DatabaseError> {
     let at = || settings.url.to_string();
     match schema::pending(db).await {

@@ -1,10 +1,10 @@
-//! Whose a row is about which a letter was stored: whatever makes wake-ups by itself leaves to operators what is theirs.
+//! Which rows with a stored letter are left to operators: code that publishes wake-ups by itself skips them.
 
 use crate::domain::task::Shown;
 
-/// SQL: whether a row of the relation `due` (`id`, `due_at`) is the operators'. They have discarded a letter about this deadline; or one
-/// is open, and to apply it takes money, of which they are to see how much before it moves. What takes none is tried again all the same,
-/// so that a fault that has passed makes nobody late (docs/decisions/0019).
+/// SQL: whether a row of the relation `due` (`id`, `due_at`) is left to operators. They have discarded a letter about this
+/// deadline; or a letter is open and applying it moves money, whose amount they must see before it moves. A row that moves no
+/// money is retried in spite of an open letter, so that a fault that has passed makes no row late (docs/decisions/0019).
 #[must_use]
 pub fn sql_decided(task: &dyn Shown, due: &str) -> String {
     let open = if task.stake().is_some() { "letter.state = 'open' OR " } else { "" };

@@ -1,30 +1,30 @@
-//! Tells an outage, a conflict and a failure apart by SQLSTATE, in one place, so that task code uses a plain `?`.
+//! Distinguishes outages, conflicts and failures by SQLSTATE, in one place, so that task code uses a plain `?`.
 
 use sea_orm::{DbErr, RuntimeErr, sqlx};
 
-/// What a database error asks for.
+/// The kind of a database error, which decides what to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trouble {
-    /// The server is away, starting, read-only or full: wait until it is back. Nobody's fault, no attempt spent.
+    /// The server is away, starting, read-only or full: wait until it is back. No attempt is spent.
     Away,
-    /// The connection broke under the statement: the server or the network has gone, or, where that happens to the same
-    /// statement again and again while others are answered, it breaks its server process.
+    /// The connection broke during the statement: the server or the network is gone, or, if the same statement causes it
+    /// again and again while others are answered, the statement breaks its server process.
     Cut,
-    /// A conflict with other transactions: the same again may succeed at once.
+    /// A conflict with other transactions: the same statement may succeed at once.
     Conflict,
-    /// The statement itself fails: with the same rows it will fail again.
+    /// The statement itself fails, and will fail again with the same rows.
     Failure,
 }
 
 impl Trouble {
-    /// Whether the server, and no statement, is to blame as far as one can tell.
+    /// Whether the server, and not a statement, appears to be the cause.
     #[must_use]
     pub const fn is_outage(self) -> bool {
         matches!(self, Self::Away | Self::Cut)
     }
 }
 
-/// Tells what an error asks for, by its SQLSTATE.
+/// Classifies an error by its SQLSTATE.
 /// <https://www.postgresql.org/docs/current/errcodes-appendix.html>
 #[must_use]
 pub fn trouble(error: &DbErr) -> Trouble {
@@ -42,18 +42,18 @@ pub fn trouble(error: &DbErr) -> Trouble {
     }
 }
 
-/// Whether something is there already that was to be made.
+/// Whether the object to create exists already.
 pub(super) fn is_duplicate(error: &DbErr) -> bool {
     matches!(sqlstate(error).as_deref(), Some("23505" | "42710"))
 }
 
-/// Whether the login may not do what was asked of it, which no trying again changes.
+/// Whether the login lacks a privilege, which no retry changes.
 #[must_use]
 pub fn is_refused(error: &DbErr) -> bool {
     sqlstate(error).as_deref() == Some("42501")
 }
 
-/// The code by which PostgreSQL names an error.
+/// The code of a PostgreSQL error.
 fn sqlstate(error: &DbErr) -> Option<String> {
     match error {
         DbErr::Conn(RuntimeErr::SqlxError(cause))
@@ -72,11 +72,11 @@ fn by_sqlstate(code: &str) -> Trouble {
         "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
-        // admin_shutdown, of this one connection perhaps; timeouts of sessions and transactions, which end it
-        // insufficient_privilege: rights are being changed under a running fleet, or were taken from it, which is no wake-up's fault; or one
-        // row's trigger says so
+        // admin_shutdown, perhaps of this connection alone; timeouts of sessions and transactions, which end it;
+        // insufficient_privilege: privileges are being changed under a running fleet, or were revoked, which no wake-up
+        // causes; or one row's trigger raises it
         "57P01" | "57P05" | "25P03" | "25P04" | "42501" => Trouble::Cut,
-        // 08 connection; 58 system error: a disk that cannot be read, or one damaged row that says so
+        // 08 connection; 58 system error: an unreadable disk, or one damaged row that raises it
         code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
         // 53 out of disk, memory or connections, 57P shutdown or start
         code if code.starts_with("53") || code.starts_with("57P") => Trouble::Away,

@@ -1,5 +1,5 @@
-//! A pause: a kind of which nothing is applied until an operator resumes it. Its row in `pauses` is the pause, and whoever applies
-//! looks for it in the transaction that would apply: no process has to be told of it.
+//! A pause: no effect of a kind is applied until an operator resumes it. Its row in `pauses` is the pause, and each
+//! transaction that applies effects checks for it: no process has to be notified.
 
 use std::fmt;
 
@@ -19,12 +19,12 @@ pub struct Pause {
     pub why: String,
 }
 
-/// All of them as one JSON text, by kind.
+/// All pauses as one JSON text, by kind.
 pub(crate) const ALL: &str =
     "SELECT coalesce(jsonb_agg(jsonb_build_object('kind', kind, 'since', paused_at, 'by', paused_by, 'why', why)
                                         ORDER BY kind), '[]')::text AS pauses FROM pauses";
 
-/// A scalar: this kind's pause as a JSON text; null where it is not paused.
+/// A scalar: this kind's pause as a JSON text; null if it is not paused.
 pub(crate) fn scalar(kind: &str) -> String {
     format!(
         "(SELECT jsonb_build_object('kind', kind, 'since', paused_at, 'by', paused_by, 'why', why)::text
@@ -32,26 +32,26 @@ pub(crate) fn scalar(kind: &str) -> String {
     )
 }
 
-/// Reads what [`ALL`] or [`scalar`] answered.
+/// Reads what [`ALL`] or [`scalar`] returned.
 pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, DbErr> {
     serde_json::from_str(text).map_err(|error| DbErr::Type(format!("a row of pauses: {error}")))
 }
 
-/// Every pause there is, by kind.
+/// Every pause, by kind.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn all(db: &impl ConnectionTrait) -> Result<Vec<Pause>, DbErr> {
     let row = db.query_one_raw(statement(ALL, [])).await?;
     read(&row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get::<String>("", "pauses")?)
 }
 
 impl fmt::Display for Pause {
-    /// On one line, as what an operator wrote must not steer a terminal.
+    /// On one line, because what an operator wrote must not control a terminal.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let line = |text: &str| text.replace(char::is_control, " ");
         let since = self.since.to_rfc3339_opts(SecondsFormat::Secs, true);
-        write!(f, "{} is paused since {since} by {}: {}", self.kind, line(&self.by), line(&self.why))
+        write!(f, "{} has been paused since {since} by {}: {}", self.kind, line(&self.by), line(&self.why))
     }
 }
 
@@ -63,7 +63,7 @@ mod tests {
     fn a_pause_says_since_when_by_whom_and_why_on_one_line() {
         let text = r#"{"kind":"confirm-receipt","since":"2026-11-24T08:00:00.5+00:00","by":"lan","why":"phí\nsai"}"#;
         let pause: Pause = read(text).unwrap();
-        assert_eq!(pause.to_string(), "confirm-receipt is paused since 2026-11-24T08:00:00Z by lan: phí sai");
+        assert_eq!(pause.to_string(), "confirm-receipt has been paused since 2026-11-24T08:00:00Z by lan: phí sai");
         assert!(read::<Pause>("{}").is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! A connection besides the pool, over which a process without work learns how the server is and what operators have decided.
+//! A connection outside the pool, over which an idle process checks the server and what operators have decided.
 
 use std::time::Duration;
 
@@ -17,8 +17,8 @@ use super::{
 };
 use crate::settings::Database;
 
-/// A connection besides the pool, over which a process without work learns how the server is. A pool would not do: it may be in
-/// use, or hold connections that died long ago.
+/// A connection outside the pool, over which an idle process checks the server. A pool would not do: it may be in use, or
+/// hold connections that died long ago.
 pub struct Probe {
     options: PgConnectOptions,
     within: Duration,
@@ -26,10 +26,10 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Connects when it is first asked.
+    /// Connects at the first [`Probe::ask`].
     ///
     /// # Errors
-    /// A URL that is none.
+    /// An invalid URL.
     pub fn new(settings: &Database, role: Role) -> Result<Self, DatabaseError> {
         let options = settings.url.expose().parse().map_err(conn_error);
         let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
@@ -37,10 +37,10 @@ impl Probe {
         Ok(Self { options: tuned(settings, role)(options), within, connection: None })
     }
 
-    /// Whether the server answers and would write.
+    /// Checks that the server answers and accepts writes.
     ///
     /// # Errors
-    /// The database's; a standby or a server set to read only is one.
+    /// A database error; a standby or a read-only server counts as one.
     pub async fn ask(&mut self) -> Result<(), DbErr> {
         if let Some(mut kept) = self.connection.take()
             && matches!(still_good(&mut kept, self.within).await, Ok(true))
@@ -57,10 +57,10 @@ impl Probe {
         Ok(())
     }
 
-    /// What operators have decided; to be asked of a server that has just answered.
+    /// What operators have decided; call it right after a successful [`Probe::ask`].
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub async fn decided(&mut self) -> Result<Decided, DbErr> {
         let mut kept = self.connection.take().ok_or_else(unanswered)?;
         let sql = format!("SELECT ({}) AS pauses, {} AS policy", pause::ALL, active_policy::NUMBER);
@@ -77,6 +77,6 @@ impl Probe {
 pub struct Decided {
     /// Which kinds are paused.
     pub pauses: Vec<Pause>,
-    /// The number of the policy in force, if one was applied.
+    /// The number of the active policy, if one was applied.
     pub policy: Option<i64>,
 }

@@ -1,5 +1,5 @@
-//! The roles of PostgreSQL under which everything runs: who may log in as which, whose the tables are, and which role may do what with
-//! them (`roles/grants.sql`). Least privilege is the server's own refusal; no code of ours stands in for it.
+//! The PostgreSQL roles of all programs: which logins exist, which role owns the tables, and what each role may do with them
+//! (`roles/grants.sql`). The server itself enforces least privilege; no code of ours stands in for it.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,7 +11,7 @@ use crate::{domain::confidential::Confidential, settings::Database};
 
 mod own;
 
-/// A role. Roles are the whole server's, grants are a database's.
+/// A role. Roles belong to the whole server, grants to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Named {
     /// The relay, and the library for Rust callers.
@@ -20,9 +20,9 @@ pub enum Named {
     Worker,
     /// Operators.
     Ops,
-    /// The order system, and whoever serves customers by name.
+    /// The order system, and staff who serve customers by name.
     OrderSystem,
-    /// Owns the tables, for migrations alone.
+    /// Owns the tables, for migrations only.
     Owner,
 }
 
@@ -41,8 +41,8 @@ impl Named {
         }
     }
 
-    /// The environment variable of its password, without which it cannot log in unless it could before; with `_FILE` behind it, that
-    /// of a file that holds it.
+    /// The environment variable of its password; with `_FILE` appended, that of a file that contains it. Without a password,
+    /// the role cannot log in unless it could before.
     #[must_use]
     pub const fn password_variable(self) -> &'static str {
         match self {
@@ -74,22 +74,22 @@ pub struct Deletes(pub bool);
 /// What [`install`] did.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
-    /// Roles that were not there before.
+    /// Roles that did not exist before.
     pub created: Vec<Named>,
-    /// Roles that got a password, and so may log in.
+    /// Roles that received a password, and so may log in.
     pub logins: Vec<Named>,
-    /// Whether the schema is there, so that something could be granted. Else `ops migrate up` does it.
+    /// Whether the schema exists, so that privileges on it were granted. Otherwise `ops migrate up` grants them.
     pub granted: bool,
 }
 
-/// Creates the roles that are missing, sets passwords, gives what the migrations made to its owner, and grants. Idempotent. It needs a
-/// login that may create roles and change the owner of tables: a superuser, as a rule.
+/// Creates missing roles, sets passwords, transfers what the migrations made to its owner, and grants privileges. Idempotent.
+/// It needs a login that may create roles and change the owner of tables, usually a superuser.
 ///
 /// # Errors
-/// An object of the schema that has one of our names and is another program's; then nothing is changed. The database's; then
-/// everything is rolled back but the roles, which belong to the whole server.
+/// An object in the schema that has one of our names and belongs to another program; then nothing is changed. A database
+/// error; then everything is rolled back except the roles, which belong to the whole server.
 pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: Deletes) -> Result<Installed, DbErr> {
-    // Before a role is made, and once more when it is this process's turn.
+    // Before a role is created, and once more when it is this process's turn.
     own::Schema::read(db).await?;
     let mut installed = Installed::default();
     for role in Named::ALL {
@@ -97,7 +97,7 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
             installed.created.push(role);
         }
         if let Some(password) = passwords.get(&role) {
-            // As a verifier: the server's log may hold statements.
+            // As a verifier: the server's log may contain statements.
             let verifier = scram_sha_256(password.expose().as_bytes());
             db.execute_unprepared(&format!("ALTER ROLE {role} LOGIN PASSWORD '{verifier}'")).await?;
             installed.logins.push(role);
@@ -123,10 +123,10 @@ async fn give(db: &impl ConnectionTrait, Deletes(deletes): Deletes) -> Result<()
 
 const GRANTS: &str = include_str!("roles/grants.sql");
 
-/// Grants anew after the migrations, where the roles own this database's tables. Idempotent.
+/// Grants privileges again after the migrations, if the roles own this database's tables. Idempotent.
 ///
 /// # Errors
-/// The database's; nothing is changed then.
+/// A database error; nothing is changed then.
 pub async fn grant(db: &DatabaseConnection, deletes: Deletes) -> Result<(), DbErr> {
     let sql = "SELECT EXISTS (SELECT FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
                                WHERE pg_class.oid = to_regclass('activity_seals') AND rolname = $1) AS owned";
@@ -138,8 +138,8 @@ pub async fn grant(db: &DatabaseConnection, deletes: Deletes) -> Result<(), DbEr
     turn.commit().await
 }
 
-/// Creates a role that may do nothing and not log in; whether it was not there before. Somebody else may be creating it right now, in
-/// another database. One that may do more than a role of ours is refused.
+/// Creates a role without privileges that cannot log in; returns whether it did not exist before. Another process may be
+/// creating it right now, in another database. A role with more privileges than ours is refused.
 async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
     let sql = "SELECT rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication
                       OR (rolname <> $2 AND EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)) AS powerful
@@ -147,8 +147,8 @@ async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
     if let Some(row) = db.query_one_raw(statement(sql, [role.name().into(), OWNER.into()])).await? {
         if row.try_get("", "powerful")? {
             let why =
-                "is a superuser, may pass over row-level security, make roles or databases, replicate, or is a member of others";
-            return Err(DbErr::Custom(format!("the role {role} is there already, and {why}; take that from it first")));
+                "is a superuser, may bypass row-level security, create roles or databases, replicate, or is a member of others";
+            return Err(DbErr::Custom(format!("the role {role} exists already and {why}; revoke that first")));
         }
         return Ok(false);
     }
@@ -159,14 +159,14 @@ async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
     }
 }
 
-/// Connects as the tables' owner, where the login may be that; else as itself, for a database without roles.
+/// Connects as the tables' owner, if the login may act as it; else as itself, for a database without roles.
 ///
 /// # Errors
 /// [`DatabaseError`].
 pub async fn connect_as_owner(settings: &Database) -> Result<DatabaseConnection, DatabaseError> {
     let db = connection::connect(settings, Role::Ops).await?;
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
-    // Not every role of this name is this database's: it has a right here only once the roles were installed here.
+    // A role of this name may be another database's: it has a privilege here only if the roles were installed here.
     let sql = "SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, current_schema(), 'CREATE')
                                   FROM pg_roles WHERE rolname = $1), false) AS may";
     let row = db.query_one_raw(statement(sql, [OWNER.into()])).await.map_err(refused)?;

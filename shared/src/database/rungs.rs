@@ -8,10 +8,10 @@ use super::{
 };
 use crate::message::topology::{Role, Topology};
 
-/// Remembers the rungs that were declared, so that `ops topology prune` finds those the policy forgets.
+/// Records the rungs that were declared, so that `ops topology prune` finds those that the policy no longer uses.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn remember(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
     let (queues, exchanges): (Vec<String>, Vec<String>) =
         topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| (q.name, q.exchange)).unzip();

@@ -13,7 +13,7 @@ pub struct Migrator;
 /// Each migration is a name, an `.up.sql` and a `.down.sql`, in the folder of its part.
 macro_rules! migrations {
     ($($part:literal { $($name:literal,)* })*) => {
-        /// The names alone, by which every process checks the schema; only `ops` carries the SQL.
+        /// The names alone, with which every process checks the schema; only `ops` contains the SQL.
         const NAMES: &[&str] = &[$($($name),*),*];
 
         const MIGRATIONS: &[Sql] = &[$($(Sql {
@@ -55,11 +55,11 @@ impl MigratorTrait for Migrator {
     }
 }
 
-/// The table in which sea-orm keeps which migrations were applied.
+/// The table in which sea-orm records which migrations were applied.
 pub(crate) const TABLE: &str = "seaql_migrations";
 
-/// The tables, views and functions that each migration makes, by the migration's name. Those of the optional triggers are the last
-/// migration's.
+/// The tables, views and functions that each migration creates, by the migration's name. Those of the optional triggers
+/// belong to the last migration.
 pub(crate) fn objects() -> impl Iterator<Item = (&'static str, Vec<String>)> {
     let last = MIGRATIONS.last().map_or("", |migration| migration.name);
     let triggers = (last, triggers::INSTALL);
@@ -77,14 +77,14 @@ fn created(sql: &str) -> Vec<String> {
     sql.lines().filter_map(object).collect()
 }
 
-/// The advisory lock of whoever migrates: "kyhan" in ASCII, then 2.
+/// The advisory lock for migrations: "kyhan" in ASCII, then 2.
 const MIGRATING: i64 = 0x6b_7968_616e_0002;
 
-/// Applies what is pending and pins the functions' `search_path`, one process at a time; the others wait and find nothing to do. How many
-/// it applied. What the roles may do with new tables is [`super::roles::grant`]'s.
+/// Applies what is pending and pins the functions' `search_path`, one process at a time; the others wait and find nothing to
+/// do. Returns how many migrations it applied. [`super::roles::grant`] sets what the roles may do with new tables.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     let turn = turn(db).await?;
     let pending = Migrator::get_pending_migrations(db).await?.len();
@@ -94,10 +94,10 @@ pub async fn up(db: &DatabaseConnection) -> Result<usize, DbErr> {
     Ok(pending)
 }
 
-/// Makes every function of ours find its tables in the schema where it is, whatever the session's `search_path` is.
+/// Makes every function of ours find its tables in its own schema, whatever the session's `search_path` is.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub(crate) async fn pin(db: &impl ConnectionTrait) -> Result<(), DbErr> {
     db.execute_unprepared(include_str!("schema/pin.sql")).await.map(|_| ())
 }
@@ -113,8 +113,8 @@ pub(crate) async fn pending(db: &impl ConnectionTrait) -> Result<usize, DbErr> {
     Ok(NAMES.iter().filter(|name| !applied.iter().any(|applied| applied == *name)).count())
 }
 
-/// The names of our migrations that were applied in the current schema. It only reads: the migrator's own question creates its table
-/// where there is none.
+/// The names of our migrations that were applied in the current schema. It only reads: the migrator's own query creates its
+/// table if it is missing.
 pub(crate) async fn applied(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
     let kept = format!("SELECT to_regclass('{TABLE}') IS NOT NULL AS kept");
     let kept = db.query_one_raw(statement(&kept, [])).await?;
@@ -126,10 +126,10 @@ pub(crate) async fn applied(db: &impl ConnectionTrait) -> Result<Vec<String>, Db
     db.query_all_raw(statement(&sql, [names.into()])).await?.iter().map(|row| row.try_get("", "version")).collect()
 }
 
-/// Takes back the newest `steps` migrations. How many there were to take back.
+/// Reverts the newest `steps` migrations; returns how many it reverted.
 ///
 /// # Errors
-/// The database's.
+/// A database error.
 pub async fn down(db: &DatabaseConnection, steps: u32) -> Result<usize, DbErr> {
     let turn = turn(db).await?;
     let applied = Migrator::get_applied_migrations(db).await?.len();

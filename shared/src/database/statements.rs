@@ -1,4 +1,5 @@
-//! The statements of one task under one policy: they lock, recheck and write in the caller's transaction, and answer for each subject.
+//! The statements of one task under one policy: they lock, recheck and write in the caller's transaction, and return an
+//! outcome for each subject.
 
 use std::sync::Arc;
 
@@ -16,14 +17,14 @@ use super::{
 };
 use crate::domain::{due, outcome::Outcome, policy::Policy, task::Task};
 
-/// Why nothing was applied; the transaction is to be rolled back.
+/// Why nothing was applied; the caller must roll the transaction back.
 #[derive(Debug, thiserror::Error)]
 pub enum NotApplied {
-    /// An operator has paused the kind. Nothing has failed, and no attempt is spent by it.
+    /// An operator has paused the kind. This is not a failure, and spends no attempt.
     #[error("{0}")]
     Paused(Pause),
-    /// Another policy is in force than the one by which it was to be applied. Nothing has failed here either.
-    #[error("another policy is in force by now")]
+    /// The active policy is not the one of these statements. This is not a failure either.
+    #[error("the active policy has changed")]
     Outdated,
     #[error(transparent)]
     Database(#[from] DbErr),
@@ -43,11 +44,11 @@ impl Statements {
     pub fn new(task: &dyn Task, policy: &Policy, wallet_floor: Option<i64>) -> Self {
         Self {
             policy: policy.number(),
-            // In id order, so that two batches over the same rows wait for each other instead of deadlocking.
-            // The effect is a statement of its own after it: its snapshot sees what the locks waited for.
-            // It is the first one, and so the one that looks for what operators have decided: a pause, another policy. PostgreSQL takes a statement's locks on tables before the
-            // snapshot by which it sees, and keeps them to the end: who does not see a pause that is committed holds them still,
-            // and `ops pause` waits for it.
+            // In id order, so that two batches over the same rows wait for each other instead of deadlocking. The effect is a
+            // later statement, so that its snapshot includes what the locks waited for. This first statement also reads what
+            // operators have decided: a pause, another policy. PostgreSQL takes a statement's locks on tables before its
+            // snapshot, and keeps them to the end: a transaction that does not see a committed pause still holds them, and
+            // `ops pause` waits for it.
             lock: format!(
                 "SELECT count(*), {paused} AS paused, {policy} AS policy
                    FROM (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id {how}) AS locked",
@@ -73,8 +74,8 @@ impl Statements {
         }
     }
 
-    /// Their SQL in the order in which [`Statements::apply`] runs them: `$1` the ids; the last one, which answers, has the ids of
-    /// their wake-ups as `$2`.
+    /// Their SQL, in the order in which [`Statements::apply`] runs it: `$1` is the ids; the last statement, which returns the
+    /// outcomes, takes the ids of their wake-ups as `$2`.
     pub fn texts(&self) -> impl Iterator<Item = &str> {
         [&self.lock].into_iter().chain(&self.locks).chain([&self.effect]).map(String::as_str)
     }
@@ -85,12 +86,14 @@ impl Statements {
         u32::try_from(self.locks.len()).unwrap_or(u32::MAX).saturating_add(2)
     }
 
-    /// Rechecks and applies `asked`, pairs of a subject and its wake-up's id, each subject once. One outcome per subject.
+    /// Rechecks and applies `asked`, pairs of a subject and its wake-up's id, each subject once. Returns one outcome per
+    /// subject.
     ///
-    /// In a transaction that is READ COMMITTED, as all of ours are: what it sees of pauses has to be younger than its locks.
+    /// The transaction must be READ COMMITTED, as all of ours are: what it sees of pauses must be newer than its locks.
     ///
     /// # Errors
-    /// [`NotApplied`]: the kind is paused, another policy is in force, or the database's. Nothing is written then, as the transaction is the caller's to roll back.
+    /// [`NotApplied`]: the kind is paused, another policy is active, or a database error. Nothing is written then, as the
+    /// caller rolls the transaction back.
     pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, NotApplied> {
         let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
         let locked = tx.query_one_raw(statement(&self.lock, [ids.clone().into()])).await?;
@@ -110,7 +113,7 @@ impl Statements {
     }
 }
 
-/// What the effect answered: three arrays of one length, in any order.
+/// The effect's answer: three arrays of one length, in any order.
 fn outcomes(answer: &QueryResult) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
     let row = answer.try_as_pg_row().ok_or_else(|| DbErr::Type("not a row of PostgreSQL".into()))?;
     let (ids, applied, due_at): (Vec<Uuid>, Vec<bool>, Vec<Option<DateTime<Utc>>>) =
@@ -119,7 +122,8 @@ fn outcomes(answer: &QueryResult) -> Result<Vec<(Uuid, Outcome)>, DbErr> {
     let now: DateTime<Utc> = answer.try_get("", "now")?;
     let outcome = |applied, due_at: Option<DateTime<Utc>>| match due_at {
         _ if applied => Outcome::Applied { late: due_at.map_or(TimeDelta::zero(), |due_at| now - due_at) },
-        // By the moment of the recheck, not by the clock of now: what fell due in between was not due when it was judged.
+        // By the moment of the recheck, not by the current time: a row that fell due in between was not due when it was
+        // rechecked.
         Some(until) if until > checked_at => Outcome::Postpone { until, wait: until - now },
         Some(_) | None => Outcome::Stale,
     };

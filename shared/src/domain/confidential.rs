@@ -1,11 +1,11 @@
-//! What must not be told: personal data and sources of goods (policy points 6 and 7), and secrets. It does not print and does not
-//! serialise, so that no log, span, message, error or panic can hold it by mistake; whoever needs it says so.
+//! A wrapper for values that must not be disclosed: personal data, sources of goods (policy points 6 and 7) and secrets. It
+//! neither prints nor serializes, so no log, span, message, error or panic can contain the value by accident.
 
 use std::fmt;
 
-/// A value that is told to nobody who does not ask for it by [`Confidential::expose`].
+/// A value that only [`Confidential::expose`] returns.
 ///
-/// It can be formatted for debugging, as whatever holds it can, and shows `***` then. It is neither `Display` nor `Serialize`:
+/// `Debug` prints `***`, so types that contain it can derive `Debug`. It implements neither `Display` nor `Serialize`:
 ///
 /// ```compile_fail
 /// let name = shared::domain::confidential::Confidential::new("Nguyễn Thị Mẫu");
@@ -30,7 +30,7 @@ impl<T> Confidential<T> {
         Self(value)
     }
 
-    /// The value itself, for where it belongs: a statement's parameter, or the hands of the customer whose it is.
+    /// The value itself, for a statement's parameter or for the customer to whom it belongs.
     pub const fn expose(&self) -> &T {
         &self.0
     }

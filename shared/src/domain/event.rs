@@ -1,4 +1,4 @@
-//! Events: what the order system says has happened. Their names on the wire never change.
+//! Events: what happened in the order system. Their names on the wire never change.
 
 use std::{fmt, str::FromStr};
 
@@ -63,7 +63,7 @@ impl fmt::Display for EventType {
     }
 }
 
-/// The event's name, its beginning that is, is none of [`EventType::ALL`].
+/// A name, shortened, that is not one of [`EventType::ALL`].
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("unknown event type {0:?}; known are {known}", known = EventType::ALL.map(EventType::name).join(", "))]
 pub struct UnknownEventType(pub String);

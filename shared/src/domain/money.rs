@@ -1,4 +1,4 @@
-//! Money: whole đồng, shown the way Vietnamese people read it. Never a float.
+//! Money: whole đồng, formatted as Vietnamese readers expect. Never a float.
 
 use std::fmt;
 
@@ -24,8 +24,8 @@ impl fmt::Display for Dong {
     }
 }
 
-/// The SQL expression for the sum of the amounts `amount`, none being 0. Cut to what a [`Dong`] holds: a sum beyond it is nonsense, and
-/// must not keep anybody from seeing the rest.
+/// The SQL expression for the sum of `amount`, 0 without rows. It is capped at the largest [`Dong`], so that one absurd amount does
+/// not fail a whole report.
 #[must_use]
 pub fn sql_sum(amount: &str) -> String {
     format!("least(coalesce(sum({amount}), 0), {})::bigint", i64::MAX)

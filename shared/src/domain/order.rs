@@ -1,5 +1,5 @@
-//! What both kinds about orders let operators see of one: its status, its moments and its money. Never the customer, what was said
-//! with the customer, or where the goods are bought (policy points 6 and 7).
+//! What operators may see of an order, for every kind about orders: its status, moments and money. It excludes the customer,
+//! the messages with the customer, and where the goods are bought (policy points 6 and 7).
 
 /// See [`crate::domain::task::Task::shown`].
 pub(crate) const SHOWN: &str = "SELECT jsonb_build_object(

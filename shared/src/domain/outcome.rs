@@ -1,19 +1,19 @@
-//! What became of one subject of one wake-up. Only `settle` acts on it.
+//! The outcome of one subject of one wake-up. Only `settle` acts on it.
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// What became of one subject of one wake-up.
+/// The outcome of one subject of one wake-up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// The effect and its record are committed, so long after it was due.
+    /// The effect and its record are committed, `late` after the due moment.
     Applied { late: TimeDelta },
-    /// Nothing to do any more: a success.
+    /// Nothing is left to do: a success.
     Stale,
-    /// Not due yet, or due again: wake it in `wait`.
+    /// Not due yet, or due once more: deliver it again after `wait`.
     Postpone { until: DateTime<Utc>, wait: TimeDelta },
-    /// It failed for now: try again later, with one attempt more.
+    /// It failed for now: retry it later, with one more attempt counted.
     Retry { cause: String },
-    /// It can never succeed: a dead letter.
+    /// It can never succeed: it becomes a dead letter.
     Reject { reason: Reason, cause: String },
 }
 
@@ -31,14 +31,14 @@ impl Outcome {
     }
 }
 
-/// Why something became a dead letter.
+/// Why a message became a dead letter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// The message could not be understood.
+    /// The message could not be decoded.
     Malformed,
     /// Every attempt failed.
     AttemptsExhausted,
-    /// The broker delivered it too often without an answer: something in it stops its worker.
+    /// The broker delivered it too often without an ack: something in it may stop the worker.
     DeliveryLimit,
 }
 

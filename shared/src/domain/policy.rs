@@ -1,4 +1,5 @@
-//! The policy: which event wakes which task after how long. One table that operators edit, checked whole.
+//! The policy: which event wakes which task, and after how long. It is one table that operators edit, and is checked as a
+//! whole.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -27,7 +28,7 @@ pub struct Line {
     pub after: Span,
 }
 
-/// The whole table, and how what it makes due earlier is released, if that is staged.
+/// The whole table, and how the rows that it makes due earlier are released, if the release is staged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
     lines: Vec<Line>,
@@ -35,7 +36,7 @@ pub struct Policy {
     number: Option<i64>,
 }
 
-/// A line that cannot hold, by its place in the table and its field.
+/// An invalid line, by its place in the table and its field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     pub line: usize,
@@ -47,13 +48,13 @@ impl Policy {
     /// A policy of these lines.
     ///
     /// # Errors
-    /// Every mistake at once: a task told to count from an event that it knows no moment for, a span shorter than what
-    /// is promised, a pair named twice.
+    /// Every mistake at once: a task that cannot count from the line's event, a span shorter than promised, a pair listed
+    /// twice.
     pub fn new(lines: Vec<Line>) -> Result<Self, Vec<Mistake>> {
         let mut mistakes = Vec::new();
         for (at, line) in lines.iter().enumerate() {
             let Some(task) = tasks::find(line.task) else {
-                mistakes.push(Mistake { line: at, field: "task", why: format!("there is no task {:?}", line.task) });
+                mistakes.push(Mistake { line: at, field: "task", why: format!("unknown task {:?}", line.task) });
                 continue;
             };
             if !task.counts_from().contains(&line.on) {
@@ -62,25 +63,25 @@ impl Policy {
                 mistakes.push(Mistake { line: at, field: "on", why });
             }
             if let Some(shortest) = task.shortest().filter(|shortest| !line.after.covers(*shortest)) {
-                let why = format!("{} may not come before {shortest}", line.task);
+                let why = format!("{} must not fall due before {shortest}", line.task);
                 mistakes.push(Mistake { line: at, field: "after", why });
             }
             if lines[..at].iter().any(|other| (other.on, other.task) == (line.on, line.task)) {
-                let why = format!("{} → {} stands in an earlier line already", line.on, line.task);
+                let why = format!("{} → {} is already set in an earlier line", line.on, line.task);
                 mistakes.push(Mistake { line: at, field: "on", why });
             }
         }
         if mistakes.is_empty() { Ok(Self { lines, ..Self::default() }) } else { Err(mistakes) }
     }
 
-    /// The same, with a release of a kind.
+    /// The same policy, with a release of a kind.
     #[must_use]
     pub fn releasing(mut self, kind: &'static str, release: Release) -> Self {
         self.releases.insert(kind, release);
         self
     }
 
-    /// How what it makes due earlier of one kind is released; `None`: all of it falls due by its lines alone.
+    /// How the rows of one kind that it makes due earlier are released; `None`: all of them fall due by its lines alone.
     #[must_use]
     pub fn release(&self, task: &dyn Task) -> Option<&Release> {
         self.releases.get(task.kind())
@@ -91,7 +92,7 @@ impl Policy {
         self.releases.iter().map(|(kind, release)| (*kind, release))
     }
 
-    /// What it says of one kind, its release included if that is not over `at` a moment.
+    /// The part of the policy about one kind, with its release unless that is over at `at`.
     #[must_use]
     pub fn of_kind(&self, kind: &'static str, at: DateTime<Utc>) -> Self {
         let lines = self.lines.iter().filter(|line| line.task == kind).copied().collect();
@@ -100,7 +101,8 @@ impl Policy {
         Self { lines, releases, number: None }
     }
 
-    /// The same, where the lines of a kind are those of the policy `before`, with its release of that kind: what is not changed goes on.
+    /// The same policy, with the releases of the policy `before` for each kind whose lines did not change: those releases
+    /// continue.
     #[must_use]
     pub fn carrying_over(mut self, before: &Self) -> Self {
         for (kind, release) in before.releases() {
@@ -112,36 +114,36 @@ impl Policy {
         self
     }
 
-    /// Its number among the policies that were applied to the database; `None`: it is that of a process's settings.
+    /// Its number among the policies that were applied to the database; `None`: it comes from a process's settings.
     #[must_use]
     pub const fn number(&self) -> Option<i64> {
         self.number
     }
 
-    /// The same, as the one that was applied to the database under this number.
+    /// The same policy, with the number under which it was applied to the database.
     #[must_use]
     pub const fn numbered(mut self, number: i64) -> Self {
         self.number = Some(number);
         self
     }
 
-    /// As it is kept in the database.
+    /// The policy as the database stores it.
     ///
     /// # Errors
-    /// None that a policy of ours could cause.
+    /// None in practice: every policy can be serialized.
     pub fn to_json(&self) -> serde_json::Result<String> {
         serde_json::to_string(&Written::of(self))
     }
 
-    /// Reads what [`Policy::to_json`] wrote.
+    /// Reads the JSON that [`Policy::to_json`] wrote.
     ///
     /// # Errors
-    /// What is wrong with it; that of a later version may have fields of its own.
+    /// What is wrong with it; a policy of a later version may have unknown fields.
     pub fn of_json(text: &str) -> Result<Self, String> {
         serde_json::from_str::<Written>(text).map_err(|error| error.to_string())?.read()
     }
 
-    /// What an effect of a task is written from.
+    /// The values that the SQL of a task's effect depends on.
     #[must_use]
     pub fn terms(&self, task: &dyn Task, wallet_floor: Option<i64>) -> Terms {
         let spans = task.counts_from().iter().filter_map(|event| Some((*event, self.span(task, *event)?)));
@@ -154,26 +156,26 @@ impl Policy {
         &self.lines
     }
 
-    /// Whether both say the same of every event and task, in whatever order.
+    /// Whether both have the same lines, in any order.
     #[must_use]
     pub fn says_the_same(&self, other: &Self) -> bool {
         let within = |one: &Self, other: &Self| one.lines.iter().all(|line| other.lines.contains(line));
         within(self, other) && within(other, self)
     }
 
-    /// What an event wakes.
+    /// The lines that an event triggers.
     pub fn lines_on(&self, event: EventType) -> impl Iterator<Item = &Line> {
         self.lines.iter().filter(move |line| line.on == event)
     }
 
-    /// Whether anything follows from an event, so that an effect that causes it has to raise it.
+    /// Whether an event wakes any task, so that an effect which causes the event has to raise it.
     #[must_use]
     pub fn wants(&self, event: EventType) -> bool {
         self.lines_on(event).next().is_some()
     }
 
-    /// How long after `event`'s moment a task falls due. A moment that no line names counts with the longest span of the
-    /// task's lines, so a change always gives staff their time to correct it. `None`: the policy does not use the task.
+    /// How long after `event`'s moment a task falls due. A moment without a line counts with the longest span of the task's
+    /// lines, so a change always gives staff their time to correct it. `None`: the policy does not use the task.
     #[must_use]
     pub fn span(&self, task: &dyn Task, event: EventType) -> Option<Span> {
         let of_task = || self.lines.iter().filter(|line| line.task == task.kind());

@@ -8,7 +8,7 @@ use chrono::{DateTime, FixedOffset, Months, Utc};
 /// Asia/Ho_Chi_Minh: UTC+7 without summer time since 1975.
 const VIETNAM_OFFSET_S: i32 = 7 * 3600;
 const DAY_MS: u64 = 86_400_000;
-/// Longest span that a policy may have: the longest time to live that RabbitMQ takes.
+/// The longest span that a policy may have: RabbitMQ's maximum TTL.
 const SPAN_MAX: u64 = 3_650 * DAY_MS;
 
 /// A span of the policy, never zero.
@@ -21,7 +21,7 @@ pub enum Span {
 }
 
 impl Span {
-    /// The moment one span after `basis`; `None` beyond the calendar's end.
+    /// The moment one span after `basis`; `None` past the end of the calendar.
     #[must_use]
     pub fn after(self, basis: DateTime<Utc>) -> Option<DateTime<Utc>> {
         match self {
@@ -45,18 +45,18 @@ impl Span {
         }
     }
 
-    /// The SQL expression for a moment of which this much is sure: whatever one span after it is not later than the `timestamptz`
-    /// expression `end`, is not later than it. Close to the latest such moment.
+    /// The SQL expression for an upper bound, close to the latest moment of which one span later is no later than the
+    /// `timestamptz` expression `end`: every such moment is no later than the bound.
     #[must_use]
     pub fn sql_before_at_the_latest(self, end: &str) -> String {
         match self {
             Self::Exact(ms) => format!("{end} - interval '{}.{:03} seconds'", ms / 1000, ms % 1000),
-            // From 31 August, six months lead to 28 February, and back from there to 28 August.
+            // From 31 August, six months lead to 28 February, and six months back from there to 28 August: hence the margin.
             Self::Months(months) => format!("{} + interval '4 days'", Self::sql_months_ago(months, end)),
         }
     }
 
-    /// The SQL expression for a moment one span before the `timestamptz` expression `end`: whatever is earlier than it is older than
+    /// The SQL expression for a moment one span before the `timestamptz` expression `end`: everything earlier is older than
     /// the span at `end`.
     #[must_use]
     pub fn sql_ago(self, end: &str) -> String {
@@ -66,24 +66,24 @@ impl Span {
         }
     }
 
-    /// Months later it is `end` again, or less.
+    /// Adding the months to the result gives `end` or an earlier moment.
     fn sql_months_ago(months: u32, end: &str) -> String {
         format!("(({end} AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '{months} months') AT TIME ZONE 'Asia/Ho_Chi_Minh')")
     }
 
-    /// Whether it is never shorter than `other`, whenever either begins.
+    /// Whether this span is at least as long as `other`, from any starting moment.
     #[must_use]
     pub const fn covers(self, other: Self) -> bool {
         match (self, other) {
             (Self::Exact(own), Self::Exact(other)) => own >= other,
             (Self::Months(own), Self::Months(other)) => own >= other,
             (Self::Exact(own), Self::Months(_)) => own >= other.longest_ms(),
-            // The shortest months are a February and what follows it.
+            // No month is shorter than 28 days.
             (Self::Months(own), Self::Exact(other)) => own as u64 * 28 * DAY_MS >= other,
         }
     }
 
-    /// The exact duration, where there is one.
+    /// The exact duration; `None` for calendar months.
     #[must_use]
     pub const fn exact(self) -> Option<Duration> {
         match self {
@@ -92,7 +92,7 @@ impl Span {
         }
     }
 
-    /// Longest first, months at their longest: only to find the longest of several.
+    /// The length in milliseconds, with every month at its longest. Use it only to compare spans.
     #[must_use]
     pub const fn longest_ms(self) -> u64 {
         match self {
@@ -129,9 +129,9 @@ impl fmt::Display for Span {
     }
 }
 
-/// Why a text is no span.
+/// Why a text is not a valid span.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is no duration ({why}); write it like \"14d\", \"24h\", \"90s\", \"500ms\" or \"6 months\"")]
+#[error("{text:?} is not a valid duration ({why}); use a form like \"14d\", \"24h\", \"90s\", \"500ms\" or \"6 months\"")]
 pub struct NotASpan {
     text: String,
     why: String,
@@ -144,10 +144,10 @@ impl FromStr for Span {
         let refuse = |why: &str| NotASpan { text: text.to_owned(), why: why.to_owned() };
         let span: jiff::Span = text.trim().parse().map_err(|error: jiff::Error| refuse(&error.to_string()))?;
         if span.is_negative() || span.is_zero() {
-            return Err(refuse("it must be longer than nothing"));
+            return Err(refuse("it must be positive"));
         }
         if span.get_microseconds() != 0 || span.get_nanoseconds() != 0 {
-            return Err(refuse("a millisecond is the finest"));
+            return Err(refuse("the smallest unit is the millisecond"));
         }
         let months = i64::from(span.get_years()) * 12 + i64::from(span.get_months());
         let part = |count: i64, size: u64| u64::try_from(count).ok().and_then(|count| count.checked_mul(size));
@@ -165,16 +165,16 @@ impl FromStr for Span {
         let parsed = match (months, exact) {
             (0, exact) => Self::Exact(exact),
             (months, 0) => Self::Months(u32::try_from(months).map_err(|_| refuse("it is too long"))?),
-            _ => return Err(refuse("calendar months and exact durations do not add up to one length")),
+            _ => return Err(refuse("calendar months cannot be combined with exact durations")),
         };
         if parsed.longest_ms() > SPAN_MAX {
-            return Err(refuse("3650 days is the longest"));
+            return Err(refuse("the maximum is 3650 days"));
         }
         Ok(parsed)
     }
 }
 
-/// Milliseconds as SQL takes them.
+/// Milliseconds as the signed integer that SQL takes.
 #[must_use]
 pub fn signed_ms(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

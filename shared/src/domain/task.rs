@@ -1,9 +1,9 @@
-//! What a task is: its candidates, the moments from which it counts, and the statement that rechecks and writes at once; and, apart from
-//! that, what operators are shown of it.
+//! A task: its candidates, the moments from which it counts, and the statement that rechecks and writes at once. A separate
+//! trait covers what operators see of it.
 
 use super::{event::EventType, span::Span};
 
-/// A kind of work, one file in `tasks/` each: what the fleet needs of it.
+/// A kind of work, one file each in `tasks/`. This trait is what the fleet needs of it.
 pub trait Task: Send + Sync {
     /// The name on the wire: part of queue names, messages and `kyhan.toml`. It never changes.
     fn kind(&self) -> &'static str;
@@ -14,101 +14,104 @@ pub trait Task: Send + Sync {
     /// The events from whose moments the task counts.
     fn counts_from(&self) -> &'static [EventType];
 
-    /// SQL for every row that the task could apply to: `id`, and per event of [`Task::counts_from`] the moment it counts
-    /// from, as a column of the event's name (null where there is none). *Due* follows from it and the policy: see [`super::due`].
+    /// SQL for every row to which the task could apply: `id`, and for each event of [`Task::counts_from`] the moment from
+    /// which it counts, as a column named after the event (null if there is none). *Due* follows from it and the policy: see
+    /// [`super::due`].
     fn candidates(&self) -> &'static str;
 
-    /// The shortest span that a policy may give it, where something promises one.
+    /// The shortest span that a policy may set, if a minimum is promised.
     fn shortest(&self) -> Option<Span> {
         None
     }
 
-    /// A column of the candidates, with an index of its own, that none of their moments precedes: by it the sweep passes over rows that
-    /// cannot be due. `None` where there is none, or where the task counts from one such column anyhow.
+    /// A column of the candidates, with an index of its own, that none of their moments precedes: the sweep uses it to skip
+    /// rows that cannot be due. `None` if there is none, or if the task already counts from one such column alone.
     fn not_before(&self) -> Option<&'static str> {
         None
     }
 
-    /// How many batches one worker applies at a time, however many consumers a lane has. `None`: as many as that. Where subjects share
-    /// rows that the effect locks, as orders their customer's wallet, batches wait for each other, and more of them wait longer.
+    /// How many batches one worker applies at a time, regardless of how many consumers a lane has. `None`: one per consumer.
+    /// If subjects share rows that the effect locks, as orders share their customer's wallet, batches wait for each other,
+    /// and more of them wait longer.
     fn batches_at_once(&self) -> Option<u16> {
         None
     }
 
-    /// How the subjects' rows are locked: as the programs that change them would.
+    /// How the subjects' rows are locked: with the lock that programs which change them take.
     fn lock(&self) -> &'static str {
         "FOR NO KEY UPDATE"
     }
 
-    /// Statements (`$1`: ids) run after the subjects' rows are locked and before the effect, for what else must be locked.
+    /// Statements (`$1`: ids) that lock further rows. They run after the subjects' rows are locked and before the effect.
     fn locks(&self) -> Vec<String> {
         Vec::new()
     }
 
-    /// Common table expressions that write the effect and its record, to follow `asked` (`id`, `wakeup_id`: everything that is asked
-    /// about) and `due` (`id`, `wakeup_id`, `due_at`: the candidates among it, rechecked). The last one is `outcome`, one row for
-    /// each of `asked`: `id`, `applied`, and `due_at` (null: no candidate).
+    /// Common table expressions that write the effect and its record. They follow `asked` (`id`, `wakeup_id`: all subjects to
+    /// recheck) and `due` (`id`, `wakeup_id`, `due_at`: the candidates among them, rechecked). The last one is `outcome`, one
+    /// row for each of `asked`: `id`, `applied`, and `due_at` (null: not a candidate).
     fn effect(&self, terms: &Terms) -> String;
 }
 
-/// What operators are shown of a kind, and what `ops audit` checks.
+/// What operators see of a kind, and what `ops audit` checks.
 pub trait Shown: Task {
-    /// The column of the table by which people name a subject, unique in it; `None` where only its id does.
+    /// The column, unique in the table, by which people name a subject; `None` if they use its id.
     fn known_by(&self) -> Option<&'static str> {
         None
     }
 
-    /// In words, which rows are candidates: `ops explain` prints it for a row that is none.
+    /// In words, which rows are candidates: `ops explain` prints it for a row that is not one.
     fn applies_to(&self) -> &'static str;
 
-    /// SQL for the money that the effect would move, were it applied now: `id` and `amount` in đồng, one row for each candidate that
-    /// costs somebody something, and perhaps for other rows. `None`: the effect moves no money.
+    /// SQL for the money that the effect would move if it were applied now: `id` and `amount` in đồng, one row for each
+    /// candidate that would cost its customer money, and perhaps for other rows. `None`: the effect moves no money.
     fn stake(&self) -> Option<&'static str> {
         None
     }
 
-    /// SQL (`$1`: the subject's id) for what operators may see of a subject: one `jsonb`, or no row where there is no subject. It is
-    /// an object of three objects: `values`, `moments` and `money`, in đồng. Who the customer is, the product and where it is bought
-    /// are not in it (policy points 6 and 7).
+    /// SQL (`$1`: the subject's id) for what operators may see of a subject: one `jsonb`, or no row if the subject does not
+    /// exist. It is an object of three objects: `values`, `moments`, and `money` in đồng. It excludes the customer, the
+    /// product, and where the product is bought (policy points 6 and 7).
     fn shown(&self) -> &'static str;
 
-    /// Where its effects are recorded, one row each, so that what happens now can be counted.
+    /// Where its effects are recorded, one row each, so that they can be counted.
     fn recorded(&self) -> Recorded;
 
-    /// What `ops audit` counts to compare this kind's effects with their records, both ways.
+    /// The counts with which `ops audit` compares this kind's effects and their records, in both directions.
     fn checks(&self) -> &'static [Check];
 }
 
-/// SQL by which the conformance suite makes, spoils and counts subjects of a kind. No production binary refers to it, so none carries it.
+/// SQL with which the conformance suite creates, invalidates and counts subjects of a kind. No production binary refers to
+/// it, so none contains it.
 pub trait Exampled: Shown {
     fn examples(&self) -> Examples;
 }
 
-/// One comparison of effects and records. It counts only what can have no honest cause: an operator has to be able to rely on it.
+/// One comparison of effects and records. It counts only rows without a legitimate cause, so that operators can rely on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Check {
     /// What is counted, in a few words; a stable name in `ops audit --json`.
     pub name: &'static str,
-    /// One statement without parameters that only reads and returns one `bigint`: 0 when all is well.
+    /// One read-only statement without parameters that returns one `bigint`: 0 if all is well.
     pub sql: &'static str,
 }
 
-/// Rows of a table whose `id` grows with each: the newest are found from its end.
+/// Rows of a table with an ascending `id`, so that the newest are found from its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Recorded {
     pub table: &'static str,
-    /// An SQL condition on its columns: which of its rows are this kind's.
+    /// An SQL condition on its columns that selects this kind's rows.
     pub rows: &'static str,
 }
 
-/// What an effect is written from: see [`super::policy::Policy::terms`].
+/// The values of a policy that an effect's SQL depends on: see [`super::policy::Policy::terms`].
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// How far below zero a charge may take a wallet, as the lowest balance in đồng; `None`: no floor.
+    /// The lowest balance in đồng to which a charge may take a wallet; `None`: no floor.
     pub wallet_floor: Option<i64>,
-    /// The events from which the policy makes something follow.
+    /// The events that wake any task under the policy.
     pub wanted: Vec<EventType>,
-    /// How long after each event's moment the policy lets this task fall due.
+    /// How long after each event's moment the task falls due under the policy.
     pub spans: Vec<(EventType, Span)>,
 }
 
@@ -119,28 +122,28 @@ impl Terms {
         if self.wanted.contains(&event) { "true" } else { "false" }
     }
 
-    /// How long after the event's moment the task falls due, if ever.
+    /// How long after the event's moment the task falls due; `None`: never.
     #[must_use]
     pub fn span(&self, event: EventType) -> Option<Span> {
         self.spans.iter().find(|(other, _)| *other == event).map(|(_, span)| *span)
     }
 }
 
-/// See [`Exampled::examples`]. Each is one statement with `$1`: the subject's id. The customer of all examples is
+/// See [`Exampled::examples`]. Each is one statement with `$1`: the subject's id. All examples belong to
 /// [`EXAMPLE_CUSTOMER`].
 pub struct Examples {
-    /// Makes a subject for which the effect is long due.
+    /// Creates a subject whose effect is long overdue.
     pub due: &'static str,
-    /// Changes it so that the effect must not happen any more.
+    /// Changes it so that the effect must no longer happen.
     pub moot: &'static str,
     /// Counts the effect and each of its records: all 0 before, all 1 after.
     pub effects: &'static str,
 }
 
-/// The customer whom [`Examples`] belong to; it must exist.
+/// The customer of all [`Examples`]; it must exist.
 pub const EXAMPLE_CUSTOMER: uuid::Uuid = uuid::Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
 
-/// A statement that takes locks and returns nothing worth sending.
+/// Wraps a locking query so that it returns one count instead of its rows.
 #[must_use]
 pub(crate) fn locked(select: &str) -> String {
     format!("SELECT count(*) FROM ({select}) AS locked")

@@ -1,16 +1,16 @@
-//! THE list of tasks. Worker, producer, ops and the conformance suite walk it; nothing else matches on a kind.
+//! The one list of tasks. Worker, producer, ops and the conformance suite iterate over it; no other code matches on a kind.
 
 use super::task::{Exampled, Shown};
 
-/// Each kind is a file, and a line below.
+/// Each kind is a file and one line below.
 macro_rules! tasks {
     ($($file:ident :: $task:ident,)*) => {
         $(mod $file;)*
 
-        /// Every kind there is.
+        /// Every kind.
         pub static ALL: &[&dyn Shown] = &[$(&$file::$task),*];
 
-        /// The same with the examples of the conformance suite.
+        /// Every kind, with the examples of the conformance suite.
         pub static EXAMPLED: &[&dyn Exampled] = &[$(&$file::$task),*];
     };
 }

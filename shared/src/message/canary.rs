@@ -1,8 +1,8 @@
-//! Canaries: a message now and then into every rung, whose arrival shows that the rung moves.
+//! Canaries: probe messages sent through every rung, whose arrival shows that the rung moves.
 //!
-//! The age of a queue's head cannot be read without taking the message. In a rung all messages wait equally long, one after the other,
-//! so the oldest canary that has not arrived is about as old as the head. Which were sent and which have arrived is in the table
-//! `canaries`.
+//! The age of a queue's head cannot be read without taking the message. In a rung all messages wait equally long and in
+//! order, so the oldest canary that has not arrived is about as old as the head. The table `canaries` records which were sent
+//! and which have arrived.
 
 use lapin::BasicProperties;
 use serde::{Deserialize, Serialize};
@@ -20,11 +20,11 @@ const MESSAGE_TYPE: &str = "kyhan.canary";
 /// Longest body of a canary, in bytes.
 const BODY_MAX: usize = 1024;
 
-/// One canary. What else there is to say of it, the table knows.
+/// One canary. Everything else about it is in the table `canaries`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Canary {
     pub id: Uuid,
-    /// The rung's queue, for people.
+    /// The rung's queue; informational.
     pub queue: String,
 }
 
@@ -32,7 +32,7 @@ pub struct Canary {
 pub type Place = (Rung, u16);
 
 impl Canary {
-    /// Its message into a rung.
+    /// The message that sends it into a rung.
     #[must_use]
     pub fn message(&self, topology: &Topology, (rung, shard): Place) -> Outgoing {
         let properties = BasicProperties::default()
@@ -48,15 +48,15 @@ impl Canary {
         }
     }
 
-    /// Understands a message of the canaries' lane.
+    /// Decodes a message of the canaries' lane.
     ///
     /// # Errors
-    /// Why it is no canary.
+    /// Why it is not a canary.
     pub fn decode(body: &[u8]) -> Result<Self, String> {
         if body.len() > BODY_MAX {
-            return Err(format!("the body has {} bytes; {BODY_MAX} is the most", body.len()));
+            return Err(format!("the body has {} bytes; the maximum is {BODY_MAX}", body.len()));
         }
-        serde_json::from_slice(body).map_err(|error| format!("the body is no canary: {error}"))
+        serde_json::from_slice(body).map_err(|error| format!("the body is not a canary: {error}"))
     }
 }
 

@@ -1,6 +1,6 @@
-//! A dead letter: the original bytes and headers, with why it died. Written by the worker's settle, and read by the worker that
-//! stores it; what the broker itself dead-lettered (too many deliveries) is read too. Whatever is read is some letter, and has the
-//! same id whenever it is read.
+//! A dead letter: the original bytes and headers, with why the message died. The worker's settle writes it, and the worker
+//! that stores it reads it; messages that the broker itself dead-lettered (too many deliveries) are read too. Every message
+//! can be read as a letter, and has the same id each time.
 
 use chrono::{DateTime, Utc};
 use lapin::types::{AMQPValue, FieldTable};
@@ -20,30 +20,30 @@ pub use headers::{fit_to_publish, headers_from_json, headers_to_json, without_de
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6465_6164_0000);
 /// Longest cause that is kept, in bytes.
 const CAUSE_MAX: usize = 4 * 1024;
-/// Longest routing key that AMQP allows, in bytes; no other name is longer either.
+/// Longest routing key that AMQP allows, in bytes; other names have the same limit.
 const NAME_MAX: usize = 255;
 
 /// One dead letter.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeadLetter {
-    /// Stable: the same failure of the same message has the same id. It follows from what the letter holds and is never believed
-    /// from a message, so that no two letters are taken for one.
+    /// Stable: the same failure of the same message has the same id. It is computed from the letter's content and never taken
+    /// from a message, so that a forged id cannot merge two letters.
     pub id: Uuid,
-    /// A [`Reason`]'s name, or what the broker gave as its reason.
+    /// A [`Reason`]'s name, or the reason that the broker gave.
     pub reason: String,
     /// The chain of causes, outermost first.
     pub cause: String,
     pub attempts: u32,
-    /// When it failed for the first time, by the clock of the worker that tried; for people.
+    /// When it first failed, by the clock of the worker that tried; informational.
     pub first_failed_at: Option<DateTime<Utc>>,
-    /// When it died, by the clock of the worker or broker that buried it; for people.
+    /// When it died, by the clock of the worker or broker that dead-lettered it; informational.
     pub died_at: Option<DateTime<Utc>>,
-    /// The worker that gave up, as host and pid; `None` where the broker did.
+    /// The worker that gave up, as host and pid; `None` if the broker did.
     pub worker: Option<String>,
     pub kind: Option<String>,
-    /// The subject it is about; `None` when the message could not be understood, or names several.
+    /// The subject it is about; `None` if the message could not be decoded, or names several.
     pub subject: Option<Uuid>,
-    /// The wake-up's id, where there was one.
+    /// The wake-up's id, if there was one.
     pub wakeup: Option<Uuid>,
     /// The routing key of the original message.
     pub routing_key: String,
@@ -53,7 +53,7 @@ pub struct DeadLetter {
     pub body: Vec<u8>,
 }
 
-/// What a letter is made of, besides the original message.
+/// What a letter contains besides the original message.
 pub struct Death<'a> {
     pub reason: Reason,
     pub cause: &'a str,
@@ -87,8 +87,8 @@ impl DeadLetter {
         }
     }
 
-    /// What it becomes in the store: a letter's id and its subject for each subject. One that was packed when the broker buried it
-    /// is one for each; what could not be understood is one without any.
+    /// The rows that it becomes in the store: a letter's id and subject for each subject. A packed wake-up that the broker
+    /// dead-lettered becomes a row for each subject; a message that could not be decoded becomes one row without a subject.
     #[must_use]
     pub fn subjects(&self) -> Vec<(Uuid, Option<Uuid>)> {
         let packed = || Wakeup::decode(&self.body, None).map_or_else(|_| Vec::new(), |wakeup| wakeup.subjects);
@@ -113,10 +113,10 @@ impl DeadLetter {
     }
 }
 
-/// The id of a letter: of its bytes, where they should have gone, and, where a worker gave up, its subject and attempts.
+/// The id of a letter: a hash of its bytes, its routing key and, if a worker gave up, its subject and attempts.
 fn id_of(body: &[u8], routing_key: &str, given_up: Option<(Option<Uuid>, u32)>) -> Uuid {
     let mut name = Sha1::new_with_prefix(NAMESPACE.as_bytes());
-    // Told twice, a first failure has two moments, and is one all the same.
+    // The same first failure may be recorded twice with different moments, and must still give one id.
     match Wakeup::decode(body, None) {
         Ok(wakeup) if wakeup.failed_at.is_some() => name.update(Wakeup { failed_at: None, ..wakeup }.body()),
         _ => name.update(body),
@@ -131,15 +131,15 @@ fn id_of(body: &[u8], routing_key: &str, given_up: Option<(Option<Uuid>, u32)>) 
     uuid::Builder::from_sha1_bytes(beginning).into_uuid()
 }
 
-/// This machine's clock, to the second: for people, nothing is decided by it.
+/// This machine's clock, to the second: informational, no decision depends on it.
 #[must_use]
-#[expect(clippy::disallowed_methods, reason = "shown to people; nothing is decided by it")]
+#[expect(clippy::disallowed_methods, reason = "shown to people; no decision depends on it")]
 pub fn clock() -> DateTime<Utc> {
     let now: DateTime<Utc> = std::time::SystemTime::now().into();
     DateTime::from_timestamp(now.timestamp(), 0).unwrap_or_default()
 }
 
-/// The beginning of a text, at most `most` bytes.
+/// A text, cut to at most `most` bytes.
 fn cut(text: &str, most: usize) -> String {
     text[..text.floor_char_boundary(most)].to_owned()
 }
@@ -216,7 +216,7 @@ mod tests {
         }
     }
 
-    /// A wake-up of so many subjects, as it is sent.
+    /// A wake-up with this many subjects, as it is sent.
     fn wakeup(subjects: u128) -> Outgoing {
         let due_at = "2026-01-01T00:00:00Z".parse().unwrap();
         let waiting = (1..=subjects).map(|n| pack::Waiting {

@@ -1,4 +1,4 @@
-//! The ladder of rungs: which delay queue a wait takes. Pure; every wait arrives within a tolerance, in finitely many hops.
+//! The ladder of rungs: which delay queue a wait takes. Pure. Every wait ends within a tolerance, after finitely many hops.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use chrono::TimeDelta;
 
 use crate::domain::span::compact;
 
-/// A rung may overshoot a wait by so much, and never by over 1% of the rung.
+/// A rung may overshoot a wait by at most this, and never by more than 1% of the rung.
 const TOLERANCE_MAX: Duration = Duration::from_mins(1);
 
 /// One delay queue of one fixed duration.
@@ -15,14 +15,14 @@ pub struct Rung(Duration);
 
 impl Rung {
     /// # Panics
-    /// Never: a duration beyond `u64` milliseconds is cut to it.
+    /// Never: a duration beyond `u64` milliseconds is clamped.
     #[must_use]
     pub fn duration_ms(self) -> u64 {
         u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// The duration as part of a queue's name: `14d`, `1h`, `30s`. It says all about the queue's time to live,
-    /// so a queue's arguments never change under its name.
+    /// The duration as part of a queue's name: `14d`, `1h`, `30s`. It determines the queue's TTL, so the arguments of a name
+    /// never change.
     #[must_use]
     pub fn label(self) -> String {
         compact(self.duration_ms())
@@ -38,18 +38,18 @@ impl Rung {
 /// Where a wake-up goes next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hop {
-    /// Due already: straight to its lane.
+    /// Already due: straight to its lane.
     Lane,
-    /// Into a rung, whose expiry takes it to its lane.
+    /// Into a rung, from which it expires into its lane.
     Rung(Rung),
 }
 
-/// The rungs there are, shortest first.
+/// All rungs, shortest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ladder(Vec<Rung>);
 
 impl Ladder {
-    /// A ladder of these durations, in any order; those shorter than a millisecond are left out.
+    /// A ladder of these durations, in any order; durations under a millisecond are left out.
     #[must_use]
     pub fn new(durations: impl IntoIterator<Item = Duration>) -> Self {
         let mut rungs: Vec<Rung> = durations
@@ -69,8 +69,8 @@ impl Ladder {
 
     /// The next hop of a wake-up that is due in `wait`.
     ///
-    /// The rung that overshoots by no more than its tolerance, else the longest rung that fits into the wait (the wake-up
-    /// comes early and is postponed again), else, for a wait shorter than all rungs, the shortest one.
+    /// The rung that overshoots by no more than its tolerance; else the longest rung that fits into the wait (the wake-up
+    /// arrives early and is postponed again); else, for a wait shorter than all rungs, the shortest one.
     #[must_use]
     pub fn next(&self, wait: Duration) -> Hop {
         if wait.is_zero() {
@@ -91,8 +91,8 @@ impl Ladder {
         let mut way: Vec<(Rung, u64)> = Vec::new();
         while let Hop::Rung(rung) = self.next(wait) {
             let rung_ms = rung.duration_ms();
-            // What is longer than twice the rung takes it again, as no other lies between the two. At once, as a ladder of short
-            // rungs takes a long wait in a billion hops.
+            // A wait longer than twice the rung takes it again, as no other rung lies between the two. These hops are counted
+            // at once, as a ladder of short rungs takes a long wait in a billion hops.
             let fits = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) / rung_ms;
             let times = fits.saturating_sub(1).max(1);
             wait = wait.saturating_sub(Duration::from_millis(rung_ms.saturating_mul(times)));
@@ -104,7 +104,7 @@ impl Ladder {
         way
     }
 
-    /// What a wait has left when `hop` ends; nothing when that is shorter than every rung.
+    /// What is left of a wait when `hop` ends; zero if that is shorter than every rung.
     #[must_use]
     pub fn rest(&self, wait: Duration, hop: Hop) -> TimeDelta {
         let Hop::Rung(rung) = hop else { return TimeDelta::zero() };
@@ -127,7 +127,7 @@ mod tests {
         Ladder::new(short.map(Duration::from_secs).into_iter().chain([14 * DAY]))
     }
 
-    /// Every rung on the way of one wait, and when it arrives at last.
+    /// Every rung that one wait takes, and when it arrives.
     fn way(ladder: &Ladder, wait: Duration) -> (Vec<Rung>, Duration) {
         let (mut hops, mut waited) = (Vec::new(), Duration::ZERO);
         while let Hop::Rung(rung) = ladder.next(wait.saturating_sub(waited)) {

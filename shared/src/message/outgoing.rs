@@ -1,10 +1,10 @@
-//! A message on its way to an exchange.
+//! A message to publish to an exchange.
 
 use lapin::BasicProperties;
 
 use super::{pack::Packed, topology::Topology};
 
-/// One message on its way out.
+/// One message to publish.
 #[derive(Debug, Clone)]
 pub struct Outgoing {
     pub exchange: String,

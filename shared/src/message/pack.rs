@@ -1,5 +1,5 @@
-//! Packing: subjects that wait side by side travel as one wake-up. Pure; nothing is lost, nothing is named twice in a wake-up,
-//! and packing adds no lateness, as only subjects that take the same rung at the same moment are packed.
+//! Packing: subjects that wait side by side travel as one wake-up. Pure. No subject is lost or named twice in a wake-up, and
+//! packing adds no lateness, as only subjects that take the same rung at the same moment are packed.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,15 +16,15 @@ use crate::message::{
 /// The namespace of wake-up ids (UUID version 5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_7761_6b65_7570);
 
-/// One subject that is to be woken.
+/// One subject to wake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Waiting {
     pub kind: &'static str,
     pub subject: Uuid,
     pub due_at: DateTime<Utc>,
-    /// From now until it shall be woken; negative for what is overdue.
+    /// How long until it is to be woken; negative if it is overdue.
     pub wait: TimeDelta,
-    /// Failures so far. A retry keeps to its pause: what its rung leaves of it travels along.
+    /// Failures so far. A retry keeps its full pause: the part that its rung does not cover travels with it.
     pub attempt: u32,
 }
 
@@ -36,13 +36,13 @@ pub struct Packed {
     pub wakeup: Wakeup,
 }
 
-/// What must be equal for two subjects to travel together: kind, shard, attempt, next hop, and what is left of a pause then.
+/// What must be equal for two subjects to travel together: kind, shard, attempt, next hop, and the rest of a pause after it.
 type Place = (&'static str, u16, u32, Hop, TimeDelta);
 /// A subject and when it falls due.
 type Due = (DateTime<Utc>, Uuid);
 
-/// Packs what lies together: same kind, shard, attempt, next hop and rest of a pause, due within the rung's tolerance of each other,
-/// at most `pack_max` subjects a wake-up.
+/// Packs subjects with the same kind, shard, attempt, next hop and rest of a pause that are due within the rung's tolerance
+/// of each other, at most `pack_max` subjects per wake-up.
 #[must_use]
 pub fn pack(
     waiting: impl IntoIterator<Item = Waiting>,
@@ -54,8 +54,8 @@ pub fn pack(
     pack_failed(waiting.into_iter().map(|one| (one, None)), ladder, shards, pack_max, trace)
 }
 
-/// The same of subjects that may have failed before, each with the moment of its first failure. Those that lie together share the
-/// earliest of theirs: it is for people, and they have failed as often.
+/// The same for subjects that may have failed before, each with the moment of its first failure. Subjects packed together
+/// share the earliest of these moments: it is informational, and they have failed equally often.
 #[must_use]
 pub fn pack_failed(
     waiting: impl IntoIterator<Item = (Waiting, Option<DateTime<Utc>>)>,
@@ -73,7 +73,7 @@ pub fn pack_failed(
         let hop = ladder.next(wait);
         let rest = if one.attempt == 0 { TimeDelta::zero() } else { ladder.rest(wait, hop) };
         let place = (one.kind, shard_of(one.subject, shards), one.attempt, hop, rest);
-        // Neighbours mostly go to the same place.
+        // Consecutive subjects mostly go to the same place.
         if placed.get(last).is_none_or(|(known, _)| *known != place) {
             last = *places.entry(place).or_insert_with(|| {
                 placed.push((place, Vec::new()));
@@ -89,7 +89,7 @@ pub fn pack_failed(
     let mut packed = Vec::new();
     for (place, at) in places {
         let mut side_by_side = std::mem::take(&mut placed[at].1);
-        // Together with what follows, the same subjects give the same wake-ups in whatever order they came.
+        // Once sorted, the same subjects give the same wake-ups, in whatever order they came.
         side_by_side.sort_unstable();
         let failed_at = failures.get(&at).copied();
         let mut open: Option<Pack> = None;
@@ -107,7 +107,7 @@ pub fn pack_failed(
     packed
 }
 
-/// The stable id of a wake-up: made again from the same subjects, it is the same. A UUID of version 5; hashed here, as the crate's
+/// The stable id of a wake-up: the same content gives the same id. It is a UUID of version 5, hashed here because the crate's
 /// own hashing takes a fifth of the time of scheduling.
 fn stable_id(kind: &str, due_at: DateTime<Utc>, attempt: u32, subjects: &[Uuid]) -> Uuid {
     let mut name = Sha1::new_with_prefix(NAMESPACE.as_bytes());
@@ -125,7 +125,7 @@ fn stable_id(kind: &str, due_at: DateTime<Utc>, attempt: u32, subjects: &[Uuid])
 /// A wake-up being filled, earliest due first.
 struct Pack {
     last_due: DateTime<Utc>,
-    /// What falls due later does not lie together with the first; `None` where everything goes at once.
+    /// The latest due moment that may still be added; `None` if everything is sent at once.
     latest: Option<DateTime<Utc>>,
     subjects: Vec<Uuid>,
 }
@@ -134,7 +134,7 @@ impl Pack {
     fn new(due_at: DateTime<Utc>, subject: Uuid, hop: Hop) -> Self {
         let latest = match hop {
             Hop::Rung(rung) => TimeDelta::from_std(rung.tolerance()).ok().and_then(|within| due_at.checked_add_signed(within)),
-            // All of it is overdue and goes at once, whenever it was due.
+            // All subjects are overdue and are sent at once, whenever they were due.
             Hop::Lane => None,
         };
         Self { last_due: due_at, latest, subjects: vec![subject] }
@@ -204,7 +204,7 @@ mod tests {
                 prop_assert_eq!(wakeup.subjects.iter().collect::<BTreeSet<_>>().len(), wakeup.subjects.len());
                 for subject in &wakeup.subjects {
                     prop_assert_eq!(shard_of(*subject, shards), *shard);
-                    // Someone asked for this subject on this very hop, due no later than the wake-up, within tolerance.
+                    // This subject was requested for this very hop, due no later than the wake-up, within tolerance.
                     let within = |one: &&Waiting| match hop {
                         Hop::Lane => true,
                         Hop::Rung(rung) => wakeup.due_at - one.due_at <= TimeDelta::from_std(rung.tolerance()).unwrap(),
@@ -236,7 +236,7 @@ mod tests {
         };
         assert_eq!(of(1, 72_500).wakeup.rest, TimeDelta::milliseconds(12_500));
         assert_eq!(of(0, 72_500).wakeup.rest, TimeDelta::zero());
-        // Less than the shortest rung is no wait worth a hop.
+        // A rest shorter than the shortest rung is not worth a hop.
         assert_eq!(of(1, 60_900).wakeup.rest, TimeDelta::zero());
     }
 

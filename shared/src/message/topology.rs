@@ -1,5 +1,5 @@
-//! The topology: names, exchanges, queues and their arguments. Pure; the layer `broker` declares it.
-//! Names and arguments never change under a name, and arguments are valid from RabbitMQ 3.10 to 4.x.
+//! The topology: names, exchanges, queues and their arguments. Pure; the layer `broker` declares it. The arguments of a name
+//! never change, and are valid from RabbitMQ 3.10 to 4.x.
 
 use std::time::Duration;
 
@@ -10,12 +10,13 @@ use crate::{
     message::ladder::{Hop, Ladder, Rung},
 };
 
-/// How often the broker delivers a wake-up that no worker answers for before it goes into quarantine. RabbitMQ counts what was
-/// only prefetched and never looked at too: whoever lay beside the culprit is quarantined as well, and applied there.
+/// How often the broker delivers a wake-up without an ack before it goes into quarantine. RabbitMQ also counts deliveries
+/// that were only prefetched, so wake-ups next to the culprit are quarantined as well, and applied there.
 pub const LANE_DELIVERY_LIMIT: i64 = 20;
-/// The same in quarantine, where a wake-up is in hand alone: the culprit becomes a dead letter.
+/// The same in quarantine, where a worker holds one wake-up at a time: the culprit becomes a dead letter.
 pub const QUARANTINE_DELIVERY_LIMIT: i64 = 10;
-/// Queues that people read: RabbitMQ 4 drops what was delivered 20 times unless told otherwise, and 3.10 knows no "never".
+/// The limit of queues that people read: RabbitMQ 4 drops a message after 20 deliveries by default, and 3.10 has no value for
+/// "never".
 pub const KEPT_DELIVERY_LIMIT: i64 = 1_000_000_000;
 
 /// The value of a queue's or exchange's argument.
@@ -44,7 +45,7 @@ pub struct Exchange {
     pub arguments: Arguments,
 }
 
-/// What a queue is for.
+/// The role of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     Dead,
@@ -56,7 +57,7 @@ pub enum Role {
     Rung,
 }
 
-/// What stands in a canary's routing key where a wake-up names its kind. No task may have this name.
+/// Stands in a canary's routing key in place of a kind. No task may have this name.
 pub const CANARY: &str = "canary";
 
 /// A durable quorum queue, bound to one exchange.
@@ -95,7 +96,7 @@ impl Topology {
         self.shards
     }
 
-    /// The exchange into which every rung's messages fall when due.
+    /// The exchange into which every rung's messages expire.
     #[must_use]
     pub fn due_exchange(&self) -> String {
         format!("{}.due", self.prefix)
@@ -113,13 +114,13 @@ impl Topology {
         format!("{}.unrouted", self.prefix)
     }
 
-    /// The exchange, and the queue, of wake-ups that were delivered too often: each is applied alone there.
+    /// The exchange, and the queue, of wake-ups that were delivered too often: there, each is applied alone.
     #[must_use]
     pub fn quarantine(&self) -> String {
         format!("{}.quarantine", self.prefix)
     }
 
-    /// A queue that is asked for and never made, see `Broker::guard`.
+    /// A queue that is requested and never created, see `Broker::guard`.
     #[must_use]
     pub fn guard(&self) -> String {
         format!("{}.guard", self.prefix)
@@ -170,7 +171,7 @@ impl Topology {
         format!("{}{}", self.rung_prefix(), rung.label())
     }
 
-    /// A rung's queue. The first shard's has the bare name, so that adding shards only adds queues.
+    /// A rung's queue. The first shard's queue has the bare name, so that adding shards only adds queues.
     fn rung_queue(&self, rung: Rung, shard: u16) -> String {
         match shard {
             0 => self.rung_exchange(rung),
@@ -183,7 +184,7 @@ impl Topology {
     pub fn exchanges(&self) -> Vec<Exchange> {
         let exchange = |name, exchange_type| Exchange { name, exchange_type, arguments: Arguments::new() };
         let due = Exchange {
-            // What no lane takes goes here instead of jamming its rung: an at-least-once queue stops at a message
+            // A message that no lane takes goes here instead of blocking its rung: an at-least-once queue stops at a message
             // that it cannot place.
             arguments: vec![("alternate-exchange", Argument::Text(self.unrouted()))],
             ..exchange(self.due_exchange(), ExchangeType::Direct)
@@ -193,7 +194,8 @@ impl Topology {
         kept.into_iter().chain([due]).chain(rungs).collect()
     }
 
-    /// Every queue, targets before the rungs that dead-letter into them: what a rung cannot place it holds for minutes.
+    /// Every queue, targets before the rungs that dead-letter into them: a rung holds a message that it cannot place for
+    /// minutes.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
         let mut queues =
@@ -211,9 +213,9 @@ impl Topology {
         Queue {
             role,
             arguments: vec![
-                // Replicated and durable; the only type that keeps its word when a node dies.
+                // Replicated and durable; the only type that keeps its messages when a node dies.
                 ("x-queue-type", Argument::Text("quorum".into())),
-                // Reading without taking returns messages; no number of readings may drop one.
+                // Reading without taking returns messages; no number of reads may drop one.
                 ("x-delivery-limit", Argument::Number(KEPT_DELIVERY_LIMIT)),
             ],
             exchange: name.clone(),
@@ -248,14 +250,14 @@ impl Topology {
             role: Role::Rung,
             arguments: vec![
                 ("x-queue-type", Argument::Text("quorum".into())),
-                // One duration a queue: nothing waits behind something longer.
+                // One duration per queue: no message waits behind a longer one.
                 ("x-message-ttl", Argument::Number(i64::try_from(rung.duration_ms()).unwrap_or(i64::MAX))),
-                // Expired messages keep their routing key and so find their lane.
+                // Expired messages keep their routing key, which leads to their lane.
                 ("x-dead-letter-exchange", Argument::Text(self.due_exchange())),
-                // Without it, a lane that is missing or full for a moment loses what expires in that moment.
+                // Without it, messages that expire while their lane is missing or full are lost.
                 ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
                 ("x-overflow", Argument::Text("reject-publish".into())),
-                // Nobody consumes from a rung; RabbitMQ 4 would otherwise set its own limit.
+                // A rung has no consumers; RabbitMQ 4 would otherwise set its own limit.
                 ("x-delivery-limit", Argument::Number(KEPT_DELIVERY_LIMIT)),
             ],
             exchange: self.rung_exchange(rung),
@@ -264,14 +266,14 @@ impl Topology {
     }
 }
 
-/// The arguments of a queue that workers consume: what they do not answer for in so many deliveries goes on to `then`.
+/// The arguments of a queue that workers consume: a message without an ack after this many deliveries goes on to `then`.
 fn given_up(delivery_limit: i64, then: String) -> Arguments {
     vec![
         ("x-queue-type", Argument::Text("quorum".into())),
-        // A wake-up that stops every worker that takes it must not do so for ever.
+        // A wake-up that stops every worker that takes it must not do so forever.
         ("x-delivery-limit", Argument::Number(delivery_limit)),
         ("x-dead-letter-exchange", Argument::Text(then)),
-        // It leaves only once the other queue has confirmed it …
+        // A message leaves only once the other queue has confirmed it …
         ("x-dead-letter-strategy", Argument::Text("at-least-once".into())),
         // … which RabbitMQ grants only to queues that refuse publishes rather than drop their heads.
         ("x-overflow", Argument::Text("reject-publish".into())),

@@ -1,8 +1,10 @@
-//! The wake-up: a message that names subjects to recheck, and nothing about them. It carries ids, times and counters only.
-//! What cannot be understood is refused with a reason; decoding never panics and allocates no more than the message's size.
+//! The wake-up: a message that names subjects to recheck, and carries no data about them, only ids, times and counters. A
+//! message that cannot be decoded is refused with a reason; decoding never panics and allocates no more than the message's
+//! size.
 //!
-//! Producers and workers are upgraded in any order: a wake-up is written in the oldest format that says all of it, every format
-//! up to [`VERSION`] is read, and one of a later format is told apart from nonsense, so that it can wait for a newer worker.
+//! Producers and workers are upgraded in any order. A wake-up is written in the oldest format that can express it, every
+//! format up to [`VERSION`] is read, and a message of a later format is distinguished from a malformed one, so that it can
+//! wait for a newer worker.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use lapin::{
@@ -17,17 +19,17 @@ use uuid::Uuid;
 
 use crate::domain::tasks;
 
-/// The newest format that is understood here, field `v` on the wire: 1, and 2 with `rest_ms`.
+/// The newest format that this build reads, field `v` on the wire: 1, and 2 with `rest_ms`.
 pub const VERSION: u32 = 2;
 /// The format without `rest_ms`.
 const VERSION_WITHOUT_REST: u32 = 1;
-/// Longest rest of a pause that makes sense: as long as RabbitMQ's longest time to live.
+/// Longest rest of a pause that is accepted: RabbitMQ's maximum TTL.
 const REST_MAX_MS: u64 = 3_650 * 86_400_000;
 /// Most subjects that one wake-up may name.
 pub const SUBJECTS_MAX: usize = 1_000;
-/// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and room for the rest.
+/// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and everything else.
 pub const BODY_MAX: usize = 64 * 1024;
-/// The same of a later format, which may need more.
+/// The same for a later format, which may need more.
 const LATER_BODY_MAX: usize = 1024 * 1024;
 /// A subject in a body, with its quotes and comma.
 const SUBJECT_LEN: usize = 39;
@@ -41,20 +43,20 @@ pub const MESSAGE_TYPE: &str = "kyhan.wakeup";
 /// A wake-up for one or more subjects of one kind and shard that fall due together.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Wakeup {
-    /// Stable: the same wake-up made again has the same id (see [`crate::message::pack`]).
+    /// Stable: the same wake-up, created again, has the same id (see [`crate::message::pack`]).
     pub id: Uuid,
     /// A kind of [`tasks::ALL`].
     pub kind: &'static str,
-    /// No subject twice.
+    /// Each subject once.
     pub subjects: Vec<Uuid>,
-    /// When its latest subject falls due, as its maker saw it. Only the recheck decides.
+    /// When its latest subject falls due, as its sender saw it. Only the recheck decides.
     pub due_at: DateTime<Utc>,
     /// Failures so far.
     pub attempt: u32,
-    /// How much of its pause before the next attempt is still to come when it arrives; zero for all but retries.
+    /// How much of the pause before the next attempt is left when it arrives; zero except for retries.
     pub rest: TimeDelta,
-    /// When it failed for the first time, by the clock of the worker that tried: for people, nothing is decided by it. `None` for
-    /// what has not failed since it was last found not to be due.
+    /// When it first failed, by the clock of the worker that tried; informational. `None` if it has not failed since it was
+    /// last found not to be due.
     pub failed_at: Option<DateTime<Utc>>,
     pub trace: TraceContext,
 }
@@ -66,7 +68,7 @@ pub struct TraceContext {
     pub tracestate: Option<String>,
 }
 
-/// Why a message is no wake-up.
+/// Why a message is not a wake-up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
     #[error("the body has {0} bytes; {BODY_MAX} is the most")]
@@ -75,7 +77,7 @@ pub enum Malformed {
     NotAWakeup(String),
     #[error("format version 0 was never written")]
     NoVersion,
-    /// Of a later format: no nonsense, but for a newer worker.
+    /// Of a later format: not malformed, but for a newer worker.
     #[error("format version {0} is not known here; {VERSION} is the newest")]
     Future(u32),
     #[error("it would wait for another {0} ms; {REST_MAX_MS} is the most")]
@@ -99,7 +101,7 @@ struct Outgoing<'a> {
     attempt: u32,
     #[serde(skip_serializing_if = "is_zero")]
     rest_ms: u64,
-    /// No format of its own: who does not know it passes over it.
+    /// It needs no new format: a build that does not support it ignores it.
     #[serde(skip_serializing_if = "Option::is_none")]
     failed_at: Option<DateTime<Utc>>,
 }
@@ -126,8 +128,8 @@ struct Incoming<'a> {
     subjects: Vec<Uuid>,
 }
 
-/// Reads a number, of whatever stands there: asked for a number, serde_json would complain by itself. A text in its place is not
-/// quoted, as serde would: escaped it can be 24 times as long as the message, and what a stranger wrote belongs into no log.
+/// Reads a number. It accepts any value, because serde_json would quote a string of the wrong type in its error: escaped, the
+/// string can be 24 times as long as the message, and text from outside must not reach the logs.
 fn number<'de, N: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<N, D::Error> {
     struct Number;
     impl Visitor<'_> for Number {
@@ -148,7 +150,7 @@ fn number<'de, N: TryFrom<u64>, D: Deserializer<'de>>(from: D) -> Result<N, D::E
     N::try_from(from.deserialize_any(Number)?).map_err(|_| D::Error::custom("a number that is too large"))
 }
 
-/// Reads ids. Texts in their place are not quoted either.
+/// Reads ids. Strings in their place are not quoted either.
 fn subjects<'de, D: Deserializer<'de>>(from: D) -> Result<Vec<Uuid>, D::Error> {
     struct Subjects;
     impl<'de> Visitor<'de> for Subjects {
@@ -179,7 +181,7 @@ impl Wakeup {
     pub fn body(&self) -> Vec<u8> {
         let rest_ms = u64::try_from(self.rest.num_milliseconds()).unwrap_or_default();
         let wire = Outgoing {
-            // The oldest format that says it: a worker not yet upgraded understands all but paused retries.
+            // The oldest format that can express it: a worker not yet upgraded reads all but paused retries.
             v: if rest_ms == 0 { VERSION_WITHOUT_REST } else { VERSION },
             id: self.id,
             kind: self.kind,
@@ -192,7 +194,8 @@ impl Wakeup {
         if serde_json::to_writer(&mut body, &wire).is_err() {
             return Vec::new();
         }
-        // The subjects by hand: an id needs no escaping, and looking for what does takes longer than all the rest.
+        // The subjects are written by hand: an id needs no escaping, and searching for characters to escape takes longer than
+        // all the rest.
         body.pop();
         body.extend_from_slice(br#","subjects":["#);
         let mut text = Uuid::encode_buffer();
@@ -222,10 +225,10 @@ impl Wakeup {
             .with_headers(headers)
     }
 
-    /// Understands a message.
+    /// Decodes a message.
     ///
     /// # Errors
-    /// [`Malformed`], with what is wrong. A subject named twice counts once and is no error.
+    /// [`Malformed`], with what is wrong. A subject named twice counts once and is not an error.
     pub fn decode(body: &[u8], headers: Option<&FieldTable>) -> Result<Self, Malformed> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -254,7 +257,7 @@ impl Wakeup {
         if wire.rest_ms > REST_MAX_MS {
             return Err(Malformed::Rest(wire.rest_ms));
         }
-        // Version 1 knows no such field and ignores what it does not know.
+        // Version 1 has no such field, and ignores unknown ones.
         let rest = if v == VERSION_WITHOUT_REST { 0 } else { i64::try_from(wire.rest_ms).unwrap_or_default() };
         let mut subjects = wire.subjects;
         if subjects.is_empty() {
@@ -294,7 +297,7 @@ fn trace_context(headers: Option<&FieldTable>) -> TraceContext {
     TraceContext { traceparent: text("traceparent"), tracestate: text("tracestate") }
 }
 
-/// The W3C standard asks for at least 512 characters of `tracestate` to be passed on.
+/// W3C Trace Context recommends propagating at least 512 characters of `tracestate`.
 fn shown_trace(value: &str) -> String {
     value.chars().take(512).collect()
 }
@@ -345,7 +348,7 @@ mod tests {
             let body = String::from_utf8(failed.body()).unwrap();
             assert!(body.contains(r#""failed_at":"2026-11-24T05:06:07Z","subjects""#), "{body}");
             assert_eq!(Wakeup::decode(body.as_bytes(), None), Ok(failed.clone()));
-            // As a worker before it read it: without the field.
+            // As an older worker reads it: without the field.
             let without = body.replace(r#","failed_at":"2026-11-24T05:06:07Z""#, "");
             assert_eq!(Wakeup::decode(without.as_bytes(), None), Ok(Wakeup { failed_at: None, ..failed }));
         }
@@ -388,7 +391,7 @@ mod tests {
         assert!(matches!(refused("[[[[[["), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("000000000002", "zz")), Malformed::NotAWakeup(_)));
         assert!(matches!(refused(&with("2026-11", "2026-99")), Malformed::NotAWakeup(_)));
-        // What a stranger wrote is not repeated.
+        // Text from outside is not repeated.
         for (from, to) in
             [("\"v\":1", "\"v\":\"private\""), ("\"attempt\":0", "\"attempt\":\"private\""), ("[\"", "\"private\",\"x\":[\"")]
         {

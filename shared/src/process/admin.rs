@@ -1,7 +1,7 @@
-//! The admin port: over HTTP, whether a process lives (`/healthz`) and whether it is ready (`/readyz`).
+//! The admin port: over HTTP, whether a process is alive (`/healthz`) and whether it is ready (`/readyz`).
 //!
-//! Liveness depends on no server: in an outage a supervisor that restarts whatever is not alive would restart the whole fleet.
-//! Whoever calls is bounded: so many connections at once, one small request each, a few seconds in all.
+//! Liveness depends on no server: otherwise, in an outage, a supervisor that restarts processes which are not alive would
+//! restart the whole fleet. Callers are limited: this many connections at once, one small request each, a few seconds in all.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -19,12 +19,12 @@ use crate::{process::health::Health, settings};
 
 /// Most connections at once; the next ones wait to be accepted.
 const CONNECTIONS_MAX: usize = 32;
-/// Most bytes of a request line and headers; nobody reads a body.
+/// Most bytes of a request line and headers; bodies are not read.
 const REQUEST_MAX: usize = 16 * 1_024;
-/// How long a connection may last, from accepted to answered. A client that says nothing holds its place no longer.
+/// How long a connection may last, from accepted to answered. A silent client keeps its place no longer.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why there is no admin port.
+/// Why the admin port could not be opened.
 #[derive(Debug, thiserror::Error)]
 #[error("admin.listen: cannot listen on {address}: {error}; set another address, port 0 for any free one, or \"none\"")]
 pub struct AdminError {
@@ -32,16 +32,16 @@ pub struct AdminError {
     pub error: std::io::Error,
 }
 
-/// An open admin port; dropped, it is closed.
+/// An open admin port; dropping it closes it.
 pub struct AdminPort {
     _serving: AbortOnDropHandle<()>,
 }
 
 impl AdminPort {
-    /// Opens the port and answers on it; `None` where the settings want none.
+    /// Opens the port and answers on it; `None` if the settings disable it.
     ///
     /// # Errors
-    /// [`AdminError`] when the address cannot be used, say because another process has it.
+    /// [`AdminError`] if the address cannot be used, for example because another process has it.
     pub async fn open(settings: settings::Admin, health: Health) -> Result<Option<Self>, AdminError> {
         let Some(address) = settings.listen else { return Ok(None) };
         let failed = |error| AdminError { address, error };
@@ -57,7 +57,7 @@ fn router(health: Health) -> Router {
     Router::new().route("/healthz", get(alive)).route("/readyz", get(ready)).with_state(health)
 }
 
-/// That this runs at all is the answer: the runtime turns. A part that dies for good ends the process.
+/// An answer of any kind shows that the runtime runs. A part that dies for good ends the process.
 async fn alive() -> impl IntoResponse {
     Json(json!({ "alive": true }))
 }
@@ -67,16 +67,16 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
     (if report.ready { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE }, Json(report))
 }
 
-/// Not `axum::serve`, which lets clients that say nothing pile up.
+/// Not `axum::serve`, which lets silent clients pile up.
 async fn serve(mut listener: TcpListener, router: Router) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     while let Ok(place) = Arc::clone(&places).acquire_owned().await {
-        // Axum's own: an error (no descriptor left, say) is waited out.
+        // Axum's own `accept`: after an error (such as no descriptor left) it waits and tries again.
         let (stream, _) = Listener::accept(&mut listener).await;
         let answered = answer(stream, router.clone());
         tokio::spawn(async move {
             if tokio::time::timeout(CONNECTION_TIMEOUT, answered).await.is_err() {
-                tracing::debug!("a connection to the admin port took too long");
+                tracing::debug!("closed a connection to the admin port that took too long");
             }
             drop(place);
         });
@@ -88,6 +88,6 @@ async fn answer(stream: TcpStream, router: Router) {
     let mut http = http1::Builder::new();
     http.keep_alive(false).max_buf_size(REQUEST_MAX);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
-        tracing::debug!(%error, "a connection to the admin port");
+        tracing::debug!(%error, "a connection to the admin port failed");
     }
 }

@@ -1,4 +1,4 @@
-//! Pauses between tries to reach a server.
+//! Pauses between attempts to reach a server.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use backon::{BackoffBuilder, ExponentialBuilder};
 /// The longest pause.
 pub const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// Pauses between tries to reach a server: from 100 ms, doubling, with jitter, up to 10 s, for ever.
+/// Pauses between attempts to reach a server: from 100 ms, doubling, with jitter, up to 10 s, without end.
 pub fn backoff() -> impl Iterator<Item = Duration> + Send {
     ExponentialBuilder::new()
         .with_min_delay(Duration::from_millis(100))

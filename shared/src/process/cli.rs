@@ -1,4 +1,5 @@
-//! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; an admin port where it stays.
+//! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; and an admin port if it is
+//! long-running.
 
 use std::{error::Error, io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
 
@@ -16,19 +17,19 @@ use crate::{
     settings::{Settings, SettingsError},
 };
 
-/// The exit code for settings or arguments that cannot hold; clap uses the same.
+/// The exit code for invalid settings or arguments; clap uses the same.
 const EXIT_USAGE: u8 = 2;
 
-/// Whatever keeps a command's work from being done.
+/// An error that a command fails with.
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The options that every binary has.
+/// The options of every binary.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Common {
-    /// The file of settings [default: $KYHAN_CONFIG, else ./kyhan.toml where there is one]
+    /// The settings file [default: $KYHAN_CONFIG, else ./kyhan.toml if it exists]
     #[arg(long, global = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Print the settings that hold, secrets redacted, and leave
+    /// Print the settings, with secrets redacted, and exit
     #[arg(long)]
     pub print_config: bool,
 }
@@ -40,23 +41,23 @@ pub enum StartError {
     Settings(#[from] SettingsError),
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
-    #[error("signals cannot be watched: {0}")]
+    #[error("cannot handle signals: {0}")]
     Signals(#[from] std::io::Error),
 }
 
-/// What a running binary has.
+/// What a started binary works with.
 pub struct Started {
     pub settings: Settings,
     pub telemetry: Telemetry,
     pub shutdown: CancellationToken,
 }
 
-/// The variable by which Rust's threads get their stacks, and how much they get: pages that are not used take no memory.
+/// The variable that sets the stack size of Rust's threads, and its value: unused pages take no memory.
 const STACK: (&str, &str) = ("RUST_MIN_STACK", "67108864");
 
-/// Becomes the same process with room on its stacks; why not, where it cannot. lapin reads a message's headers by recursion, on a
-/// thread of its own, before any code of ours sees them: tables nested two thousand deep, 10 KB of headers, overflow the usual
-/// 2 MiB, and whoever may publish could stop every worker, and ops after them. A frame holds 128 KiB of headers.
+/// Restarts this process in place with larger stacks, or returns why it cannot. lapin reads a message's headers by recursion,
+/// on a thread of its own, before any of our code sees them: tables nested two thousand deep, 10 KB of headers, overflow the
+/// usual 2 MiB, so any login that may publish could stop every worker, and then ops. A frame holds 128 KiB of headers.
 fn with_room_for_headers() -> Option<std::io::Error> {
     if std::env::var_os(STACK.0).is_some() {
         return None;
@@ -71,7 +72,7 @@ fn with_room_for_headers() -> Option<std::io::Error> {
         again.arg0(name);
     }
     let error = again.args(arguments).env(STACK.0, STACK.1).exec();
-    // The try has made a closed pipe deadly again, as it is for a new program; watched, it is an error as before.
+    // A failed `exec` leaves SIGPIPE at its default, which ends the process; a handler makes a closed pipe an error again.
     let _ = signal(SignalKind::pipe());
     Some(error)
 }
@@ -79,19 +80,24 @@ fn with_room_for_headers() -> Option<std::io::Error> {
 /// Starts a binary: settings, telemetry, shutdown.
 ///
 /// # Errors
-/// [`StartError`], which says what to do.
+/// [`StartError`], which names the remedy.
 pub fn start(service: &'static str, common: &Common) -> Result<Started, StartError> {
     let cramped = with_room_for_headers();
     let settings = Settings::load(common.config.clone())?;
     let telemetry = Telemetry::start(service, &settings.telemetry.log)?;
     if let Some(error) = cramped {
-        tracing::warn!(%error, "no room on the stacks for headers nested thousands deep; set {}={} by hand", STACK.0, STACK.1);
+        tracing::warn!(
+            %error,
+            "cannot enlarge the thread stacks, so deeply nested message headers could overflow them; set {}={}",
+            STACK.0,
+            STACK.1
+        );
     }
     Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })
 }
 
-/// Runs a command's work and turns what came of it into an exit code: 0 done, 1 failed, 2 settings that cannot hold.
-/// `--print-config` prints them instead.
+/// Runs a command's work and turns its result into an exit code: 0 done, 1 failed, 2 invalid settings. `--print-config`
+/// prints the settings instead.
 pub async fn run<E: Into<Failure>>(
     service: &'static str,
     common: &Common,
@@ -117,8 +123,8 @@ pub async fn run<E: Into<Failure>>(
     code
 }
 
-/// Runs the work of a binary that stays until it is told to stop. Its admin port is open before the work begins, and so before
-/// any server has answered. A port that cannot be had is a failure: exit code 1.
+/// Runs the work of a long-running binary until it is asked to stop. Its admin port opens before the work begins, and so
+/// before any server has answered. If the port cannot be opened, the exit code is 1.
 pub async fn serve<E: Into<Failure>>(
     service: &'static str,
     common: &Common,
@@ -139,12 +145,12 @@ pub async fn serve<E: Into<Failure>>(
     .await
 }
 
-/// Prints an answer and a line's end. A reader that has gone (`| head`) is no error.
+/// Prints an answer and a newline. A reader that has gone (`| head`) is not an error.
 pub fn say(text: &str) {
     let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
 }
 
-/// Says why what a command was given cannot hold; the exit code for that.
+/// Prints why a command's input is invalid; returns the exit code for that.
 pub fn refuse(service: &str, error: &impl std::fmt::Display) -> ExitCode {
     complain(service, error, EXIT_USAGE)
 }

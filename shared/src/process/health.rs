@@ -1,7 +1,7 @@
-//! What a process knows of its own health: the parts it stands on, each up or down, since when and why.
+//! The health of a process: the parts that it depends on, each up or down, since when and why.
 //!
-//! A process is ready only while every part is up and nobody told it to stop. A part that rests on purpose is up. Whoever runs a part says how it is, and says it
-//! in words that anyone may read: no secrets, no personal data.
+//! A process is ready only while every part is up and it was not asked to stop. A part that rests on purpose is up. The code
+//! that runs a part reports its state, with reasons that anyone may read: no secrets, no personal data.
 
 use std::{
     sync::{
@@ -13,9 +13,9 @@ use std::{
 
 use serde::Serialize;
 
-/// Why a server is down that was not reached since the start.
-pub const UNREACHED: &str = "not reached yet; the log says why";
-/// Why a part is down that has not said anything yet.
+/// The reason for a server that was not reached since the start.
+pub const UNREACHED: &str = "not reached yet; see the log";
+/// The reason for a part that has not reported yet.
 const STARTING: &str = "starting";
 
 /// The health of one process; clones share it.
@@ -28,7 +28,7 @@ struct Known {
     parts: Mutex<Vec<Weak<Kept>>>,
 }
 
-/// One thing that the process stands on; clones are the same part. With the last clone it is gone from the report.
+/// One thing that the process depends on; clones are the same part. It leaves the report with its last clone.
 #[derive(Clone, Debug)]
 pub struct Part(Arc<Kept>);
 
@@ -47,23 +47,23 @@ struct Condition {
 #[derive(Debug)]
 enum State {
     Up,
-    /// Up, and why it does nothing.
+    /// Up; the reason why it does nothing.
     Rests(String),
-    /// Why.
+    /// Down; the reason.
     Down(String),
 }
 
-/// What can be told about a process.
+/// The health of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// Every part is up, there is one at least, and nobody told the process to stop.
+    /// Every part is up, there is at least one, and the process was not asked to stop.
     pub ready: bool,
     pub stopping: bool,
     /// By name.
     pub parts: Vec<PartReport>,
 }
 
-/// What can be told about a part.
+/// The health of a part.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub struct PartReport {
     pub name: String,
@@ -74,18 +74,18 @@ pub struct PartReport {
     /// Why it does nothing although it is up.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rests: Option<String>,
-    /// For how many seconds it has been so: up, resting or down.
+    /// For how many seconds it has been in this state: up, resting or down.
     pub for_s: u64,
 }
 
 impl Health {
-    /// A process without any part, hence not ready.
+    /// A process without parts, and so not ready.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// A new part, down until told.
+    /// A new part, down until it reports another state.
     #[must_use]
     pub fn part(&self, name: impl Into<String>) -> Part {
         let condition = Condition { state: State::Down(STARTING.into()), since: Instant::now() };
@@ -96,12 +96,12 @@ impl Health {
         Part(kept)
     }
 
-    /// The process was told to stop, and is never ready again.
+    /// Records that the process was asked to stop; it is never ready again.
     pub fn stopping(&self) {
         self.0.stopping.store(true, Ordering::Relaxed);
     }
 
-    /// How it is now.
+    /// The current health.
     #[must_use]
     pub fn report(&self) -> Report {
         let mut parts: Vec<_> = lock(&self.0.parts).iter().filter_map(Weak::upgrade).map(|part| part.report()).collect();
@@ -112,7 +112,7 @@ impl Health {
 }
 
 impl Part {
-    /// It works. Said again, it costs next to nothing.
+    /// Reports that it works. Repeated calls are cheap.
     pub fn up(&self) {
         let mut condition = lock(&self.0.condition);
         if !matches!(condition.state, State::Up) {
@@ -120,7 +120,7 @@ impl Part {
         }
     }
 
-    /// It does not work. The newest reason counts, and the time since it first did not.
+    /// Reports that it does not work. The latest reason counts, and the time since it first did not work.
     pub fn down(&self, why: impl Into<String>) {
         let mut condition = lock(&self.0.condition);
         if !matches!(condition.state, State::Down(_)) {
@@ -129,7 +129,7 @@ impl Part {
         condition.state = State::Down(why.into());
     }
 
-    /// It works, and has been told to do nothing for now. The newest reason counts, and the time since it first rested.
+    /// Reports that it works and does nothing for now. The latest reason counts, and the time since it first rested.
     pub fn rests(&self, why: impl Into<String>) {
         let mut condition = lock(&self.0.condition);
         if !matches!(condition.state, State::Rests(_)) {
@@ -151,7 +151,7 @@ impl Kept {
     }
 }
 
-/// Nothing that holds these locks can panic halfway.
+/// No code that holds these locks can panic halfway, so a poisoned lock is still valid.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,20 +1,20 @@
-//! Starting and stopping: the first signal asks to finish what is in hand, a second one leaves at once.
+//! Starting and stopping: the first signal asks to finish the work in hand, a second one exits at once.
 
 use std::time::{Duration, Instant};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-/// A second signal so soon after the first is the same wish: `timeout` and terminals send to a process and to its group.
+/// A second signal this soon after the first is the same request: `timeout` and terminals send to a process and to its group.
 const ONE_WISH: Duration = Duration::from_secs(1);
-/// The exit code of a process that a second signal made leave at once.
+/// The exit code after a second signal.
 const EXIT_INTERRUPTED: i32 = 130;
 
-/// A token cancelled by the first SIGTERM or SIGINT. The second one ends the process; that loses nothing, as whatever is
-/// unacked returns to its lane.
+/// A token that the first SIGTERM or SIGINT cancels. The second one ends the process; that loses nothing, as unacked messages
+/// return to their lane.
 ///
 /// # Errors
-/// When the operating system lets no signals be watched.
+/// If the operating system accepts no signal handlers.
 pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
     let shutdown = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -29,12 +29,12 @@ pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
             match first {
                 None => {
                     first = Some(Instant::now());
-                    tracing::info!(signal = name, "shutting down; once more to leave at once");
+                    tracing::info!(signal = name, "shutting down; a second signal exits at once");
                     token.cancel();
                 }
                 Some(first) if first.elapsed() < ONE_WISH => {}
                 Some(_) => {
-                    tracing::warn!(signal = name, "leaving at once");
+                    tracing::warn!(signal = name, "exiting at once");
                     std::process::exit(EXIT_INTERRUPTED);
                 }
             }

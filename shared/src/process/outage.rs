@@ -1,5 +1,5 @@
-//! An outage of a server as one process sees it: told of once when it begins and once when it ends, however many connections
-//! meet it, and waited for by whoever has nothing to do meanwhile.
+//! An outage of a server as one process sees it: logged once when it begins and once when it ends, however many connections
+//! notice it. Tasks without other work wait for its end.
 
 use std::error::Error;
 
@@ -7,47 +7,47 @@ use tokio::sync::watch;
 
 use crate::process::redact::told;
 
-/// Whether a server is away, as far as this process knows.
+/// Whether a server is away, as far as this process has noticed.
 pub struct Outage {
     server: &'static str,
     away: watch::Sender<bool>,
 }
 
 impl Outage {
-    /// Of a server that is there until it is not; its name is for people.
+    /// For a server that counts as available until an error is reported; its name is for logs.
     #[must_use]
     pub fn of(server: &'static str) -> Self {
         Self { server, away: watch::Sender::new(false) }
     }
 
-    /// Somebody could not reach it; whether nobody had said so yet.
+    /// Reports that the server could not be reached; returns whether this begins an outage.
     pub fn begins(&self, error: &(dyn Error + 'static)) -> bool {
         let first = !self.away.send_replace(true);
         if first {
-            tracing::warn!(error = told(error), "{} is away; trying again until it is back", self.server);
+            tracing::warn!(error = told(error), "{} is away; retrying until it is back", self.server);
         }
         first
     }
 
-    /// Somebody reached it.
+    /// Reports that the server was reached.
     pub fn ends(&self) {
         if self.away.send_replace(false) {
             tracing::info!("{} is back", self.server);
         }
     }
 
-    /// Waits for the beginning of an outage; at once while there is one.
+    /// Waits for an outage to begin; returns at once during one.
     pub async fn began(&self) {
         self.is(true).await;
     }
 
-    /// Waits for its end; at once when there is none.
+    /// Waits for it to end; returns at once without one.
     pub async fn ended(&self) {
         self.is(false).await;
     }
 
     async fn is(&self, away: bool) {
-        // The sender is this very struct, so it does not go away while somebody waits.
+        // The sender is a field of this struct, so it outlives the wait.
         let _ = self.away.subscribe().wait_for(|now| *now == away).await;
     }
 }

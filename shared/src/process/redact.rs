@@ -1,5 +1,5 @@
-//! What may be told of an error, in a message, a log, a letter or on a terminal. PostgreSQL's own words name tables and constraints.
-//! Where it quotes a value, or passes on what a trigger of somebody else's says, that may be anybody's name (policy point 7).
+//! Redacts errors for messages, logs, letters and terminals. PostgreSQL's own messages name tables and constraints. If it
+//! quotes a value, or passes on what another program's trigger raised, the text may contain anyone's name (policy point 7).
 
 use std::{error::Error, iter};
 
@@ -8,15 +8,15 @@ use sea_orm::{
     sqlx::{self, postgres::PgDatabaseError, postgres::PgErrorPosition},
 };
 
-/// The words of an error and its causes, outermost first, without those that PostgreSQL did not choose itself: of a message that a
-/// function raised its SQLSTATE and where it was raised, unless it is a function of this system's; of one that quotes a value, what
-/// comes before.
+/// The text of an error and its causes, outermost first, without the parts that PostgreSQL did not choose itself. Of a
+/// message that a function raised, its SQLSTATE and where it was raised remain, unless the function is this system's; of a
+/// message that quotes a value, the part before the value.
 #[must_use]
 pub fn told(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
     let mut text = String::new();
     for cause in &causes {
-        // Wrappers repeat what they wrap.
+        // Wrappers repeat the text of what they wrap.
         let said = cause.to_string();
         if !text.contains(&said) {
             text = if text.is_empty() { said } else { format!("{text}: {said}") };
@@ -43,8 +43,8 @@ pub fn told(error: &(dyn Error + 'static)) -> String {
     text
 }
 
-/// How the source files begin that pass on what others say: what functions raise in PL/pgSQL, PL/Python, PL/Perl, PL/Tcl, PL/V8, and what
-/// another server answers over `postgres_fdw` and `dblink`.
+/// Prefixes of the server's source files that pass on messages of others: what functions raise in PL/pgSQL, PL/Python,
+/// PL/Perl, PL/Tcl, PL/V8, and what another server answers over `postgres_fdw` and `dblink`.
 const OTHERS: [&str; 7] = ["pl_", "plpy", "plperl", "pltcl", "plv8", "connection.c", "dblink"];
 
 /// The fields of an error message that matter here.
@@ -56,22 +56,23 @@ struct Words<'a> {
     context: &'a str,
     /// The server's source file that reports it.
     file: &'a str,
-    /// Whether it is about a query that a function put together.
+    /// Whether it is about a query that a function composed.
     of_made_up_sql: bool,
 }
 
 impl Words<'_> {
     fn told(&self) -> String {
         let Self { sqlstate, message, .. } = *self;
-        // P0 is PL/pgSQL's own class, HV that of foreign data, which says what another server has said.
+        // P0 is PL/pgSQL's own class; HV is that of foreign data, which passes on the message of another server.
         let passed_on = OTHERS.iter().any(|begins| self.file.starts_with(begins))
             || ["P0", "HV"].iter().any(|class| sqlstate.starts_with(class));
         if passed_on && !self.is_ours() {
             let place = self.place().map_or(String::new(), |place| format!(" in {place}"));
             return format!("SQLSTATE {sqlstate}{place}; its words are kept back");
         }
-        // Class 22, data exceptions: what could not be read is quoted. Class 42, where somebody else's function asked: what it took for a
-        // word of a query or of a search. In a query made up from values, any word may be one.
+        // Class 22, data exceptions, quotes the input that could not be parsed. Class 42, if a foreign function issued the
+        // query, quotes what was taken for a word of a query or of a text search. In a query composed from values, any word
+        // may be a value.
         let quotes =
             sqlstate.starts_with("22") || self.of_made_up_sql || (sqlstate.starts_with("42") && self.is_asked_by_others());
         match message.split_once(QUOTES) {
@@ -80,36 +81,37 @@ impl Words<'_> {
         }
     }
 
-    /// The function and its line, in the server's language. A line that quotes may quote a query.
+    /// The function and its line, in the server's language. A line with quotes may quote a query.
     fn place(&self) -> Option<&str> {
         self.context.lines().next().filter(|first| first.contains("PL/") && !first.contains(QUOTES))
     }
 
-    /// Whether a function of this system's says it, or a block (`DO`) of its own statements: none of them names anybody.
+    /// Whether a function of this system raised it, or a block (`DO`) of its own statements: their messages contain no
+    /// personal data.
     fn is_ours(&self) -> bool {
         self.place().is_some_and(|place| of_ours(place) || (is_block(place) && !self.is_asked_by_others()))
     }
 
-    /// Whether a function that is none of ours has led to it.
+    /// Whether a function that is not ours led to it.
     fn is_asked_by_others(&self) -> bool {
         self.context.lines().any(|line| line.contains("PL/") && !of_ours(line) && !is_block(line))
     }
 }
 
-/// Whether a line of a call stack is a function's of this system: whatever the language of the words around it, the name stands before
-/// the first bracket.
+/// Whether a line of a call stack names a function of this system: in every language, the name stands before the first
+/// bracket.
 fn of_ours(place: &str) -> bool {
     let Some((before, _)) = place.split_once('(') else { return false };
     let name = before.rsplit(|c: char| !c.is_ascii_alphanumeric() && c != '_').next();
     name.is_some_and(|name| name.starts_with("kyhan_"))
 }
 
-/// Whether it is a block's, which has no name.
+/// Whether a line names a block, which has no name of its own.
 fn is_block(place: &str) -> bool {
     place.contains("inline_code_block") && !place.contains('(')
 }
 
-/// How PostgreSQL quotes, in the languages that it speaks (`lc_messages`).
+/// PostgreSQL's quotation marks, in the languages of its messages (`lc_messages`).
 const QUOTES: [char; 9] = ['"', '“', '”', '„', '«', '»', '‹', '‘', '「'];
 
 #[cfg(test)]
@@ -169,7 +171,7 @@ mod tests {
         assert_eq!(remote.told(), "SQLSTATE 23514; its words are kept back");
         let quoted = Words { context: "SQL statement \"SELECT 'PL/x Mẫu'\"", sqlstate: "P0001", ..remote };
         assert_eq!(quoted.told(), "SQLSTATE P0001; its words are kept back");
-        // A search for what a row holds; the same said of a query of ours names a column.
+        // A text search for what a row holds; in a query of ours, the same class names a column.
         let searched = Words { sqlstate: "42601", message: "syntax error in tsquery: \"Mẫu &\"", ..SERVER };
         assert_eq!(searched.told(), "syntax error in tsquery: \"…\"");
         let own = Words { sqlstate: "42703", message: "column \"statuss\" does not exist", context: "", ..SERVER };

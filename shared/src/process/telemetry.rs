@@ -1,5 +1,5 @@
-//! Telemetry: logs on stderr, human on a terminal and JSON otherwise; traces, metrics and logs over OTLP when the standard
-//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. Nothing personal is in any of it: spans and logs name kinds, ids and counts.
+//! Telemetry: logs on stderr, as text on a terminal and as JSON otherwise; traces, metrics and logs over OTLP if the standard
+//! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. None of it contains personal data: spans and logs hold kinds, ids and counts.
 
 use std::{collections::HashMap, io::IsTerminal};
 
@@ -20,20 +20,21 @@ use tracing_subscriber::{
 
 use crate::message::wakeup::TraceContext;
 
-/// The endpoint variable of the OpenTelemetry specification; its presence turns the export on.
+/// The endpoint variable of the OpenTelemetry specification; setting it turns the export on.
 /// <https://opentelemetry.io/docs/specs/otel/protocol/exporter/>
 const ENDPOINT: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 /// The protocol variable of the same specification.
 const PROTOCOL: &str = "OTEL_EXPORTER_OTLP_PROTOCOL";
-/// The exporter's own machinery: exporting what it says of exporting would never end.
+/// The exporter's own crates: exporting their logs about exporting would never end.
 const EXPORTER_CRATES: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opentelemetry_otlp", "tonic", "h2", "hyper"];
 
-/// Our crates, whose logs and spans hold no secret at any level. Other crates write at [`OTHERS`] at most, whatever the settings say:
-/// below it lapin logs the password of a login, sea-orm the database's URL, and HTTP/2 the headers of an exporter.
+/// Our crates, whose logs and spans contain no secret at any level. Other crates log at [`OTHERS`] at most, whatever the
+/// settings are: below it lapin logs the password of a login, sea-orm the database's URL, and HTTP/2 the headers of an
+/// exporter.
 const OWN_CRATES: [&str; 4] = ["shared", "producer", "worker", "ops"];
 const OTHERS: LevelFilter = LevelFilter::DEBUG;
 
-/// Keeps the exporters; [`Telemetry::shutdown`] sends what they still hold.
+/// Holds the exporters; [`Telemetry::shutdown`] sends what they have buffered.
 pub struct Telemetry {
     exporters: Option<(SdkTracerProvider, SdkMeterProvider, SdkLoggerProvider)>,
 }
@@ -41,9 +42,9 @@ pub struct Telemetry {
 /// Why telemetry cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum TelemetryError {
-    #[error("the OTLP exporter cannot start: {0}; {ENDPOINT} is to be like http://collector:4317")]
+    #[error("cannot start the OTLP exporter: {0}; set {ENDPOINT} to a URL like http://collector:4317")]
     Exporter(#[from] ExporterBuildError),
-    #[error("{PROTOCOL} is {0:?}, but only \"grpc\" is spoken here (a collector's port 4317, as a rule)")]
+    #[error("{PROTOCOL} is {0:?}, but only \"grpc\" is supported (usually a collector's port 4317)")]
     Protocol(String),
     #[error("telemetry.log: {0}")]
     Filter(#[from] tracing_subscriber::filter::ParseError),
@@ -52,7 +53,7 @@ pub enum TelemetryError {
 }
 
 impl Telemetry {
-    /// Starts logging at `filter`, and exporting as `service` where an endpoint is set. Needs a tokio runtime then.
+    /// Starts logging at `filter`, and exporting as `service` if an endpoint is set, which needs a tokio runtime.
     ///
     /// # Errors
     /// [`TelemetryError`].
@@ -97,7 +98,7 @@ impl Telemetry {
         Ok(Self { exporters: Some((traces, metrics, logs)) })
     }
 
-    /// Sends what is still held. A collector that is away costs its data, never the process.
+    /// Sends what is still buffered. If a collector is away, its data is lost, and the process goes on.
     pub fn shutdown(self) {
         let Some((traces, metrics, logs)) = self.exporters else { return };
         for (signal, result) in [("traces", traces.shutdown()), ("metrics", metrics.shutdown()), ("logs", logs.shutdown())] {
@@ -108,7 +109,7 @@ impl Telemetry {
     }
 }
 
-/// The trace context of a span, to travel in a message; empty where nothing is exported.
+/// The trace context of a span, for a message's headers; empty if nothing is exported.
 #[must_use]
 pub fn trace_context(span: &Span) -> TraceContext {
     let mut carrier = HashMap::new();
@@ -119,7 +120,7 @@ pub fn trace_context(span: &Span) -> TraceContext {
     }
 }
 
-/// Links a span to the one that travelled in a message. A `traceparent` that makes no sense links to nothing.
+/// Links a span to the one whose context came with a message. An invalid `traceparent` is ignored.
 pub fn link(span: &Span, trace: &TraceContext) {
     use opentelemetry::trace::TraceContextExt;
 

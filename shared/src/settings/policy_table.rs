@@ -1,4 +1,4 @@
-//! The policy's table in `kyhan.toml`: its lines, read field by field with every mistake at its place.
+//! The policy's table in `kyhan.toml`: its lines, read field by field; each mistake names its place.
 
 use config::{Map, Value, ValueKind};
 
@@ -10,22 +10,22 @@ use crate::domain::{
     tasks,
 };
 
-/// The lines of the policy; a line `on` several events is as many lines.
+/// The lines of the policy; a line `on` several events counts as several lines.
 pub(super) fn policy(r: &mut Reader) -> Policy {
     let mut lines = Vec::new();
-    // Where each line stands in the file, as a line on several events becomes several.
+    // The place of each line in the file, because a line on several events becomes several.
     let mut places = Vec::new();
     for (at, table) in r.tables("policy").into_iter().enumerate() {
         let key = |field: &str| format!("policy[{at}].{field}");
         for unknown in table.keys().filter(|name| !["on", "task", "after"].contains(&name.as_str())) {
-            r.mistake(&key(unknown), "a policy line has `on`, `task` and `after`");
+            r.mistake(&key(unknown), "unknown field; a policy line has `on`, `task` and `after`");
         }
         let on = events(r, &key("on"), table.get("on"));
         let task = field(r, &key("task"), &table, "task").and_then(|name| {
             let found = tasks::find(&name).map(crate::domain::task::Task::kind);
             if found.is_none() {
                 let known = tasks::kinds().collect::<Vec<_>>().join(", ");
-                r.mistake(&key("task"), format!("there is no task {name:?}; known are {known}"));
+                r.mistake(&key("task"), format!("unknown task {name:?}; valid tasks are {known}"));
             }
             found
         });
@@ -36,7 +36,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
                 None
             }
         });
-        // With another mistake in the line, the rest of it is checked all the same; nothing comes of it.
+        // The other fields of a line with a mistake are checked as well; the line itself is not used.
         if let Some(task) = task {
             let after = after.or_else(|| tasks::find(task)?.shortest()).unwrap_or(Span::Exact(1));
             places.extend(std::iter::repeat_n(at, on.len()));
@@ -44,7 +44,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
         }
     }
     if lines.is_empty() && r.mistakes.is_empty() {
-        r.mistake("policy", "it has no line, so nothing would ever be done");
+        r.mistake("policy", "must have at least one line, or no task would ever fall due");
     }
     Policy::new(lines).unwrap_or_else(|mistakes| {
         for mistake in mistakes {
@@ -58,11 +58,11 @@ fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> O
     match table.get(name).map(|value| value.kind.clone()) {
         Some(ValueKind::String(text)) => Some(text),
         Some(other) => {
-            r.mistake(key, format!("{other} is no text"));
+            r.mistake(key, format!("must be a string (got {other})"));
             None
         }
         None => {
-            r.mistake(key, "it is missing");
+            r.mistake(key, "missing");
             None
         }
     }
@@ -71,14 +71,14 @@ fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> O
 fn events(r: &mut Reader, key: &str, on: Option<&Value>) -> Vec<EventType> {
     let names = match on.map(|value| (value, &value.kind)) {
         None => {
-            r.mistake(key, "it is missing");
+            r.mistake(key, "missing");
             return Vec::new();
         }
         Some((value, ValueKind::Array(_))) => value.clone().into_array().unwrap_or_default(),
         Some((value, _)) => vec![value.clone()],
     };
     if names.is_empty() {
-        r.mistake(key, "it names no event");
+        r.mistake(key, "must name at least one event");
     }
     let mut events = Vec::new();
     for name in names {

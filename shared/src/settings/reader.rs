@@ -1,5 +1,5 @@
-//! Reads settings key by key and collects every mistake instead of stopping at the first. The sample file is the list of
-//! known keys and holds the defaults.
+//! Reads settings key by key, and collects every mistake instead of stopping at the first. The sample file lists the known
+//! keys and contains the defaults.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,14 +13,14 @@ use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 use super::SecretUrl;
 use crate::domain::span::Span;
 
-/// The sample file: every key, its default and what it means.
+/// The sample file: every key, its default and its meaning.
 pub const SAMPLE: &str = include_str!("../../../kyhan.toml");
 
-/// Environment variables of Kỳ Hạn that are no settings: where the file is, what the services script reads, and the passwords that
-/// `ops roles install` sets.
+/// Environment variables of Kỳ Hạn that are not settings: the path of the file, the variables of the services script, and the
+/// passwords that `ops roles install` sets.
 const NOT_SETTINGS: [&str; 3] = ["KYHAN_CONFIG", "KYHAN_SERVICES_", "KYHAN_ROLES_"];
 
-/// One thing that is wrong, where, and what would be right.
+/// One mistake: its key, what is wrong, and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mistake {
     pub key: String,
@@ -37,9 +37,9 @@ pub(super) struct Reader {
     values: BTreeMap<String, Value>,
     env: BTreeMap<String, String>,
     pub mistakes: Vec<Mistake>,
-    /// What the file itself sets; `None` where there is none that could be read.
+    /// The keys that the file itself sets; `None` without a readable file.
     pub in_file: Option<BTreeSet<String>>,
-    /// What was read, as it shall be shown, in order.
+    /// The settings that were read, as they are printed, in order.
     pub held: Vec<(String, String)>,
 }
 
@@ -68,7 +68,7 @@ impl Reader {
                 let file = flat(file);
                 self.in_file = Some(file.keys().cloned().collect());
                 for (key, value) in file {
-                    // A section whose settings are all commented out.
+                    // A section whose settings are all commented out is valid.
                     let section = format!("{key}.");
                     let empty = matches!(&value.kind, ValueKind::Table(inner) if inner.is_empty());
                     if empty && self.values.keys().any(|known| known.starts_with(&section)) {
@@ -77,10 +77,10 @@ impl Reader {
                     if let Some(held) = self.values.get_mut(&key) {
                         *held = value;
                     } else if ["database.url", "amqp.url"].contains(&key.as_str()) {
-                        let why = format!("it holds a password and has no place in a file of settings; set {}", env_name(&key));
+                        let why = format!("not allowed in a file, because it contains a password; set {}", env_name(&key));
                         self.mistake(&key, why);
                     } else {
-                        let why = format!("no setting has this name{}", similar(&key, self.values.keys()));
+                        let why = format!("unknown setting{}", similar(&key, self.values.keys()));
                         self.mistake(&key, why);
                     }
                 }
@@ -104,7 +104,7 @@ impl Reader {
             } else if !secrets.iter().any(|secret| name == *secret || name == format!("{secret}_FILE"))
                 && !NOT_SETTINGS.iter().any(|other| name.starts_with(other))
             {
-                let why = format!("no setting has this name{}", similar(&name, known.keys().chain(&secrets)));
+                let why = format!("unknown setting{}", similar(&name, known.keys().chain(&secrets)));
                 self.mistake(&name, why);
             }
         }
@@ -114,7 +114,7 @@ impl Reader {
         self.mistakes.push(Mistake { key: key.to_owned(), why: why.into() });
     }
 
-    /// A whole number within `range`.
+    /// An integer within `range`.
     pub fn number<T>(&mut self, key: &str, range: RangeInclusive<T>) -> T
     where
         T: TryFrom<i64> + Into<i64> + Copy + PartialOrd + fmt::Display,
@@ -127,21 +127,21 @@ impl Reader {
             _ => value.clone().into_int().ok().and_then(|number| T::try_from(number).ok()).filter(|n| range.contains(n)),
         };
         if number.is_none() {
-            self.mistake(key, format!("{} is no whole number from {low} to {high}", shown(&value)));
+            self.mistake(key, format!("must be an integer from {low} to {high} (got {})", shown(&value)));
         }
         let number = number.unwrap_or(low);
         self.held.push((key.to_owned(), number.to_string()));
         number
     }
 
-    /// A text.
+    /// A string.
     pub fn text(&mut self, key: &str) -> String {
         let value = self.take(key);
         let text = match value.kind {
             ValueKind::String(text) => text,
             ValueKind::I64(number) => number.to_string(),
             _ => {
-                self.mistake(key, format!("{} is no text", shown(&value)));
+                self.mistake(key, format!("must be a string (got {})", shown(&value)));
                 String::new()
             }
         };
@@ -149,15 +149,15 @@ impl Reader {
         text
     }
 
-    /// A list of exact durations, not empty.
+    /// A list of at least one exact duration.
     pub fn durations(&mut self, key: &str) -> Vec<std::time::Duration> {
         let value = self.take(key);
         let Ok(list) = value.clone().into_array() else {
-            self.mistake(key, format!("{} is no list of durations, like [\"1s\", \"5m\"]", shown(&value)));
+            self.mistake(key, format!("must be a list of durations like [\"1s\", \"5m\"] (got {})", shown(&value)));
             return Vec::new();
         };
         if list.is_empty() {
-            self.mistake(key, "it needs at least one duration");
+            self.mistake(key, "must contain at least one duration");
         }
         let mut durations = Vec::new();
         let mut kept = Vec::new();
@@ -168,7 +168,7 @@ impl Reader {
                     durations.push(duration);
                     kept.push(format!("\"{span}\""));
                 }
-                Ok((_, None)) => self.mistake(&format!("{key}[{at}]"), "calendar months have no exact length; write days"),
+                Ok((_, None)) => self.mistake(&format!("{key}[{at}]"), "calendar months have no exact length; use days"),
                 Err(error) => self.mistake(&format!("{key}[{at}]"), error.to_string()),
             }
         }
@@ -180,14 +180,14 @@ impl Reader {
     pub fn tables(&mut self, key: &str) -> Vec<Map<String, Value>> {
         let value = self.take(key);
         let Ok(list) = value.clone().into_array() else {
-            self.mistake(key, format!("{} is no list of tables", shown(&value)));
+            self.mistake(key, format!("must be a list of tables (got {})", shown(&value)));
             return Vec::new();
         };
         let mut tables = Vec::new();
         for (at, entry) in list.into_iter().enumerate() {
             match entry.clone().into_table() {
                 Ok(table) => tables.push(table),
-                Err(_) => self.mistake(&format!("{key}[{at}]"), format!("{} is no table", shown(&entry))),
+                Err(_) => self.mistake(&format!("{key}[{at}]"), format!("must be a table (got {})", shown(&entry))),
             }
         }
         tables
@@ -198,11 +198,13 @@ impl Reader {
         let name = env_name(key);
         let file = format!("{name}_FILE");
         let text = match (self.env.get(&name), self.env.get(&file)) {
-            (Some(_), Some(_)) => Err(format!("both {name} and {file} are set; keep one")),
+            (Some(_), Some(_)) => Err(format!("both {name} and {file} are set; set only one of them")),
             (Some(text), None) => Ok(text.clone()),
-            (None, Some(path)) => std::fs::read_to_string(path).map_err(|error| format!("{file} names {path}: {error}")),
+            (None, Some(path)) => {
+                std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}, which {file} names: {error}"))
+            }
             (None, None) => Err(format!(
-                "not set; set {name} to {}://user:password@host:port/name, or {file} to a file that holds it",
+                "not set; set {name} to {}://user:password@host:port/name, or {file} to the path of a file that contains it",
                 schemes[0]
             )),
         };
@@ -229,12 +231,12 @@ impl Reader {
     }
 }
 
-/// A key's environment variable: `worker.batch_max` is `KYHAN_WORKER_BATCH_MAX`.
+/// The environment variable of a key: that of `worker.batch_max` is `KYHAN_WORKER_BATCH_MAX`.
 pub(super) fn env_name(key: &str) -> String {
     format!("KYHAN_{}", key.to_uppercase().replace('.', "_"))
 }
 
-/// A value as someone would write it.
+/// A value as a user would write it.
 pub(super) fn shown(value: &Value) -> String {
     match &value.kind {
         ValueKind::String(text) => format!("{text:?}"),

@@ -1,4 +1,4 @@
-//! URLs that hold a password: shown without it, wherever they are shown.
+//! URLs that contain a password: it is never printed.
 
 use std::fmt;
 
@@ -17,18 +17,18 @@ impl SecretUrl {
     /// # Errors
     /// What is wrong with it, without repeating it.
     pub fn parse(text: &str, schemes: &[&str]) -> Result<Self, String> {
-        let like = format!("write it like {}://user:password@host:port/name", schemes[0]);
-        let mut url = Url::parse(text).map_err(|error| format!("it is no URL ({error}); {like}"))?;
+        let like = format!("use the form {}://user:password@host:port/name", schemes[0]);
+        let mut url = Url::parse(text).map_err(|error| format!("not a valid URL ({error}); {like}"))?;
         if !schemes.contains(&url.scheme()) {
-            return Err(format!("its scheme is {:?}; {like}", url.scheme()));
+            return Err(format!("unsupported scheme {:?}; {like}", url.scheme()));
         }
         if url.host_str().is_none_or(str::is_empty) {
-            return Err(format!("it names no host; {like}"));
+            return Err(format!("the host is missing; {like}"));
         }
         if url.password().is_some() && url.set_password(Some("***")).is_err() {
-            return Err(format!("it names no user; {like}"));
+            return Err(format!("the user is missing; {like}"));
         }
-        // Options may hold secrets too (sslpassword).
+        // Options may contain secrets too (sslpassword).
         url.set_query(None);
         Ok(Self { whole: text.to_owned(), shown: url.into() })
     }

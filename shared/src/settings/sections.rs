@@ -1,4 +1,4 @@
-//! One struct per section of `kyhan.toml`. Each reads its keys, and validates them, by itself.
+//! One struct per section of `kyhan.toml`. Each reads and validates its own keys.
 
 use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
@@ -104,7 +104,7 @@ pub struct Worker {
     pub linger: Duration,
     pub prefetch: u16,
     pub attempts_max: u32,
-    /// Pauses between attempts, each plus up to a half of it at random; the last one repeats.
+    /// Pauses between attempts, each plus up to half of it at random; the last one repeats.
     pub retry: Vec<Duration>,
     pub hold: Duration,
     pub grace: Duration,
@@ -130,13 +130,13 @@ impl Worker {
 pub struct Sweep {
     pub every: Duration,
     pub grace: Duration,
-    /// Subjects of one kind that one round wakes.
+    /// Most subjects of one kind that one round wakes.
     pub batch_max: u32,
-    /// Messages in a kind's lanes.
+    /// A kind with more messages in its lanes than this is not swept.
     pub lane_depth_max: u32,
-    /// By how much each look at the recent past overlaps the one before.
+    /// By how much each look at the recent past overlaps the previous one.
     pub lookback: Duration,
-    /// Between two looks at the rest of the past.
+    /// The interval between two looks at the rest of the past.
     pub whole_every: Duration,
 }
 
@@ -156,9 +156,9 @@ impl Sweep {
 /// `forecast.*`
 #[derive(Clone, Copy, Debug)]
 pub struct Forecast {
-    /// How often it is made, if at all.
+    /// How often it is computed; `None`: never.
     pub every: Option<Duration>,
-    /// Subjects of one kind and stretch of time that are counted.
+    /// Most subjects that are counted per kind and stretch of time.
     pub count_max: u32,
 }
 
@@ -171,11 +171,11 @@ impl Forecast {
 /// `dead_letters.*`
 #[derive(Clone, Copy, Debug)]
 pub struct DeadLetters {
-    /// How long a letter is kept after it was decided about; `None`: for ever. Open ones always are.
+    /// How long a letter is kept after an operator decided about it; `None`: forever. Open letters are always kept.
     pub keep: Option<Span>,
-    /// Above so many đồng a second operator has to approve a plan.
+    /// A plan that moves more đồng than this needs the approval of a second operator.
     pub approval_above: Option<i64>,
-    /// Letters that a run replays a second.
+    /// Letters that a run replays per second.
     pub rate: NonZeroU32,
 }
 
@@ -192,9 +192,9 @@ impl DeadLetters {
 /// `retention.*`
 #[derive(Clone, Copy, Debug)]
 pub struct Retention {
-    /// After how long finance and activity records that are about no active order leave the active views.
+    /// After how long finance and activity records that belong to no active order are hidden from the active views.
     pub records: Span,
-    /// How long after it was hidden an order is deleted, and after how long sealed activity is; `None`: never.
+    /// How long after it was hidden an order is deleted, and after how long sealed activity is deleted; `None`: never.
     pub delete_after: Option<Span>,
 }
 
@@ -203,7 +203,7 @@ impl Retention {
         Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) }
     }
 
-    /// Whether workers are to delete what is old enough.
+    /// Whether workers delete what is old enough.
     #[must_use]
     pub const fn deletes(&self) -> bool {
         self.delete_after.is_some()
@@ -213,9 +213,9 @@ impl Retention {
 /// `statistics.*`
 #[derive(Clone, Copy, Debug)]
 pub struct Statistics {
-    /// Customers that a group has to have at least.
+    /// Fewest customers that a group must have.
     pub min_customers: u16,
-    /// The most that one customer may make up of any figure of a group, in percent.
+    /// The largest share of any figure of a group that one customer may have, in percent.
     pub max_share_percent: u16,
 }
 
@@ -231,7 +231,7 @@ impl Statistics {
 /// `admin.*`
 #[derive(Clone, Copy, Debug)]
 pub struct Admin {
-    /// Where the admin port is; port 0 is any free one.
+    /// The address of the admin port; port 0 is any free one.
     pub listen: Option<SocketAddr>,
 }
 

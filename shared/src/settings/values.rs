@@ -1,11 +1,12 @@
-//! Values of settings that are more than a number in a range or a text: each reads one key, and says what would be right.
+//! Values of settings that are more than a number in a range or a string. Each function reads one key and reports what is
+//! accepted.
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
 use super::reader::Reader;
 use crate::domain::span::Span;
 
-/// A key whose name ends in `_ms`.
+/// Reads a key whose name ends in `_ms`.
 pub(super) fn duration(r: &mut Reader, key: &str, range_ms: RangeInclusive<u64>) -> Duration {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let ms = r.number(key, signed(*range_ms.start())..=signed(*range_ms.end()));
@@ -28,7 +29,8 @@ pub(super) fn prefix(r: &mut Reader) -> String {
         || prefix.starts_with("amq.")
     {
         let why = format!(
-            "{prefix:?} cannot begin a queue's name; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.', and not amq, which is RabbitMQ's own"
+            "{prefix:?} is not a valid prefix for queue names; use up to {LENGTH_MAX} letters, digits, '-', '_' and '.', \
+             but not amq, which RabbitMQ reserves"
         );
         r.mistake("topology.prefix", why);
     }
@@ -42,7 +44,7 @@ pub(super) fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
     }
     let amount = text.replace('_', "").parse().ok();
     if amount.is_none() {
-        r.mistake(key, format!("{text:?} is neither \"none\" nor a whole number of đồng"));
+        r.mistake(key, format!("must be \"none\" or an integer number of đồng (got {text:?})"));
     }
     amount
 }
@@ -54,31 +56,31 @@ pub(super) fn keep(r: &mut Reader) -> Option<Span> {
     }
     let span = text.parse();
     if let Err(error) = &span {
-        r.mistake("dead_letters.keep", format!("{error}, or \"none\" to keep them for ever"));
+        r.mistake("dead_letters.keep", format!("{error}, or \"none\" to keep them forever"));
     }
     span.ok()
 }
 
-/// What the policy promises to keep on line (point 4).
+/// How long the policy promises to keep records in the active views (point 4).
 const SIX_MONTHS: Span = Span::Months(6);
 
 pub(super) fn at_least_six_months(r: &mut Reader, key: &'static str) -> Span {
     match r.text(key).parse::<Span>() {
         Ok(span) if span.covers(SIX_MONTHS) => return span,
-        Ok(span) => r.mistake(key, format!("{span} is shorter than the {SIX_MONTHS} that the policy promises")),
+        Ok(span) => r.mistake(key, format!("must be at least {SIX_MONTHS}, as the policy promises (got {span})")),
         Err(error) => r.mistake(key, error.to_string()),
     }
     SIX_MONTHS
 }
 
-/// How long after it was hidden something is deleted, if it ever is.
+/// How long after it was hidden something is deleted; `None`: never.
 pub(super) fn delete_after(r: &mut Reader) -> Option<Span> {
     let after = at_least_six_months(r, "retention.delete_after");
     match r.text("retention.mode").as_str() {
         "hide" => None,
         "delete" => Some(after),
         other => {
-            r.mistake("retention.mode", format!("{other:?} is neither \"hide\" nor \"delete\""));
+            r.mistake("retention.mode", format!("must be \"hide\" or \"delete\" (got {other:?})"));
             None
         }
     }
@@ -93,7 +95,7 @@ pub(super) fn forecast_every(r: &mut Reader) -> Option<Duration> {
     let every_ms = text.replace('_', "").parse().ok().filter(|every_ms| RANGE_MS.contains(every_ms));
     if every_ms.is_none() {
         let (low, high) = (RANGE_MS.start(), RANGE_MS.end());
-        r.mistake("forecast.every_ms", format!("{text:?} is neither \"none\" nor a whole number from {low} to {high}"));
+        r.mistake("forecast.every_ms", format!("must be \"none\" or an integer from {low} to {high} (got {text:?})"));
     }
     every_ms.map(Duration::from_millis)
 }
@@ -105,7 +107,7 @@ pub(super) fn listen(r: &mut Reader) -> Option<SocketAddr> {
     }
     let address = text.parse().ok();
     if address.is_none() {
-        r.mistake("admin.listen", format!("{text:?} is neither \"none\" nor an address and port; write it like 0.0.0.0:9400"));
+        r.mistake("admin.listen", format!("must be \"none\" or an address and port like 0.0.0.0:9400 (got {text:?})"));
     }
     address
 }
@@ -113,7 +115,10 @@ pub(super) fn listen(r: &mut Reader) -> Option<SocketAddr> {
 pub(super) fn log_filter(r: &mut Reader) -> String {
     let filter = r.text("telemetry.log");
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
-        r.mistake("telemetry.log", format!("{filter:?} is no filter ({error}); write it like \"info\" or \"worker=debug,info\""));
+        r.mistake(
+            "telemetry.log",
+            format!("{filter:?} is not a valid filter ({error}); use a form like \"info\" or \"worker=debug,info\""),
+        );
     }
     filter
 }

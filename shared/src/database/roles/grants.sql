@@ -1,5 +1,6 @@
--- Which role may do what: everything is taken, then exactly this is given. Run by the owner of the tables, in one transaction, so that
--- a running fleet never sees it half done; again is no harm. docs/confidentiality.md says which promise each line keeps.
+-- Which role may do what: everything is revoked, then exactly this is granted. The owner of the tables runs it in one
+-- transaction, so a running fleet never sees it half done. Idempotent. docs/confidentiality.md lists the promise behind each
+-- line.
 --
 -- kyhan_producer      the relay and the library for Rust callers
 -- kyhan_worker        the fleet
@@ -7,10 +8,11 @@
 -- kyhan_order_system  the order system; the only one that may read personal data, and sources only in their customer's name
 -- kyhan_owner         owns everything, for migrations alone
 --
--- PostgreSQL asks whoever locks a row (FOR UPDATE, FOR NO KEY UPDATE) for the right to change some column of it. Where that is all the
--- right is for, it says so.
+-- To lock a row (FOR UPDATE, FOR NO KEY UPDATE), PostgreSQL requires the right to change some column of it. A line whose
+-- right serves only this is marked "to lock".
 
--- Whatever the owner has in this schema is taken from these roles first, and what runs with its rights from everybody.
+-- First, all rights on the owner's tables in this schema are revoked from these roles, and those on functions that run with
+-- its rights from every other role.
 DO $$
 DECLARE
     ours record;
@@ -30,20 +32,21 @@ BEGIN
     END LOOP;
 END $$;
 
--- Whether the schema is there, which policy is in force, what is paused.
+-- The applied migrations, the active policy, the pauses, the rungs.
 GRANT SELECT ON seaql_migrations TO kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system;
 GRANT SELECT ON policies TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT SELECT ON pauses TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT INSERT ON rungs TO kyhan_producer, kyhan_worker, kyhan_ops;
 
--- The relay. It moves an event's data from one table to the other within the database, which takes the right to read it.
+-- The relay. It moves an event's data from one table to the other within the database, which requires the right to read it.
 GRANT SELECT, DELETE ON outbox TO kyhan_producer;
 GRANT UPDATE (occurred_at) ON outbox TO kyhan_producer; -- to lock
 GRANT INSERT ON set_aside TO kyhan_producer;
 GRANT SELECT (event_id, reason) ON set_aside TO kyhan_producer;
 GRANT SELECT (id) ON orders, cart_items TO kyhan_producer;
 
--- Effects. What an order is, without who speaks about it and where it is bought; of a product in the cart, not what it is.
+-- Effects. An order's state, without the messages about it and its sources; of a product in the cart, not which product it
+-- is.
 GRANT SELECT (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due,
               shipping_due, service_due, fees_changed_at, on_hold, hidden_at, created_at, updated_at)
    ON orders TO kyhan_worker, kyhan_ops;
@@ -59,14 +62,14 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON arrears_outstanding TO kyhan_worker, kyh
 GRANT INSERT (event_type, subject_id, occurred_at) ON outbox TO kyhan_worker, kyhan_ops;
 GRANT SELECT ON order_retention TO kyhan_worker, kyhan_ops;
 
--- The record: when it was is the database's to say, and nobody changes it.
+-- The record: the database sets its moment, and no role may change it.
 GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity TO kyhan_worker, kyhan_ops;
 GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity TO kyhan_worker, kyhan_ops;
 
--- In whose name a record may be made: the fleet speaks for the system, operators also for themselves, by the login that the server
--- knows, and the order system for customers and staff, but not as an operator of another login. What runs with the owner's rights speaks
--- for whom it is about. A policy that is there as it is said here, and as it was made, stays untouched, as to change one locks the table;
--- its comment remembers both. Any other goes.
+-- In whose name a role may record: the fleet for the system; operators also for themselves, by their login; the order system
+-- for customers and staff, but not as an operator of another login. Functions that run with the owner's rights record for the
+-- customer concerned. A policy that exists as defined here and was not altered stays untouched, because changing one locks
+-- the table; its comment stores both its definition and its state. Any other is dropped.
 DO $$
 DECLARE
     wanted text[] := ARRAY[
@@ -79,7 +82,7 @@ DECLARE
                          AND (NOT coalesce(detail ?& ARRAY['by', 'changed', 'login'], false) OR detail ->> 'login' = session_user))$policy$]];
     named text[];
     stray name;
-    -- A policy as PostgreSQL has it.
+    -- A policy as PostgreSQL stores it.
     made constant text := $made$concat_ws(' ', polcmd, polpermissive, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))$made$;
     asis boolean;
     remembers text;
@@ -128,7 +131,7 @@ GRANT SELECT ON activity_seals TO kyhan_order_system;
 GRANT SELECT ON activity_removals, activity_operations TO kyhan_ops, kyhan_order_system;
 GRANT SELECT ON activity_kept, customers_masked, market_statistics, deleted_orders TO kyhan_ops;
 
--- The order system. It hides, deletes and undoes nothing that the policy keeps.
+-- The order system. It cannot hide, delete or undo anything that the policy keeps.
 GRANT SELECT, INSERT (id, full_name, phone, email, address, created_at) ON customers TO kyhan_order_system;
 GRANT UPDATE (full_name, phone, email, address, erased_at) ON customers TO kyhan_order_system;
 GRANT SELECT ON orders TO kyhan_order_system;
@@ -140,7 +143,7 @@ GRANT UPDATE (status, delivering_since, received_at, out_of_stock_since, parcel_
    ON orders TO kyhan_order_system;
 GRANT SELECT, INSERT (order_id, from_status, to_status, reason, at) ON order_status_history TO kyhan_order_system;
 GRANT SELECT (id, order_id, author, body, at, salt), INSERT (id, order_id, author, body) ON order_messages TO kyhan_order_system;
-GRANT UPDATE (author, body, salt) ON order_messages TO kyhan_order_system; -- to erase; any other change is found
+GRANT UPDATE (author, body, salt) ON order_messages TO kyhan_order_system; -- to erase; any other change is detected
 GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- row by row: see its policies
 GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system;
 GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;

@@ -1,5 +1,5 @@
-//! Giving to `kyhan_owner` exactly what this system's migrations made. Another program's objects stay untouched: where one is in the
-//! way, nothing is changed and the error names it.
+//! Transfers exactly what this system's migrations made to `kyhan_owner`. Another program's objects stay untouched: if one is
+//! in the way, nothing is changed and the error names it.
 
 use sea_orm::{ConnectionTrait, DbErr, QueryResult};
 
@@ -9,16 +9,16 @@ use crate::database::{schema, statement};
 /// Why a schema cannot be taken over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
-    #[error("the login's search_path names no schema that exists")]
+    #[error("no schema in the login's search_path exists")]
     NoSchema,
     #[error(
-        "schema {schema} holds objects with Kỳ Hạn's names that its migrations did not make: {}; nothing was changed. \
+        "schema {schema} contains objects with Kỳ Hạn's names that its migrations did not make: {}; nothing was changed. \
          Use another database, or rename them", .objects.join(", ")
     )]
     Objects { schema: String, objects: Vec<String> },
     #[error(
-        "everybody may create objects in schema {0}, and it holds objects of other programs; nothing was changed. \
-         If no other program needs that right, run: REVOKE CREATE ON SCHEMA {0} FROM PUBLIC"
+        "PUBLIC may create objects in schema {0}, and it contains objects of other programs; nothing was changed. \
+         If no other program needs that privilege, run: REVOKE CREATE ON SCHEMA {0} FROM PUBLIC"
     )]
     OpenSchema(String),
 }
@@ -26,9 +26,9 @@ pub enum Foreign {
 /// A schema as the migrations left it.
 pub(super) struct Schema {
     name: String,
-    /// `ALTER … OWNER TO` takes these: a keyword and a qualified name.
+    /// What `ALTER … OWNER TO` takes: a keyword and a qualified name.
     ours: Vec<(&'static str, String)>,
-    /// Whether everybody may create objects in it.
+    /// Whether PUBLIC may create objects in it.
     open: bool,
 }
 
@@ -36,7 +36,7 @@ impl Schema {
     /// Reads which objects of the current schema the migrations made.
     ///
     /// # Errors
-    /// [`Foreign`], as [`DbErr::Custom`]; the database's.
+    /// [`Foreign`], as [`DbErr::Custom`]; a database error.
     pub async fn read(db: &impl ConnectionTrait) -> Result<Self, DbErr> {
         let sql = "SELECT quote_ident(nspname) AS name,
                           EXISTS (SELECT FROM aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS acl
@@ -91,10 +91,10 @@ impl Schema {
         Ok(schema)
     }
 
-    /// Gives them to the owner, and lets the roles use the schema.
+    /// Transfers them to the owner, and lets the roles use the schema.
     ///
     /// # Errors
-    /// The database's.
+    /// A database error.
     pub async fn give(&self, db: &impl ConnectionTrait) -> Result<(), DbErr> {
         let Self { name, ours, open } = self;
         let mut statements = vec![
@@ -102,7 +102,7 @@ impl Schema {
             format!("GRANT USAGE ON SCHEMA {name} TO kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system"),
         ];
         if *open {
-            // As PostgreSQL 15 has it from the beginning: a role that may create a table here may put it before ours.
+            // The default since PostgreSQL 15: a role that may create a table here could make it hide ours.
             statements.push(format!("REVOKE CREATE ON SCHEMA {name} FROM PUBLIC"));
         }
         statements.extend(ours.iter().map(|(kind, name)| format!("ALTER {kind} {name} OWNER TO {OWNER}")));
@@ -110,7 +110,7 @@ impl Schema {
     }
 }
 
-/// Whether the current schema holds tables or views that are neither ours nor an extension's.
+/// Whether the current schema contains tables or views that are neither ours nor an extension's.
 async fn shared_with_others(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
     let ours: Vec<String> = schema::objects().flat_map(|(_, objects)| objects).chain([schema::TABLE.to_owned()]).collect();
     let sql = "SELECT EXISTS (SELECT FROM pg_class

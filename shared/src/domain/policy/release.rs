@@ -1,7 +1,8 @@
-//! A release: of one kind, a policy that makes rows due earlier takes hold little by little. What its lines alone would make due at once
-//! falls due evenly over a while, each row at a moment of its own that follows from its id; never later than by the policy before.
+//! A release: a policy that makes rows of one kind due earlier takes effect gradually. The rows that its lines alone would
+//! make due at once fall due evenly over a period, each at a moment that follows from its id, and never later than by the
+//! policy before.
 //!
-//! It is part of the policy, and so of the one definition of *due*: no row is written for it, and nobody keeps a list.
+//! It is part of the policy, and so of the one definition of *due*: no row is written for it, and no list is kept.
 
 use chrono::{DateTime, SecondsFormat, TimeDelta, Utc};
 
@@ -11,13 +12,13 @@ use crate::domain::task::Task;
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Release {
-    /// The policy that was replaced, of this kind alone; perhaps in the middle of a release of its own.
+    /// The policy that was replaced, limited to this kind; it may be in the middle of its own release.
     pub before: Policy,
-    /// When the policy was put in force: what was due by then is due.
+    /// When the policy became active: rows that were due by then are due.
     pub since: DateTime<Utc>,
     /// When the first row is released.
     pub from: DateTime<Utc>,
-    /// Over how many milliseconds after that.
+    /// The length of the release in milliseconds, from [`Release::from`] on.
     pub over_ms: u64,
 }
 
@@ -29,7 +30,7 @@ impl Release {
         over.and_then(|over| self.from.checked_add_signed(over)).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
-    /// How many releases of `task` lie in each other.
+    /// How many releases of `task` are nested.
     #[must_use]
     pub fn depth(&self, task: &dyn Task) -> usize {
         1 + self.before.release(task).map_or(0, |before| before.depth(task))
@@ -53,8 +54,9 @@ impl Release {
         format!("({} + {})", self.sql_from(), self.sql_over())
     }
 
-    /// SQL: when the row of this `id` is released. The hash is the one by which PostgreSQL partitions tables, and so the same in every
-    /// version; of it 31 bits are taken. Each release has its own, so that what another one left over is spread evenly too.
+    /// SQL: when the row with this `id` is released. The hash is the one with which PostgreSQL partitions tables, so it is
+    /// the same in every version; 31 of its bits are used. Each release has a seed of its own, so that rows left over from
+    /// another release are spread evenly too.
     #[must_use]
     pub fn sql_moment(&self, id: &str) -> String {
         let (from, over, seed) = (self.sql_from(), self.sql_over(), self.from.timestamp_micros());
@@ -66,7 +68,7 @@ impl Release {
     }
 }
 
-/// To the microsecond, as PostgreSQL keeps it.
+/// To the microsecond, as PostgreSQL stores it.
 fn literal(moment: DateTime<Utc>) -> String {
     format!("timestamptz '{}'", moment.to_rfc3339_opts(SecondsFormat::Micros, true))
 }

@@ -1,5 +1,5 @@
-//! How a policy is written in `policies`: its lines, and its releases with the policy before, as JSON. What was written once is read for
-//! ever; a field that is not known is a mistake, as it could change what is due.
+//! How `policies` stores a policy: its lines, and its releases with the policy before, as JSON. Stored policies stay readable
+//! forever; an unknown field is an error, because it could change what is due.
 
 use std::collections::BTreeMap;
 
@@ -53,7 +53,7 @@ impl Written {
         }
     }
 
-    /// What it says; or why this build cannot tell, as that of a later version.
+    /// Decodes the policy, or returns why this build cannot, as for a policy of a later version.
     pub(super) fn read(self) -> Result<Policy, String> {
         let lines = self.lines.into_iter().map(WrittenLine::read).collect::<Result<_, _>>()?;
         let policy = Policy::new(lines).map_err(|mistakes| {
@@ -82,7 +82,7 @@ impl WrittenRelease {
 }
 
 fn kind(name: &str) -> Result<&'static str, String> {
-    tasks::find(name).map(Task::kind).ok_or_else(|| format!("there is no task {name:?} in this version"))
+    tasks::find(name).map(Task::kind).ok_or_else(|| format!("this version has no task {name:?}"))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
-//! `collect-arrears`: money still missing for goods, shipping (PVC) or service, or lost to a wrong «Hết hàng», is collected
-//! from the customer's wallet (policy point 3). Amounts come only from rows locked in the same transaction, so no payment,
-//! refund or change of fees beside it can make one wrong.
+//! `collect-arrears`: money still missing for goods, shipping (PVC) or service, or refunded by a wrong «Hết hàng», is
+//! collected from the customer's wallet (policy point 3). Amounts come only from rows locked in the same transaction, so no
+//! concurrent payment, refund or change of fees can make one wrong.
 
 use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms, locked}}};
 
@@ -19,9 +19,9 @@ impl Task for CollectArrears {
         &[EventType::OrderShipped, EventType::OrderReceived, EventType::OrderOutOfStock, EventType::OrderFeesChanged]
     }
 
-    /// Delivered or being delivered and short of money; in any status, while a try that a wallet's floor cut short is
-    /// outstanding; or wrongly «Hết hàng», which is put right even where no money is missing. A payment, and such a try, are
-    /// changes like that of a fee.
+    /// Delivered or being delivered and short of money; or short of money in any status but cancelled or out of stock, while
+    /// a try that a wallet's floor cut short is outstanding; or wrongly «Hết hàng», which is corrected even if no money is
+    /// missing. A payment, and such a try, count as changes like a change of fees.
     fn candidates(&self) -> &'static str {
         r#"SELECT orders.id,
                   delivering_since AS "order.shipped",
@@ -48,8 +48,8 @@ impl Task for CollectArrears {
     }
 
     fn locks(&self) -> Vec<String> {
-        // By status, which is locked by now, and not by what is short, which is not: an order that is to be left alone gets no
-        // account, and one that a refund makes short at this moment has all that it needs.
+        // By status, which is locked by now, and not by the shortfall, which is not: an order to be left alone gets no
+        // account, and an order that a concurrent refund makes short has all the accounts that it needs.
         let chargeable = "orders.id = ANY($1) AND (
                           status IN ('delivering', 'received')
                           OR (status = 'out_of_stock' AND parcel_recorded_at IS NOT NULL)
@@ -75,8 +75,8 @@ impl Task for CollectArrears {
                   ORDER BY orders.customer_id
                  ON CONFLICT DO NOTHING"
             ),
-            // In id order, as the ledger's own trigger locks them. An array is found once; a join would be run again for each wallet that
-            // another batch has changed in the meantime.
+            // In id order, as the ledger's own trigger locks them. An array is computed once; a join would run again for each
+            // wallet that another batch has changed in the meantime.
             locked(
                 "SELECT accounts.id FROM accounts
                   WHERE accounts.id = ANY (ARRAY(
@@ -91,7 +91,7 @@ impl Task for CollectArrears {
     }
 
     fn effect(&self, terms: &Terms) -> String {
-        // What a wallet can still give, after what this statement already takes from it for earlier deadlines.
+        // What a wallet can still pay, after this statement's own charges for earlier deadlines.
         let amount = terms.wallet_floor.map_or("short".to_owned(), |floor| {
             format!(
                 "least(short, greatest(0, wallet_balance - ({floor}) - coalesce(sum(short) OVER (
@@ -120,7 +120,7 @@ impl Shown for CollectArrears {
         "orders that are short of money and delivering, received or tried before, and orders out of stock with a parcel on record"
     }
 
-    /// The shortfalls, each component's for itself, as numerics: no amount that an order system wrote can end a count of all. How
+    /// The shortfalls, per component, as numerics, so that no amount written by an order system can overflow the total. How
     /// much of them a wallet's floor would leave outstanding is known only when they are collected.
     fn stake(&self) -> Option<&'static str> {
         Some(
@@ -167,7 +167,7 @@ impl Shown for CollectArrears {
                          AND coalesce(charged.amounts, '{}') IS DISTINCT FROM detail -> 'collected'",
             },
             Check {
-                // The key is unique, so what it says of order and component is what keeps a deadline from being charged twice.
+                // The unique key prevents a second charge for a deadline only if it names the right order and component.
                 name: "charges whose key names another order or component",
                 sql: "SELECT count(*) FROM transfers JOIN accounts ON accounts.id = transfers.credit_account
                        WHERE reason = 'arrears'

@@ -1,5 +1,5 @@
--- The effect of collect-arrears, which follows `asked` and `due`. Names in single braces are filled in by collect_arrears.rs; a brace
--- of SQL is doubled.
+-- The effect of collect-arrears, which follows `asked` and `due`. collect_arrears.rs fills in the names in single braces; a
+-- brace of SQL is doubled.
 ripe AS MATERIALIZED (
     SELECT due.*, orders.customer_id, orders.status, orders.goods_due, orders.shipping_due, orders.service_due,
            orders.delivering_since
@@ -10,7 +10,7 @@ ripe AS MATERIALIZED (
       FROM ripe CROSS JOIN LATERAL (VALUES
                ('goods', ripe.goods_due, 1), ('shipping', ripe.shipping_due, 2), ('service', ripe.service_due, 3)
            ) AS part (kind, due, rank)
-           -- Both are there, see the locks; if one were not, the money is outstanding and not collected.
+           -- Both exist, see the locks; without one of them, the money is outstanding and not collected.
            LEFT JOIN accounts AS account ON account.order_id = ripe.id AND account.kind = part.kind
            LEFT JOIN accounts AS wallet ON wallet.customer_id = ripe.customer_id AND wallet.kind = 'wallet'
      WHERE part.due > coalesce(account.balance, 0)
@@ -19,7 +19,7 @@ ripe AS MATERIALIZED (
 ), charged AS (
     INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
     SELECT wallet, account, amount, 'arrears', id,
-           -- One charge per component and deadline: a second one is refused by the key itself.
+           -- One charge per component and deadline: the unique key refuses a second one.
            'collect-arrears:' || id || ':' || kind || ':' || to_char(due_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US')
       FROM charge WHERE amount > 0
 ), result AS MATERIALIZED (
@@ -35,12 +35,12 @@ ripe AS MATERIALIZED (
                  WHERE history.order_id = result.id AND history.to_status = 'out_of_stock'
                    AND history.from_status NOT IN ('out_of_stock', 'cancelled')
                  ORDER BY history.id DESC LIMIT 1),
-               -- No history: a parcel on record says that the goods reached the warehouse.
+               -- No history: a parcel on record means that the goods reached the warehouse.
                'in_warehouse') AS before
       FROM result WHERE result.status = 'out_of_stock'
 ), restored AS (
     UPDATE orders SET
-           -- Being delivered needs the moment it began; without one the goods are in the warehouse.
+           -- An order being delivered needs the moment delivery began; without one the goods are in the warehouse.
            status = CASE WHEN mistake.before = 'delivering' AND orders.delivering_since IS NULL
                          THEN 'in_warehouse' ELSE mistake.before END,
            out_of_stock_since = NULL, updated_at = now()
@@ -50,7 +50,7 @@ ripe AS MATERIALIZED (
     INSERT INTO order_status_history (order_id, from_status, to_status, reason, wakeup_id)
     SELECT id, 'out_of_stock', status, 'collect-arrears: parcel on record', wakeup_id FROM restored
 ), raised AS (
-    -- What its old wake-ups found out of stock has to be woken again, counted from the old moments.
+    -- The old wake-ups found the order out of stock, so its events are raised again, with the old moments.
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT 'order.shipped', id, delivering_since FROM restored WHERE status = 'delivering' AND {wants_shipped}
     UNION ALL
@@ -60,7 +60,7 @@ ripe AS MATERIALIZED (
     SELECT id, outstanding, now() FROM result WHERE outstanding > 0
     ON CONFLICT (order_id) DO UPDATE SET outstanding = EXCLUDED.outstanding, tried_at = EXCLUDED.tried_at
 ), settled AS (
-    -- Collected now, or paid, refunded or cancelled by others meanwhile: no candidate any more.
+    -- Collected now, or paid, refunded or cancelled by others meanwhile: no longer a candidate.
     DELETE FROM arrears_outstanding USING asked
      WHERE arrears_outstanding.order_id = asked.id
        AND (NOT EXISTS (SELECT FROM due WHERE due.id = asked.id)

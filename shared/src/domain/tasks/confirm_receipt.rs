@@ -1,5 +1,5 @@
-//! `confirm-receipt`: an order still «Đang giao» two weeks after its delivery began becomes «Khách nhận hàng» (policy point 1).
-//! It only corrects the status: nothing else in the order, and nothing said about it, changes.
+//! `confirm-receipt`: an order still «Đang giao» two weeks after its delivery began becomes «Khách nhận hàng» (policy point
+//! 1). It only corrects the status: nothing else in the order, and no message about it, changes.
 
 use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
 
@@ -62,8 +62,8 @@ impl Shown for ConfirmReceipt {
     fn checks(&self) -> &'static [Check] {
         &[
             Check {
-                // The effect sets both moments to the same now(), in an order that was there before; an order system that does
-                // so too is expected to write history. One that was touched since is no longer known to be ours.
+                // The effect sets both moments to the same now(), in an order that existed before; an order system that does
+                // the same should write history. An order that was changed since cannot be recognized as ours.
                 name: "received orders whose history does not say so",
                 sql: "SELECT count(*) FROM orders
                        WHERE status = 'received' AND received_at = updated_at AND created_at < received_at
@@ -72,14 +72,14 @@ impl Shown for ConfirmReceipt {
                                             AND history.at >= coalesce(orders.delivering_since, '-infinity'))",
             },
             Check {
-                // No foreign key keeps them out, and what asks in its stead lets the fleet's sessions pass (kyhan.effect).
+                // No foreign key prevents them, and the check in its place lets the fleet's sessions pass (kyhan.effect).
                 name: "history rows of orders that do not exist",
                 sql: "SELECT count(*) FROM order_status_history AS history
                        WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = history.order_id)",
             },
             Check {
-                // Staff may set an order delivering again. So two of our rows count only if one transaction wrote both, or if
-                // the order's history tells when it began to be delivered and does not tell it again in between.
+                // Staff may set an order to delivering again. So two of our rows count only if one transaction wrote both, or
+                // if the history records when delivery began and does not record it again between them.
                 name: "receipts recorded twice for one delivery",
                 sql: "SELECT count(*)
                         FROM (SELECT order_id, id, at, lag(id) OVER earlier AS before, lag(at) OVER earlier AS before_at

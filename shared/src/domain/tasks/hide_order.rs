@@ -1,8 +1,9 @@
-//! `hide-order`: an order of which nothing was heard for six months leaves the views of what is on line, and stays whole (policy point
-//! 4). Never a second earlier, and never while something about it is open: its status is final, its money settled, nobody holds it.
+//! `hide-order`: an order with no activity for six months is hidden from the active views, and stays whole (policy point 4).
+//! It is never hidden a second earlier, nor while anything about it is open: its status must be final, its money settled, and
+//! no hold may be on it.
 //!
-//! While something is open the newest information is that of this moment. So its wake-up is postponed by six months each time, and is
-//! there when it is settled; none is needed for each status that an order may end in.
+//! While something is open, the order counts from the current moment. So its wake-up is postponed by six months each time,
+//! and still waits when the order is settled; no wake-up is needed for each status in which an order may end.
 
 use crate::{domain::{event::EventType, order, span::Span, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
 
@@ -17,7 +18,7 @@ impl Task for HideOrder {
         "orders"
     }
 
-    /// From the newest information about the order, which is at least that it was recorded: what is heard of it later counts anew.
+    /// From the latest activity about the order, which is at least its recording; later activity restarts the span.
     fn counts_from(&self) -> &'static [EventType] {
         &[EventType::OrderRecorded]
     }
@@ -36,13 +37,13 @@ impl Task for HideOrder {
         Some("since")
     }
 
-    /// Whoever is writing something about an order holds it by a foreign key's lock, and this waits for them.
+    /// A transaction that writes something about an order holds a foreign key's lock on it, and this lock waits for that one.
     fn lock(&self) -> &'static str {
         "FOR UPDATE"
     }
 
     fn effect(&self, _: &Terms) -> String {
-        // No other column changes: the order stays as it was, and what was last heard of it too.
+        // No other column changes: the order, and when its latest activity was, stay as they were.
         "hidden AS (
             UPDATE orders SET hidden_at = now()
               FROM due WHERE orders.id = due.id AND orders.hidden_at IS NULL AND due.due_at <= now()
@@ -64,7 +65,7 @@ impl Shown for HideOrder {
     }
 
     fn applies_to(&self) -> &'static str {
-        "orders on line; one that is not final, owes money or is held counts from this very moment, and so is never due"
+        "orders in the active views; one that is not final, owes money or is on hold counts from now, and so is never due"
     }
 
     fn shown(&self) -> &'static str {

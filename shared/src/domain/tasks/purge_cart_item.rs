@@ -1,5 +1,5 @@
-//! `purge-cart-item`: a product left in the cart for 30 days without an order being made of it is deleted (policy point 2).
-//! The activity that records it names neither the product nor where it is bought.
+//! `purge-cart-item`: a product that stays in the cart for 30 days without an order is deleted (policy point 2). The activity
+//! that records it names neither the product nor where it is bought.
 
 use crate::{domain::{event::EventType, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
 
@@ -42,7 +42,7 @@ impl Task for PurgeCartItem {
 
 impl Shown for PurgeCartItem {
     fn applies_to(&self) -> &'static str {
-        "items of which no order was made"
+        "items that were not ordered"
     }
 
     fn shown(&self) -> &'static str {
@@ -60,7 +60,7 @@ impl Shown for PurgeCartItem {
     fn checks(&self) -> &'static [Check] {
         &[
             Check {
-                // One put back under its old id is there since later than that.
+                // An item put back under its old id has a later `added_at`.
                 name: "items purged by record and still there",
                 sql: "SELECT count(*) FROM cart_items
                        WHERE EXISTS (SELECT FROM activity
@@ -68,7 +68,8 @@ impl Shown for PurgeCartItem {
                                         AND activity.actor_kind = 'system' AND activity.at >= cart_items.added_at)",
             },
             Check {
-                // Of the same stay in the cart, that is; our sessions write moments in UTC, so their texts can be compared.
+                // Only within one stay in the cart, hence `added_at`; our sessions write moments in UTC, so their texts can
+                // be compared.
                 name: "items whose purge is recorded twice",
                 sql: "SELECT count(*)
                         FROM (SELECT FROM activity_operations WHERE action = 'cart_item.purged' AND actor_kind = 'system'

@@ -1,5 +1,5 @@
-//! What letters are grouped by: the cause without what differs from letter to letter. Pure; equal failures of different rows have
-//! one group, and names (of constraints, tables, kinds) stay.
+//! How letters are grouped: by the cause without what differs from letter to letter. Pure. Equal failures of different rows
+//! have one group, and names (of constraints, tables, kinds) stay.
 
 use std::sync::LazyLock;
 
@@ -8,10 +8,10 @@ use regex::{Captures, Regex};
 /// Longest group, in characters.
 pub const GROUP_MAX: usize = 200;
 
-/// What is taken out, and what stands in its place, in this order: values that may hold anything come first.
+/// What is replaced, and by what, in this order: values with arbitrary content come first.
 static VALUES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     compiled(&[
-        // PostgreSQL's details name the values of the row: «Key (id)=(…) already exists.»
+        // PostgreSQL's details contain the row's values: «Key (id)=(…) already exists.»
         (
             r"(?s)Key \(([^=]{0,200})\)=\(.*?\)( already exists| is not present| is still referenced| conflicts|\.|;|:|\n|$)",
             "Key ($1)=(…)$2",
@@ -22,14 +22,14 @@ static VALUES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"(^|[\s(=:,])'[^']*'", "$1'…'"),
     ])
 });
-/// The same of what is left: ids, moments and numbers.
+/// The same for the rest: ids, moments and numbers.
 static NUMBERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
     compiled(&[
         (r"(?i)\b[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}\b", "<id>"),
         (r"\b\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d(?::\d\d(?:\.\d+)?)?(?: ?(?:Z|UTC)|[+-]\d\d(?::?\d\d)?)?)?", "<time>"),
-        // Without dashes, of traces and of whatever else.
+        // Ids without dashes, such as those of traces.
         (r"(?i)\b[0-9a-f]{16,}\b", "<id>"),
-        // With its sign and fraction; one that ends a name is a part of it.
+        // A number with its sign and fraction; digits that end a name belong to the name.
         (r"(^|[^\w.-])[+-]?\d+(?:[.,]\d+)*", "$1#"),
         (r"\b\d+", "#"),
         (r"\s+", " "),
@@ -37,7 +37,7 @@ static NUMBERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
 });
 static QUOTED: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| compiled(&[(r#""([^"]*)""#, "\"…\"")]));
 
-/// Those that are no patterns are left out, which a test would notice.
+/// Compiles the patterns. An invalid one is left out, which a test detects.
 fn compiled(patterns: &[(&str, &'static str)]) -> Vec<(Regex, &'static str)> {
     patterns.iter().filter_map(|(pattern, stands)| Some((Regex::new(pattern).ok()?, *stands))).collect()
 }
@@ -59,7 +59,7 @@ pub fn cause_group(cause: &str) -> String {
     group.trim().chars().take(GROUP_MAX).collect()
 }
 
-/// Whether a quoted text names something: a constraint, a table, a kind, a routing key.
+/// Whether a quoted text is a name: of a constraint, a table, a kind or a routing key.
 fn is_name(quoted: &str) -> bool {
     quoted.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
         && quoted.chars().all(|char| char.is_ascii_alphanumeric() || "_.$-".contains(char))

@@ -1,16 +1,17 @@
-//! The headers of a message that died: which of them are kept, whether they can be published again, and how they are stored. What
-//! is stored is read again.
+//! The headers of a message that died: which of them are kept, whether they can be published again, and how they are stored.
+//! Stored headers can be read back.
 
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 
-/// Most of the original headers that is kept, in bytes: a message's headers must fit into one frame (128 KiB), and a letter
-/// that cannot be published would come back for ever.
+/// Most bytes of the original headers that are kept: a message's headers must fit into one frame (128 KiB), and a letter that
+/// cannot be published would come back forever.
 const HEADERS_MAX: usize = 64 * 1024;
-/// Deepest nesting of tables and arrays that is stored: serde_json reads 127 levels, and each of ours is two of them.
+/// Deepest nesting of tables and arrays that is stored: serde_json reads 127 levels, and each level of AMQP takes two of
+/// them.
 const DEPTH_MAX: usize = 60;
 
-/// Headers without the broker's own record of dead-lettering, as republished with it a message is dropped as a cycle, and
-/// without `CC` and `BCC`, by which a message would be routed to more queues than ours.
+/// Headers without the broker's own record of dead-lettering, with which a republished message is dropped as a cycle, and
+/// without `CC` and `BCC`, which would route a message to more queues than ours.
 /// <https://www.rabbitmq.com/docs/sender-selected>
 #[must_use]
 pub fn without_deaths(headers: Option<&FieldTable>) -> FieldTable {
@@ -33,7 +34,7 @@ pub fn fit_to_publish(headers: &FieldTable) -> bool {
     size_of_table(headers) <= HEADERS_MAX
 }
 
-/// How many bytes a table takes in a frame, a little too many.
+/// How many bytes a table takes in a frame, slightly overestimated.
 pub(super) fn size_of_table(table: &FieldTable) -> usize {
     table.inner().iter().map(|(name, value)| name.as_str().len() + 2 + size_of_value(value)).sum::<usize>() + 4
 }
@@ -49,20 +50,21 @@ fn size_of_value(value: &AMQPValue) -> usize {
     }
 }
 
-/// Headers as `dead_letters.headers` holds them: the AMQP table in JSON, each value with its type (a double perhaps without its last
-/// bit). And how many values JSON cannot hold and are not kept: numbers that are none, and what is nested too deep.
+/// Headers as `dead_letters.headers` stores them: the AMQP table in JSON, each value with its type (a double may lose its
+/// last bit). Also returns how many values were dropped because JSON cannot represent them: non-finite numbers, and values
+/// nested too deep.
 #[must_use]
 pub fn headers_to_json(headers: &FieldTable) -> (Vec<u8>, usize) {
     let mut dropped = 0;
     let kept = table_for_json(headers, 0, &mut dropped);
-    // It cannot fail: every key is a text, and what JSON cannot hold is gone.
+    // It cannot fail: every key is a string, and what JSON cannot represent was dropped.
     (serde_json::to_vec(&kept).unwrap_or_else(|_| b"{}".to_vec()), dropped)
 }
 
-/// The headers that [`headers_to_json`] wrote.
+/// Reads the headers that [`headers_to_json`] wrote.
 ///
 /// # Errors
-/// When they are no such JSON.
+/// If the JSON has another form.
 pub fn headers_from_json(json: &[u8]) -> Result<FieldTable, serde_json::Error> {
     serde_json::from_slice(json)
 }

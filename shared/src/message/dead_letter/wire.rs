@@ -1,5 +1,5 @@
-//! A letter on its way: the message that carries it to the dead-letter queue, and what a message of that queue, or of the unrouted
-//! ones, is read as. Every message is some letter.
+//! A letter on the wire: the message that carries it to the dead-letter queue, and how a message of that queue, or of the
+//! queue of unrouted messages, is read. Every message can be read as a letter.
 
 use chrono::{DateTime, Datelike, Utc};
 use lapin::{
@@ -73,7 +73,8 @@ impl DeadLetter {
         Outgoing { exchange: topology.dead(), routing_key: self.routing_key, properties, body: self.body }
     }
 
-    /// Reads a message of the dead-letter queue, or of the queue of `unrouted` ones. Every message is some letter.
+    /// Reads a message of the dead-letter queue, or of the queue of `unrouted` messages. Every message can be read as a
+    /// letter.
     #[must_use]
     pub fn read(unrouted: bool, routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
         let empty = FieldTable::default();
@@ -86,9 +87,9 @@ impl DeadLetter {
             Some(AMQPValue::LongLongInt(number)) => Some(*number),
             _ => None,
         };
-        // Whoever wrote these headers may have written more than a name, or than AMQP can send again.
+        // The sender of these headers may have written more than a name, or more than AMQP can send again.
         let name = |header: &str| text(header).map(|text| cut(&text, NAME_MAX));
-        // What the broker buried it has marked; its sender may have written anything else.
+        // The broker marks the messages that it dead-letters with `x-death`; their sender may have written any other header.
         let Some(reason) = name(REASON).filter(|_| !headers.contains_key("x-death")) else {
             return Self::of_broker(unrouted, routing_key, headers, body);
         };
@@ -120,7 +121,7 @@ impl DeadLetter {
         }
     }
 
-    /// A message that the broker put here by itself: delivered too often, or sent where no lane is.
+    /// A message that the broker itself put here: delivered too often, or sent with a routing key that no lane takes.
     fn of_broker(unrouted: bool, routing_key: &str, headers: &FieldTable, body: Vec<u8>) -> Self {
         let death = match headers.inner().get("x-death") {
             Some(AMQPValue::FieldArray(deaths)) => match deaths.as_slice().first() {
@@ -174,7 +175,7 @@ fn moment(seconds: u64) -> Option<DateTime<Utc>> {
     DateTime::from_timestamp(i64::try_from(seconds).ok()?, 0).and_then(shown)
 }
 
-/// A moment of a year that every calendar can show.
+/// A moment in a year that every calendar library supports.
 fn shown(at: DateTime<Utc>) -> Option<DateTime<Utc>> {
     (1..=9_999).contains(&at.year()).then_some(at)
 }
