@@ -50,7 +50,9 @@ enum Command {
 async fn main() -> ExitCode {
     let Arguments { common, command } = Arguments::parse();
     if command.is_none() && !common.print_config {
-        Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "a subcommand is required: `relay` or `emit`").exit();
+        Arguments::command()
+            .error(clap::error::ErrorKind::MissingSubcommand, "a subcommand is required: `relay` or `emit`")
+            .exit();
     }
     match command {
         None | Some(Command::Relay) => {

@@ -119,7 +119,11 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
     // that are busy at the same time share these connections.
     let (consumers, max_connections) = (settings.worker.consumers, settings.database.max_connections);
     if max_connections < u32::from(consumers) + 7 {
-        tracing::warn!(consumers, max_connections, "consumers may wait for PostgreSQL connections; raise database.max_connections");
+        tracing::warn!(
+            consumers,
+            max_connections,
+            "consumers may wait for PostgreSQL connections; raise database.max_connections"
+        );
     }
     let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
     // Read the pauses before consuming, so that no wake-up of a paused kind is taken.

@@ -103,10 +103,18 @@ async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallib
                 Ok(counted) => points.extend(counted),
                 // The consumers log an outage already.
                 Err(error) if trouble(&error).is_outage() => {
-                    tracing::debug!(kind = task.kind(), error = shared::process::redact::told(&error), "a kind could not be forecast");
+                    tracing::debug!(
+                        kind = task.kind(),
+                        error = shared::process::redact::told(&error),
+                        "a kind could not be forecast"
+                    );
                 }
                 Err(error) => {
-                    tracing::warn!(kind = task.kind(), error = shared::process::redact::told(&error), "a kind could not be forecast");
+                    tracing::warn!(
+                        kind = task.kind(),
+                        error = shared::process::redact::told(&error),
+                        "a kind could not be forecast"
+                    );
                 }
             }
         }

@@ -232,7 +232,11 @@ impl Consumers {
             done = &mut processing => return done,
             () = patience.longer_than(hold) => {}
         }
-        tracing::warn!(lane = self.queue, hold_ms = hold.as_millis(), "a batch waited longer than worker.hold_ms; it returns to its queue");
+        tracing::warn!(
+            lane = self.queue,
+            hold_ms = hold.as_millis(),
+            "a batch waited longer than worker.hold_ms; it returns to its queue"
+        );
         part.down("waiting for a server; holds no messages");
         close_channel(&settle.channel).await;
         // The messages have returned to the queue. Processing ends with an error at the ack, because the channel is closed.

@@ -20,7 +20,9 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
         match Canary::decode(&message.body) {
             Ok(canary) => arrived.push(canary),
             // Drop it: the next canary reports on the rung.
-            Err(why) => tracing::warn!(why, bytes = message.body.len(), "dropped a message in the canaries' lane that is not a canary"),
+            Err(why) => {
+                tracing::warn!(why, bytes = message.body.len(), "dropped a message in the canaries' lane that is not a canary")
+            }
         }
     }
     let mut attempt = Attempt::first();
@@ -34,7 +36,10 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
             After::Again => {}
             After::Abandoned => return Ok(Some(Stop::Shutdown)),
             After::Blame => {
-                tracing::error!(error = told(&failed.0), "the arrival of canaries could not be recorded; they will be reported as lost");
+                tracing::error!(
+                    error = told(&failed.0),
+                    "the arrival of canaries could not be recorded; they will be reported as lost"
+                );
                 break;
             }
         }
