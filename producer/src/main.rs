@@ -31,7 +31,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Drain the outbox until told to stop (SIGTERM); run as many as you like
+    /// Drain the outbox until SIGTERM; run as many as you like
     Relay,
     /// Schedule the wake-ups of one event by hand
     #[command(after_help = "Example: producer emit order.shipped 6f2c2e0e-6a3e-4d2b-9a38-3d1f0f1f8f10")]

@@ -155,7 +155,7 @@ async fn broker_alone(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> 
     let mut late = Vec::with_capacity(subjects.len());
     let see = |delivery: lapin::message::Delivery| {
         let came = Instant::now();
-        let due = *due.get(&id(&delivery.properties)).context("a message that nobody published")?;
+        let due = *due.get(&id(&delivery.properties)).context("an unknown message")?;
         // An arrival before the due time counts as punctual.
         late.push(came.saturating_duration_since(due).as_secs_f64() * 1_000.0);
         Ok(())

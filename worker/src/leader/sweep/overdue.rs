@@ -28,7 +28,7 @@ pub(super) enum Which {
     Recent { after: DateTime<Utc>, pauses_after: DateTime<Utc> },
     /// Rows that fell due within one step of the past.
     Deep(Step),
-    /// Rows whose column of [`Task::not_before`] lies within one step of the past.
+    /// Rows whose column of [`shared::domain::task::Task::not_before`] lies within one step of the past.
     OfAge(Step),
 }
 
