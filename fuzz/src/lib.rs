@@ -1,5 +1,5 @@
-//! The claims about what comes from outside, over any bytes: no panic, no memory beyond the message's size, and what was read can
-//! be written again. A claim that does not hold panics.
+//! The claims about input from outside, for any bytes: no panic, memory bounded by the message's size, and what was decoded can be encoded
+//! again. A claim that does not hold panics.
 //!
 //! libFuzzer calls them (`fuzz_targets/`), and so does an ordinary test (`tests/fuzz/`), which includes this file.
 
@@ -30,26 +30,26 @@ use uuid::Uuid;
 #[global_allocator]
 static MEMORY: PeakAlloc = PeakAlloc;
 
-/// Parts an input into the parts of a message. No text of ours contains it: JSON forbids control characters.
+/// Separates the parts of a message in an input. None of our texts contains it, because JSON forbids control characters.
 const SEPARATOR: u8 = 0x1e;
 /// The longest frame that RabbitMQ and lapin agree on, in bytes. A message's properties must fit into one.
 const FRAME_MAX: usize = 128 * 1024;
-/// What a frame holds besides the table of headers, and what a letter adds to a table: names, ids and numbers, not texts.
+/// Room in a frame for everything except the table of headers, and for what a letter adds to the table: names, ids and numbers.
 const FRAME_ROOM: usize = 1024;
 
-/// Memory for what is understood: so many times the message's size and a little. A vector that grows has the next one beside it.
+/// Most memory for a decoded message: a multiple of its size, plus a constant. While a vector grows, its old and its new buffer coexist.
 const UNDERSTOOD: (usize, usize) = (2, 1024);
-/// For what is refused: an error says what is wrong, and quotes no more of the message than a name's beginning, escaped.
+/// Most memory for a refused message: an error quotes at most the beginning of a name, escaped.
 const REFUSED: (usize, usize) = (2, 4096);
-/// A canary is short, and is written by us: what stands in its place may be quoted, escaped, and the quote grows and is copied.
+/// Most memory for a refused canary. Its error may quote the whole body, escaped, and the quote is copied while it grows.
 const REFUSED_CANARY: (usize, usize) = (2, 48 * 1024);
-/// For a letter: what it keeps, and what it was is looked at more than once.
+/// Most memory for a letter: what it keeps, and several passes over the original message.
 const LETTER: (usize, usize) = (4, 8192);
 
-/// Any function here.
+/// The type of the claims.
 pub type Claim = fn(&[u8]);
 
-/// The targets by name, as there is a file in `fuzz_targets/` and a folder in `seeds/` for each.
+/// The claims by name. Each has a file in `fuzz_targets/` and a folder in `seeds/`.
 #[must_use]
 pub fn claims() -> BTreeMap<&'static str, Claim> {
     BTreeMap::from([
@@ -59,8 +59,8 @@ pub fn claims() -> BTreeMap<&'static str, Claim> {
     ])
 }
 
-/// A body, and behind a separator a table of headers as it is on the wire: what a worker is given, as a wake-up or as a canary. A
-/// wake-up that was understood is written and read again as itself.
+/// Decodes a message as a wake-up and as a canary. The input is a body, a separator, and a table of headers in wire format. A decoded
+/// wake-up is encoded and decodes to the same wake-up again.
 pub fn wakeup_decode(input: &[u8]) {
     let (body, rest) = parted(input);
     let headers = table(rest);
@@ -77,8 +77,8 @@ pub fn wakeup_decode(input: &[u8]) {
     assert_eq!(again.as_ref(), Ok(&wakeup));
 }
 
-/// Words, as `producer emit` takes them: an event's name, which is what `outbox.event_type` holds, a subject's id and a moment.
-/// Whatever is understood can be scheduled, and what is scheduled can be read.
+/// Parses an event from words, as `producer emit` takes them: its name, as in `outbox.event_type`, a subject's id and a time. Every parsed
+/// event can be scheduled, and its wake-ups can be decoded.
 pub fn event_parse(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     let words: Vec<&str> = text.splitn(3, ' ').collect();
@@ -103,8 +103,8 @@ pub fn event_parse(input: &[u8]) {
     }
 }
 
-/// A routing key, a body, and a table of headers: what a worker stores. A letter that was read, and one that is written of the
-/// same message, fit into what AMQP can send, and its headers can be stored and read.
+/// Reads a dead letter from a routing key, a body, and a table of headers. The letter, and one written for the same message, fit into an
+/// AMQP frame, and the letter's headers can be stored and read back.
 pub fn dead_letter_read(input: &[u8]) {
     let (key, rest) = parted(input);
     let (body, rest) = parted(rest.unwrap_or_default());
@@ -126,7 +126,7 @@ pub fn dead_letter_read(input: &[u8]) {
         assert!(!letter.subjects().is_empty() && cause_group(&letter.cause).chars().count() <= GROUP_MAX);
         let (json, dropped) = headers_to_json(&letter.headers);
         let stored = headers_from_json(&json).expect("what was stored");
-        // Not their values: a double's last bit may differ.
+        // Values are not compared, because the last bit of a double may differ.
         assert!(dropped > 0 || stored.inner().keys().eq(letter.headers.inner().keys()));
         can_be_sent(letter);
     }
@@ -144,7 +144,7 @@ pub fn dead_letter_read(input: &[u8]) {
     can_be_sent(DeadLetter::new(&death, key, headers.as_ref(), body));
 }
 
-/// That the message of a letter fits into what AMQP can send.
+/// Checks that the message of a letter fits into an AMQP frame.
 fn can_be_sent(letter: DeadLetter) {
     let (_, topology) = fleet();
     let body = letter.body.clone();
@@ -155,7 +155,7 @@ fn can_be_sent(letter: DeadLetter) {
     assert!(size + FRAME_ROOM <= FRAME_MAX, "{size} bytes of headers");
 }
 
-/// A policy and its topology, with something for every kind of event.
+/// A policy and its topology, with lines on several event types.
 fn fleet() -> (Policy, Topology) {
     let line = |on, task, after: &str| Line { on, task, after: after.parse().expect("a span") };
     let policy = Policy::new(vec![
@@ -169,13 +169,13 @@ fn fleet() -> (Policy, Topology) {
     (policy, topology)
 }
 
-/// What stands before the first separator and what stands behind it.
+/// Splits at the first separator.
 fn parted(input: &[u8]) -> (&[u8], Option<&[u8]>) {
     let at = input.iter().position(|byte| *byte == SEPARATOR);
     at.map_or((input, None), |at| (&input[..at], Some(&input[at + 1..])))
 }
 
-/// Headers, by the parser that reads them off the wire, where they fit into a frame.
+/// Parses headers with lapin's wire parser, if they fit into a frame.
 fn table(entries: Option<&[u8]>) -> Option<FieldTable> {
     let entries = entries?;
     let mut wire = u32::try_from(entries.len()).ok()?.to_be_bytes().to_vec();
@@ -184,7 +184,7 @@ fn table(entries: Option<&[u8]>) -> Option<FieldTable> {
     (wire.len() + 2 * FRAME_ROOM <= FRAME_MAX).then_some(table)
 }
 
-/// How many bytes a table takes on the wire.
+/// The size of a table on the wire, in bytes.
 fn size_of_table(table: &FieldTable) -> usize {
     4 + table.inner().iter().map(|(name, value)| 1 + name.as_str().len() + 1 + size_of_value(value)).sum::<usize>()
 }
@@ -205,7 +205,7 @@ fn size_of_value(value: &AMQPValue) -> usize {
     }
 }
 
-/// Does something, and tells how many bytes of memory it used at most beyond what was in use before.
+/// Runs `act` and returns its result with the peak of additional memory in bytes.
 fn measured<T>(act: impl FnOnce() -> T) -> (T, usize) {
     MEMORY.reset_peak_usage();
     let before = MEMORY.current_usage();
@@ -213,7 +213,7 @@ fn measured<T>(act: impl FnOnce() -> T) -> (T, usize) {
     (done, MEMORY.peak_usage().saturating_sub(before))
 }
 
-/// That no more was used than so many times the message's size and so many bytes.
+/// Checks that at most `times` the message's size plus `more` bytes were used.
 fn within((times, more): (usize, usize), size: usize, used: usize) {
     assert!(used <= times * size + more, "{used} bytes of memory for {size}; {times} times that and {more} is the most");
 }

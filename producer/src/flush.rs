@@ -1,6 +1,5 @@
-//! Flush: what several callers want scheduled at the same moment travels together, packed. While some flushes await their
-//! confirms the next one gathers; a lone caller waits for nobody. A caller hears of its events once every wake-up that names them
-//! is confirmed, or what went wrong with its own.
+//! Flush: packs the events of concurrent callers into shared wake-ups. While some flushes wait for their confirms, the next one collects
+//! requests; a single caller is sent at once. A caller gets its answer once every wake-up that names its events is confirmed or has failed.
 
 use std::{slice, sync::Arc};
 
@@ -19,18 +18,17 @@ use tracing::Instrument;
 
 use crate::schedule::{self, Plan};
 
-/// Most events that a flush begins with; one caller's beyond that are several flushes. A multiple of what a wake-up names.
+/// A flush stops collecting at this many events; a caller with more gets several flushes. A multiple of what a wake-up names.
 const EVENTS_MAX: u32 = 16_384;
-/// Flushes under way at once, each over a channel of its own. More of them would be smaller ones: callers that come meanwhile
-/// gather for the next.
+/// Most concurrent flushes, each over its own channel. More would make each flush smaller, as fewer callers would share it.
 const FLUSHES_MAX: usize = 8;
-/// Events that are under way or wait for a flush, and requests that wait; whoever comes then waits to ask.
+/// Most events in flight or waiting for a flush, and most waiting requests. Further callers wait before they can submit.
 const ROOM: u32 = 16 * EVENTS_MAX;
 const REQUESTS_MAX: usize = 1_024;
-/// Most callers to whose spans that of a flush links.
+/// The span of a flush links to the spans of at most this many callers.
 const LINKS_MAX: usize = 32;
 
-/// From what wake-ups are made.
+/// The settings that decide which wake-ups are made.
 pub(crate) struct Terms {
     pub policy: Policy,
     pub topology: Topology,
@@ -41,12 +39,12 @@ pub(crate) struct Terms {
 struct Request {
     events: Vec<Event>,
     trace: TraceContext,
-    /// Hears which of the flush's events lie beyond the calendar's end.
+    /// Receives the events of the flush with a deadline beyond the end of the calendar.
     done: oneshot::Sender<Result<Vec<Event>, BrokerError>>,
     _room: OwnedSemaphorePermit,
 }
 
-/// Gathers and sends in a task of its own, so that a caller that goes away in the middle takes no other's events with it.
+/// Collects and sends in its own task, so that a caller that is cancelled does not cancel the events of others.
 pub(crate) struct Flushing {
     requests: mpsc::Sender<Request>,
     room: Arc<Semaphore>,
@@ -60,7 +58,7 @@ impl Flushing {
         Self { requests, room, running: tokio::spawn(run(terms, broker, waiting)) }
     }
 
-    /// Has `events` scheduled. Those of them beyond the calendar's end.
+    /// Schedules `events`; returns those with a deadline beyond the end of the calendar.
     pub(crate) async fn schedule(&self, events: &[Event], trace: &TraceContext) -> Result<Vec<Event>, BrokerError> {
         let mut answers = Vec::new();
         for part in events.chunks(EVENTS_MAX as usize) {
@@ -73,14 +71,14 @@ impl Flushing {
         }
         let mut beyond = Vec::new();
         for (part, answer) in answers {
-            // Others' events were in the same flush.
+            // The answer covers the whole flush; keep only the events of this caller.
             let theirs = answer.await.map_err(|_| BrokerError::Lost)??;
             beyond.extend(theirs.into_iter().filter(|event| part.contains(event)));
         }
         Ok(beyond)
     }
 
-    /// Sends what was asked for and ends; the connection, unless the task has died.
+    /// Sends the submitted requests and ends; returns the connection, unless the task has crashed.
     pub(crate) async fn end(self) -> Option<Broker> {
         drop(self.requests);
         self.running.await.ok()
@@ -89,7 +87,7 @@ impl Flushing {
 
 async fn run(terms: Terms, broker: Broker, mut waiting: mpsc::Receiver<Request>) -> Broker {
     let mut under_way = FuturesUnordered::new();
-    // One for each flush that may be under way: an open channel, or none yet.
+    // One slot per concurrent flush: an open channel, or `None` before it is opened.
     let mut idle: Vec<Option<Publisher>> = (0..FLUSHES_MAX).map(|_| None).collect();
     loop {
         tokio::select! {
@@ -112,7 +110,7 @@ async fn run(terms: Terms, broker: Broker, mut waiting: mpsc::Receiver<Request>)
     broker
 }
 
-/// A request and those that wait behind it.
+/// Collects the first request and those that wait behind it.
 fn gather(first: Request, waiting: &mut mpsc::Receiver<Request>) -> Vec<Request> {
     let mut events = first.events.len();
     let mut requests = vec![first];
@@ -125,20 +123,20 @@ fn gather(first: Request, waiting: &mut mpsc::Receiver<Request>) -> Vec<Request>
     requests
 }
 
-/// Sends what some callers asked for and tells each. The channel, where it can be used again.
+/// Sends some requests and answers each. Returns the channel if it can be reused.
 async fn flush(terms: &Terms, broker: &Broker, mut publisher: Option<Publisher>, requests: Vec<Request>) -> Option<Publisher> {
     let sent = send(terms, broker, &mut publisher, &requests).await;
-    // A rung that is missing or full fails those alone whose events need it.
+    // A missing or full rung fails only the callers whose events need it, so each request is sent alone.
     let alone = requests.len() > 1 && matches!(sent, Err(BrokerError::Returned { .. } | BrokerError::Nacked { .. }));
     for request in requests {
         let own = if alone { send(terms, broker, &mut publisher, slice::from_ref(&request)).await } else { sent.clone() };
-        // Whoever has gone does not want to know.
+        // A cancelled caller has dropped its receiver.
         let _ = request.done.send(own);
     }
     publisher
 }
 
-/// Sends over the channel, or over a new one, and keeps it if all went well. The events beyond the calendar's end.
+/// Sends over the channel or a new one, and keeps the channel on success. Returns the events with a deadline beyond the end of the calendar.
 async fn send(
     terms: &Terms,
     broker: &Broker,

@@ -1,6 +1,7 @@
-//! The order system's door: events become wake-ups that wait in RabbitMQ until they are due.
+//! The producer: turns events of the order system into wake-ups that wait in RabbitMQ until they are due.
 //!
-//! Three ways in with the same result: the outbox that the [`relay`] drains, `producer emit` for people, and this library:
+//! There are three ways to publish an event, with the same result: the outbox, which the [`relay`] drains; `producer emit`, by hand; and
+//! this library:
 //!
 //! ```no_run
 //! # async fn example(settings: shared::settings::Settings, order: uuid::Uuid) -> Result<(), Box<dyn std::error::Error>> {
@@ -29,24 +30,25 @@ use shared::{
 
 use flush::{Flushing, Terms};
 
-/// A Rust caller's own way to schedule, without the outbox: what it returns for is confirmed by the broker. Call it after
-/// your transaction has committed; if your process dies in between, the wake-up is lost until a sweep finds the overdue row.
-/// An outbox row in your transaction has no such gap.
+/// Schedules events from Rust without the outbox, and returns once the broker has confirmed their wake-ups. Call it after your transaction
+/// has committed. If your process dies in between, the wake-up is lost until a sweep finds the overdue row. An outbox row in your
+/// transaction has no such gap.
 ///
-/// It schedules by the policy of the settings that it is given. Where one was applied to the database, give it those of
-/// [`shared::database::active_policy::of`]; else its wake-ups come by the policy before, and a sweep makes up for those that come late.
+/// It uses the policy of the settings that you pass. If a policy was applied to the database, pass the settings of
+/// [`shared::database::active_policy::of`]. Otherwise wake-ups follow the file's policy; those that come early go back, and the sweep finds
+/// the rows of those that come late.
 ///
-/// One for a whole process: callers that come together share wake-ups and wait for each other's confirms, and what is refused of
-/// one is not refused of the others.
+/// Use one producer per process: concurrent callers share wake-ups and confirms. A wake-up that the broker refuses fails only the caller
+/// whose events it names.
 pub struct Producer {
     flushing: Flushing,
 }
 
 impl Producer {
-    /// Connects, and declares the topology, or finds it where RabbitMQ does not let this login declare.
+    /// Connects and declares the topology, or checks that it exists if this login may not declare.
     ///
     /// # Errors
-    /// [`BrokerError`]; [`BrokerError::Missing`] until somebody has run `ops topology declare`.
+    /// [`BrokerError`]; [`BrokerError::Missing`] until an operator has run `ops topology declare`.
     pub async fn connect(settings: &Settings) -> Result<Self, BrokerError> {
         let broker = Broker::connect(&settings.amqp, "kyhan producer").await?;
         let topology = settings.topology();
@@ -55,16 +57,16 @@ impl Producer {
         Ok(Self { flushing: Flushing::start(terms, broker) })
     }
 
-    /// Schedules everything that follows from `events`, packed and pipelined, and returns once all of it is confirmed: with those
-    /// of the events from which something would fall due beyond the calendar's end, and of which nothing is scheduled.
+    /// Schedules the wake-ups of `events`, packed and pipelined, and returns once the broker has confirmed all of them. Returns the events
+    /// with a deadline beyond the end of the calendar; nothing is scheduled for these.
     ///
     /// # Errors
-    /// [`BrokerError`]; schedule the same events again then, over a new connection where this one is gone: twice does no harm.
+    /// [`BrokerError`]. Schedule the same events again then, over a new producer if the connection is lost; scheduling is idempotent.
     pub async fn schedule(&self, events: &[Event]) -> Result<Vec<Event>, BrokerError> {
         self.flushing.schedule(events, &trace_context(&tracing::Span::current())).await
     }
 
-    /// Closes the connection.
+    /// Finishes the running requests and closes the connection.
     pub async fn close(self) {
         if let Some(broker) = self.flushing.end().await {
             broker.close().await;

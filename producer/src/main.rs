@@ -1,4 +1,4 @@
-//! `producer`: the order system's door, as a process.
+//! The `producer` binary: `relay` drains the outbox, `emit` schedules one event by hand.
 
 use std::process::ExitCode;
 
@@ -31,16 +31,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Drain the outbox until told to stop (SIGTERM); run as many as you like
+    /// Drain the outbox until SIGTERM; run as many as you like
     Relay,
-    /// Schedule what follows from one event, by hand
+    /// Schedule the wake-ups of one event by hand
     #[command(after_help = "Example: producer emit order.shipped 6f2c2e0e-6a3e-4d2b-9a38-3d1f0f1f8f10")]
     Emit {
         /// One of order.recorded, order.shipped, order.received, order.out_of_stock, order.fees_changed, cart.item_added
         event: EventType,
         /// The id of the order or cart item
         subject: Uuid,
-        /// When it happened, like 2026-11-24T09:30:00+07:00 [default: now]
+        /// When the event happened, for example 2026-11-24T09:30:00+07:00 [default: now]
         #[arg(long, value_name = "TIME")]
         occurred_at: Option<DateTime<Utc>>,
     },
@@ -50,7 +50,9 @@ enum Command {
 async fn main() -> ExitCode {
     let Arguments { common, command } = Arguments::parse();
     if command.is_none() && !common.print_config {
-        Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say `relay` or `emit`").exit();
+        Arguments::command()
+            .error(clap::error::ErrorKind::MissingSubcommand, "a subcommand is required: `relay` or `emit`")
+            .exit();
     }
     match command {
         None | Some(Command::Relay) => {
@@ -74,7 +76,7 @@ async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Opt
     let Governed { db, settings } = active_policy::of(db, settings).await?;
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
-        bail!("no row of {} has the id {subject}", event_type.table());
+        bail!("{} has no row with the id {subject}", event_type.table());
     }
     let occurred_at = match at {
         Some(at) => at,
@@ -82,15 +84,15 @@ async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Opt
     };
     let producer = Producer::connect(&settings).await?;
     let event = Event { id: Uuid::new_v4(), event_type, subject, occurred_at };
-    let beyond = producer.schedule(&[event]).await.context("nothing is scheduled")?;
+    let beyond = producer.schedule(&[event]).await.context("the event could not be scheduled")?;
     producer.close().await;
     if !beyond.is_empty() {
-        bail!("what follows from it would fall due beyond the calendar's end; nothing is scheduled");
+        bail!("a deadline of this event lies beyond the end of the calendar; nothing was scheduled");
     }
     let mut follows =
         settings.policy.lines_on(event_type).filter_map(|line| Some((line.task, line.after.after(occurred_at)?))).peekable();
     if follows.peek().is_none() {
-        say(&format!("nothing follows from {event_type}: the policy has no line on it"));
+        say(&format!("nothing to schedule: the policy has no line on {event_type}"));
     }
     for (kind, due_at) in follows {
         say(&format!("{kind} of {subject} is due {}", due_at.to_rfc3339()));

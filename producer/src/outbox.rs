@@ -1,5 +1,5 @@
-//! The outbox: rows are taken by deleting them in a transaction that commits only once their wake-ups are confirmed.
-//! What makes no sense is set aside, whole and with a reason, in the same transaction, and never leaves the database.
+//! The outbox: takes rows by deleting them in a transaction that commits only after their wake-ups are confirmed. Events that cannot be
+//! scheduled are set aside, complete and with a reason, in the same transaction, and never leave the database.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +11,10 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// What a transaction has taken.
+/// The events that a transaction has taken.
 pub(crate) struct Taken {
     pub events: Vec<Event>,
-    /// Rows that made no sense.
+    /// How many rows were set aside.
     pub set_aside: usize,
     /// The last row's id.
     pub last: i64,
@@ -22,8 +22,8 @@ pub(crate) struct Taken {
     pub now: DateTime<Utc>,
 }
 
-/// Takes up to `batch_max` rows, oldest first, that no other relay has in hand, of those with an id beyond `after`: to pass over rows
-/// that others hold, or have just taken, costs as much as to take them. `None` when there are none.
+/// Takes up to `batch_max` rows with an id greater than `after`, oldest first, and skips rows that another relay has locked. `after` exists
+/// because skipping rows that others hold, or have just taken, costs as much as taking them. `None` if there are no rows.
 pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -> Result<Option<Taken>, DbErr> {
     let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into(), after.into()])).await?;
     let Some(first) = rows.first() else { return Ok(None) };
@@ -42,8 +42,8 @@ pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -
     Ok(Some(taken))
 }
 
-/// One row for all sensible events of a type, and one for each reason to set events aside. The subjects' rows are looked up beside
-/// the taking, so that an event about nothing is found here and not a month later.
+/// Returns one row for all schedulable events of a type, and one for each reason to set events aside. It also looks up the subjects, so
+/// that an event without a subject is found here and not a month later.
 fn take_sql() -> String {
     let quoted = |names: &[&str]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let known = EventType::ALL.map(EventType::name);
@@ -52,19 +52,19 @@ fn take_sql() -> String {
     for table in tables {
         let of_table = EventType::ALL.into_iter().filter(|event| event.table() == table);
         let events = quoted(&of_table.map(EventType::name).collect::<Vec<_>>());
-        // All at once and in the order of their ids: to ask for each by itself takes longer than to take it.
+        // One lookup for all ids: a lookup per event takes longer than taking the event.
         there.push(format!(
             "in_{table} AS MATERIALIZED (
                 SELECT id FROM {table} WHERE id = ANY (ARRAY(SELECT subject_id FROM taken WHERE event_type IN ({events})))
              )"
         ));
         nothing.push(format!(
-            "WHEN event_type IN ({events}) AND subject_id NOT IN (SELECT id FROM in_{table}) THEN 'no row of {table} has this id'"
+            "WHEN event_type IN ({events}) AND subject_id NOT IN (SELECT id FROM in_{table}) THEN '{table} has no row with this id'"
         ));
     }
     format!(
         "WITH taken AS (
-            -- By place, as they are locked by then: to find them by id again takes twice as long.
+            -- By ctid, which is stable because the rows are locked; finding them by id again takes twice as long.
             DELETE FROM outbox WHERE ctid = ANY (ARRAY(
                 SELECT ctid FROM outbox WHERE id > $2 ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
             RETURNING *
@@ -73,7 +73,7 @@ fn take_sql() -> String {
                    CASE WHEN event_type NOT IN ({known})
                         THEN 'unknown event type \"' || left(event_type, 80) || '\"; known are {list}'
                         WHEN occurred_at NOT BETWEEN '1970-01-01' AND '9999-12-31'
-                        THEN 'it says to have happened before 1970 or after 9999'
+                        THEN 'occurred_at is before 1970 or after 9999'
                         {nothing} END AS reason
               FROM taken
          ), aside AS (
@@ -103,9 +103,9 @@ fn events(row: &QueryResult, ids: Vec<Uuid>) -> Result<impl Iterator<Item = Even
     Ok(ids.into_iter().zip(subjects).zip(moments).map(event))
 }
 
-/// Sets events aside from which something would fall due beyond the calendar's end.
+/// Sets events aside that have a deadline beyond the end of the calendar.
 pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Result<(), DbErr> {
-    const REASON: &str = "what follows from it would fall due beyond the calendar's end";
+    const REASON: &str = "a deadline of this event lies beyond the end of the calendar";
     let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason) VALUES ($1, $2, $3, $4, $5)";
     for event in beyond {
         tell(event.id, REASON);
@@ -117,5 +117,5 @@ pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Res
 }
 
 fn tell(event_id: Uuid, reason: &str) {
-    tracing::warn!(%event_id, reason, "an event is set aside");
+    tracing::warn!(%event_id, reason, "an event was set aside");
 }

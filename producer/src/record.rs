@@ -1,34 +1,33 @@
-//! Recording what customers and staff do, and what is said about an order, in the caller's own transaction (policy point 5): it is on
-//! record if and only if what it is about has happened. From any other language the same by SQL: insert into `activity` and
-//! `order_messages`; the moment is the database's own.
+//! Records the actions of customers and staff, and the messages about an order, in the caller's transaction (policy point 5): the record
+//! exists if and only if the action was committed. Other languages insert into `activity` and `order_messages` by SQL. The database sets
+//! the time.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 use serde_json::Value;
 use shared::{database::statement, domain::confidential::Confidential};
 use uuid::Uuid;
 
-/// Who did something.
+/// Who performed an action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Actor {
     Customer(Uuid),
-    /// A member of staff, by an id of the order system's.
+    /// A member of staff, by an id of the order system.
     Staff(Option<Uuid>),
 }
 
-/// Something that somebody did.
+/// An action of a customer or of staff.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Action {
     pub actor: Actor,
-    /// Like `order.address_changed`.
+    /// The name of the action, for example `order.address_changed`.
     pub action: &'static str,
-    /// A kind, like `order`, and an id.
+    /// What the action was about: a kind, for example `order`, and an id.
     pub subject: (&'static str, Uuid),
-    /// Ids, codes and amounts: it is sealed, so it cannot be erased. What was said belongs into a [`Message`], and personal data into
-    /// neither.
+    /// Ids, codes and amounts. Activity is sealed and cannot be erased, so text belongs in a [`Message`], and personal data in neither.
     pub detail: Value,
 }
 
-/// Something that was said about an order.
+/// A message about an order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
     pub order: Uuid,
@@ -36,8 +35,8 @@ pub struct Message {
     pub body: Confidential<String>,
 }
 
-/// Records an action. A customer's about an order is news of that order, and holds it until the transaction ends: several are recorded in
-/// the order of their orders' ids, on the connection that changes these.
+/// Records an action. A customer's action on an order counts as activity of that order and locks the order until the transaction ends. Record
+/// several in the order of their order ids, on the connection that changes the orders.
 ///
 /// # Errors
 /// The database's.
@@ -54,8 +53,8 @@ pub async fn action(tx: &DatabaseTransaction, action: &Action) -> Result<(), DbE
     tx.execute_raw(statement(sql, values)).await.map(|_| ())
 }
 
-/// Keeps a message, and records a digest of it by which a later change is found; its id. Said by the customer in whose name the session
-/// acts (`kyhan.customer_id`), else by staff.
+/// Stores a message and records a digest of it, by which a later change is found. Returns the message's id. It counts as the customer's if
+/// the session acts for one (`kyhan.customer_id`), else as staff's.
 ///
 /// # Errors
 /// The database's.

@@ -1,6 +1,8 @@
-//! The relay: drains the outbox. One transaction takes events, has their wake-ups confirmed by the broker, and commits; while one
-//! awaits its confirms, another takes. Killed at any point it loses nothing; what was published and not committed is published
-//! again, which the recheck makes harmless.
+//! The relay: drains the outbox. One transaction takes events, publishes their wake-ups, waits for the confirms and commits; while one batch
+//! waits for its confirms, the relay takes another.
+//!
+//! A relay that is killed at any point loses nothing. What was published and not committed is published again, which the recheck makes
+//! harmless.
 
 use std::{
     sync::{
@@ -45,18 +47,18 @@ use crate::{
 /// The channel that the outbox's trigger notifies.
 const CHANNEL: &str = "kyhan_outbox";
 
-/// Longest batch, besides its confirms; then nobody is there to answer.
+/// Longest batch without its confirms; after it PostgreSQL counts as unreachable.
 const BATCH_MAX: Duration = Duration::from_secs(300);
-/// Batches of a round, one after the other, on each side; then the relay looks up.
+/// Most batches of each of the two sides in one round; between rounds the relay checks for shutdown and policy changes.
 const BATCHES_MAX: usize = 16;
-/// Connections to PostgreSQL that two batches at a time need.
+/// Connections to PostgreSQL that two concurrent batches need.
 const CONNECTIONS_OF_TWO: u32 = 3;
-/// How long it may take to begin to listen.
+/// Timeout of connecting the listener.
 const LISTEN_WITHIN: Duration = Duration::from_secs(15);
-/// How long a round may take when the relay is told to stop.
+/// How long a round may still take after a shutdown signal.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Why the relay ended by itself.
+/// Why the relay stopped without a shutdown signal.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     #[error(transparent)]
@@ -65,7 +67,7 @@ pub enum RelayError {
     Broker(#[from] BrokerError),
 }
 
-/// Why one batch was not relayed; it is tried again.
+/// Why a batch was not relayed; it is retried.
 #[derive(Debug, thiserror::Error)]
 enum BatchError {
     #[error("PostgreSQL: {0}")]
@@ -74,7 +76,7 @@ enum BatchError {
     Broker(#[from] BrokerError),
 }
 
-/// What a relay has done.
+/// What a relay has relayed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Report {
     /// Events taken from the outbox.
@@ -85,14 +87,14 @@ pub struct Report {
     pub set_aside: u64,
 }
 
-/// Drains the outbox until told to shut down. How its servers are, it says to `health`.
+/// Drains the outbox until `shutdown`. Reports the state of both servers to `health`.
 ///
 /// # Errors
-/// [`RelayError`] when waiting would not help: a database without the schema, a topology that differs.
+/// [`RelayError`] when waiting would not help: a database without the schema, or a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
     let done = Done::new();
     let mut reporting = tokio::time::interval(settings.telemetry.report_every);
-    // One policy, one life: what is published and where follows from it.
+    // The relay restarts when the policy changes, because what it publishes and where depend on it.
     while !shutdown.is_cancelled() {
         Box::pin(live(settings, health, &done, &mut reporting, &shutdown)).await?;
     }
@@ -100,7 +102,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     Ok(done.report())
 }
 
-/// Drains the outbox under the policy that is in force, until told to shut down or until another one is.
+/// Drains the outbox under the active policy until `shutdown` or until the policy changes.
 async fn live(
     settings: &Settings,
     health: &Health,
@@ -115,12 +117,12 @@ async fn live(
     postgresql.up();
     let relay = Relay { topology: settings.topology(), settings, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
-    // Closing waits for connections in use; those of a server that is away never come back.
+    // Closing waits for connections in use, which never return if the server is away.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
     drained
 }
 
-/// What was done so far.
+/// The counts so far.
 struct Done {
     report: Mutex<Report>,
     counter: Counter<u64>,
@@ -164,7 +166,7 @@ struct Relay<'a> {
 }
 
 impl Relay<'_> {
-    /// One connection to the broker after the other.
+    /// Drains, and reconnects to RabbitMQ when the connection is lost.
     async fn drain(
         &self,
         db: &DatabaseConnection,
@@ -190,7 +192,7 @@ impl Relay<'_> {
                     }
                     self.rabbitmq.down(error.to_string());
                     broker.close().await;
-                    // Rungs that are missing may be those of a policy that nobody declares any more.
+                    // Missing rungs may belong to a policy that is no longer active.
                     if matches!(error, BrokerError::Missing(_))
                         && shutdown.run_until_cancelled(self.is_outdated(db)).await.unwrap_or(true)
                     {
@@ -209,7 +211,7 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Batch after batch over one connection to the broker, until told to shut down or until another policy is in force.
+    /// Relays batch after batch over one connection, until shutdown or until the policy changes.
     async fn over(
         &self,
         broker: &Broker,
@@ -242,10 +244,10 @@ impl Relay<'_> {
                 }
                 Ok(_) => Duration::ZERO,
                 Err(BatchError::Broker(error @ BrokerError::Blocked)) => {
-                    tracing::warn!(%error, "events wait in the outbox until the relay may publish again");
+                    tracing::warn!(%error, "events wait in the outbox until RabbitMQ accepts publishes");
                     self.rabbitmq.down(error.to_string());
                     shutdown.run_until_cancelled(publishers[0].unblocked()).await;
-                    // What was sent into the alarm may still be on its way over this connection.
+                    // Messages published during the alarm may still be in flight on this connection.
                     return Err(error);
                 }
                 Err(BatchError::Broker(error)) => {
@@ -255,10 +257,10 @@ impl Relay<'_> {
                 Err(BatchError::Database(error)) => {
                     listener = None;
                     let away = trouble(&error).is_outage();
-                    // What a statement complains of may quote a row.
-                    self.postgresql.down(if away { told(&error) } else { "a statement fails; the log says why".into() });
+                    // The text of a statement's error may quote a row, so it is not shown on /readyz.
+                    self.postgresql.down(if away { told(&error) } else { "a statement fails; see the log".into() });
                     let pauses = outage.get_or_insert_with(|| {
-                        tracing::warn!(error = told(&error), away, "the relay cannot use PostgreSQL; trying again until it can");
+                        tracing::warn!(error = told(&error), away, "the relay cannot use PostgreSQL; retrying");
                         Box::new(backoff())
                     });
                     let pause = pauses.next().unwrap_or_default();
@@ -281,16 +283,16 @@ impl Relay<'_> {
         Ok(())
     }
 
-    /// Whether another policy is in force. Where nobody says so, this one is.
+    /// Whether another policy is active; `false` if that cannot be read.
     async fn is_outdated(&self, db: &DatabaseConnection) -> bool {
         let outdated = active_policy::number(db).await.is_ok_and(|number| number != self.settings.policy.number());
         if outdated {
-            tracing::info!("another policy is in force; the relay begins anew by it");
+            tracing::info!("the active policy has changed; the relay restarts");
         }
         outdated
     }
 
-    /// A round, if somebody answers: told to stop, it finishes the batches in hand within the grace; `None` when that was over.
+    /// A round. After a shutdown signal it may finish its batches within [`GRACE`]; `None` when that is over.
     async fn round_in_time(
         &self,
         db: &DatabaseConnection,
@@ -307,7 +309,7 @@ impl Relay<'_> {
         }
     }
 
-    /// A batch; where it was a full one, more of them, two at a time, as one publishes while the other takes. How many events.
+    /// One batch and, if it was full, more of them, two at a time: one publishes while the other takes. Returns how many events.
     async fn round(
         &self,
         db: &DatabaseConnection,
@@ -315,7 +317,7 @@ impl Relay<'_> {
         shutdown: &CancellationToken,
     ) -> Result<usize, BatchError> {
         let full = self.settings.relay.batch_max as usize;
-        // What commits late behind it, the next round takes.
+        // Rows with lower ids that commit late are left for the next round.
         let taken_up_to = AtomicI64::new(i64::MIN);
         let first = self.batch_in_time(db, one, &taken_up_to).await?;
         if first < full {
@@ -332,11 +334,11 @@ impl Relay<'_> {
             }
             Ok::<_, BatchError>(events)
         };
-        // The listener has a connection, too.
+        // Two batches and the listener need a connection each.
         if self.settings.database.max_connections < CONNECTIONS_OF_TWO {
             return Ok(first + side(one).await?);
         }
-        // Each to its end, as one that is cut off in the middle may have been committed.
+        // Run both to the end, because a batch that is cancelled may already be committed.
         let (one, other) = futures::join!(side(one), side(other));
         Ok(first + one? + other?)
     }
@@ -351,7 +353,7 @@ impl Relay<'_> {
         tokio::time::timeout(longest, self.batch(db, publisher, taken_up_to)).await.unwrap_or_else(|_| Err(unanswered().into()))
     }
 
-    /// One transaction: take, publish, await the confirms, commit. How many events it took.
+    /// One transaction: take, publish, wait for the confirms, commit. Returns how many events it took.
     async fn batch(&self, db: &DatabaseConnection, publisher: &Publisher, taken_up_to: &AtomicI64) -> Result<usize, BatchError> {
         let tx = db.begin().await?;
         let after = taken_up_to.load(Ordering::Relaxed);
@@ -378,17 +380,17 @@ impl Relay<'_> {
         Ok(events + set_aside)
     }
 
-    /// How long to wait at most when the outbox is empty; makes sure that its notifications are heard.
+    /// How long to wait at most while the outbox is empty. Starts listening for notifications first.
     async fn wait_for_events(&self, db: &DatabaseConnection, listener: &mut Option<PgListener>) -> Duration {
         if listener.is_none() {
             let listening = tokio::time::timeout(LISTEN_WITHIN, listen(db)).await;
             match listening.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
                 Ok(listening) => {
                     *listener = Some(listening);
-                    // What came before the listening was not announced: look once more.
+                    // Events inserted before the listener was ready were not announced: look again at once.
                     return Duration::ZERO;
                 }
-                Err(error) => tracing::debug!(%error, "not notified of events; polling instead"),
+                Err(error) => tracing::debug!(%error, "cannot listen for notifications; polling instead"),
             }
         }
         self.settings.relay.poll
@@ -407,7 +409,7 @@ async fn listen(db: &DatabaseConnection) -> Result<PgListener, sqlx::Error> {
     Ok(listener)
 }
 
-/// Waits for a notification, at most for `pause`.
+/// Waits for a notification, at most `pause`.
 async fn wait(listener: &mut Option<PgListener>, pause: Duration) {
     let lost = match listener {
         _ if pause.is_zero() => false,

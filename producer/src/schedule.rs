@@ -1,5 +1,5 @@
-//! Schedule: events and the policy give packed wake-ups with stable ids. Pure: the same events at the same moment give the
-//! same wake-ups.
+//! Schedule: computes packed wake-ups with stable ids from events and the policy. A pure function: the same events at the same time give
+//! the same wake-ups.
 
 use chrono::{DateTime, Utc};
 use shared::{
@@ -16,23 +16,23 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// What follows from some events.
+/// The wake-ups that some events need.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
     pub wakeups: Vec<Packed>,
-    /// Events from which something would fall due beyond the calendar's end.
+    /// Events with a deadline beyond the end of the calendar; they have no wake-ups.
     pub beyond: Vec<Event>,
 }
 
 impl Plan {
-    /// The messages of its wake-ups.
+    /// The wake-ups as messages.
     #[must_use]
     pub fn messages(&self, topology: &Topology) -> Vec<Outgoing> {
         self.wakeups.iter().map(|packed| Outgoing::of(packed, topology)).collect()
     }
 }
 
-/// What follows from `events` at the moment `now`. An event on which the policy has no line needs nothing.
+/// The wake-ups that `events` need, seen from the time `now`. An event without a policy line needs none.
 #[must_use]
 pub fn plan(
     events: &[Event],
@@ -64,7 +64,7 @@ pub fn event(event_type: EventType, subject: Uuid) -> Event {
     Event { id: Uuid::new_v4(), event_type, subject, occurred_at: now() }
 }
 
-/// This process's clock.
+/// The clock of this process.
 #[expect(clippy::disallowed_methods, reason = "a caller without a database: this clock only wakes, the recheck decides")]
 pub(crate) fn now() -> DateTime<Utc> {
     std::time::SystemTime::now().into()

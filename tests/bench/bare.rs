@@ -1,4 +1,4 @@
-//! Bare lapin, without the fleet: what its publishing, its scheduling and its punctuality are measured against.
+//! Bare lapin loops without the fleet: the ceilings of publishing, scheduling and punctuality.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,11 +17,11 @@ use tokio::time::Instant;
 
 use crate::figure::number;
 
-/// Publishes that wait for their confirms at once, as many as the fleet's.
+/// Publishes in flight, as many as the fleet's.
 const IN_FLIGHT: usize = 1_024;
-/// What a bare consumer holds at once.
+/// The prefetch of a bare consumer.
 const PREFETCH: u16 = 1_024;
-/// How long a message that should be there may take to come.
+/// Timeout of waiting for an expected message.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A connection and one channel in confirm mode.
@@ -39,10 +39,10 @@ impl Bare {
         Ok(Self { connection, channel })
     }
 
-    /// Publishes everything, pipelined, and returns how many were confirmed a second. Nothing is made while the clock runs.
+    /// Publishes everything, pipelined, and returns the confirms per second. The messages are made before the clock starts.
     pub async fn publish(&self, messages: &[Outgoing]) -> Result<f64> {
         let began = Instant::now();
-        // Polled together: one publish after the other would wait for the socket each time.
+        // Poll the publishes together, because one after the other would wait for the socket each time.
         stream::iter(messages).map(|message| self.publish_one(message)).buffer_unordered(IN_FLIGHT).try_collect::<()>().await?;
         Ok(number(messages.len()) / began.elapsed().as_secs_f64())
     }
@@ -57,7 +57,7 @@ impl Bare {
         Ok(())
     }
 
-    /// Publishes each message at its moment, however long the earlier ones take.
+    /// Publishes each message at its scheduled time, however long the earlier ones take.
     pub async fn publish_at(self: Arc<Self>, messages: Vec<(Instant, Outgoing)>) -> Result<()> {
         let mut sending = tokio::task::JoinSet::new();
         for (moment, message) in messages {
@@ -71,7 +71,7 @@ impl Bare {
         Ok(())
     }
 
-    /// Takes `count` messages of a queue, acks them, and gives each to `see` as it comes.
+    /// Consumes and acks `count` messages of a queue, and passes each to `see` on arrival.
     pub async fn take(&self, queue: &str, count: usize, mut see: impl FnMut(Delivery) -> Result<()>) -> Result<()> {
         let channel = self.connection.create_channel().await?;
         channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;

@@ -1,5 +1,5 @@
-//! A burst: messages that all expire at one moment fall from their rungs into the lanes, with nobody there to take them. Each is
-//! given what is left until that moment as its own time to live; the rungs are the fleet's own, at-least-once.
+//! A burst: messages that expire at the same time move from their rungs into the lanes, which have no consumer. Each message's TTL is the
+//! time left until then; the rungs are the fleet's own, with at-least-once dead-lettering.
 
 use std::time::Duration;
 
@@ -22,17 +22,17 @@ use crate::{
 pub const NAMES: &[&str] = &["burst, shards 1", "burst, shards 2", "burst, shards 4"];
 const SHARDS: [&str; 3] = ["1", "2", "4"];
 
-/// So many are published with one time to live, in some hundredths of a second.
+/// How many messages are published with the same TTL, which takes some hundredths of a second.
 const PORTION: usize = 500;
-/// Between two looks at the lanes.
+/// The pause between two looks at the lanes.
 const LOOK: Duration = Duration::from_millis(20);
-/// The lead, beyond the time that publishing takes.
+/// The lead in addition to the time that publishing takes.
 const SPARE: Duration = Duration::from_secs(1);
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let count = stage.of(100_000, 10_000);
     let mut figures: Vec<Figure> = NAMES.iter().map(|name| Figure::plain(*name, "messages/s", [])).collect();
-    // A guess at first, then twice what publishing took.
+    // An estimate first, then twice the time that publishing took.
     let mut lead = Duration::from_micros(u64::try_from(count)? * 150) + SPARE;
     for round in stage.rounds(3) {
         for (figure, shards) in figures.iter_mut().zip(SHARDS).filter(|(figure, _)| stage.wants(&figure.name)) {
@@ -48,7 +48,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// Messages a second from the first to the last in the lanes, and how long publishing them took.
+/// Messages per second from the first to the last arrival in the lanes, and how long publishing took.
 async fn burst(sandbox: &Sandbox, count: usize, lead: Duration) -> Result<(f64, Duration)> {
     let bare = Bare::connect(&sandbox.settings).await?;
     let broker = sandbox.broker().await?;

@@ -1,4 +1,4 @@
-//! The chart: every figure that has a share of its ceiling to reach, as a bar of that share with the reach marked on it.
+//! The chart: a bar for every figure that has to reach a share of its ceiling, with the target marked on it.
 
 use anyhow::{Result, anyhow};
 use plotters::{
@@ -8,14 +8,14 @@ use plotters::{
 
 use crate::figure::{Figure, Reach, shown};
 
-/// In pixels; plotters draws letters at four fifths of the size asked for.
+/// Sizes in pixels; plotters draws letters at four fifths of the requested size.
 const WIDTH: i32 = 1020;
 const ROW: i32 = 34;
 const HEAD: i32 = 56;
 const LEFT: i32 = 310;
-/// So long is a bar that has reached its ceiling.
+/// The length of a bar that has reached its ceiling.
 const CEILING: i32 = 460;
-/// Longest bar, as a share of the ceiling.
+/// The longest bar, as a share of the ceiling.
 const LONGEST: f64 = 1.15;
 
 const INK: RGBColor = RGBColor(0x1f, 0x29, 0x37);

@@ -1,5 +1,5 @@
-//! This process's monotonic clock told in PostgreSQL's time, so that a moment here and a commit there can be compared. Both run on
-//! one machine; the error is at most half of the shortest answer's time.
+//! Converts this process's monotonic clock to PostgreSQL's time, so that a time here can be compared with a commit there. Both run on one
+//! machine; the error is at most half of the shortest round trip.
 
 use anyhow::{Context, Result};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -7,7 +7,7 @@ use sea_orm::DatabaseConnection;
 use shared::database;
 use tokio::time::Instant;
 
-/// Answers of which the fastest is taken.
+/// How many queries to send; the fastest one counts.
 const TRIES: u32 = 9;
 
 #[derive(Clone, Copy, Debug)]
@@ -30,14 +30,14 @@ impl Clock {
         best.map(|(_, clock)| clock).context("no try")
     }
 
-    /// PostgreSQL's time at a moment of ours.
+    /// PostgreSQL's time at a time of our clock.
     pub fn at(&self, moment: Instant) -> DateTime<Utc> {
         let since = |from: Instant, to: Instant| TimeDelta::from_std(to.saturating_duration_since(from)).unwrap_or_default();
         self.at + since(self.instant, moment) - since(moment, self.instant)
     }
 }
 
-/// A span in milliseconds.
+/// A duration in milliseconds.
 #[expect(clippy::cast_precision_loss, reason = "spans of minutes stay far below 2^52 microseconds")]
 pub fn millis(span: TimeDelta) -> f64 {
     span.num_microseconds().unwrap_or(i64::MAX) as f64 / 1_000.0

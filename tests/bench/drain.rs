@@ -1,5 +1,5 @@
-//! Draining: due wake-ups lie in the lane, and worker processes apply, record and ack them all. Timed from the first to the last
-//! commit by PostgreSQL's own timestamps, so that starting a process is not in it; afterwards every row is checked.
+//! Draining: worker processes apply, record and ack the due wake-ups of a lane. Timed from the first to the last commit by PostgreSQL's
+//! timestamps, so that starting a process does not count. Afterwards every row is checked.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use crate::{
     wakeups,
 };
 
-/// What is drained, and by how many.
+/// What is drained, and by how many workers.
 #[derive(Clone, Copy)]
 pub struct Drain<'a> {
     pub load: &'a Load,
@@ -29,17 +29,17 @@ pub struct Drain<'a> {
     pub workers: usize,
 }
 
-/// What a drain came to.
+/// The result of a drain.
 pub struct Drained {
-    /// Subjects a second, those left alone too.
+    /// Subjects per second, including stale ones.
     pub rate: f64,
     pub cpu: Cpu,
-    /// The most that a worker had, MiB.
+    /// The peak memory of a worker, in MiB.
     pub memory: f64,
     pub wal: Wal,
 }
 
-/// What went into the write-ahead log.
+/// The volume of the write-ahead log.
 #[derive(Clone, Copy)]
 pub struct Wal {
     pub bytes: f64,
@@ -71,13 +71,13 @@ impl Drain<'_> {
         self.until_applied(sandbox).await?;
         let cpu = Cpu::now(&stage.pair, &pids)?.since(before);
         let memory = pids.iter().map(|pid| Ok(Memory::of(*pid)?.most)).collect::<Result<Vec<_>>>()?;
-        // What is left are the last of those to be left alone: taken already, or about to be.
+        // Only stale subjects can be left in the lane now, and they are about to be taken.
         until_depth(sandbox, &broker, &lane, 0).await?;
         tokio::time::sleep(SETTLED).await;
         for worker in running {
             worker.stop().await?;
         }
-        // With no worker left, what was unacked lies in the lane again.
+        // Without a worker, unacked messages are back in the lane.
         for queue in ["due.", "quarantine", "dead", "unrouted"] {
             let left = sandbox.depth(&broker, queue).await?;
             ensure!(left == 0, "{}: {left} messages are left in {queue}", load.kind);
@@ -85,13 +85,13 @@ impl Drain<'_> {
         let letters: i64 = ask(sandbox, "SELECT count(*) FROM dead_letters").await?;
         ensure!(letters == 0, "{}: {letters} dead letters", load.kind);
         broker.close().await;
-        // A session tells of its records when it ends.
+        // A session reports its WAL statistics when it ends.
         let wal = Wal::so_far(sandbox).await?.since(wal);
         load.check(sandbox, count).await?;
         Ok(Drained { rate: self.rate(sandbox).await?, cpu, memory: memory.into_iter().fold(0.0, f64::max), wal })
     }
 
-    /// Waits until every effect is committed, asking the database for little.
+    /// Waits until every effect is committed, with cheap queries.
     async fn until_applied(&self, sandbox: &Sandbox) -> Result<()> {
         let (load, due) = (self.load, due_of(self.count));
         let what = format!("{due} effects of {} are there", load.kind);
@@ -101,7 +101,7 @@ impl Drain<'_> {
         .await
     }
 
-    /// The first commit only starts the clock, as the work for it was done before.
+    /// Subjects per second. The first commit only starts the clock, because its work was done before.
     async fn rate(&self, sandbox: &Sandbox) -> Result<f64> {
         let Load { record, record_is, .. } = self.load;
         let sql = format!(
@@ -115,7 +115,7 @@ impl Drain<'_> {
     }
 }
 
-/// How long after an empty lane the last batch is settled by far.
+/// How long to wait after the lane is empty; by then the last batch is settled.
 const SETTLED: Duration = Duration::from_millis(300);
 
 impl Wal {

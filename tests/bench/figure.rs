@@ -1,11 +1,11 @@
-//! A figure: what was measured round by round, its ceiling in the same rounds, and the reach by which it is judged. What is told
-//! of it is the median of its rounds; none of them is thrown away.
+//! A figure: its values round by round, its ceiling in the same rounds, and the target by which it is judged. The report shows the median of
+//! all rounds.
 
 use std::fmt;
 
 use serde_json::{Value, json};
 
-/// One round's value, and its ceiling where it has one.
+/// The value of one round, and its ceiling if it has one.
 #[derive(Clone, Copy, Debug)]
 pub struct Round {
     pub value: f64,
@@ -20,34 +20,35 @@ pub struct Figure {
     pub reach: Option<Reach>,
 }
 
-/// What a figure has to reach.
+/// The target of a figure.
 #[derive(Clone, Copy, Debug)]
 pub enum Reach {
-    /// So much of its ceiling.
+    /// At least this share of its ceiling.
     OfCeiling(f64),
-    /// As much as its ceiling, which is a figure of the fleet's own and spreads as the value does: 3% less is no difference.
+    /// As much as its ceiling, which is another figure of the fleet and varies as much as the value: up to 3% less counts as equal.
     NoLess,
-    /// No more than this part of what is named, which stands as its ceiling.
+    /// At most this share of the named figure, which is shown as its ceiling.
     AtMostOf(f64, &'static str),
-    /// No more than its ceiling and so many milliseconds.
+    /// At most its ceiling plus this many milliseconds.
     Beyond(f64),
-    /// No more than this.
+    /// At most this value.
     AtMost(f64),
-    /// So much of its ceiling, and over `rate` on a machine whose bare loop of single messages gets to `machine`; here it got to `bare`.
+    /// At least `share` of its ceiling, and more than `rate` on a machine whose bare loop of single messages reaches `machine`; on this
+    /// machine it reached `bare`.
     Bulk { share: f64, rate: f64, machine: f64, bare: f64 },
 }
 
-/// What a spread that is no difference may cost.
+/// The share of the ceiling that counts as equal to it.
 const NO_DIFFERENCE: f64 = 0.97;
 
 impl Figure {
-    /// A figure without ceiling or reach.
+    /// A figure without ceiling or target.
     pub fn plain(name: impl Into<String>, unit: &'static str, values: impl IntoIterator<Item = f64>) -> Self {
         let rounds = values.into_iter().map(|value| Round { value, ceiling: None }).collect();
         Self { name: name.into(), unit, rounds, reach: None }
     }
 
-    /// A figure beside its ceiling.
+    /// A figure with its ceiling.
     pub fn beside(
         name: impl Into<String>,
         unit: &'static str,
@@ -72,7 +73,7 @@ impl Figure {
         (!ceilings.is_empty()).then(|| median(ceilings))
     }
 
-    /// The median value as a part of the median ceiling.
+    /// The median value divided by the median ceiling.
     pub fn ratio(&self) -> Option<f64> {
         self.ceiling().filter(|ceiling| *ceiling > 0.0).map(|ceiling| self.value() / ceiling)
     }
@@ -83,7 +84,7 @@ impl Figure {
         (values().fold(f64::INFINITY, f64::min), values().fold(f64::NEG_INFINITY, f64::max))
     }
 
-    /// Whether the reach is met; `None` without one.
+    /// Whether the target is met; `None` without one.
     pub fn met(&self) -> Option<bool> {
         let (value, ratio) = (self.value(), self.ratio().unwrap_or(f64::NAN));
         self.reach.map(|reach| match reach {
@@ -131,12 +132,12 @@ impl fmt::Display for Reach {
     }
 }
 
-/// The middle one, or the mean of the middle two.
+/// The median: the middle value, or the mean of the middle two.
 pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
     quantile(values, 0.5)
 }
 
-/// As PostgreSQL's `percentile_cont`: between two values, in proportion.
+/// Interpolates between two values, as PostgreSQL's `percentile_cont` does.
 pub fn quantile(values: impl IntoIterator<Item = f64>, part: f64) -> f64 {
     let mut values: Vec<f64> = values.into_iter().collect();
     values.sort_by(f64::total_cmp);
@@ -147,13 +148,13 @@ pub fn quantile(values: impl IntoIterator<Item = f64>, part: f64) -> f64 {
     values[below] + (values[above] - values[below]) * (place - number(below))
 }
 
-/// A count as a number to reckon with.
+/// Converts a count for calculations.
 #[expect(clippy::cast_precision_loss, reason = "counts of what is measured stay far below 2^52")]
 pub const fn number(count: usize) -> f64 {
     count as f64
 }
 
-/// A number as people read it: three digits that matter, thousands apart.
+/// Formats a number for people: three significant digits, with thousands separators.
 pub fn shown(value: f64) -> String {
     match value.abs() {
         size if size >= 1_000.0 => {

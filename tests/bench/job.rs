@@ -1,6 +1,6 @@
-//! A whole job: an event is scheduled in bulk through the library, its wake-up waits in a rung, expires, and a worker applies it.
-//! CPU time of everybody who has a part in it: the producer, which is this process, the broker, the database, the worker. What the
-//! servers use while they wait is in it too.
+//! A whole job: the library schedules events in bulk, their wake-ups wait in a rung and expire, and a worker applies them. Measures the CPU
+//! time of all processes: the producer, which is this process, the broker, the database, and the worker. It includes what the servers use
+//! while they wait.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ const JOB: &str = "CPU per job, scheduled to done";
 
 pub const NAMES: &[&str] = &[JOB];
 
-/// The orders are two weeks old, so each is due when its wake-up comes.
+/// The orders are two weeks old, so each is due when its wake-up arrives.
 const POLICY: &str = r#"
     [[policy]]
     on = "order.shipped"

@@ -1,5 +1,5 @@
-//! The other kinds drained, packed, each beside its own SQL alone: cart items purged, arrears collected with the whole ledger, and
-//! orders hidden after all that was ever heard of them was looked at.
+//! Drains of the other kinds, packed, each compared with its own SQL: cart items purged, arrears collected with the whole ledger, and orders
+//! hidden after a check of all their activity.
 
 use anyhow::Result;
 

@@ -1,9 +1,9 @@
-//! Lateness under a steady load: each order at its own moment of a fixed schedule, however long the earlier ones take. Late is the
-//! commit by PostgreSQL's timestamps after the moment at which the order fell due. The ceiling is how late the broker alone hands
-//! over messages of the same schedule through the same rung and lane, which a bare consumer takes.
+//! Lateness under a steady load: each order has its own time in a fixed schedule, however long the earlier ones take. Lateness is the time
+//! from the order's due time to the commit, by PostgreSQL's timestamps. The ceiling is the lateness of the broker alone: a bare consumer
+//! takes messages of the same schedule through the same rung and lane.
 //!
-//! Both count from the planned moment and not from the actual publish, so what the bench itself is late by, a millisecond of its
-//! timer, lies in both.
+//! Both count from the planned time and not from the actual publish, so both include the lateness of the bench itself, a millisecond of its
+//! timer.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -41,14 +41,14 @@ const POLICY: &str = r#"
 "#;
 const KIND: &str = "confirm-receipt";
 const SPAN: Duration = Duration::from_secs(5);
-/// From the making of the schedule to its first moment: the orders are made and the worker starts meanwhile.
+/// From the making of the schedule to its first time. Meanwhile the orders are made and the worker starts.
 const LEAD: Duration = Duration::from_secs(2);
-/// How far beyond the broker's own p99 the fleet's may lie, ms.
+/// By how much the fleet's p99 may exceed the broker's, in ms.
 const MARGIN: f64 = 10.0;
-/// More would tell nothing else.
+/// More rounds would not change the result.
 const ROUNDS: usize = 3;
 
-/// Milliseconds.
+/// Lateness in milliseconds.
 #[derive(Clone, Copy, FromQueryResult)]
 struct Late {
     p50: f64,
@@ -80,7 +80,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// The moment of each of `count`.
+/// The scheduled times of `count` orders.
 fn schedule(first: Instant, rate: u32, count: u32) -> impl Iterator<Item = Instant> {
     (0..count).map(move |n| first + Duration::from_secs(1) * n / rate)
 }
@@ -127,7 +127,7 @@ async fn fleet(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> {
     late.into_iter().next().context("no row")
 }
 
-/// An order of each event, as of one customer.
+/// SQL that makes an order for each event, all of one customer.
 async fn make(sandbox: &Sandbox, events: &[(Instant, Event)]) -> Result<()> {
     let tx = emptied(sandbox).await?;
     let (ids, since): (Vec<Uuid>, Vec<_>) = events.iter().map(|(_, event)| (event.subject, event.occurred_at)).unzip();
@@ -155,8 +155,8 @@ async fn broker_alone(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> 
     let mut late = Vec::with_capacity(subjects.len());
     let see = |delivery: lapin::message::Delivery| {
         let came = Instant::now();
-        let due = *due.get(&id(&delivery.properties)).context("a message that nobody published")?;
-        // A moment before its due is as punctual as can be.
+        let due = *due.get(&id(&delivery.properties)).context("an unknown message")?;
+        // An arrival before the due time counts as punctual.
         late.push(came.saturating_duration_since(due).as_secs_f64() * 1_000.0);
         Ok(())
     };

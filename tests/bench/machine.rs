@@ -1,4 +1,4 @@
-//! What it was measured on: a figure without its machine says nothing. Everything is read from the machine and its servers.
+//! The machine of the measurement, read from the machine and its servers. A figure means nothing without it.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use shared::database::statement;
 
 use crate::stage::{FOLDER, Stage};
 
-/// Settings of PostgreSQL by which its speed changes.
+/// Settings of PostgreSQL that affect its speed.
 const SETTINGS: [&str; 8] = [
     "fsync",
     "synchronous_commit",
@@ -21,7 +21,7 @@ const SETTINGS: [&str; 8] = [
     "autovacuum",
 ];
 
-/// What it is called and what it is.
+/// Names and values of the machine's properties.
 pub struct Machine(Vec<(&'static str, String)>);
 
 pub async fn describe(stage: &Stage) -> Result<Machine> {
@@ -66,7 +66,7 @@ async fn told(db: &DatabaseConnection, sql: &str) -> Result<String> {
     Ok(row.try_get_by_index(0)?)
 }
 
-/// The checkout's commit, and whether anything differs from it.
+/// The commit of the checkout, and whether it has local changes.
 fn commit() -> String {
     let said = Command::new("git").args(["describe", "--always", "--dirty"]).current_dir(tests::pair::root()).output();
     said.ok()
@@ -74,7 +74,7 @@ fn commit() -> String {
         .map_or("unknown".to_owned(), |said| String::from_utf8_lossy(&said.stdout).trim().to_owned())
 }
 
-/// The filesystem under the servers' data, and what it lies on.
+/// The file system of the servers' data, and its device.
 fn disk() -> Result<String> {
     let folder = tests::pair::root().join(FOLDER).canonicalize()?;
     let mounts = Process::myself()?.mountinfo()?;

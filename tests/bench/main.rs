@@ -1,5 +1,5 @@
-//! The benchmark: every figure beside its ceiling, both measured in the same rounds on servers of its own, which nothing else uses
-//! and which are gone afterwards. Nothing is told that was not measured, and a wrong count ends the run.
+//! The benchmark: measures every figure and its ceiling in the same rounds, on private servers that are removed afterwards. A wrong count
+//! ends the run.
 
 mod bare;
 mod burst;
@@ -35,22 +35,22 @@ use figure::Figure;
 use report::Report;
 use stage::{FOLDER, Stage};
 
-/// Measures the fleet beside its ceilings, on servers of its own
+/// Measures the fleet and its ceilings on private servers
 #[derive(Parser)]
 struct Arguments {
-    /// A smoke test of the bench in under two minutes: small counts, reaches are told and not required
+    /// Run a smoke test of the bench in under two minutes: small counts; targets are shown, not enforced
     #[arg(long)]
     quick: bool,
-    /// Only figures whose names contain this; may be given several times
+    /// Measure only figures whose names contain this; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// How often each figure and its ceiling are measured, in turns [default: 5, quick 1]
+    /// How many rounds of each figure and its ceiling to measure, in turns [default: 5, quick 1]
     #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
     rounds: Option<u16>,
-    /// How many wait unpacked in the rungs, where that is measured [default: 1000000, quick 100000]
+    /// How many unpacked messages wait in the rungs, in the figures about that [default: 1000000, quick 100000]
     #[arg(long, value_name = "MESSAGES", value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     waiting: Option<u32>,
-    /// Where the reports go
+    /// The folder of the reports
     #[arg(long, value_name = "DIR", default_value = FOLDER)]
     out: PathBuf,
 }
@@ -89,8 +89,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Measures, and clears the stage whatever happens: dropped, it takes processes and servers with it. The figures that miss their
-/// reach.
+/// Measures and always clears the stage: dropping it stops its processes and servers. Returns the figures that miss their target.
 async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
     let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     tokio::select! {

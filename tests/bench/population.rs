@@ -1,8 +1,8 @@
-//! What is drained: orders, cart items and a ledger made by set-based SQL, one subject in ten of each kind in a state in which its
-//! task must leave it alone, and what has to be true of every row afterwards.
+//! The population that is drained: orders, cart items and a ledger made by set-based SQL, and the checks of every row afterwards. One
+//! subject in ten of each kind is stale: its task must not touch it.
 //!
-//! Ids are random and read in random order, so an order's place in the queue, in the heap and in the index have nothing to do with
-//! each other, as after two weeks of business.
+//! Ids are random and read in random order, so that an order's positions in the queue, in the heap and in the index are unrelated, as after
+//! two weeks of business.
 
 use anyhow::{Context, Result, ensure};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, TransactionTrait};
@@ -15,22 +15,22 @@ use crate::stage::ask;
 /// Subjects of one kind, and how its task's effects are counted.
 pub struct Load {
     pub kind: &'static str,
-    /// This kind's lines of the published policy alone, so that no other kind's wake-ups or sweeps mix in.
+    /// Only this kind's lines of the published policy, so that wake-ups and sweeps of other kinds do not interfere.
     pub policy: &'static str,
     make: &'static [&'static str],
-    /// The table of which each effect writes one row, and which rows of it.
+    /// The table in which each effect writes one row, and the condition on these rows.
     pub record: &'static str,
     pub record_is: &'static str,
     /// The subjects' table.
     table: &'static str,
-    /// Statements that count what is wrong: 0 each. `{due}` stands for how many effects there have to be.
+    /// Statements that count errors; each must return 0. `{due}` stands for the expected number of effects.
     wrong: &'static [(&'static str, &'static str)],
 }
 
-/// One subject in so many is not to be touched.
+/// One subject in this many is stale.
 pub const STALE_EVERY: usize = 10;
 
-/// How many effects there have to be among so many subjects.
+/// The expected number of effects among `count` subjects.
 pub const fn due_of(count: usize) -> usize {
     count - count / STALE_EVERY
 }
@@ -43,7 +43,7 @@ const CUSTOMERS: &str = "
            '09' || lpad(floor(random() * 100000000)::text, 8, '0'), 'khach' || n || '@example.vn', n || ' Lý Thường Kiệt, Hà Nội'
       FROM generate_series(1, 5000) n";
 
-/// Due since a day at most; every tenth was received by its customer yesterday.
+/// Due for at most a day; the customer of every tenth order confirmed receipt yesterday.
 const SHIPPED_ORDERS: &str = "
     INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, parcel_recorded_at,
                         goods_due, shipping_due, service_due, created_at, updated_at)
@@ -93,7 +93,7 @@ pub const PURGE_CART_ITEM: Load = Load {
     "#,
     make: &[
         CUSTOMERS,
-        // Those that orders were made of: of each order five of the items.
+        // Items that were ordered: five per order.
         "INSERT INTO orders (id, code, customer_id, status, goods_due)
          SELECT id, 'BG-' || upper(left(replace(id::text, '-', ''), 16)), customer, 'deposited', 900000
            FROM (SELECT gen_random_uuid() AS id, id AS customer FROM customers) AS new",
@@ -115,7 +115,7 @@ pub const PURGE_CART_ITEM: Load = Load {
     ],
 };
 
-/// What the components' accounts hold, paid when the orders shipped.
+/// The balances of the components' accounts, paid when the orders shipped.
 const PAID: &str = "
     INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
     SELECT wallet.id, paid.id, paid.balance, 'thanh toán', orders.id, 'payment:' || paid.id, orders.delivering_since
@@ -141,7 +141,7 @@ pub const COLLECT_ARREARS: Load = Load {
                 (SELECT array_agg(id) AS ids FROM customers) AS customers",
         "INSERT INTO accounts (kind) VALUES ('outside')",
         "INSERT INTO accounts (kind, customer_id) SELECT 'wallet', id FROM customers",
-        // Every tenth order is paid in full; of the others all three components are short.
+        // Every tenth order is paid in full; in the others all three components are short.
         "INSERT INTO accounts (kind, order_id, balance)
          SELECT kind, id, CASE WHEN place % 10 = 0 THEN due ELSE due * 6 / 10 END
            FROM (SELECT *, row_number() OVER () AS place FROM orders) AS orders
@@ -150,7 +150,7 @@ pub const COLLECT_ARREARS: Load = Load {
          SELECT outside.id, wallet.id, 300000000, 'nạp ví', 'top-up:' || wallet.id, now() - interval '40 days'
            FROM accounts AS outside, accounts AS wallet WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'",
         PAID,
-        // What the ledger's trigger would have kept, one statement instead of one a transfer.
+        // The balances that the ledger's trigger would keep, in one statement instead of one per transfer.
         "UPDATE accounts SET balance = sum FROM (
              SELECT account, sum(delta)::bigint AS sum FROM (
                  SELECT credit_account AS account, amount AS delta FROM transfers
@@ -191,7 +191,7 @@ pub const COLLECT_ARREARS: Load = Load {
     ],
 };
 
-/// Of what was last heard of them six months ended yesterday; every tenth was hidden already.
+/// Their six months without activity ended yesterday; every tenth is already hidden.
 pub const HIDE_ORDER: Load = Load {
     kind: "hide-order",
     policy: r#"
@@ -215,7 +215,7 @@ pub const HIDE_ORDER: Load = Load {
            FROM orders, (VALUES ('in_warehouse', 'delivering', interval '14 days'), ('delivering', 'received', interval '0')) AS status (gone, come, before)",
         "INSERT INTO order_messages (order_id, author, body, at)
          SELECT id, 'khách', 'Bao giờ hàng về đến nơi ạ?', received_at - said * interval '1 day' FROM orders, generate_series(1, 3) said",
-        // With ids of their own, so that the sequence counts effects alone. On an empty table PostgreSQL would plan to read all of it.
+        // With explicit ids, so that the sequence counts only effects. The rows exist because PostgreSQL plans full scans of an empty table.
         "INSERT INTO activity (id, at, actor_kind, action, subject_kind, subject_id) OVERRIDING SYSTEM VALUE
          SELECT -row_number() OVER (), received_at - done * interval '1 day', 'staff', 'order.noted', 'order', id FROM orders, generate_series(1, 2) done",
         "INSERT INTO accounts (kind) VALUES ('outside')",
@@ -239,8 +239,8 @@ pub const HIDE_ORDER: Load = Load {
     ],
 };
 
-/// A transaction that has emptied every table, and in which no trigger and no foreign key looks at each row. Insert-only tables
-/// let themselves be emptied there: this is the bench's own database, and the ledger is checked whole afterwards.
+/// A transaction that has emptied every table, with triggers and foreign keys disabled, so that even insert-only tables can be emptied.
+/// This is the bench's own database, and the whole ledger is checked afterwards.
 pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
     let tx = sandbox.db.begin().await?;
     tx.execute_unprepared("SET LOCAL session_replication_role = replica").await?;
@@ -252,7 +252,7 @@ pub async fn emptied(sandbox: &Sandbox) -> Result<DatabaseTransaction> {
 }
 
 impl Load {
-    /// Empties every table and makes `count` subjects, the due and the stale ones. Their ids, in random order.
+    /// Empties every table and makes `count` subjects, due and stale ones. Returns their ids in random order.
     pub async fn make(&self, sandbox: &Sandbox, count: usize) -> Result<Vec<Uuid>> {
         let tx = emptied(sandbox).await?;
         for sql in self.make {
@@ -268,7 +268,7 @@ impl Load {
         rows.iter().map(|row| Ok(row.try_get_by_index(0)?)).collect()
     }
 
-    /// That of `count` subjects every due one has its effect once, and no other was touched.
+    /// Checks that of `count` subjects every due one has its effect once, and that no other was touched.
     pub async fn check(&self, sandbox: &Sandbox, count: usize) -> Result<()> {
         let (due, stale) = (due_of(count).to_string(), (count - due_of(count)).to_string());
         for (what, sql) in self.wrong {
@@ -278,13 +278,13 @@ impl Load {
         Ok(())
     }
 
-    /// How many effects there are at least, for little: what has drawn a number may not have committed yet.
+    /// A cheap estimate of the number of effects, from the sequence; some of them may not be committed yet.
     pub async fn begun(&self, sandbox: &Sandbox) -> Result<usize> {
         let sql = format!("SELECT coalesce(pg_sequence_last_value(pg_get_serial_sequence('{}', 'id')), 0)", self.record);
         Ok(usize::try_from(ask::<i64>(sandbox, &sql).await?)?)
     }
 
-    /// How many effects are committed.
+    /// The number of committed effects.
     pub async fn applied(&self, sandbox: &Sandbox) -> Result<usize> {
         let sql = format!("SELECT count(*) FROM {} WHERE {}", self.record, self.record_is);
         Ok(usize::try_from(ask::<i64>(sandbox, &sql).await?)?)

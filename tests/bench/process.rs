@@ -1,4 +1,4 @@
-//! Processes of the fleet, the built binaries with their default settings. Dropped, they are killed; nothing stays behind.
+//! Processes of the fleet: the built binaries with their default settings. Dropping one kills it.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tokio::process::Child;
 
 use crate::stage::FOLDER;
 
-/// Longest time in which one that is told to stop has to be gone.
+/// How long a process may take to stop.
 const STOP: Duration = Duration::from_secs(60);
 
 pub struct Running {
@@ -33,7 +33,7 @@ impl Running {
         Ok(Self { name, child, pid })
     }
 
-    /// Asks it to stop and waits until it is gone.
+    /// Stops the process and waits until it has ended.
     pub async fn stop(mut self) -> Result<()> {
         fleet::terminate(&self.child).await.with_context(|| format!("{} died; its log is in {FOLDER}", self.name))?;
         let status =

@@ -1,5 +1,5 @@
-//! `confirm-receipt` drained: packed and unpacked, by one process and by several, with what that costs in CPU, memory and
-//! write-ahead log. The ceiling of all is the task's SQL alone, run in the same rounds.
+//! Drains of `confirm-receipt`: packed and unpacked, by one process and by several, with the cost in CPU, memory and write-ahead log. The
+//! ceiling of all is the task's SQL alone, run in the same rounds.
 
 use anyhow::Result;
 
@@ -22,7 +22,7 @@ const WAL: &str = "WAL per effect";
 
 pub const NAMES: &[&str] = &[PACKED, UNPACKED, TWO, FOUR, MEMORY, CPU_PACKED, CPU_UNPACKED, taking::NAME, WAL];
 
-/// One of the ways to drain, round by round.
+/// The results of one way to drain, round by round.
 struct Way {
     name: &'static str,
     each: usize,
@@ -48,7 +48,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     let sandbox = stage.sandbox("receipts", CONFIRM_RECEIPT.policy, &[]).await?;
     let pack_max = sandbox.settings.naming.pack_max;
     let wants = |names: &[&str]| names.iter().any(|name| stage.wants(name));
-    // One process's drain is what the others are compared with, and what CPU, memory and log are read of.
+    // The drain by one process is the reference of the others, and the source of CPU, memory and log.
     let mut packed = wants(&[PACKED, TWO, FOUR, MEMORY, CPU_PACKED, WAL]).then(|| Way::new(PACKED, pack_max, 1));
     let mut unpacked = wants(&[UNPACKED, CPU_UNPACKED]).then(|| Way::new(UNPACKED, 1, 1));
     let mut several: Vec<Way> = [(TWO, 2), (FOUR, 4)]
@@ -113,7 +113,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-/// User and system time of each process per subject, the worker's with its start.
+/// User and system time of each process per subject; the worker's includes its start.
 fn cpu(name: &str, way: &Way, count: usize, of_database: Option<Reach>) -> [Figure; 3] {
     let per_subject = |seconds: fn(&Drained) -> f64| way.of(|drained| seconds(drained) * 1e6 / number(count));
     let database = per_subject(|drained| drained.cpu.database);

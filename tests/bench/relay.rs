@@ -1,8 +1,8 @@
-//! The relay: from a filled outbox to confirmed wake-ups and rows gone, by the built process. Its ceiling takes the same rows away
-//! in the same batches and publishes nothing.
+//! The relay: the built process drains a filled outbox until all wake-ups are confirmed and all rows are gone. The ceiling deletes the same
+//! rows in the same batches and publishes nothing.
 //!
-//! The clock starts when the first row has gone, as its batch also waited for the process to start: that batch does not count. To
-//! look for one row by its key costs the database next to nothing.
+//! The clock starts when the first row is gone. Its batch does not count, because it includes the start of the process. Looking up one row
+//! by its key costs the database almost nothing.
 
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ const RELAY: &str = "relay";
 
 pub const NAMES: &[&str] = &[RELAY];
 
-/// Between two looks for a row.
+/// The pause between two looks for a row.
 const LOOK: Duration = Duration::from_millis(2);
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
@@ -52,7 +52,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     Ok(vec![Figure::beside(RELAY, "rows/s", &values, &ceilings, Reach::OfCeiling(0.6))])
 }
 
-/// Every order ships, in no order that its row would have. Ids begin with 1.
+/// SQL: every order ships, in another order than that of the rows. Ids begin with 1.
 async fn fill(sandbox: &Sandbox) -> Result<()> {
     let tx = sandbox.db.begin().await?;
     tx.execute_unprepared("TRUNCATE outbox RESTART IDENTITY").await?;
@@ -71,7 +71,7 @@ async fn relayed(sandbox: &Sandbox, count: usize) -> Result<f64> {
         until("the relay takes rows", LOOK, async || Ok(!ask::<bool>(sandbox, &there).await?)).await?;
         anyhow::Ok(Instant::now())
     };
-    // Oldest first: the first row goes with the first batch, the last one with the last.
+    // The relay takes the oldest first, so the first row is in the first batch and the last row in the last.
     let began = gone(1).await?;
     let ended = gone(count).await?;
     relay.stop().await?;
@@ -80,7 +80,7 @@ async fn relayed(sandbox: &Sandbox, count: usize) -> Result<f64> {
     Ok(number(count - batch) / (ended - began).as_secs_f64())
 }
 
-/// The relay's way to take rows, without what it does with them. The first batch does not count here either.
+/// Takes rows as the relay does, and does nothing with them. The first batch does not count here either.
 async fn deleted(sandbox: &Sandbox, count: usize) -> Result<f64> {
     const TAKE: &str =
         "DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))

@@ -1,4 +1,4 @@
-//! The report: one table on the terminal and as Markdown, all rounds as JSON, and the chart. All of them tell the same figures.
+//! The report: one table on the terminal and as Markdown, all rounds as JSON, and the chart, all with the same figures.
 
 use std::{path::Path, time::Duration};
 
@@ -23,7 +23,7 @@ pub struct Report {
 const HEADER: [&str; 7] = ["figure", "value", "ceiling", "ratio", "spread", "reach", "met"];
 
 impl Report {
-    /// The names of the figures that miss their reach.
+    /// The names of the figures that miss their target.
     pub fn missed(&self) -> Vec<String> {
         let missed = |figure: &&Figure| figure.met() == Some(false);
         self.figures.iter().filter(missed).map(|figure| figure.name.clone()).collect()
@@ -65,7 +65,7 @@ impl Report {
         lines.join("\n")
     }
 
-    /// How to read it.
+    /// An explanation of the table.
     fn told(&self) -> String {
         let minutes = self.took.as_secs_f64() / 60.0;
         let smoke = if self.quick { " A quick run: a smoke test of the bench, no measurement." } else { "" };

@@ -1,5 +1,5 @@
-//! Scheduling through the library: in bulk, where it packs, and one event at a time. The ceiling is a bare loop that publishes the
-//! same messages, ready made.
+//! Scheduling through the library: in bulk, where it packs, and one event at a time. The ceiling is a bare loop that publishes the same
+//! messages, made beforehand.
 
 use std::sync::Arc;
 
@@ -32,7 +32,7 @@ const SINGLY: &str = "schedule, one by one";
 
 pub const NAMES: &[&str] = &[BULK, SINGLY];
 
-/// Callers that share one producer.
+/// How many callers share one producer.
 const CALLERS: usize = 64;
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
@@ -52,7 +52,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
             bulks.push(value);
             bare_bulks.push(ceiling);
         }
-        // The bare loop of single messages also tells what this machine's broker takes, by which bulk is judged.
+        // The bare loop of single messages also measures this machine's broker, by which bulk is judged.
         let messages = ready_made(&sandbox.settings, &events(CALLERS * singly), 1)?;
         let ceiling = bare.publish(&messages).await?;
         empty(&sandbox, &broker, &bare).await?;
@@ -77,7 +77,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     Ok(figures.into_iter().filter(|figure| stage.wants(&figure.name)).collect())
 }
 
-/// Schedules a large slice in one call; subjects a second until the last confirm.
+/// Schedules a large slice in one call; returns the subjects per second until the last confirm.
 pub async fn in_bulk(sandbox: &Sandbox, broker: &Broker, producer: &Producer, count: usize) -> Result<f64> {
     let before = sandbox.depth(broker, "rung.").await?;
     let events = events(count);
@@ -85,14 +85,14 @@ pub async fn in_bulk(sandbox: &Sandbox, broker: &Broker, producer: &Producer, co
     let beyond = producer.schedule(&events).await?;
     let took = began.elapsed();
     ensure!(beyond.is_empty(), "{} events lie beyond the calendar's end", beyond.len());
-    // One caller's events are packed full.
+    // The events of one caller are packed into full messages.
     let messages = count.div_ceil(sandbox.settings.naming.pack_max);
     until_depth(sandbox, broker, "rung.", usize::try_from(before)? + messages).await?;
     Ok(number(count) / took.as_secs_f64())
 }
 
-/// Each caller schedules one event after the other over the producer that all share. Callers that come together share a wake-up, so
-/// afterwards the subjects in the rung are counted.
+/// Each caller schedules one event after the other over the shared producer. Concurrent callers share a wake-up, so afterwards the subjects
+/// in the rung are counted.
 async fn one_by_one(sandbox: &Sandbox, bare: &Bare, producer: &Arc<Producer>, each: usize) -> Result<f64> {
     let events = events(CALLERS * each);
     let mut calling = JoinSet::new();
@@ -115,12 +115,12 @@ async fn one_by_one(sandbox: &Sandbox, bare: &Bare, producer: &Arc<Producer>, ea
     Ok(number(events.len()) / took.as_secs_f64())
 }
 
-/// Orders that ship now.
+/// Events of orders that ship now.
 fn events(count: usize) -> Vec<Event> {
     (0..count).map(|_| event(EventType::OrderShipped, Uuid::new_v4())).collect()
 }
 
-/// The messages that follow from these events, as the library makes them, at most `each` subjects a message.
+/// The messages of these events, as the library makes them, with at most `each` subjects per message.
 fn ready_made(settings: &Settings, events: &[Event], each: usize) -> Result<Vec<Outgoing>> {
     let topology = settings.topology();
     let now: DateTime<Utc> = events.last().context("no events")?.occurred_at;
@@ -129,7 +129,7 @@ fn ready_made(settings: &Settings, events: &[Event], each: usize) -> Result<Vec<
     Ok(plan.messages(&topology))
 }
 
-/// Empties the rungs: the next run begins as this one did.
+/// Empties the rungs, so that the next run begins as this one did.
 async fn empty(sandbox: &Sandbox, broker: &Broker, bare: &Bare) -> Result<()> {
     for (_, queue) in sandbox.settings.topology().rungs() {
         bare.purge(&queue).await?;

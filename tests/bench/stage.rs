@@ -1,5 +1,5 @@
-//! The stage: servers of the bench's own, how much is measured, and what every measurement does before its clock starts. Runs
-//! are alike: each begins with fresh tables, vacuumed, analyzed and checkpointed.
+//! The stage: the private servers, the counts, and the steps of every measurement before its clock starts. Each run begins with fresh
+//! tables, vacuumed, analyzed and checkpointed.
 
 use std::time::Duration;
 
@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::{figure::shown, usage::Cpu};
 
-/// Where reports and the processes' logs go.
+/// The folder of the reports and of the processes' logs.
 pub const FOLDER: &str = "target/bench";
-/// Longest time that anything measured may take.
+/// Timeout of each wait.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
 pub struct Stage {
@@ -29,7 +29,7 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Starts the servers, with commit timestamps kept.
+    /// Starts the servers, with commit timestamps enabled.
     pub async fn set(quick: bool, rounds: usize, only: Vec<String>, waiting: Option<u32>) -> Result<Self> {
         let began = Instant::now();
         let folder = tests::pair::root().join(FOLDER);
@@ -43,27 +43,27 @@ impl Stage {
         Ok(Self { pair, quick, rounds, only, waiting, began })
     }
 
-    /// Whether a figure of this name was asked for.
+    /// Whether a figure of this name is to be measured.
     pub fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
     }
 
-    /// How many of something: in full, or in a quick run.
+    /// The first count in a full run, the second in a quick run.
     pub const fn of<T: Copy>(&self, full: T, quick: T) -> T {
         if self.quick { quick } else { full }
     }
 
-    /// How many messages wait, where that is measured.
+    /// How many messages wait in the rungs, in the figures about that.
     pub fn waiting(&self) -> usize {
         self.waiting.map_or_else(|| self.of(1_000_000, 100_000), |waiting| waiting as usize)
     }
 
-    /// How often a measurement is made: as often as asked for, and no more than `most`.
+    /// The number of rounds: the requested one, but at most `most`.
     pub fn rounds(&self, most: usize) -> std::ops::RangeInclusive<usize> {
         1..=self.rounds.min(most)
     }
 
-    /// A database and a prefix under this policy, with every other setting at its default but for the log, which is silent.
+    /// A sandbox under this policy, with every other setting at its default, except that nothing is logged.
     pub async fn sandbox(&self, name: &str, policy: &str, more: &[(&str, &str)]) -> Result<Sandbox> {
         let mut all = vec![("KYHAN_TELEMETRY_LOG", "off")];
         all.extend(more);
@@ -72,7 +72,7 @@ impl Stage {
         Ok(sandbox)
     }
 
-    /// Says on stderr what was measured just now.
+    /// Prints on stderr what was just measured.
     pub fn say(&self, what: &str, round: usize, value: f64, ceiling: Option<f64>, unit: &str) {
         let beside = ceiling.map_or(String::new(), |ceiling| format!(" beside {}", shown(ceiling)));
         eprintln!("{:>5} s  {what}, round {round}: {}{beside} {unit}", self.began.elapsed().as_secs(), shown(value));
@@ -83,14 +83,14 @@ impl Stage {
     }
 }
 
-/// The database as every timed run finds it.
+/// Brings the database to the state in which every timed run begins.
 pub async fn settle(sandbox: &Sandbox) -> Result<()> {
     sandbox.db.execute_unprepared("VACUUM (ANALYZE)").await?;
     sandbox.db.execute_unprepared("CHECKPOINT").await?;
     Ok(())
 }
 
-/// Waits until the broker uses less than a tenth of a core: what was published goes on being written for a while.
+/// Waits until the broker uses less than a tenth of a core, because it goes on writing for a while after publishing.
 pub async fn rest(stage: &Stage) -> Result<()> {
     const LOOK: Duration = Duration::from_millis(500);
     until("the broker has come to rest", Duration::ZERO, async || {
@@ -101,19 +101,19 @@ pub async fn rest(stage: &Stage) -> Result<()> {
     .await
 }
 
-/// One number out of the database.
+/// One number from the database.
 pub async fn ask<T: sea_orm::TryGetable>(sandbox: &Sandbox, sql: &str) -> Result<T> {
     let row = sandbox.db.query_one_raw(statement(sql, [])).await.with_context(|| sql.to_owned())?.context("no row")?;
     row.try_get_by_index(0).with_context(|| sql.to_owned())
 }
 
-/// Every row of a question.
+/// All rows of a query.
 pub async fn rows<T: FromQueryResult>(sandbox: &Sandbox, question: Statement) -> Result<Vec<T>> {
     let rows = sandbox.db.query_all_raw(question).await?;
     rows.iter().map(|row| Ok(T::from_query_result(row, "")?)).collect()
 }
 
-/// Asks again and again until it holds; an error when it does not within [`PATIENCE`].
+/// Polls until the condition holds; an error if it does not within [`PATIENCE`].
 pub async fn until(what: &str, pause: Duration, mut holds: impl AsyncFnMut() -> Result<bool>) -> Result<()> {
     let deadline = Instant::now() + PATIENCE;
     while !holds().await? {
@@ -125,7 +125,7 @@ pub async fn until(what: &str, pause: Duration, mut holds: impl AsyncFnMut() -> 
     Ok(())
 }
 
-/// Waits until the queues whose names begin so hold `count` messages.
+/// Waits until the queues whose names begin with the text hold `count` messages.
 pub async fn until_depth(sandbox: &Sandbox, broker: &Broker, begins: &str, count: usize) -> Result<()> {
     let wanted = u32::try_from(count)?;
     let what = format!("{begins} holds {count} messages");

@@ -1,5 +1,5 @@
-//! A worker's start: from the spawn of its process to the commit of its first effect, whose wake-up lies in the lane already; and
-//! what one holds in memory that has nothing to do.
+//! A worker's start: from the spawn of its process to the commit of its first effect, whose wake-up is already in the lane. And the memory of
+//! an idle worker.
 
 use std::time::Duration;
 
@@ -23,9 +23,9 @@ const IDLE: &str = "worker memory, idle";
 
 pub const NAMES: &[&str] = &[START, IDLE];
 
-/// How long an idle worker has lived when it is looked at.
+/// The age of an idle worker when its memory is read.
 const IDLE_AFTER: Duration = Duration::from_secs(5);
-/// Starts of which a round is the median; in a quick run one does.
+/// A round is the median of this many starts, of one in a quick run.
 const STARTS: usize = 3;
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {

@@ -1,5 +1,5 @@
-//! The drains' ceiling: the statements that a worker runs, in the same transactions, over ids in memory; no broker, no worker, no
-//! code of the fleet but its SQL. The one place that knows how a worker asks the database.
+//! The ceiling of the drains: runs a worker's statements in the same transactions over ids in memory, without broker, worker or any code of
+//! the fleet except its SQL.
 
 use std::sync::{
     Arc,
@@ -29,18 +29,18 @@ use crate::{
     stage::{Stage, settle},
 };
 
-/// Conflicts of one batch, after which something else is wrong.
+/// After this many conflicts of one batch the bench fails.
 const CONFLICTS_MAX: u32 = 50;
 
-/// How the statements are run.
+/// The connections and the batch size of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
     pub connections: usize,
     pub batch: usize,
 }
 
-/// The best of 1, 2 and 4 connections, with a worker's batches and with four times as large ones, each over a slice of one population.
-/// A slice too short for two batches a connection shows nothing of several.
+/// The best of 1, 2 and 4 connections, with a worker's batches and with batches four times as large, each over a slice of one population.
+/// A slice with fewer than two batches per connection is not run with several connections.
 pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
     let batch = sandbox.settings.worker.batch_max;
     let shapes: Vec<Shape> =
@@ -68,12 +68,12 @@ pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: us
     Ok(shape)
 }
 
-/// Runs a task's statements over `ids`, batch by batch in this order, and returns the subjects a second.
+/// Runs a task's statements over `ids`, batch by batch in this order, and returns the subjects per second.
 pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> Result<f64> {
     let task = tasks::find(load.kind).context("no such kind")?;
     let texts: Vec<Arc<str>> =
         Statements::new(task, &sandbox.settings.policy, sandbox.settings.arrears.wallet_floor).texts().map(Arc::from).collect();
-    // The worker's own pool, for its sessions' settings.
+    // The worker's own pool, because of its session settings.
     let db = database::connect(&sandbox.settings.database, Role::Worker).await?;
     let pool = db.get_postgres_connection_pool();
     let batches: Arc<Vec<Vec<Uuid>>> = Arc::new(ids.chunks(shape.batch).map(<[Uuid]>::to_vec).collect());
@@ -83,7 +83,7 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
         let mut connection = pool.acquire().await?;
         let (texts, batches, next, ready) = (texts.clone(), Arc::clone(&batches), Arc::clone(&next), Arc::clone(&ready));
         running.spawn(async move {
-            // Asked about nobody, each statement is prepared before the clock starts.
+            // A run without ids prepares each statement before the clock starts.
             batch(&mut connection, &texts, &[]).await?;
             ready.wait().await;
             while let Some(ids) = batches.get(next.fetch_add(1, Ordering::Relaxed)) {
@@ -102,7 +102,7 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
     Ok(number(ids.len()) / took.as_secs_f64())
 }
 
-/// One batch. A conflict with the other connections, over a customer's wallet, is tried again, as a worker does.
+/// One batch. A conflict with other connections over a customer's wallet is retried, as a worker does.
 async fn again(connection: &mut PgConnection, texts: &[Arc<str>], ids: &[Uuid]) -> Result<(), DbErr> {
     let mut tries = 0;
     while let Err(error) = batch(connection, texts, ids).await {

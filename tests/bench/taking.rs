@@ -1,5 +1,5 @@
-//! The broker's part of an unpacked drain: the same wake-ups, taken and acked by a bare consumer, and nothing applied. What this
-//! costs and what the SQL alone costs no worker can do without.
+//! The broker's part of an unpacked drain: a bare consumer takes and acks the same wake-ups and applies nothing. A worker costs at least this
+//! plus the SQL alone.
 
 use anyhow::{Context, Result};
 use tests::sandbox::Sandbox;
@@ -16,16 +16,16 @@ use crate::{
 
 pub const NAME: &str = "bare consumer, unpacked";
 
-/// What one round came to.
+/// The result of one round.
 pub struct Taken {
-    /// Messages a second.
+    /// Messages per second.
     pub rate: f64,
-    /// CPU seconds a message.
+    /// CPU seconds per message.
     broker: f64,
     client: f64,
 }
 
-/// Puts `count` messages of one subject each into a kind's lane and takes them out again.
+/// Publishes `count` messages of one subject each into a kind's lane and takes them out again.
 pub async fn round(stage: &Stage, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<Taken> {
     let ids: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
     let (broker, lane) = (sandbox.broker().await?, sandbox.settings.topology().lanes(kind).next().context("no lane")?);

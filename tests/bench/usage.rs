@@ -1,5 +1,5 @@
-//! What processes have used, as Linux counts it. CPU time is that of a process, of the children that it has waited for, and of all
-//! that live below it, so a session that ends in between is not lost.
+//! The CPU time and memory of processes, as Linux counts it. CPU time includes the children that a process has waited for and all living
+//! descendants, so that a session that ends in between is included.
 
 use std::collections::HashMap;
 
@@ -21,7 +21,7 @@ pub struct Cpu {
 }
 
 impl Cpu {
-    /// What everybody has used so far.
+    /// The CPU time of all processes so far.
     pub fn now(pair: &Pair, workers: &[u32]) -> Result<Self> {
         let living = Living::look()?;
         let below = |pid: u32| living.used_below(i32::try_from(pid)?);
@@ -55,7 +55,7 @@ struct Living {
 impl Living {
     fn look() -> Result<Self> {
         let mut children: HashMap<i32, Vec<Stat>> = HashMap::new();
-        // One that ends while it is looked at has nothing to say.
+        // Skip a process that ends while it is read.
         for stat in all_processes()?.flatten().filter_map(|process| process.stat().ok()) {
             children.entry(stat.ppid).or_default().push(stat);
         }
@@ -81,7 +81,7 @@ fn with_waited_for(stat: &Stat) -> f64 {
 }
 
 fn seconds(stat: &Stat) -> f64 {
-    // What this process waited for are the fleet's processes, which are counted by themselves.
+    // Leave out this process's waited children: they are the fleet's processes, which are counted separately.
     ticks(stat.utime + stat.stime)
 }
 
@@ -90,7 +90,7 @@ fn ticks(count: u64) -> f64 {
     number_of(count) / number_of(procfs::ticks_per_second())
 }
 
-/// Memory of a process in MiB: the most it ever had, and what it has.
+/// Memory of a process in MiB: its peak and its current value.
 #[derive(Clone, Copy, Debug)]
 pub struct Memory {
     pub most: f64,

@@ -1,6 +1,6 @@
-//! With a million messages waiting in the rungs, or as many as are asked for: scheduling and draining, beside the same before they were there and after they
-//! were gone. Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker has come to rest:
-//! what it does with a million messages just after it took or lost them is no part of their waiting.
+//! Scheduling and draining while a million messages, or as many as requested, wait in the rungs, compared with the same before and after.
+//! Each round's ceiling is the mean of its two neighbours in time. Each phase begins once the broker is idle, because its work just after it
+//! took or lost a million messages is not part of their waiting.
 
 use anyhow::{Result, ensure};
 use chrono::TimeDelta;
@@ -25,14 +25,14 @@ const UNPACKED: &str = "waiting: drain, unpacked";
 
 pub const NAMES: &[&str] = &[SCHEDULE, PACKED, UNPACKED];
 
-/// Rounds of each of the three phases.
+/// How many rounds each of the three phases has.
 const ROUNDS: usize = 2;
-/// Where they wait, in days: rungs of the ladder and of the policy.
+/// The rungs in which the messages wait, in days: rungs of the ladder and of the policy.
 const DAYS: [i64; 4] = [1, 7, 14, 30];
-/// Most of them in memory here at a time.
+/// How many messages are kept in memory at a time.
 const PORTION: usize = 25_000;
 
-/// What one phase came to, figure by figure and round by round.
+/// The results of one phase, by figure and round.
 type Phase = [Vec<f64>; 3];
 
 pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
@@ -89,7 +89,7 @@ async fn phase(stage: &Stage, sandbox: &Sandbox, broker: &Broker, now: &str) -> 
     Ok([scheduled, packed, unpacked])
 }
 
-/// Makes so many messages of one subject wait, and returns how many a second were confirmed.
+/// Publishes waiting messages of one subject each, and returns the confirms per second.
 async fn fill(sandbox: &Sandbox, count: usize) -> Result<f64> {
     let bare = Bare::connect(&sandbox.settings).await?;
     let (mut rates, mut left) = (Vec::new(), count);

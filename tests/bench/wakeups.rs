@@ -1,4 +1,4 @@
-//! The wake-ups that a measurement begins with, made as the fleet makes them.
+//! Makes the wake-ups that a measurement begins with, as the fleet makes them.
 
 use std::collections::HashSet;
 
@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::bare::Bare;
 
-/// Messages that name `each` subjects, in this order, and wait for so long; nothing waits for what is due.
+/// Messages that name `each` subjects, in this order, and wait for the given time; zero for due ones.
 pub fn of(
     sandbox: &Sandbox,
     kind: &'static str,
@@ -29,7 +29,7 @@ pub fn of(
 ) -> Vec<Outgoing> {
     let topology = sandbox.settings.topology();
     let trace = TraceContext::default();
-    // Chunk by chunk: packed together they would be put into the order of their ids.
+    // Pack chunk by chunk, because packing sorts the subjects by id.
     let packed = subjects.chunks(each).flat_map(|chunk| {
         let waiting = chunk.iter().map(|subject| Waiting { kind, subject: *subject, due_at: now + wait, wait, attempt: 0 });
         pack(waiting, topology.ladder(), topology.shards(), each, &trace)
@@ -37,7 +37,7 @@ pub fn of(
     packed.map(|packed| Outgoing::of(&packed, &topology)).collect()
 }
 
-/// Puts due wake-ups of these subjects into their lane. How many messages they are.
+/// Publishes due wake-ups of these subjects into their lane. Returns the number of messages.
 pub async fn put(sandbox: &Sandbox, broker: &Broker, kind: &'static str, subjects: &[Uuid], each: usize) -> Result<usize> {
     let now = database::now(&sandbox.db).await?;
     let messages = of(sandbox, kind, subjects, each, now, TimeDelta::zero());
@@ -47,7 +47,7 @@ pub async fn put(sandbox: &Sandbox, broker: &Broker, kind: &'static str, subject
     Ok(messages.len())
 }
 
-/// Takes the wake-ups out of their rung again: every subject is named once.
+/// Takes the wake-ups out of their rung again, and checks that every subject is named once.
 pub async fn take_all(sandbox: &Sandbox, bare: &Bare, subjects: &[Uuid]) -> Result<()> {
     let topology = sandbox.settings.topology();
     let broker = sandbox.broker().await?;

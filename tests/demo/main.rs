@@ -1,5 +1,5 @@
-//! The demo: the main job on real servers with one day as one second. A believable population in every situation of the
-//! policy, a relay, two workers, and at the end what should have happened beside what did.
+//! The demo: runs the main job on real servers, with one day as one second. It has a realistic population in every situation of the policy,
+//! a relay and two workers, and compares the results with the expectations at the end.
 
 mod population;
 mod progress;
@@ -21,7 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use progress::Progress;
 
-/// The published policy, one day as one second.
+/// The published policy, with one day as one second.
 const POLICY: &str = r#"
     [[policy]]
     on = "order.shipped"
@@ -50,16 +50,16 @@ const POLICY: &str = r#"
     report_every_ms = 200
 "#;
 
-/// The last deadline of the policy, in its days.
+/// The last deadline of the policy, in days.
 const LAST_DAY: u64 = 31;
-/// Where the report and the processes' logs go.
+/// The folder of the report and of the processes' logs.
 const FOLDER: &str = "target/demo";
 const WORKERS: usize = 2;
 
 /// Runs the main job with one day as one second and checks every row at the end
 #[derive(Parser)]
 struct Arguments {
-    /// How many orders; a third as many cart items come on top
+    /// How many orders to make; there are also a third as many cart items
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     orders: u32,
 }
@@ -77,7 +77,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Sets the stage, plays, and clears it whatever happens. Whether every row is right.
+/// Sets up the sandbox, runs the demo, and always removes the sandbox. Returns whether every row is right.
 async fn demo(orders: u32) -> Result<bool> {
     let shutdown = shared::process::lifecycle::shutdown_on_signals()?;
     std::fs::create_dir_all(FOLDER).context(FOLDER)?;
@@ -86,7 +86,7 @@ async fn demo(orders: u32) -> Result<bool> {
         () = shutdown.cancelled() => Err(anyhow::anyhow!("interrupted; everything is cleaned up")),
         played = play(&sandbox, orders) => played,
     };
-    // Dropping the players has killed the fleet's processes.
+    // The fleet's processes were killed when their handles were dropped.
     let removed = sandbox.remove().await;
     let right = played?;
     removed?;
@@ -97,7 +97,7 @@ async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     sandbox.declare().await?;
     triggers::install(&sandbox.db).await?;
     population::prepare(&sandbox.db).await?;
-    // The order system does what it does with its own rights.
+    // The order system logs in with its own role.
     let order_system = sandbox.connect_as(Named::OrderSystem).await?;
     let mut fleet = Fleet::start(&sandbox.env)?;
     let broker = sandbox.broker().await?;
@@ -112,7 +112,7 @@ async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
         done
     });
     let mut ended = None;
-    // Beyond the last deadline there must be an end: a lost row is wrong, and no reason to wait for ever.
+    // Stop waiting some time after the last deadline: a lost row is wrong, but the demo must end.
     let patience = Duration::from_secs(60 + u64::from(orders) / 1_000);
     loop {
         fleet.keep_alive()?;
@@ -142,14 +142,14 @@ async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     Ok(report.is_right())
 }
 
-/// How many dead letters there are, stored or not stored yet.
+/// The number of dead letters, stored or still in the broker.
 async fn dead_letters(sandbox: &Sandbox, broker: &Broker) -> Result<i64> {
     let row = sandbox.db.query_one_raw(statement("SELECT count(*) AS letters FROM dead_letters", [])).await?;
     let stored: i64 = row.context("a count")?.try_get("", "letters")?;
     Ok(stored + i64::from(sandbox.depth(broker, "dead").await? + sandbox.depth(broker, "unrouted").await?))
 }
 
-/// The fleet's processes: a relay and two workers. One that dies is started again, as any supervisor would.
+/// The fleet's processes: a relay and two workers. A process that crashes is restarted, as a supervisor would.
 struct Fleet {
     env: BTreeMap<String, String>,
     running: Vec<(String, &'static str, Vec<&'static str>, Child)>,

@@ -1,5 +1,5 @@
-//! The population: customers with Vietnamese names, their orders and cart items, and an order system that goes on working on
-//! them while the fleet runs. The outbox triggers turn what it does into events.
+//! The population: customers with Vietnamese names, their orders and cart items, and an order system that works on them while the fleet
+//! runs. The outbox triggers turn its changes into events.
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -10,12 +10,12 @@ use shared::database::{
 
 use crate::situations::{Make, Money, OLD_ON_DAY, SITUATIONS, Situation};
 
-/// So many rows are made, or acted upon, in one transaction.
+/// How many rows one transaction makes or acts on.
 const CHUNK: u32 = 100;
-/// What a wealthy customer pays into the wallet, in đồng: enough for every order.
+/// The wallet balance of a wealthy customer, in đồng: enough for every order.
 const WEALTH: i64 = 100_000_000;
 
-/// The demo's own book of who is in which situation, and how far the order system has got with it.
+/// The demo's own table of each row's situation, and of the order system's progress with it.
 const PREPARE: &str = "
     CREATE TABLE demo (subject uuid PRIMARY KEY, situation text NOT NULL, step int NOT NULL DEFAULT 0,
                        made_at timestamptz NOT NULL DEFAULT now());
@@ -29,7 +29,7 @@ const PREPARE: &str = "
     GRANT SELECT, INSERT, UPDATE ON demo TO kyhan_order_system;
 ";
 
-/// `$1` customers with `$2` đồng in their wallets.
+/// SQL: makes `$1` customers with `$2` đồng in their wallets.
 const CUSTOMERS: &str = "
     WITH made AS (
         INSERT INTO customers (id, full_name, phone, email, address, created_at)
@@ -51,13 +51,13 @@ const CUSTOMERS: &str = "
     )
     SELECT array_agg(id) AS customers FROM made";
 
-/// Makes what the demo keeps its own book in.
+/// Creates the demo's own tables.
 pub async fn prepare(db: &DatabaseConnection) -> Result<()> {
     db.execute_unprepared(PREPARE).await.context("preparing the demo")?;
     Ok(())
 }
 
-/// Makes the whole population, chunk by chunk, situation by situation in turn, so that all of them are under way at any time.
+/// Makes the whole population in chunks that alternate between the situations, so that all of them run at the same time.
 pub async fn populate(db: &DatabaseConnection, orders: u32) -> Result<()> {
     let mut left: Vec<u32> = SITUATIONS.iter().map(|situation| (orders / 100 * situation.share).max(1)).collect();
     while left.iter().any(|left| *left > 0) {
@@ -78,7 +78,7 @@ async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Res
         Make::Order { .. } | Make::OldOrder { .. } | Make::CartItem => ((count / 3).max(1), WEALTH),
         Make::Nothing => (0, WEALTH),
     };
-    // The customers are there before: what the wake-ups count from is the moment of the order itself.
+    // Make the customers first, because deadlines count from the time of the order.
     let row = db.query_one_raw(statement(CUSTOMERS, [i64::from(customers).into(), wallet.into()])).await?.context("no row")?;
     let customers: Option<Vec<uuid::Uuid>> = row.try_get("", "customers")?;
     let sql = match &situation.make {
@@ -93,7 +93,7 @@ async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Res
     Ok(())
 }
 
-/// What an order is besides its id, code, customer and fees: columns, and their values. It begins now, and is talked about.
+/// The further columns of an order and their values: it begins now, and has messages.
 fn new_order(status: &str, parcel: bool) -> Begins {
     Begins {
         columns: "status, delivering_since, received_at, parcel_recorded_at",
@@ -105,7 +105,7 @@ fn new_order(status: &str, parcel: bool) -> Begins {
     }
 }
 
-/// Recorded, delivered and received more than half a year ago, and never heard of since.
+/// Recorded, delivered and received more than half a year ago, without activity since.
 fn old_order(on_hold: bool) -> Begins {
     let received = format!(
         "((now() + interval '{OLD_ON_DAY} s') AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh'"
@@ -126,7 +126,7 @@ struct Begins {
     talked_about: bool,
 }
 
-/// `$2` orders of the customers `$3`, with their accounts and what was paid at that moment, into the situation `$1`.
+/// SQL: makes `$2` orders of the customers `$3` in the situation `$1`, with their accounts and first payments.
 fn order(Begins { columns, values, talked_about }: &Begins, paid_at: &str, Money { due, paid }: &Money) -> String {
     let parts = ["goods", "shipping", "service"].into_iter().zip(paid).map(|(kind, paid)| format!("('{kind}', {paid}::bigint)"));
     let parts = parts.collect::<Vec<_>>().join(", ");
@@ -169,7 +169,7 @@ const NOTHING: &str = "
         RETURNING subject)
     INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', subject FROM made";
 
-/// What the order system, its staff and its customers do as the days go by.
+/// Runs the later acts of the order system, its staff and its customers.
 pub async fn go_on(db: &DatabaseConnection) -> Result<()> {
     for situation in SITUATIONS {
         for (step, act) in situation.acts.iter().enumerate() {
@@ -185,7 +185,7 @@ pub async fn go_on(db: &DatabaseConnection) -> Result<()> {
                 match db.execute_raw(statement(&sql, [situation.name.into(), i32::try_from(step)?.into()])).await {
                     Ok(done) if done.rows_affected() == 0 => break,
                     Ok(_) => {}
-                    // It met a worker on the same rows: as every client of a database, it tries again.
+                    // A worker was changing the same rows: retry, as every client of a database must.
                     Err(error) if trouble(&error) == Trouble::Conflict => {}
                     Err(error) => return Err(error).with_context(|| format!("{}, step {step}", situation.name)),
                 }

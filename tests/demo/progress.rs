@@ -1,4 +1,4 @@
-//! Live progress: one line that says what day it is and where everything is.
+//! Live progress: one line with the current day and the counts of each stage.
 
 use std::{
     collections::BTreeMap,
@@ -13,7 +13,7 @@ use sea_orm::ConnectionTrait;
 use shared::{broker::Broker, database::statement};
 use tests::sandbox::Sandbox;
 
-/// Without a terminal a line is printed this often.
+/// How often a line is printed without a terminal.
 const LINE_EVERY: Duration = Duration::from_secs(5);
 
 pub struct Progress<'a> {
@@ -35,7 +35,7 @@ impl<'a> Progress<'a> {
         Self { sandbox, broker, bar, said: None, quiet: false, live: std::io::stderr().is_terminal() }
     }
 
-    /// Looks at the fleet and says what it sees.
+    /// Reads the state of the fleet and prints it.
     pub async fn show(&mut self, elapsed: Duration, logs: &Path) -> Result<()> {
         let row = self.sandbox.db.query_one_raw(statement("SELECT count(*) AS outbox FROM outbox", [])).await?;
         let outbox: i64 = row.map(|row| row.try_get("", "outbox")).transpose()?.unwrap_or_default();
@@ -64,7 +64,7 @@ impl<'a> Progress<'a> {
         Ok(())
     }
 
-    /// Whether nothing was due and no event waited when it last looked. Floored arrears go on waiting for ever.
+    /// Whether nothing was due and no event waited at the last look. Arrears below the wallet floor wait forever.
     pub fn is_quiet(&self) -> bool {
         self.quiet
     }
@@ -74,8 +74,8 @@ impl<'a> Progress<'a> {
     }
 }
 
-/// What the processes have last said of themselves in their logs, added up. A process that was started again begins anew, so
-/// each of its lives counts with the last thing it said.
+/// The sum of the last counts that each process has logged. A restarted process counts from zero, so the last counts of each run are
+/// added.
 fn told(logs: &Path) -> Result<BTreeMap<String, u64>> {
     let mut sums = BTreeMap::new();
     for file in std::fs::read_dir(logs)?.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "log")) {
@@ -84,7 +84,7 @@ fn told(logs: &Path) -> Result<BTreeMap<String, u64>> {
             if line.contains("started\"") {
                 add(&mut sums, std::mem::take(&mut life));
             } else if line.contains(" so far\"") {
-                // A line being written right now is no JSON yet.
+                // The last line may be incomplete.
                 let Ok(serde_json::Value::Object(said)) = serde_json::from_str(line) else { continue };
                 life = said.into_iter().filter_map(|(name, value)| Some((name, value.as_u64()?))).collect();
             }

@@ -1,4 +1,4 @@
-//! The report: per situation what should have happened, what did, and how late; the same as JSON.
+//! The report: per situation the expectation, the result and the lateness, as text and as JSON.
 
 use std::path::Path;
 
@@ -25,7 +25,7 @@ struct Line {
     lateness: Lateness,
 }
 
-/// In milliseconds; `None` where nothing was to be done.
+/// Lateness in milliseconds; `None` if nothing was to be done.
 #[derive(Clone, Copy)]
 struct Lateness {
     p50: Option<f64>,
@@ -52,7 +52,7 @@ impl Report {
         })
     }
 
-    /// Whether not a single row is wrong.
+    /// Whether every row is right.
     pub fn is_right(&self) -> bool {
         self.ledger_sum == 0
             && self.accounts_differing == 0

@@ -1,5 +1,4 @@
-//! The situations of the policy: how a row gets into one, what the order system does to it as the days go by, what must have
-//! become of it, and when that was due.
+//! The situations of the policy: how a row gets into one, what the order system does to it later, the expected result, and when it was due.
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -13,18 +12,18 @@ pub struct Money {
 
 /// How a row begins.
 pub enum Make {
-    /// An order of one of the wealthy customers, in a status since now.
+    /// An order of a wealthy customer, whose status begins now.
     Order {
         status: &'static str,
         parcel: bool,
         money: Money,
     },
-    /// An order of a customer of its own with so much in the wallet.
+    /// An order of its own customer with the given wallet balance.
     OrderOfPoorCustomer {
         wallet: i64,
         money: Money,
     },
-    /// An order in which six months without any news end on day 20; the last was that it was received.
+    /// An order whose six months without activity end on day 20; its last activity was that it was received.
     OldOrder {
         on_hold: bool,
         money: Money,
@@ -38,26 +37,26 @@ pub enum Make {
 pub const OLD_ON_DAY: u32 = 20;
 
 pub struct Situation {
-    /// In the words of Baogam's staff.
+    /// The name, in the words of Baogam's staff.
     pub name: &'static str,
-    /// So many per hundred orders.
+    /// How many per hundred orders.
     pub share: u32,
     pub make: Make,
-    /// What the order system does later: statements over the `chosen` subjects of one step, and from when on it does so.
+    /// The later acts of the order system.
     pub acts: &'static [Act],
-    /// What should have happened.
+    /// The expected result, for the report.
     pub expected: &'static str,
-    /// SQL: whether it has. `d`: the demo's own book; `o`: the order or `i`: the item, null when there is none.
+    /// SQL: whether the result is as expected. `d`: the demo's own table; `o`: the order or `i`: the item, null if there is none.
     pub right: &'static str,
-    /// SQL: when it was done minus when it was due, as an interval; null where nothing was to be done.
+    /// SQL: when it was done minus when it was due, as an interval; null if nothing was to be done.
     pub late: &'static str,
 }
 
 /// One act of the order system.
 pub struct Act {
-    /// SQL on `o` or `i`: from when on.
+    /// SQL on `o` or `i`: the time from which the act happens.
     pub when: &'static str,
-    /// CTEs over `chosen (subject)`.
+    /// SQL: CTEs over the `chosen (subject)` of one step.
     pub what: &'static str,
 }
 
@@ -67,11 +66,12 @@ const PAID: Money = Money { due: [1_500_000, 120_000, 45_000], paid: [1_500_000,
 const BY_ITSELF: &str = "(SELECT count(*) FROM order_status_history h WHERE h.order_id = o.id AND h.reason = 'confirm-receipt')";
 const COLLECTED: &str = "(SELECT coalesce(sum(amount), 0) FROM transfers t WHERE t.order_id = o.id AND t.reason = 'arrears')";
 
-/// When the six months of an old order end. No half year ends on the 31st of August: then, and on a few days more, it did before.
+/// When the six months of an old order end. `greatest` is needed because months differ in length: on the 31st of August and a few other
+/// days, the computed end lies before the order was made.
 const OLD: &str = "greatest(d.made_at,
     (o.received_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh')";
 
-/// Puts the recurring questions into a statement.
+/// Expands the recurring conditions in a statement.
 pub fn spelled(sql: &str) -> String {
     sql.replace("{by_itself}", BY_ITSELF)
         .replace("{collected}", COLLECTED)
@@ -336,7 +336,7 @@ pub static SITUATIONS: &[Situation] = &[
     },
 ];
 
-/// Staff set the order out of stock and refund its goods, in one transaction.
+/// Staff set the order to out of stock and refund its goods, in one transaction.
 const OUT_OF_STOCK: &str = "noted AS (INSERT INTO order_status_history (order_id, from_status, to_status, reason)
      SELECT id, status, 'out_of_stock', 'nhân viên' FROM orders JOIN chosen ON id = subject),
     out AS (UPDATE orders SET status = 'out_of_stock', out_of_stock_since = now(), updated_at = now() FROM chosen WHERE id = subject RETURNING id),
@@ -347,11 +347,11 @@ const OUT_OF_STOCK: &str = "noted AS (INSERT INTO order_status_history (order_id
 const ROWS: &str =
     "FROM demo d LEFT JOIN orders o ON o.id = d.subject LEFT JOIN cart_items i ON i.id = d.subject WHERE d.situation = $1";
 
-/// What became of a situation's rows.
+/// The results of a situation's rows.
 pub struct Found {
     pub all: i64,
     pub right: i64,
-    /// A few of the wrong ones.
+    /// Some of the wrong rows.
     pub wrong: Vec<String>,
 }
 
@@ -367,7 +367,7 @@ impl Situation {
         Ok(Found { all: row.try_get("", "all")?, right: row.try_get("", "right")?, wrong: wrong.unwrap_or_default() })
     }
 
-    /// A subquery of the rows' lateness in milliseconds.
+    /// SQL: a subquery of the rows' lateness in milliseconds.
     pub fn lateness_sql(&self) -> String {
         let rows = ROWS.replace("$1", &format!("'{}'", self.name));
         format!("SELECT extract(epoch FROM {})::float8 * 1000 AS late {rows}", spelled(self.late))

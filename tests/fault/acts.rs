@@ -1,23 +1,23 @@
-//! What the order system, its staff and its customers do to the rows while the fleet works on them. Each act locks its rows first
-//! and then changes them and the book in one transaction, so the book is right whoever came first.
+//! The acts of the order system, its staff and its customers on the rows while the fleet works on them. Each act locks its rows, and then
+//! changes them and the book in one transaction, so the book is right in either order of act and fleet.
 
 use anyhow::Result;
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use shared::database::statement;
 use uuid::Uuid;
 
-/// So many rows are acted upon in one transaction.
+/// How many rows one transaction acts on.
 const CHUNK: i64 = 100;
 
 pub struct Act {
-    /// Whose rows.
+    /// The table of the rows.
     situations: &'static [&'static str],
     table: &'static str,
-    /// Changes the rows `$1`, all of them locked, and the book with them.
+    /// SQL that changes the rows `$1`, which are locked, and the book.
     sql: &'static str,
 }
 
-/// Done once to every row of its situation, a second after it was made.
+/// Acts that happen once to every row of their situation, a second after it was made.
 pub static MEANWHILE: &[Act] = &[
     Act {
         situations: &["confirms-himself"],
@@ -36,7 +36,7 @@ pub static MEANWHILE: &[Act] = &[
     Act {
         situations: &["cancels"],
         table: "orders",
-        // Staff cancel no order of which arrears were collected already.
+        // Staff do not cancel orders whose arrears are already collected.
         sql: "WITH done AS (
                   UPDATE orders SET status = 'cancelled', updated_at = now()
                    WHERE id = ANY($1) AND status = 'delivering'
@@ -60,9 +60,9 @@ pub static MEANWHILE: &[Act] = &[
     },
 ];
 
-/// Done again and again to rows chosen at random.
+/// Acts that happen repeatedly, to rows chosen at random.
 pub static BUSY: &[Act] = &[
-    // The service fee is raised. What was short of it already is collected in one charge together with the rise.
+    // The service fee is raised. An existing shortfall of it is collected in one charge together with the rise.
     Act {
         situations: &["paid", "short"],
         table: "orders",
@@ -79,7 +79,7 @@ pub static BUSY: &[Act] = &[
               ON CONFLICT (subject, kind, part) DO UPDATE SET amount = fault_expected.amount + 10000,
                   times = fault_expected.times + CASE WHEN (SELECT short FROM done WHERE id = fault_expected.subject) THEN 0 ELSE 1 END",
     },
-    // The customer pays what goods are short of.
+    // The customer pays the shortfall of goods.
     Act {
         situations: &["short", "wrongly-out"],
         table: "orders",
@@ -94,7 +94,7 @@ pub static BUSY: &[Act] = &[
               UPDATE fault_expected SET times = times - 1, amount = nullif(fault_expected.amount - done.amount, 0)
                 FROM done WHERE subject = order_id AND kind = 'collect-arrears' AND part = 'goods'",
     },
-    // A parcel is recorded for what was out of stock: that was a mistake.
+    // A parcel is recorded for an order that was out of stock by mistake.
     Act {
         situations: &["really-out"],
         table: "orders",
@@ -118,7 +118,7 @@ impl Act {
         self.situations.iter().map(|name| (*name).to_owned())
     }
 
-    /// Acts once on each of some rows that are a second old; whether there was one.
+    /// Acts once on each of some rows that are a second old; returns whether there were any.
     pub async fn meanwhile(&self, db: &DatabaseConnection) -> Result<bool> {
         let choose = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
                           SELECT subject FROM fault_book
@@ -143,7 +143,7 @@ impl Act {
         if chosen.is_empty() {
             return Ok(false);
         }
-        // Locked by a statement of their own: the next one sees what they waited for. The accounts come with the orders.
+        // A separate statement locks the rows, so that the next one sees the changes that it waited for. The accounts follow the orders.
         let lock = format!("SELECT 1 FROM {} WHERE id = ANY($1) ORDER BY id FOR UPDATE", self.table);
         tx.execute_raw(statement(&lock, [chosen.clone().into()])).await?;
         tx.execute_raw(statement(self.sql, [chosen.clone().into()])).await?;

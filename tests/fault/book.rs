@@ -1,5 +1,5 @@
-//! The book of expectations: what must become of every subject, written in the same transaction as whatever decides it. What the
-//! fleet did is compared with it, and with nothing else.
+//! The book of expectations: the expected result of every subject, written in the same transaction as what decides it. The checker compares
+//! the fleet's records with the book and with nothing else.
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -7,11 +7,11 @@ use shared::database::statement;
 
 /// Customers share wallets, so that charges of different orders meet.
 const CUSTOMERS: i64 = 400;
-/// In đồng, enough for whatever is charged.
+/// In đồng, enough for every charge.
 const WEALTH: i64 = 100_000_000_000;
 
-/// `part` tells the effects of one task apart: for arrears the component that is charged, or `restored`. `amount` is the sum of
-/// what all the times move.
+/// `part` distinguishes the effects of one task: for arrears the component that is charged, or `restored`. `amount` is the sum over all
+/// times.
 const TABLES: &str = "
     CREATE TABLE fault_book (
         subject uuid PRIMARY KEY, situation text NOT NULL, acted boolean NOT NULL DEFAULT false,
@@ -41,29 +41,29 @@ const WALLETS: &str = "
     INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
     SELECT (SELECT id FROM accounts WHERE kind = 'outside'), id, $2::bigint, 'nạp ví', 'top-up:' || id FROM wallets";
 
-/// Opens an empty book, and gives customers wallets.
+/// Creates an empty book and the customers' wallets.
 pub async fn open(db: &DatabaseConnection) -> Result<()> {
     db.execute_unprepared(TABLES).await.context("the book's tables")?;
     db.execute_raw(statement(WALLETS, [CUSTOMERS.into(), WEALTH.into()])).await.context("customers")?;
     Ok(())
 }
 
-/// What a situation starts as.
+/// How the rows of a situation start.
 pub enum Make {
     Order {
         status: &'static str,
-        /// The status before that one.
+        /// The status before.
         before: &'static str,
         parcel: bool,
-        /// What goods, shipping and service are short of, as SQL of `n`.
+        /// The shortfalls of goods, shipping and service, as SQL on `n`.
         short: [&'static str; 3],
         event: &'static str,
         /// Whether the shortfalls are to be charged.
         charged: bool,
-        /// What the status is to be put back to.
+        /// The status to be restored.
         restored: Option<&'static str>,
         confirmed: bool,
-        /// The status in the end.
+        /// The final status.
         last: &'static str,
     },
     CartItem,
@@ -71,7 +71,7 @@ pub enum Make {
 
 pub struct Situation {
     pub name: &'static str,
-    /// In 50ths of all subjects.
+    /// Its share of all subjects, in 50ths.
     pub share: i64,
     pub make: Make,
 }
@@ -93,7 +93,7 @@ const fn delivering(short: [&'static str; 3]) -> Make {
     }
 }
 
-/// What each of them is to come to if nobody does anything; `acts` changes that for some.
+/// The situations, with their results without any act; `acts` changes some.
 pub static SITUATIONS: &[Situation] = &[
     Situation { name: "paid", share: 9, make: delivering(PAID) },
     Situation { name: "short", share: 8, make: delivering(["100000 + n % 97 * 1000", "n % 2 * 7000", "0"]) },
@@ -149,8 +149,7 @@ pub static SITUATIONS: &[Situation] = &[
 ];
 
 impl Situation {
-    /// Makes its subjects with the numbers `$1` to `$2`, their rows, money, expectations and events; `$3` is the seed their ids come
-    /// from.
+    /// SQL that makes the subjects with the numbers `$1` to `$2`: rows, money, expectations and events. `$3` is the seed of their ids.
     pub fn sql(&self) -> String {
         let new = format!(
             "new AS (SELECT n, md5($3::text || ':{}:' || n)::uuid AS id, fault_customer(n % {CUSTOMERS}) AS customer

@@ -1,5 +1,4 @@
-//! Changes while everything runs: the policy longer and shorter, the whole fleet replaced, an order system that works on the same
-//! rows.
+//! Scenarios of change: a longer and a shorter policy, a rolling restart of the whole fleet, an order system that works on the same rows.
 
 use std::time::Duration;
 
@@ -15,10 +14,10 @@ use crate::{
 };
 
 const PLAYERS: [&str; 3] = ["relay", "worker-1", "worker-2"];
-/// The longest time without an effect that a rolling restart may cost.
+/// The longest time without an effect that a rolling restart may cause.
 const GAP_MAX_MS: i64 = 5_000;
 
-/// The order system's work may take so long.
+/// How long the order system's work may take.
 const BUSY_MAX: Duration = Duration::from_secs(60);
 
 const SHORT: Spans = Spans { confirm: 3_000, arrears: 2_000, purge: 2_500 };
@@ -33,18 +32,17 @@ pub fn begins_long() -> Terms {
     Terms { spans: Spans { confirm: 30_000, arrears: 28_000, purge: 29_000 }, ..Terms::default() }
 }
 
-/// What waits for the old moment comes too early, and has to go back.
+/// Wake-ups of the old policy arrive too early and have to be postponed.
 pub fn policy_lengthened(stage: &Stage, _rng: StdRng) -> Play<'_> {
     Box::pin(change_policy(stage, LONG))
 }
 
-/// What waits for the old moment comes too late: the sweep has to find it.
+/// Wake-ups of the old policy arrive too late: the sweep has to find the rows.
 pub fn policy_shortened(stage: &Stage, _rng: StdRng) -> Play<'_> {
     Box::pin(change_policy(stage, SHORT))
 }
 
-/// While the old policy holds only the relay runs: everything waits where the old policy put it, however long that took, and
-/// nothing can have had its effect.
+/// Under the old policy only the relay runs, so everything waits where the old policy put it, and nothing has had its effect.
 async fn change_policy(stage: &Stage, spans: Spans) -> Result<()> {
     stage.relay(&[])?;
     stage.populate_during(std::future::ready(Ok(()))).await?;

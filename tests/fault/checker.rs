@@ -1,5 +1,5 @@
-//! The checker: compares the book of expectations with what the records say, set-based, and gives exact counts. Whatever it does
-//! not find as the book wants it is counted and named; nothing is waved through.
+//! The checker: compares the book of expectations with the records, set-based, and returns exact counts. It counts and names every
+//! difference.
 
 use anyhow::{Context, Result};
 use sea_orm::{ConnectionTrait, DatabaseConnection};
@@ -13,7 +13,7 @@ pub struct Spans {
     pub purge: u32,
 }
 
-/// What became of the effects.
+/// The counts of the effects.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     pub expected: i64,
@@ -30,7 +30,7 @@ impl Counts {
     }
 }
 
-/// What the records say was done.
+/// SQL: the effects that the records show.
 const FOUND: &str = "
     SELECT 'confirm-receipt' AS kind, '' AS part, order_id AS subject, count(*) AS times, NULL::bigint AS amount
       FROM order_status_history WHERE reason = 'confirm-receipt' AND wakeup_id IS NOT NULL GROUP BY order_id
@@ -44,7 +44,7 @@ const FOUND: &str = "
     SELECT 'purge-cart-item', '', subject_id, count(*), NULL
       FROM activity WHERE action = 'cart_item.purged' GROUP BY subject_id";
 
-/// The same beside the book, one row per subject, kind and part.
+/// SQL: the effects found beside the expected ones, one row per subject, kind and part.
 fn compared() -> String {
     format!(
         "SELECT coalesce(e.kind, f.kind) AS kind, coalesce(e.times, 0)::bigint AS expected, coalesce(f.times, 0) AS found,
@@ -53,7 +53,7 @@ fn compared() -> String {
     )
 }
 
-/// What must not be, each with the statement that counts it.
+/// Things that must not happen, each with the statement that counts it.
 const ODDITIES: &[(&str, &str)] = &[
     (
         "orders whose status is not the one their records end with",
@@ -88,14 +88,14 @@ const ODDITIES: &[(&str, &str)] = &[
     ),
     ("arrears left outstanding", "SELECT count(*) FROM arrears_outstanding"),
     (
-        // The event of a cart item that the sweep had purged before its event was relayed is about nothing any more.
+        // If the sweep purged a cart item before its event was relayed, the event has no row any more.
         "events set aside, other than those of items purged meanwhile",
         "SELECT count(*) FROM set_aside s
           WHERE NOT EXISTS (SELECT FROM activity a WHERE a.subject_id = s.subject_id AND a.action = 'cart_item.purged')",
     ),
 ];
 
-/// Subquery of how late each effect came, as an interval.
+/// SQL: how late each effect came, as an interval.
 fn lateness(spans: Spans) -> String {
     format!(
         "SELECT h.at - (delivering_since + interval '{confirm} ms') AS late
@@ -114,7 +114,7 @@ fn lateness(spans: Spans) -> String {
     )
 }
 
-/// Counts, and names whatever is not right. `letters` are the dead letters that should not be there.
+/// Counts the effects and names every difference. `letters` is the number of unexpected dead letters.
 pub async fn check(db: &DatabaseConnection, spans: Spans, letters: i64) -> Result<(Counts, Vec<String>)> {
     let sql = format!(
         "SELECT kind, coalesce(sum(expected), 0)::bigint AS expected,
@@ -157,7 +157,7 @@ pub async fn check(db: &DatabaseConnection, spans: Spans, letters: i64) -> Resul
     Ok((counts, remarks))
 }
 
-/// How many expected effects are not there yet.
+/// How many expected effects are missing so far.
 pub async fn missing(db: &DatabaseConnection) -> Result<i64> {
     let sql = format!("SELECT coalesce(sum(greatest(expected - found, 0)), 0)::bigint FROM ({}) AS compared", compared());
     ask(db, &sql).await
@@ -173,7 +173,7 @@ pub async fn longest_gap_ms(db: &DatabaseConnection) -> Result<i64> {
     ask(db, sql).await
 }
 
-/// The one number that a statement gives.
+/// The one number that a statement returns.
 pub async fn ask(db: &DatabaseConnection, sql: &str) -> Result<i64> {
     let row = db.query_one_raw(statement(sql, [])).await?.context("no row")?;
     Ok(row.try_get_by_index(0)?)

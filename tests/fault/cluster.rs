@@ -1,6 +1,6 @@
-//! Three RabbitMQ nodes on this machine and a way to whichever answers. Where root may make network namespaces each node has one of
-//! its own, and a partition is a link that is down; elsewhere the nodes share 127.0.0.1, and a partition is Erlang's distribution
-//! refused on both sides. Nothing of it outlives the scenario.
+//! A cluster of three RabbitMQ nodes on this machine, and a proxy to a node that answers. If root may create network namespaces, each node
+//! has its own, and a partition is a link that is down. Otherwise the nodes share 127.0.0.1, and a partition is Erlang's distribution refused
+//! on both sides. Everything is removed with the scenario.
 
 use std::{
     os::unix::process::CommandExt,
@@ -24,7 +24,7 @@ use crate::{
 const NODES: usize = 3;
 const COOKIE: &str = "kyhanfaultcookie";
 const PASSWORD: &str = "kyhan";
-/// How long a node may take to start or to come back.
+/// How long a node may take to start or to rejoin.
 const START: Duration = Duration::from_secs(90);
 
 pub struct Cluster {
@@ -46,7 +46,7 @@ struct Node {
 }
 
 enum Net {
-    /// The bridge; each node's namespace and its link on our side.
+    /// The bridge, and each node's namespace with the link on our side.
     Namespaces {
         bridge: String,
         nodes: Vec<(String, String)>,
@@ -54,7 +54,7 @@ enum Net {
     Shared,
 }
 
-/// Why there can be none, if so.
+/// Why no cluster can be started here, if so.
 pub fn lacks() -> Option<String> {
     (binaries().is_none() || epmd().is_none()).then(|| "RabbitMQ's own scripts and Erlang's epmd are not found here".to_owned())
 }
@@ -65,7 +65,7 @@ fn epmd() -> Option<PathBuf> {
 }
 
 impl Net {
-    /// Namespaces if they can be made.
+    /// Network namespaces if they can be created.
     fn make() -> Self {
         let id = std::process::id() % 10_000;
         let (bridge, subnet) = (format!("kyf{id}b"), id % 250);
@@ -74,7 +74,7 @@ impl Net {
         let net = Self::Namespaces { bridge: bridge.clone(), nodes: nodes.clone() };
         let made = || -> Result<()> {
             run("ip", &["link", "add", &bridge, "type", "bridge"])?;
-            // 198.18.0.0/15 is set apart for tests: it is nobody's network.
+            // 198.18.0.0/15 is reserved for tests.
             run("ip", &["addr", "add", &format!("198.18.{subnet}.1/24"), "dev", &bridge])?;
             run("ip", &["link", "set", &bridge, "up"])?;
             for (n, (namespace, link)) in nodes.iter().enumerate() {
@@ -98,7 +98,8 @@ impl Net {
         }
     }
 
-    /// Who reaches a node's distribution and has the cookie owns it. In a namespace of ours nobody else can.
+    /// Restricts Erlang's distribution to 127.0.0.1, because everyone who reaches it with the cookie controls the node. A namespace is not
+    /// reachable from outside.
     fn only_here(&self) -> &'static str {
         match self {
             Self::Namespaces { .. } => "",
@@ -106,7 +107,7 @@ impl Net {
         }
     }
 
-    /// A command where node `n` lives.
+    /// A command in the namespace of node `n`.
     fn command(&self, n: usize, program: &Path) -> Command {
         match self {
             Self::Namespaces { nodes, .. } => {
@@ -156,7 +157,7 @@ impl Cluster {
         for n in 0..NODES {
             cluster.prepare(n)?;
         }
-        // The first alone, then those that join it.
+        // The first node alone, then the nodes that join it.
         for n in 0..NODES {
             cluster.start_node(n)?;
             if n != 1 {
@@ -166,13 +167,13 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// The shared PostgreSQL, and this cluster by way of its proxy.
+    /// The shared PostgreSQL, and this cluster through its proxy.
     pub fn servers(&self, servers: &Servers) -> Servers {
         let amqp_url = format!("amqp://kyhan:{PASSWORD}@127.0.0.1:{}/%2f", self.proxy.port);
         Servers { database_url: servers.database_url.clone(), amqp_url }
     }
 
-    /// How a partition is made here.
+    /// How a partition is made here, for the report.
     pub fn means(&self) -> &'static str {
         match self.net {
             Net::Namespaces { .. } => "network namespaces, its link down",
@@ -189,7 +190,7 @@ impl Cluster {
         self.nodes.iter().position(|node| node.name == leader).with_context(|| format!("{leader} leads {queue}"))
     }
 
-    /// `kill -9`.
+    /// Kills a node with `kill -9`.
     pub fn kill(&mut self, n: usize) -> Result<()> {
         let mut node = self.nodes[n].running.take().context("it does not run")?;
         node.kill()?;
@@ -197,7 +198,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts a node again and waits until all are there.
+    /// Restarts a node and waits until the cluster is complete.
     pub async fn revive(&mut self, n: usize) -> Result<()> {
         self.start_node(n)?;
         self.await_nodes(NODES).await
@@ -219,11 +220,11 @@ impl Cluster {
         }
     }
 
-    /// Waits until so many nodes see each other.
+    /// Waits until this many nodes see each other.
     pub async fn await_nodes(&self, count: usize) -> Result<()> {
         let deadline = Instant::now() + START;
         for n in (0..NODES).filter(|n| self.nodes[*n].running.is_some()) {
-            // A node that is only just starting, or paused, does not answer yet.
+            // A node that is starting or paused does not answer yet.
             while let Err(error) = self.ctl_at(n, &["await_online_nodes", &count.to_string()]).await {
                 ensure!(Instant::now() < deadline, "not {count} nodes within {} s: {error:#}", START.as_secs());
                 tokio::time::sleep(Duration::from_millis(500)).await;
@@ -236,7 +237,7 @@ impl Cluster {
         self.ctl_at(n, &["eval", expression]).await
     }
 
-    /// `rabbitmqctl` at some node that runs.
+    /// Runs `rabbitmqctl` against a running node.
     async fn ctl(&self, arguments: &[&str]) -> Result<String> {
         let n = self.nodes.iter().position(|node| node.running.is_some()).context("no node runs")?;
         self.ctl_at(n, arguments).await
@@ -260,7 +261,7 @@ impl Cluster {
         let cookie = node.folder.join("home/.erlang.cookie");
         std::fs::write(&cookie, COOKIE)?;
         std::fs::set_permissions(&cookie, std::os::unix::fs::PermissionsExt::from_mode(0o400))?;
-        // The first knows itself alone, and so starts at once.
+        // The first node has no peers and so starts at once.
         let peers = if n == 0 { &names[..1] } else { &names[..] };
         let peers: Vec<String> =
             (1..).zip(peers).map(|(i, name)| format!("cluster_formation.classic_config.nodes.{i} = {name}")).collect();
@@ -276,7 +277,7 @@ impl Cluster {
         std::fs::write(node.folder.join("enabled_plugins"), "[].\n")?;
         std::fs::write(node.folder.join("rabbitmq-env.conf"), "")?;
         std::fs::copy(pair::root().join("deploy/rabbitmq/advanced.config"), node.folder.join("advanced.config"))?;
-        // One port mapper a namespace; one for all where they share.
+        // One port mapper per namespace, or one for all nodes that share 127.0.0.1.
         if n == 0 || matches!(self.net, Net::Namespaces { .. }) {
             let mut command = self.net.command(n, &epmd().context("epmd")?);
             command.args(["-port", &self.epmd_port.to_string()]);
@@ -297,7 +298,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// As `deploy/services` starts a node: nothing of the user's environment, and the script becomes the node.
+    /// Starts a node as `deploy/services` does: without the user's environment, and the script execs the node.
     fn environment(&self, n: usize, command: &mut Command) {
         let node = &self.nodes[n];
         let at = |name: &str| node.folder.join(name).into_os_string();
@@ -309,7 +310,7 @@ impl Cluster {
             ("RABBITMQ_NODENAME", node.name.clone()),
             ("RABBITMQ_USE_LONGNAME", "true".to_owned()),
             ("RABBITMQ_DIST_PORT", node.distribution.to_string()),
-            // A node that falls silent is missed after five seconds, not after a minute.
+            // A silent node counts as down after five seconds instead of a minute.
             ("RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS", format!("-kernel net_ticktime 5{}", self.net.only_here())),
         ]);
         command.envs([
@@ -332,20 +333,20 @@ impl Drop for Cluster {
             for child in [node.running.take(), node.epmd.take()].iter_mut().flatten() {
                 let _ = (child.kill(), child.wait());
             }
-            // Its logs stay, should they be wanted.
+            // Keep the logs for diagnosis.
             let _ = std::fs::remove_dir_all(node.folder.join("mnesia"));
         }
     }
 }
 
-/// A Ctrl-C in the terminal is for the suite, which then ends this.
+/// A process group of its own, so that Ctrl-C reaches only the suite, which then stops the process.
 fn detached(command: &mut Command) -> &mut Command {
     command.process_group(0).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null())
 }
 
-/// A port that is free on this side of the network.
+/// A port that is free on the host.
 fn free_port(host: &str) -> Result<u16> {
-    // A namespace's own address cannot be bound from here, and nothing else listens there.
+    // The address of a namespace cannot be bound from the host, and nothing else listens there.
     let listener = std::net::TcpListener::bind((host, 0)).or_else(|_| std::net::TcpListener::bind("127.0.0.1:0"))?;
     Ok(listener.local_addr()?.port())
 }

@@ -1,5 +1,4 @@
-//! A small disk: a tmpfs of the suite's own, on which a tablespace lies, and a ballast that fills it to the last byte. Needs root;
-//! is unmounted whatever happens.
+//! A small disk: a tmpfs with a tablespace, and a ballast file that fills it to the last byte. Needs root. It is always unmounted.
 
 use std::{
     fs::File,
@@ -22,7 +21,7 @@ pub struct Disk {
     servers: Servers,
 }
 
-/// Why there can be none, if so.
+/// Why no small disk can be mounted here, if so.
 pub fn lacks() -> Option<String> {
     let folder = std::env::temp_dir().join(format!("kyhan-mount-{}", std::process::id()));
     let tried = std::fs::create_dir_all(&folder).is_ok()
@@ -41,7 +40,7 @@ impl Disk {
         std::fs::create_dir_all(&mounted)?;
         run("mount", &["-t", "tmpfs", "-o", &format!("size={SIZE}"), "tmpfs", &text(&mounted)])?;
         let disk = Self { tablespace, mounted, servers: servers.clone() };
-        // PostgreSQL's user has to own the folder.
+        // PostgreSQL requires that its user owns the folder.
         let data = disk.mounted.join("data");
         std::fs::create_dir(&data)?;
         run("chown", &["postgres", &text(&data)])?;
@@ -52,10 +51,10 @@ impl Disk {
         Ok(disk)
     }
 
-    /// Leaves no byte free.
+    /// Fills the disk.
     pub fn fill(&self) -> Result<()> {
         let mut ballast = File::create(self.ballast())?;
-        // In ever smaller pieces, to the last page.
+        // In smaller and smaller pieces, to the last page.
         for size in [BLOCK, 4096, 1] {
             while ballast.write_all(&vec![1; size]).is_ok() {}
         }
@@ -66,7 +65,7 @@ impl Disk {
         Ok(std::fs::remove_file(self.ballast())?)
     }
 
-    /// Removes the tablespace, whose databases are gone.
+    /// Drops the tablespace, after its databases.
     pub async fn drop_tablespace(&self) -> Result<()> {
         let admin = Database::connect(&self.servers.database_url).await?;
         let dropped = admin.execute_unprepared(&format!("DROP TABLESPACE {}", self.tablespace)).await;

@@ -1,5 +1,5 @@
-//! A scenario's processes under a supervisor: one that dies by itself, or is killed, is started again after a moment, as it would
-//! be anywhere. None outlives the scenario.
+//! A scenario's processes under a supervisor, which restarts a process that crashes or is killed, as in production. All end with the
+//! scenario.
 
 use std::{
     collections::BTreeMap,
@@ -20,11 +20,11 @@ use tokio::{
     time::{Instant, timeout},
 };
 
-/// Between a death and the next start.
+/// The pause between a crash and the restart.
 const PAUSE: Duration = Duration::from_millis(200);
-/// How often the supervisor looks.
+/// How often the supervisor checks the processes.
 const LOOK: Duration = Duration::from_millis(20);
-/// Longer than a worker's grace: one that takes more does not stop at all.
+/// How long a process may take to stop; longer than a worker's grace.
 const STOP: Duration = Duration::from_secs(45);
 
 const SIGTERM: i32 = 15;
@@ -37,7 +37,7 @@ pub struct Fleet {
     watch: JoinHandle<()>,
 }
 
-/// For those that kill: a proxy, say.
+/// The running processes; a proxy, for example, uses it to kill one.
 #[derive(Clone, Default)]
 pub struct Players(Arc<Mutex<Vec<Player>>>, Arc<AtomicU32>);
 
@@ -52,7 +52,7 @@ struct Player {
 }
 
 impl Fleet {
-    /// An empty one that logs into `folder`.
+    /// A fleet without processes, which will log to `folder`.
     pub fn new(folder: &Path) -> Self {
         let players = Players::default();
         let watched = players.clone();
@@ -85,12 +85,12 @@ impl Fleet {
         Ok(())
     }
 
-    /// Stops a process with SIGTERM and waits until it has ended well.
+    /// Stops a process with SIGTERM and waits until it has exited successfully.
     pub async fn stop(&self, name: &str) -> Result<()> {
         let mut player = self.players.take(name)?;
         let Some(mut child) = player.child.take() else { return Ok(()) };
         if fleet::terminate(&child).await.is_err() {
-            // It had died a moment before.
+            // It crashed just before.
             return Ok(());
         }
         let Ok(status) = timeout(STOP, child.wait()).await else {
@@ -98,7 +98,7 @@ impl Fleet {
             bail!("{name} does not stop {} s after SIGTERM; see {}", STOP.as_secs(), player.log.display());
         };
         let status = status?;
-        // One that has only just been started knows of no signal yet, and has nothing in hand.
+        // A process that has just started has no signal handler yet, and nothing to finish.
         ensure!(
             status.success() || status.signal() == Some(SIGTERM),
             "{name}: {status} after SIGTERM; see {}",
@@ -113,7 +113,7 @@ impl Fleet {
         futures::future::try_join_all(names.iter().map(|name| self.stop(name))).await.map(|_| ())
     }
 
-    /// How often a process had to be started again.
+    /// How often processes were restarted.
     pub fn restarts(&self) -> u32 {
         self.players.1.load(Ordering::Relaxed)
     }
@@ -122,7 +122,7 @@ impl Fleet {
 impl Drop for Fleet {
     fn drop(&mut self) {
         self.watch.abort();
-        // Dropping kills them.
+        // Dropping the processes kills them.
         self.players.all().clear();
     }
 }
@@ -138,7 +138,7 @@ impl Players {
         Ok(players.remove(at))
     }
 
-    /// `kill -9`; whether there was a living one to kill.
+    /// Kills a process with `kill -9`; returns whether it was alive.
     pub fn kill(&self, name: &str) -> bool {
         let mut players = self.all();
         let child = players.iter_mut().find(|player| player.name == name).and_then(|player| player.child.as_mut());

@@ -1,7 +1,7 @@
-//! The fault suite: the fleet on servers that are killed, stopped, cut off and lied to, each scenario with thousands of subjects
-//! and exact counts at the end. It passes only when every line says lost 0, twice 0, unexpected 0.
+//! The fault suite: runs the fleet while servers, networks and workers fail. Each scenario has thousands of subjects and exact counts at the
+//! end. The suite passes only if every line shows lost 0, twice 0, unexpected 0.
 //!
-//! `cargo test` runs its quick form, with a fixed seed; `make fault` the long one.
+//! `cargo test` runs the quick form with a fixed seed; `make fault` runs the long form.
 
 mod acts;
 mod book;
@@ -41,43 +41,43 @@ use report::Line;
 use scenario::{Disturbs, Scenario};
 use stage::Setting;
 
-/// The quick form's: a test must fail or pass twice the same.
+/// The seed of the quick form, fixed so that a test is reproducible.
 const QUICK_SEED: u64 = 1;
-/// So many scenarios that leave the servers alone run side by side.
+/// How many scenarios that do not disturb the servers run in parallel.
 const SIDE_BY_SIDE: usize = 3;
 
-/// Proves what the fleet does when servers, networks and workers fail
+/// Runs the fleet while servers, networks and workers fail, and checks every effect
 #[derive(Parser)]
 struct Arguments {
-    /// Only scenarios whose names contain this; may be given several times
+    /// Run only scenarios whose names contain this; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
-    /// The same, as `cargo test` passes its filter on
+    /// The same, as `cargo test` passes on its filter
     #[arg(value_name = "NAME")]
     filter: Vec<String>,
-    /// Stops of 20 seconds, more rounds
+    /// Run the long form: outages of 20 seconds, more rounds
     #[arg(long)]
     long: bool,
-    /// Makes the same plan again; without it the quick form has a fixed one, the long form a random one
+    /// Repeat the plan of this seed [default: fixed in the quick form, random in the long form]
     #[arg(long)]
     seed: Option<u64>,
     /// Subjects of each scenario
     #[arg(long, default_value_t = 5_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     subjects: u32,
-    /// Writes the Markdown there too
+    /// Also write the Markdown report to this file
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
-    /// Partition the cluster as where no network namespaces can be made
+    /// Partition the cluster without network namespaces, even if they can be created
     #[arg(long)]
     no_namespaces: bool,
-    /// Say which scenarios there are
+    /// List the scenarios
     #[arg(long)]
     list: bool,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // What `cargo test` passes on to the harness of other tests means nothing here.
+    // Ignore the options that `cargo test` passes to the default harness of other tests.
     let arguments = Arguments::parse_from(std::env::args().filter(|argument| {
         const OTHERS: [&str; 5] = ["--nocapture", "--no-capture", "--show-output", "--exact", "--include-ignored"];
         !OTHERS.contains(&argument.as_str()) && !argument.starts_with("--test-threads=")
@@ -93,7 +93,7 @@ async fn main() -> ExitCode {
         }
         return ExitCode::SUCCESS;
     }
-    // Another test was asked for.
+    // The filter is meant for another test.
     if chosen.is_empty() {
         eprintln!("fault: no scenario of that name");
         return if arguments.only.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
@@ -142,7 +142,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
     Ok(wrong.is_empty())
 }
 
-/// Those that disturb nothing side by side, the others one after the other.
+/// Runs scenarios that disturb nothing in parallel, and the others one after the other.
 async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
     let run = async |disturbs: Disturbs, at_once: usize| {
         let mut lines = Vec::new();
@@ -162,7 +162,7 @@ async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &Cancellatio
     lines.into_iter().chain(rabbitmq).chain(clusters).collect()
 }
 
-/// What it ran on and when, by the database's clock.
+/// The date, by the database's clock, and the machine of the run.
 async fn describe(servers: &Servers) -> Result<String> {
     use sea_orm::{ConnectionTrait, Database};
     let db = Database::connect(&servers.database_url).await?;

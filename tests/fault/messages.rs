@@ -1,4 +1,4 @@
-//! Messages as no producer would send them: twice, out of order, as garbage; and workers that know no time.
+//! Scenarios of messages that no producer would send: duplicates, out of order, garbage. And workers with wrong clocks.
 
 use std::{collections::BTreeSet, path::PathBuf, time::Duration};
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{scenario::Play, stage::Stage};
 
-/// Every event of the outbox twice, whoever writes it.
+/// A trigger that writes every event of the outbox twice.
 const TWICE: &str = "
     CREATE FUNCTION fault_twice() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
     BEGIN
@@ -28,7 +28,7 @@ pub fn twice_and_out_of_order(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         let mut copies = 0;
         stage
             .populate_during(async {
-                // And once more straight into the lanes, twice each, whether due or not, in an order of chance.
+                // Also publish two copies of each wake-up directly into the lanes, due or not, in random order.
                 for _ in 0..8 {
                     tokio::time::sleep(Duration::from_millis(600)).await;
                     let mut messages = all(stage).await?;
@@ -45,7 +45,7 @@ pub fn twice_and_out_of_order(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     })
 }
 
-/// A wake-up of each kind for everything that is in the book by now.
+/// Wake-ups of each kind for everything in the book so far.
 async fn all(stage: &Stage) -> Result<Vec<Outgoing>> {
     let mut messages = Vec::new();
     for (kind, is_item) in [("confirm-receipt", false), ("collect-arrears", false), ("purge-cart-item", true)] {
@@ -61,7 +61,7 @@ pub fn garbage_mixed_in(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         stage.start()?;
         let count = stage.setting.subjects / 100;
-        // The same garbage twice is one letter.
+        // Identical garbage is stored as one letter.
         let mut different = BTreeSet::new();
         stage
             .populate_during(async {
@@ -81,7 +81,7 @@ pub fn garbage_mixed_in(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     })
 }
 
-/// Something that cannot be a wake-up.
+/// A body that is not a wake-up.
 fn garbage(sound: &[u8], rng: &mut StdRng) -> Vec<u8> {
     let text = String::from_utf8_lossy(sound);
     let replaced = |from: &str, to: &str| text.replace(from, to).into_bytes();
@@ -97,7 +97,7 @@ fn garbage(sound: &[u8], rng: &mut StdRng) -> Vec<u8> {
     }
 }
 
-/// libfaketime, where Debian and others put it.
+/// The folder of libfaketime in Debian and other distributions.
 fn faketime() -> Option<PathBuf> {
     let folders =
         ["/usr/lib/x86_64-linux-gnu/faketime", "/usr/lib/aarch64-linux-gnu/faketime", "/usr/lib64/faketime", "/usr/lib/faketime"];
@@ -118,7 +118,7 @@ pub fn clocks_an_hour_wrong(stage: &Stage, _rng: StdRng) -> Play<'_> {
             let clock = [
                 ("LD_PRELOAD", library.clone()),
                 ("FAKETIME", skew.to_owned()),
-                // How long something takes is measured by another clock, which no administrator can set.
+                // Durations use the monotonic clock, which an administrator cannot set either.
                 ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
                 ("DONT_FAKE_MONOTONIC", "1".to_owned()),
             ];

@@ -1,4 +1,4 @@
-//! A flaky network: what passes between the workers and a server is delayed, truncated, reset, or swallowed for a while.
+//! Scenarios of a flaky network: traffic between the workers and a server is delayed, truncated, reset, or swallowed for a while.
 
 use std::time::Duration;
 
@@ -40,6 +40,6 @@ async fn flaky(stage: &Stage, mut rng: StdRng, flaws: Flaws, variable: &str, url
     stage.note(format!("for {} s: {}", span.as_secs(), proxy.happened.say()));
     proxy.heal();
     stage.until_over().await?;
-    // The fleet leaves before its network does.
+    // Stop the fleet before its network.
     stage.fleet.stop_all().await
 }

@@ -1,4 +1,4 @@
-//! What happens to a cluster's nodes: the leader killed while everything falls due, a node cut off and joined again.
+//! Scenarios of a cluster: the leader killed while everything falls due, and a node cut off and joined again.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 
 pub fn three() -> Terms {
-    // A message a subject, so that the burst is one. A node that comes back takes its time.
+    // One message per subject, so that the burst has many messages. A node that rejoins needs time.
     let patience = Duration::from_secs(200);
     Terms { place: Place::Cluster, patience, ..Terms::with(&[("KYHAN_TOPOLOGY_PACK_MAX", "1")]) }
 }
@@ -26,7 +26,7 @@ pub fn leader_killed_in_a_burst(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         let leader = cluster.leader(&lane).await?;
         stage
             .populate_at(Pace::BURST, async {
-                // The first things fall due two seconds after they were made.
+                // The first subjects fall due two seconds after they were made.
                 tokio::time::sleep(Duration::from_millis(rng.random_range(2_500..=4_500))).await;
                 cluster.kill(leader)?;
                 tokio::time::sleep(stage.setting.form(Duration::from_secs(3), Duration::from_secs(15))).await;
@@ -44,7 +44,7 @@ pub fn node_partitioned_away(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         let span = stage.setting.form(Duration::from_secs(10), Duration::from_secs(30));
         let cluster = stage.standing.cluster().await.context("no cluster")?;
         let lane = stage.settings().topology().lane("confirm-receipt", 0);
-        // The one that hurts.
+        // Cut off the leader, which has the largest effect.
         let leader = cluster.leader(&lane).await?;
         stage
             .populate_during(async {

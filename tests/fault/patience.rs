@@ -1,5 +1,4 @@
-//! A RabbitMQ that is there and does not do as the fleet would like: it blocks whoever publishes, or loses its patience with
-//! whoever does not ack.
+//! Scenarios of a RabbitMQ that runs but restricts the fleet: it blocks publishers, or closes the channel of a consumer that does not ack.
 
 use std::time::Duration;
 
@@ -12,12 +11,12 @@ use crate::{
     worker::newest,
 };
 
-/// Patience that the fleet runs out of within the alarm, so that each of its ways to wait is walked.
+/// Timeouts shorter than the alarm, so that each kind of waiting is exercised.
 pub fn impatient() -> Terms {
     Terms::with(&[("KYHAN_AMQP_CONFIRM_TIMEOUT_MS", "1000"), ("KYHAN_WORKER_HOLD_MS", "2500")])
 }
 
-/// An alarm of memory: RabbitMQ stops reading from connections that publish.
+/// A memory alarm: RabbitMQ stops reading from connections that publish.
 pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         stage.start()?;
@@ -26,7 +25,7 @@ pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         stage
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(1_200..=1_800))).await;
-                // Woken before their time these have to be postponed, and there is nowhere to publish that.
+                // Subjects woken too early have to be postponed, and the follow-up cannot be published.
                 for (kind, situation) in
                     [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")]
                 {
@@ -40,18 +39,18 @@ pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             .await?;
         stage.note(format!("an alarm of {} s", span.as_secs()));
         if !stage.logs_contain("blocks its publishers")? {
-            stage.unexpected(1, "nobody was blocked");
+            stage.unexpected(1, "RabbitMQ blocked no publisher");
         }
         Ok(())
     })
 }
 
-/// A batch that is held: longer than RabbitMQ waits for acks.
+/// A batch is held longer than RabbitMQ waits for acks.
 pub fn long_hold() -> Terms {
     Terms::with(&[("KYHAN_WORKER_HOLD_MS", "3600000")])
 }
 
-/// RabbitMQ's `consumer_timeout` closes the channel of whoever holds a message for too long.
+/// RabbitMQ's `consumer_timeout` closes the channel of a consumer that holds a message for too long.
 pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         let pair = &stage.setting.pair;
@@ -75,7 +74,7 @@ pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
         disturbed?;
         stage.note(format!("batches held for {} s, consumer_timeout 1.5 s", span.as_secs()));
         if !stage.logs_contain("invalid channel state: Closed")? {
-            stage.unexpected(1, "RabbitMQ did not lose its patience");
+            stage.unexpected(1, "RabbitMQ closed no channel");
         }
         Ok(())
     })

@@ -1,5 +1,4 @@
-//! Where a scenario takes place: on the suite's own pair of servers, or on something that it builds for itself and that goes when
-//! the scenario goes.
+//! The servers of a scenario: the suite's private pair, or servers that the scenario builds and that end with it.
 
 use std::path::Path;
 
@@ -16,7 +15,7 @@ pub enum Place {
     Cluster,
 }
 
-/// What was built.
+/// The servers that were built.
 pub enum Standing {
     Pair,
     SmallDisk(Disk),
@@ -36,12 +35,12 @@ impl Standing {
         })
     }
 
-    /// The servers there.
+    /// The URLs of the servers.
     pub fn servers(&self, setting: &Setting) -> Servers {
         if let Self::Cluster(_, servers) = self { servers.clone() } else { setting.pair.servers.clone() }
     }
 
-    /// Where the database is to lie, if not in the data directory.
+    /// The tablespace of the database, if it is not the default one.
     pub fn tablespace(&self) -> Option<&str> {
         self.disk().map(|disk| disk.tablespace.as_str())
     }
@@ -54,7 +53,7 @@ impl Standing {
         if let Self::Cluster(cluster, _) = self { Some(cluster.lock().await) } else { None }
     }
 
-    /// Takes down what was built, once no database lies there any more.
+    /// Removes what was built, after its databases.
     pub async fn clear(self) -> Result<()> {
         match self {
             Self::Pair | Self::Cluster(..) => Ok(()),

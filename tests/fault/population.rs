@@ -1,5 +1,5 @@
-//! The population: so many subjects of every situation, made slice by slice while the fault goes on, however often the servers
-//! have to be asked. The same seed makes the same subjects, and no slice is made twice.
+//! The population: subjects of every situation, made slice by slice during the fault, with retries. The same seed makes the same subjects,
+//! and no slice is made twice.
 
 use std::time::Duration;
 
@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use crate::{acts, book::SITUATIONS};
 
-/// Between two tries of what failed, and between two rounds of acts.
+/// The pause before a retry, and between two rounds of acts.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// How fast the subjects come.
+/// How fast the subjects are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     pub slices: i64,
@@ -21,13 +21,13 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Over some seconds, so that the fault meets every stage of the way.
+    /// Over some seconds, so that the fault affects every stage of the pipeline.
     pub const STEADY: Self = Self { slices: 20, over: Duration::from_millis(2_500) };
-    /// At once, so that all of it falls due at once.
+    /// At once, so that everything falls due at once.
     pub const BURST: Self = Self { slices: 4, over: Duration::from_millis(100) };
 }
 
-/// Makes the population, and has everybody act who is to act. Ends once all of that is done.
+/// Makes the population and runs the acts until all of them are done.
 pub async fn populate(db: &DatabaseConnection, subjects: u32, seed: u64, pace: Pace) -> Result<()> {
     let made = tokio::sync::watch::channel(false);
     let making = async {
@@ -64,7 +64,7 @@ pub async fn populate(db: &DatabaseConnection, subjects: u32, seed: u64, pace: P
     futures::try_join!(making, acting).map(|_| ())
 }
 
-/// A server that is away, or a conflict, is what the scenario is about; a mistake in a statement is not.
+/// Ignores outages and conflicts, which the scenario causes; every other error fails the scenario.
 pub fn tolerable(error: &anyhow::Error) -> Result<()> {
     use shared::database::failure::{Trouble, trouble};
     match error.downcast_ref::<sea_orm::DbErr>() {
@@ -73,15 +73,15 @@ pub fn tolerable(error: &anyhow::Error) -> Result<()> {
     }
 }
 
-/// A slice of every situation. Each is a transaction of one statement: several that pay from the same wallets would meet the fleet's
-/// charges in no order at all, and spend the time in deadlocks.
+/// Makes a slice of every situation, each in a transaction with one statement. Several statements that pay from the same wallets would lock
+/// them in another order than the fleet, and deadlock.
 async fn make(db: &DatabaseConnection, slice: i64, slices: i64, subjects: i64, seed: u64) -> Result<()> {
     for situation in SITUATIONS {
-        // Rounded up: no fewer than were asked for.
+        // Round up, so that there are at least as many as requested.
         let all = (subjects * situation.share + 49) / 50;
         let (from, to) = (all * slice / slices, all * (slice + 1) / slices - 1);
         let tx = db.begin().await?;
-        // One whose commit went unanswered may be there.
+        // A slice whose commit got no answer may already exist.
         let first = "INSERT INTO fault_slices VALUES ($1, $2) ON CONFLICT DO NOTHING";
         let first = tx.execute_raw(statement(first, [slice.into(), situation.name.into()])).await?.rows_affected();
         if first == 1 && from <= to {

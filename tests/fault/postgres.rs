@@ -1,4 +1,4 @@
-//! PostgreSQL: restarted, stopped, its sessions cut, its rows locked by others, its disk full.
+//! Scenarios of PostgreSQL: restarted, stopped, sessions cut, rows locked by other clients, disk full.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ pub fn restarted(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                 for _ in 0..times {
                     tokio::time::sleep(Duration::from_millis(rng.random_range(500..=2_000))).await;
                     let pair = &stage.setting.pair;
-                    // A crash now and then: it has to recover from its log.
+                    // Sometimes crash it, so that it recovers from its write-ahead log.
                     if rng.random_bool(0.5) {
                         pair.kill(Server::Postgres).await?;
                     } else {
@@ -43,7 +43,7 @@ pub fn stopped(stage: &Stage, rng: StdRng) -> Play<'_> {
     Box::pin(stopped_for_a_while(stage, rng, Server::Postgres))
 }
 
-/// A server is stopped while the population is made, and started again after a while.
+/// Stops a server while the population is made, and restarts it after a while.
 pub async fn stopped_for_a_while(stage: &Stage, mut rng: StdRng, server: Server) -> Result<()> {
     stage.start()?;
     let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
@@ -63,7 +63,7 @@ pub fn cut_mid_statement(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         stage.start()?;
         let admin = Database::connect(&stage.setting.pair.servers.database_url).await?;
-        // Working at this moment, or at least inside a transaction.
+        // Sessions that run a statement, or that are at least inside a transaction.
         let cut = "SELECT count(*) FILTER (WHERE pg_terminate_backend(pid)) AS cut FROM pg_stat_activity
                     WHERE datname = $1 AND application_name IN ('kyhan worker', 'kyhan producer') AND state <> 'idle'";
         let (database, rounds) = (stage.sandbox.database(), stage.setting.form(150, 600));
@@ -84,10 +84,10 @@ pub fn cut_mid_statement(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     })
 }
 
-/// Other clients lock rows and wallets in the opposite order, some for longer than anyone waits.
+/// Other clients lock rows and wallets in the opposite order, some for longer than the lock timeout.
 pub fn locked_by_others(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     Box::pin(async move {
-        // Before anybody's patience is at an end PostgreSQL has to see who waits for whom.
+        // Deadlocks must be detected before a lock timeout ends the wait.
         let sql = format!("ALTER DATABASE {} SET deadlock_timeout = '30ms'", stage.sandbox.database());
         stage.sandbox.db.execute_unprepared(&sql).await?;
         stage.start()?;
@@ -115,7 +115,7 @@ async fn locks(stage: &Stage, mut rng: StdRng, span: Duration, troubles: &mut u3
         let turn = rng.random::<u32>().to_string();
         let locked = async {
             let tx = stage.sandbox.db.begin().await?;
-            // Backwards, and in two steps.
+            // In reverse order, and in two steps.
             for _ in 0..2 {
                 let sql = "SELECT id FROM orders WHERE id IN (
                                SELECT subject FROM fault_book WHERE final IS NOT NULL ORDER BY md5(subject::text || $1) LIMIT 30)
@@ -140,7 +140,7 @@ async fn conflicts(stage: &Stage) -> Result<i64> {
     crate::checker::ask(&stage.sandbox.db, &sql).await
 }
 
-/// Short timeouts, so that the fleet meets them.
+/// Short timeouts, so that they occur.
 pub fn impatient() -> Terms {
     Terms::with(&[("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "300")])
 }
@@ -156,7 +156,7 @@ pub fn disk_full(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                 for _ in 0..times {
                     tokio::time::sleep(Duration::from_millis(rng.random_range(800..=1_600))).await;
                     disk.fill()?;
-                    // A table that has to grow shows that the disk is full.
+                    // Growing a table shows whether the disk is full.
                     let grow =
                         "CREATE TABLE fault_growth AS SELECT repeat(n::text, 100) AS filler FROM generate_series(1, 100000) n";
                     if let Err(error) = stage.sandbox.db.execute_unprepared(grow).await

@@ -1,5 +1,5 @@
-//! A TCP proxy on 127.0.0.1 between the fleet and a server: a network that delays, truncates, resets and falls silent by a seeded
-//! plan, a tap that reads AMQP as it passes, or a plain way to whichever node answers.
+//! A TCP proxy on 127.0.0.1 between the fleet and a server. It is a network that delays, truncates, resets and falls silent by a seeded plan,
+//! or a tap that reads AMQP, or a plain way to a node that answers.
 
 use std::{
     net::SocketAddr,
@@ -25,11 +25,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::tap::{Tap, Wire};
 
-/// So many bytes are passed on at a time.
+/// How many bytes are forwarded at a time.
 const CHUNK: usize = 16 * 1024;
 const CONNECT: Duration = Duration::from_secs(2);
 
-/// What it does to what passes.
+/// What the proxy does to the traffic.
 #[derive(Clone)]
 pub enum Conduct {
     Plain,
@@ -44,7 +44,7 @@ pub struct Flaws {
     pub delay: u32,
     pub truncate: u32,
     pub reset: u32,
-    /// The connection stays open, and nothing passes any more.
+    /// The connection stays open, but nothing is forwarded any more.
     pub silence: u32,
 }
 
@@ -60,7 +60,7 @@ pub struct Happened {
     pub truncated: AtomicU64,
     pub reset: AtomicU64,
     pub silenced: AtomicU64,
-    /// From then on nothing happens any more.
+    /// Set when the flaws end.
     healed: AtomicBool,
 }
 
@@ -87,14 +87,14 @@ pub enum Way {
 
 enum Verdict {
     Pass,
-    /// So many bytes of it, then the end.
+    /// Forward this many bytes, then close.
     Truncate(usize),
     Reset,
     Silence,
 }
 
 impl Proxy {
-    /// Leads to the first of `targets` that answers, beginning with another one for each connection.
+    /// Starts a proxy to the first of `targets` that answers; each connection begins with the next target.
     pub async fn start(targets: Vec<SocketAddr>, conduct: Conduct) -> Result<Self> {
         let listener = TcpListener::bind("127.0.0.1:0").await?;
         let port = listener.local_addr()?.port();
@@ -119,7 +119,7 @@ impl Proxy {
         self.happened.healed.store(true, Ordering::Relaxed);
     }
 
-    /// The same URL by way of this proxy.
+    /// The URL, changed to go through this proxy.
     pub fn url(&self, of: &str) -> Result<String> {
         let mut url = url::Url::parse(of)?;
         url.set_port(Some(self.port)).map_err(|()| anyhow::anyhow!("a URL without a port"))?;
@@ -134,7 +134,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Where a URL leads.
+/// The host and port of a URL.
 pub fn address(url: &str) -> Result<SocketAddr> {
     let url = url::Url::parse(url)?;
     let (host, port) = (url.host_str().context("a URL without a host")?, url.port().context("a URL without a port")?);
@@ -155,7 +155,7 @@ async fn serve(client: TcpStream, targets: &[SocketAddr], conduct: &Conduct, num
         Pump { way: Way::ToServer, conduct, wire: &wire, rng: rng(0), happened },
         Pump { way: Way::ToClient, conduct, wire: &wire, rng: rng(1), happened },
     );
-    // Whichever way ends first ends both.
+    // The direction that ends first ends both.
     tokio::select! {
         () = out.run(from_client, to_server) => {}
         () = back.run(from_server, to_client) => {}

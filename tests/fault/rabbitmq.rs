@@ -1,4 +1,4 @@
-//! RabbitMQ: restarted, killed, stopped, wiped.
+//! Scenarios of RabbitMQ: restarted, killed, stopped, wiped.
 
 use std::time::Duration;
 
@@ -53,7 +53,7 @@ pub fn wiped_and_rebuilt(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                 stage.setting.pair.kill(Server::RabbitMq).await?;
                 stage.setting.pair.wipe_rabbitmq()?;
                 stage.setting.pair.up().await?;
-                // As an operator would, who has been told that the broker came back empty.
+                // What an operator does when the broker has come back empty.
                 for arguments in [&["topology", "declare"][..], &["rebuild"]] {
                     fleet::output(fleet::command("ops", &stage.env(&[]), arguments)?).await?;
                 }
@@ -65,7 +65,7 @@ pub fn wiped_and_rebuilt(stage: &Stage, mut rng: StdRng) -> Play<'_> {
     })
 }
 
-/// Spans long enough for all to wait in the broker when it is lost, and no sweep that could help.
+/// Spans so long that everything waits in the broker when it is lost, and a sweep that is too late to help.
 pub fn without_sweep() -> Terms {
     let spans = Spans { confirm: 12_000, arrears: 9_000, purge: 10_000 };
     Terms { spans, ..Terms::with(&[("KYHAN_SWEEP_GRACE_MS", "3600000")]) }

@@ -1,5 +1,5 @@
-//! The report: a line a scenario, in Markdown for people and in JSON for machines. A line that is not all right is never left out,
-//! nor is a scenario that could not run.
+//! The report: one line per scenario, in Markdown for people and in JSON for machines. It includes wrong lines and scenarios that could not
+//! run.
 
 use std::{fmt::Write as _, path::Path, time::Duration};
 
@@ -16,14 +16,14 @@ pub struct Line {
 
 pub enum Verdict {
     Counted(Ended),
-    /// Something that it needs is not to be had here.
+    /// This machine lacks something that the scenario needs.
     NotRun(String),
-    /// It could not be played to its end.
+    /// The scenario could not be run to its end.
     Broken(String),
 }
 
 impl Line {
-    /// What stands behind the scenario's name on the terminal.
+    /// The text after the scenario's name on the terminal.
     pub fn say(&self) -> String {
         match &self.verdict {
             Verdict::Counted(Ended { counts, notes, remarks }) => {

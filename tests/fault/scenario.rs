@@ -1,4 +1,4 @@
-//! THE list of scenarios, in the order of the report. A scenario is a claim, what it stands on, and what is done to it.
+//! The list of scenarios, in the order of the report. A scenario is a claim, its settings and servers, and the fault.
 
 use std::time::Duration;
 
@@ -13,25 +13,25 @@ use crate::{
     worker,
 };
 
-/// What a scenario does: starts the fleet, makes the population, and disturbs both. The end is the same for all.
+/// The body of a scenario: starts the fleet, makes the population, and disturbs both. All scenarios share the same end.
 pub type Play<'a> = BoxFuture<'a, Result<()>>;
 
 pub struct Scenario {
     pub name: &'static str,
     pub disturbs: Disturbs,
     pub terms: fn() -> Terms,
-    /// Why it cannot run on this machine, if so.
+    /// Why the scenario cannot run on this machine, if so.
     pub lacks: fn() -> Option<String>,
     pub play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>,
 }
 
-/// Which servers of all a scenario disturbs: what runs beside it must not need them.
+/// Which shared servers a scenario disturbs. No scenario that needs them may run at the same time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Disturbs {
     Nothing,
     Postgres,
     RabbitMq,
-    /// It has a RabbitMQ of its own, and needs only PostgreSQL.
+    /// Only its own RabbitMQ cluster; it shares PostgreSQL.
     ItsCluster,
 }
 
@@ -99,11 +99,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("all_tasks_at_once_beside_an_order_system", changes::order_system_at_work),
 ];
 
-/// Longer than any should take: one that hangs must not hold up the others.
+/// The timeout of a scenario, so that one that hangs does not block the others.
 const LONGEST: Duration = Duration::from_secs(420);
 
 impl Scenario {
-    /// Plays it on a stage of its own, which is removed whatever happens. Its randomness follows from the seed and its name.
+    /// Runs the scenario on its own stage, which is always removed. Its random numbers depend only on the seed and its name.
     pub async fn run(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Line {
         let began = tokio::time::Instant::now();
         let verdict = match (self.lacks)() {

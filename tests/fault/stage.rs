@@ -1,5 +1,5 @@
-//! The stage of a scenario: a sandbox with the book open, a relay and two workers under a supervisor, the population, and the end,
-//! which waits until everything that is expected has happened and then has it counted.
+//! The stage of a scenario: a sandbox with the book, a relay and two workers under a supervisor, the population, and the end, which waits
+//! for every expected effect and then counts them.
 
 use std::{
     path::PathBuf,
@@ -29,40 +29,40 @@ use crate::{
     population::{Pace, populate},
 };
 
-/// Between two looks.
+/// The pause between two checks for the end.
 const LOOK: Duration = Duration::from_millis(200);
-/// What a worker has in hand shows in no queue: they must be seen empty so many times.
+/// How often in a row the queues must be empty, because unacked messages do not show in their counts.
 const EMPTY_TIMES: u32 = 5;
 
-/// How the suite was asked to run.
+/// The options of this run.
 #[derive(Clone)]
 pub struct Setting {
     pub pair: Arc<Pair>,
-    /// Longer stops, more rounds.
+    /// Longer outages, more rounds.
     pub long: bool,
     pub seed: u64,
     pub subjects: u32,
-    /// Whether network namespaces may be made.
+    /// Whether network namespaces may be created.
     pub namespaces: bool,
     /// For logs and files.
     pub folder: PathBuf,
 }
 
 impl Setting {
-    /// One of the two, by the form.
+    /// The first value in the quick form, the second in the long form.
     pub fn form<T>(&self, quick: T, long: T) -> T {
         if self.long { long } else { quick }
     }
 }
 
-/// What a scenario stands on, where it differs from the others.
+/// The settings and servers of a scenario, as far as they differ from the defaults.
 #[derive(Clone)]
 pub struct Terms {
     pub spans: Spans,
-    /// More settings, over the policy's file.
+    /// Environment variables that override the settings file.
     pub env: Vec<(&'static str, &'static str)>,
     pub place: Place,
-    /// How long the end may take to come.
+    /// How long to wait for the end.
     pub patience: Duration,
 }
 
@@ -83,7 +83,7 @@ impl Terms {
     }
 }
 
-/// A fleet's file of settings with a policy of seconds.
+/// A settings file with a policy of seconds.
 pub fn file(spans: Spans) -> String {
     let Spans { confirm, arrears, purge } = spans;
     format!(
@@ -131,7 +131,7 @@ pub struct Stage {
     end: Mutex<End>,
 }
 
-/// What the end is to look like.
+/// What the end is judged by.
 struct End {
     spans: Spans,
     letters: i64,
@@ -140,7 +140,7 @@ struct End {
     remarks: Vec<String>,
 }
 
-/// A scenario's counts, and what there is to say of them.
+/// A scenario's counts, with notes and remarks for the report.
 pub struct Ended {
     pub counts: Counts,
     pub notes: Vec<String>,
@@ -171,7 +171,7 @@ impl Stage {
         self.start_with(&[])
     }
 
-    /// The same with other variables on top.
+    /// Starts them with further variables.
     pub fn start_with(&self, more: &[(&str, String)]) -> Result<()> {
         self.relay(more)?;
         self.worker("worker-1", more)?;
@@ -193,7 +193,7 @@ impl Stage {
         env
     }
 
-    /// Makes the population while the fault goes on; ends when both have ended.
+    /// Makes the population during the fault; returns when both have ended.
     pub async fn populate_during(&self, fault: impl Future<Output = Result<()>>) -> Result<()> {
         self.populate_at(Pace::STEADY, fault).await
     }
@@ -203,19 +203,19 @@ impl Stage {
         futures::try_join!(making, fault).map(|_| ())
     }
 
-    /// For the report.
+    /// Adds a note to the report.
     pub fn note(&self, note: impl Into<String>) {
         self.end().notes.push(note.into());
     }
 
-    /// Something that must not be, beyond what the checker finds.
+    /// Adds something unexpected that the checker does not find.
     pub fn unexpected(&self, count: i64, what: impl Into<String>) {
         let mut end = self.end();
         end.more += count;
         end.remarks.push(what.into());
     }
 
-    /// Whether a process has said so.
+    /// Whether the log of a process contains the text.
     pub fn logs_contain(&self, text: &str) -> Result<bool> {
         for entry in std::fs::read_dir(&self.folder)? {
             let path = entry?.path();
@@ -226,7 +226,7 @@ impl Stage {
         Ok(false)
     }
 
-    /// Another policy for the processes to come: the variable that names its file.
+    /// Writes another policy; returns the variable that names its file, for processes started later.
     pub fn policy(&self, spans: Spans) -> Result<(&'static str, String)> {
         let path = self.folder.join(format!("{}ms.toml", spans.confirm));
         std::fs::write(&path, file(spans))?;
@@ -237,12 +237,12 @@ impl Stage {
         self.terms.spans
     }
 
-    /// From now on these spans say what is early and late.
+    /// Judges early and late by these spans from now on.
     pub fn judge_by(&self, spans: Spans) {
         self.end().spans = spans;
     }
 
-    /// So many dead letters are as they should be.
+    /// Adds to the number of expected dead letters.
     pub fn expect_letters(&self, count: i64) {
         self.end().letters += count;
     }
@@ -251,12 +251,12 @@ impl Stage {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until all has happened and nothing is on its way, or patience is at an end.
+    /// Waits until every effect is there and nothing is in flight, or until the patience is over.
     pub async fn until_over(&self) -> Result<()> {
         let began = Instant::now();
         let mut empty = 0;
         while empty < EMPTY_TIMES && began.elapsed() < self.terms.patience {
-            // A server may still be coming back: what cannot be asked is not empty.
+            // A server may still be starting; a queue that cannot be read does not count as empty.
             empty = if self.is_over().await.unwrap_or(false) { empty + 1 } else { 0 };
             tokio::time::sleep(LOOK).await;
         }
@@ -300,21 +300,21 @@ impl Stage {
     async fn is_over(&self) -> Result<bool> {
         let waiting = "SELECT count(*) FROM outbox";
         let quiet = checker::missing(&self.sandbox.db).await? == 0 && checker::ask(&self.sandbox.db, waiting).await? == 0;
-        // Canaries come and go as long as a worker runs; one that is long overdue was lost with its broker.
+        // While a worker runs, canaries are in the rungs; one that is long overdue was lost with its broker.
         let canaries = "SELECT count(*) FROM canaries WHERE arrived_at IS NULL AND due_at > now() - interval '5 s'";
         let canaries = checker::ask(&self.sandbox.db, canaries).await?;
-        // What died is in the store.
+        // All dead letters must be stored.
         let unstored = self.depth(&["dead", "unrouted"]).await?;
         Ok(quiet && unstored == 0 && i64::from(self.depth(&["rung.", "due.", "quarantine"]).await?) <= canaries)
     }
 
-    /// Dead letters, stored or, should the end not have come in time, not stored yet.
+    /// The number of dead letters, stored or still in the broker.
     async fn letters(&self) -> Result<i64> {
         let stored = checker::ask(&self.sandbox.db, "SELECT count(*) FROM dead_letters").await?;
         Ok(stored + i64::from(self.depth(&["dead", "unrouted"]).await?))
     }
 
-    /// How many messages lie in queues that begin so.
+    /// How many messages are in the queues whose names begin with one of these texts.
     pub async fn depth(&self, begins: &[&str]) -> Result<u32> {
         let broker = self.sandbox.broker().await?;
         let depths = futures::future::try_join_all(begins.iter().map(|begins| self.sandbox.depth(&broker, begins))).await;
@@ -322,7 +322,7 @@ impl Stage {
         Ok(depths?.iter().sum())
     }
 
-    /// A wake-up that is due now, straight into its lane.
+    /// Publishes a wake-up that is due now directly into its lane.
     pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Vec<Outgoing> {
         let due_at = chrono::DateTime::UNIX_EPOCH;
         let wait = chrono::TimeDelta::zero();
@@ -343,10 +343,10 @@ impl Stage {
         Ok(published?)
     }
 
-    /// Stops what still runs and removes everything, whatever state it is in.
+    /// Stops what still runs and removes everything, in any state.
     pub async fn clear(self) -> Result<()> {
         drop(self.fleet);
-        // Its database first: a full disk can be unmounted only then.
+        // The database first, because a full disk can be unmounted only then.
         let removed = self.sandbox.remove().await;
         let cleared = self.standing.clear().await;
         removed.and(cleared)

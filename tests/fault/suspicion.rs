@@ -1,5 +1,5 @@
-//! The checker under suspicion: effects are made by hand, then lost, doubled and added, and the counts have to say so. A checker
-//! that cannot fail would prove nothing.
+//! Tests the checker: makes effects by hand, then removes, doubles and adds some, and compares the counts. A checker that cannot fail would
+//! prove nothing.
 
 use anyhow::{Context, Result};
 use sea_orm::ConnectionTrait;
@@ -14,7 +14,7 @@ use crate::{
 
 const SUBJECTS: u32 = 200;
 
-/// All that is expected, as a fleet would have done it.
+/// SQL that makes all expected effects as the fleet does.
 const AS_EXPECTED: &[&str] = &[
     "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at, wakeup_id)
      SELECT subject, 'out_of_stock', final, 'collect-arrears: parcel on record', now() + interval '1 h', gen_random_uuid()
@@ -35,7 +35,7 @@ const AS_EXPECTED: &[&str] = &[
     "DELETE FROM cart_items USING fault_expected WHERE subject = id AND times = 1",
 ];
 
-/// A wrong doing, and the counts of twice, lost and unexpected that it has to add.
+/// A fault, and by how much it has to increase the counts of twice, lost and unexpected.
 const WRONGS: &[(&str, [i64; 3])] = &[
     // A receipt confirmed twice.
     (
@@ -44,31 +44,31 @@ const WRONGS: &[(&str, [i64; 3])] = &[
           WHERE reason = 'confirm-receipt' ORDER BY id LIMIT 1",
         [1, 0, 0],
     ),
-    // Purged and never recorded, that is lost twice over: as an effect and as a record.
+    // Two expected effects that never happened.
     (
         "INSERT INTO fault_expected (kind, part, subject, times)
          SELECT 'purge-cart-item', 'x', subject, 1 FROM fault_book WHERE situation = 'in-cart' ORDER BY subject LIMIT 2",
         [0, 2, 0],
     ),
-    // A charge that nobody owed, which the activity does not know of either; and the order is charged twice.
+    // A charge that was not owed and has no activity; the order is also charged twice.
     (
         "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
          SELECT fault_wallet(subject), fault_account('shipping', subject), 1, 'arrears', subject, 'again'
            FROM fault_book WHERE situation = 'paid' ORDER BY subject LIMIT 1",
         [0, 0, 2],
     ),
-    // A charge of a wrong amount: once too often, or unlike the book.
+    // A charge of a wrong amount: once too often, or different from the book.
     (
         "UPDATE fault_expected SET amount = amount + 1 WHERE (subject, part) = (
          SELECT subject, part FROM fault_expected WHERE amount > 0 ORDER BY subject, part LIMIT 1)",
         [0, 0, 1],
     ),
-    // A balance that was touched by hand is wrong by itself and in the sum.
+    // A balance changed by hand is wrong by itself and in the sum.
     (
         "UPDATE accounts SET balance = balance + 1 WHERE id = (SELECT id FROM accounts WHERE kind = 'wallet' ORDER BY id LIMIT 1)",
         [0, 0, 2],
     ),
-    // A status without its record, and not the book's.
+    // A status without a record, and different from the book.
     (
         "UPDATE orders SET status = 'deposited' WHERE id = (SELECT subject FROM fault_book WHERE situation = 'paid' ORDER BY subject LIMIT 1)",
         [0, 0, 2],

@@ -1,5 +1,5 @@
-//! The tap reads AMQP 0-9-1 as it passes a proxy and kills the worker at one exact instant: the moment its ack leaves, which never
-//! arrives. So whatever the ack stands for is done, and the broker does not know.
+//! The tap: reads AMQP 0-9-1 in a proxy and kills the worker at one exact instant, when it sends an ack. The ack never arrives, so the work
+//! is done and the broker will redeliver it.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -8,9 +8,9 @@ use std::{
 
 use crate::{fleet::Players, proxy::Way};
 
-/// Before the first frame the client sends "AMQP" and a version.
+/// The protocol header before the client's first frame: "AMQP" and a version.
 const GREETING: usize = 8;
-/// Type, channel, size.
+/// The header of a frame: type, channel, size.
 const HEADER: usize = 7;
 const METHOD: u8 = 1;
 const BASIC: u16 = 60;
@@ -18,16 +18,16 @@ const CONSUME: u16 = 20;
 const PUBLISH: u16 = 40;
 const ACK: u16 = 80;
 
-/// Which acks are deadly.
+/// The acks at which the worker is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Deadly {
-    /// Any: the batch is committed.
+    /// Any ack: the batch is committed.
     AfterCommit,
-    /// One of a lane whose follow-ups the broker has just confirmed.
+    /// An ack of a lane whose follow-ups the broker has just confirmed.
     AfterConfirm,
 }
 
-/// A worker's tap, over all of its connections and all of its lives.
+/// The tap of one worker, over all of its connections and restarts.
 pub struct Tap {
     players: Players,
     name: String,
@@ -36,7 +36,7 @@ pub struct Tap {
 }
 
 struct State {
-    /// How many deadly acks pass before each kill that is still to come.
+    /// For each kill that is still to come: how many matching acks to let pass first.
     pauses: VecDeque<u32>,
     kills: u32,
     /// Kinds whose follow-ups were confirmed since the last ack of that kind.
@@ -51,13 +51,13 @@ pub struct Wire(Mutex<Frames>);
 struct Frames {
     to_server: Reader,
     to_client: Reader,
-    /// The kind of the lane that a channel consumes.
+    /// Per channel: the kind of the lane that it consumes.
     lanes: HashMap<u16, String>,
-    /// Kinds published on a channel and not confirmed yet, with their numbers.
+    /// Per channel: the kinds published and not yet confirmed, with their delivery tags.
     published: HashMap<u16, (u64, VecDeque<(u64, String)>)>,
 }
 
-/// Finds the frames in a stream that comes in pieces.
+/// Finds the frames in a stream that arrives in chunks.
 #[derive(Default)]
 struct Reader {
     greeted: bool,
@@ -68,12 +68,12 @@ struct Method {
     channel: u16,
     number: u16,
     arguments: Vec<u8>,
-    /// Where in the chunk its frame begins.
+    /// Where the method's frame begins in the chunk.
     begins: usize,
 }
 
 impl Tap {
-    /// Kills the worker of that name as often as there are pauses, each a number of acks to let pass before.
+    /// A tap that kills the named worker once per pause; a pause is the number of matching acks to let pass before.
     pub fn new(players: Players, name: &str, deadly: Deadly, pauses: Vec<u32>) -> Self {
         let state = State { pauses: pauses.into(), kills: 0, confirmed: Vec::new() };
         Self { players, name: name.to_owned(), deadly, state: Mutex::new(state) }
@@ -83,7 +83,7 @@ impl Tap {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).kills
     }
 
-    /// Reads a chunk. `Some` once the worker was killed for what stands in it: so many bytes before may still pass.
+    /// Reads a chunk. Returns `Some` if it killed the worker: the number of bytes before the ack, which may still pass.
     pub fn sees(&self, wire: &Wire, way: Way, chunk: &[u8]) -> Option<usize> {
         let mut frames = wire.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -112,7 +112,7 @@ impl Tap {
 }
 
 impl State {
-    /// Counts a deadly ack down.
+    /// Counts down at a matching ack.
     fn is_time(&mut self) -> bool {
         match self.pauses.front_mut() {
             None => false,
@@ -127,14 +127,14 @@ impl State {
 
 impl Frames {
     fn consumes(&mut self, method: &Method) {
-        // Reserved, then the queue: `<prefix>.due.<kind>.<shard>`.
+        // A reserved field, then the queue: `<prefix>.due.<kind>.<shard>`.
         let queue = short_string(&method.arguments, 2).0;
         let kind = queue.rsplit('.').nth(1).unwrap_or_default().to_owned();
         self.lanes.insert(method.channel, kind);
     }
 
     fn publishes(&mut self, method: &Method) {
-        // Reserved, the exchange, then the routing key: `<kind>.<shard>`.
+        // A reserved field, the exchange, then the routing key: `<kind>.<shard>`.
         let (_, after) = short_string(&method.arguments, 2);
         let kind = short_string(&method.arguments, after).0.split('.').next().unwrap_or_default().to_owned();
         let (number, waiting) = self.published.entry(method.channel).or_default();
@@ -142,7 +142,7 @@ impl Frames {
         waiting.push_back((*number, kind));
     }
 
-    /// The kinds of the publishes that the broker confirms here.
+    /// The kinds of the publishes that this method confirms.
     fn confirmed(&mut self, method: &Method) -> Vec<String> {
         let Some((tag, multiple)) = method.arguments.split_first_chunk::<8>() else { return Vec::new() };
         let (tag, multiple) = (u64::from_be_bytes(*tag), multiple.first().is_some_and(|bits| bits & 1 == 1));
@@ -184,7 +184,7 @@ impl Reader {
     }
 }
 
-/// A short string, and where it ends.
+/// Reads a short string; returns it and where it ends.
 fn short_string(bytes: &[u8], at: usize) -> (String, usize) {
     let end = at + 1 + bytes.get(at).copied().map_or(0, usize::from);
     (String::from_utf8_lossy(bytes.get(at + 1..end).unwrap_or_default()).into_owned(), end)

@@ -1,4 +1,4 @@
-//! Workers that are left alone, for comparison, and workers that are killed: at random moments, and at the two instants that matter most.
+//! Scenarios of workers: undisturbed ones for comparison, and ones killed at random times and at the two critical instants.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,7 +17,7 @@ use crate::{
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 
-/// What the others are to be compared with.
+/// The undisturbed run, to compare the others with.
 pub fn left_alone(stage: &Stage, _rng: StdRng) -> Play<'_> {
     Box::pin(async move {
         stage.start()?;
@@ -33,7 +33,7 @@ pub fn killed_ten_times(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             .populate_during(async {
                 for _ in 0..kills {
                     tokio::time::sleep(Duration::from_millis(rng.random_range(100..=900))).await;
-                    // The one may still be starting; the other is not.
+                    // If this worker is still starting, kill the other one.
                     let first = rng.random_range(0..WORKERS.len());
                     while !(stage.fleet.players().kill(WORKERS[first]) || stage.fleet.players().kill(WORKERS[1 - first])) {
                         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -55,12 +55,12 @@ pub fn killed_between_confirm_and_ack(stage: &Stage, rng: StdRng) -> Play<'_> {
     Box::pin(killed_at_an_ack(stage, rng, Deadly::AfterConfirm))
 }
 
-/// With one consumer a lane, the confirm and the ack that follow each other belong together.
+/// With one consumer per lane, a confirm and the next ack belong together.
 pub fn one_consumer() -> Terms {
     Terms::with(&[("KYHAN_WORKER_CONSUMERS", "1"), ("KYHAN_WORKER_BATCH_MAX", "32")])
 }
 
-/// Each worker has a tap of its own, and dies at acks chosen beforehand.
+/// Each worker has its own tap, which kills it at acks chosen beforehand.
 async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Result<()> {
     let kills = stage.setting.form(3, 10);
     let amqp_url = &stage.setting.pair.servers.amqp_url;
@@ -75,7 +75,7 @@ async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Res
         proxies.push(proxy);
     }
     let wake_early = async {
-        // What is woken before its time has to be postponed: there are follow-ups to confirm.
+        // Subjects woken too early have to be postponed, so there are follow-ups to confirm.
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(150)).await;
             for (kind, situation) in [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")] {
@@ -92,7 +92,7 @@ async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Res
     if killed == 0 {
         stage.unexpected(1, "no worker was killed: the tap saw no such ack");
     }
-    // The workers leave before their proxies do.
+    // Stop the workers before their proxies.
     stage.fleet.stop_all().await?;
     ended
 }

@@ -1,4 +1,4 @@
-//! The fleet's processes, started as an operator would start them.
+//! Starts the fleet's processes as an operator would.
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +14,7 @@ use tokio::process::{Child, Command};
 
 use crate::sandbox::url_as_role;
 
-/// One of the built binaries, beside the one that runs.
+/// The path of a built binary, which lies beside the running one.
 ///
 /// # Errors
 /// When it was not built.
@@ -24,7 +24,7 @@ pub fn binary(name: &str) -> Result<PathBuf> {
     found.with_context(|| format!("the binary {name} is not built; run `cargo build --workspace --bins`"))
 }
 
-/// The role as which a command logs into PostgreSQL; `None`: an administrator.
+/// The role with which a command logs in to PostgreSQL; `None` for an administrator.
 fn role(name: &str, arguments: &[OsString]) -> Option<Named> {
     const TELLING: [&str; 4] = ["migrate", "triggers", "roles", "customer"];
     // Options may stand before the command.
@@ -42,8 +42,8 @@ fn role(name: &str, arguments: &[OsString]) -> Option<Named> {
     }
 }
 
-/// Where the broker is one that `deploy/services` has started, it has a user for each part of the fleet; in somebody else's all are the
-/// one that was named.
+/// The AMQP URL of a role. A broker that `deploy/services` started has a user for each program; with another broker all programs use the
+/// given URL.
 fn broker_user(role: Named, broker: Option<&String>) -> Option<String> {
     let name = match role {
         Named::Producer => "KYHAN_SERVICES_PRODUCER_AMQP_URL",
@@ -54,7 +54,7 @@ fn broker_user(role: Named, broker: Option<&String>) -> Option<String> {
     env::var(name).ok().filter(|_| env::var("KYHAN_AMQP_URL").ok().as_ref() == broker)
 }
 
-/// A command of a binary in a sandbox's environment, and no other settings, with the logins of its role.
+/// A command of a binary with a sandbox's environment, without other settings, and with the logins of its role.
 ///
 /// # Errors
 /// When the binary was not built.
@@ -82,7 +82,7 @@ pub fn command(
 /// Runs a command to its end and returns what it printed.
 ///
 /// # Errors
-/// When it fails, with what it complained of.
+/// When it fails, with its stderr.
 pub async fn output(mut command: Command) -> Result<String> {
     let done = command.output().await?;
     if !done.status.success() {
@@ -91,7 +91,7 @@ pub async fn output(mut command: Command) -> Result<String> {
     Ok(String::from_utf8(done.stdout)?)
 }
 
-/// Starts a process that goes on, logging into a file.
+/// Starts a process in the background that logs to a file.
 ///
 /// # Errors
 /// When it cannot start.
@@ -103,7 +103,7 @@ pub fn start(mut command: Command, log: &Path) -> Result<Child> {
 /// Sends SIGTERM.
 ///
 /// # Errors
-/// When the process is gone already.
+/// When the process has already ended.
 pub async fn terminate(child: &Child) -> Result<()> {
     let pid = child.id().context("the process is gone")?;
     let sent = Command::new("kill").arg(pid.to_string()).status().await?;

@@ -1,5 +1,5 @@
-//! What demo, tests and benchmark stand on: servers found by the services script or a pair of one's own, a database and a
-//! RabbitMQ name prefix of one's own, the fleet's processes.
+//! The test harness of the demo, the tests and the benchmark: servers, found by the services script or started as a private pair; a database
+//! and a RabbitMQ name prefix for each sandbox; the fleet's processes.
 
 pub mod fleet;
 pub mod pair;

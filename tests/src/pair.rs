@@ -1,5 +1,5 @@
-//! A PostgreSQL and a RabbitMQ of one's own, started by `deploy/services` on free ports: they may be killed, stopped, wiped and
-//! watched. Whatever happens here reaches no server that was there before, and nothing stays behind.
+//! A private PostgreSQL and RabbitMQ, started by `deploy/services` on free ports. Tests may kill, stop, wipe and observe them. They affect
+//! no other server, and nothing of them remains.
 
 use std::{
     env,
@@ -13,10 +13,10 @@ use tokio::{process::Command, time::Instant};
 
 use crate::sandbox::Servers;
 
-/// How long a server may take to leave after it was asked to.
+/// How long a server may take to stop after the signal.
 const LEAVE: Duration = Duration::from_secs(60);
 
-/// Both servers; dropped, they are stopped and removed.
+/// Both servers. Dropping it stops and removes them.
 pub struct Pair {
     home: PathBuf,
     postgres: PathBuf,
@@ -28,7 +28,7 @@ pub struct Pair {
     pub users: Users,
 }
 
-/// URLs of RabbitMQ as each part of the fleet logs in, allowed what that part needs (`deploy/rabbitmq/users`).
+/// The AMQP URL of each program, with only the permissions that it needs (`deploy/rabbitmq/users`).
 #[derive(Clone, Debug)]
 pub struct Users {
     pub producer: String,
@@ -36,7 +36,7 @@ pub struct Users {
     pub ops: String,
 }
 
-/// One of the two.
+/// Selects one of the two servers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Server {
     Postgres,
@@ -44,10 +44,10 @@ pub enum Server {
 }
 
 impl Pair {
-    /// Starts both; `folder` is the caller's own.
+    /// Starts both. `folder` must belong to the caller alone.
     ///
     /// # Errors
-    /// When one cannot be had.
+    /// When one cannot be started.
     pub async fn start(folder: &Path) -> Result<Self> {
         remove_remains(folder);
         let home = folder.join(format!("services-{}", std::process::id()));
@@ -77,27 +77,26 @@ impl Pair {
         Ok(pair)
     }
 
-    /// Asks a server to stop (for PostgreSQL a fast shutdown) and waits until it is gone.
+    /// Stops a server (PostgreSQL by a fast shutdown) and waits until it has ended.
     ///
     /// # Errors
-    /// When it does not leave.
+    /// When it does not end.
     pub async fn stop(&self, server: Server) -> Result<()> {
         self.signal(server, if server == Server::Postgres { "INT" } else { "TERM" }).await
     }
 
-    /// `kill -9`. PostgreSQL's children notice by themselves.
+    /// Kills a server with `kill -9`. PostgreSQL's child processes then end by themselves.
     ///
     /// # Errors
-    /// When it does not run.
+    /// When it is not running.
     pub async fn kill(&self, server: Server) -> Result<()> {
         self.signal(server, "KILL").await
     }
 
-    /// Starts what does not run, with the data it had, and waits until it answers; RabbitMQ has its users then, also where its data is
-    /// gone.
+    /// Starts the stopped servers with their data, and waits until they answer. RabbitMQ then has its users, even if its data was wiped.
     ///
     /// # Errors
-    /// When it does not, or came back on another port.
+    /// When one does not answer, or came back on another port.
     pub async fn up(&self) -> Result<()> {
         services(&self.home, "up").await?;
         let state = std::fs::read_to_string(self.home.join("services.state"))?;
@@ -111,7 +110,7 @@ impl Pair {
     /// Runs `rabbitmqctl` against this node.
     ///
     /// # Errors
-    /// When it fails, with what it complained of.
+    /// When it fails, with its stderr.
     pub async fn rabbitmqctl(&self, arguments: &[&str]) -> Result<()> {
         self.asked(arguments).await.map(|_| ())
     }
@@ -119,7 +118,7 @@ impl Pair {
     /// RabbitMQ's version.
     ///
     /// # Errors
-    /// When it does not say.
+    /// When `rabbitmqctl` does not report it.
     pub async fn rabbitmq_version(&self) -> Result<String> {
         Ok(self.asked(&["version"]).await?.trim().to_owned())
     }
@@ -142,7 +141,7 @@ impl Pair {
         Ok(String::from_utf8(done.stdout)?)
     }
 
-    /// Removes everything that RabbitMQ, which does not run, has on disk.
+    /// Removes all data of RabbitMQ, which must be stopped, from disk.
     ///
     /// # Errors
     /// The file system's.
@@ -153,7 +152,7 @@ impl Pair {
         Ok(())
     }
 
-    /// The process: PostgreSQL's postmaster, RabbitMQ's `beam.smp`.
+    /// The process id of PostgreSQL's postmaster or RabbitMQ's `beam.smp`.
     ///
     /// # Errors
     /// When it was not started.
@@ -175,7 +174,7 @@ impl Pair {
         send(pid, signal).await?;
         let deadline = Instant::now() + LEAVE;
         while is_alive(pid) {
-            anyhow::ensure!(Instant::now() < deadline, "{server:?} (pid {pid}) does not leave after SIG{signal}");
+            anyhow::ensure!(Instant::now() < deadline, "{server:?} (pid {pid}) does not end after SIG{signal}");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         Ok(())
@@ -188,31 +187,31 @@ impl Drop for Pair {
     }
 }
 
-/// Sends a signal to a process of ours.
+/// Sends a signal to one of our processes.
 ///
 /// # Errors
-/// When it is gone.
+/// When it has ended.
 pub async fn send(pid: u32, signal: &str) -> Result<()> {
     let sent = Command::new("kill").args(["-s", signal, &pid.to_string()]).stderr(Stdio::null()).status().await?;
     anyhow::ensure!(sent.success(), "no SIG{signal} for process {pid}: it is gone");
     Ok(())
 }
 
-/// Whether a process lives; a zombie that nobody has waited for does not.
+/// Whether a process is alive. A zombie is not.
 #[must_use]
 pub fn is_alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat"))
         .is_ok_and(|stat| stat.rsplit(')').next().is_some_and(|rest| !rest.trim_start().starts_with(['Z', 'X'])))
 }
 
-/// Where RabbitMQ's own scripts lie. A packager's wrappers, which are in PATH, switch to a user who may not read our folders.
+/// The folder of RabbitMQ's own scripts. The wrappers in PATH, which packages install, switch to a user who may not read our folders.
 #[must_use]
 pub fn binaries() -> Option<PathBuf> {
     let known = ["/usr/lib/rabbitmq/bin", "/opt/rabbitmq/sbin", "/opt/homebrew/sbin", "/usr/local/sbin"];
     known.iter().map(PathBuf::from).find(|folder| folder.join("rabbitmq-server").is_file())
 }
 
-/// The checkout.
+/// The root folder of the checkout.
 #[must_use]
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_owned).unwrap_or_default()
@@ -226,7 +225,7 @@ async fn services(home: &Path, verb: &str) -> Result<()> {
         .env("KYHAN_SERVICES_SKIP_STANDARD_PORTS", "1")
         .env_remove("KYHAN_DATABASE_URL")
         .env_remove("KYHAN_AMQP_URL")
-        // Docker's servers have no pid here that could be killed.
+        // Servers in Docker have no local pid to kill.
         .env("DOCKER_HOST", "unix:///nonexistent")
         .stdin(Stdio::null())
         .kill_on_drop(true);
@@ -237,7 +236,7 @@ async fn services(home: &Path, verb: &str) -> Result<()> {
     Ok(())
 }
 
-/// Waits for it, as it is called where nothing can be awaited any more.
+/// Stops and removes the servers of a folder. Blocks, because `Drop` cannot await.
 fn down(home: &Path) {
     let done = std::process::Command::new(root().join("deploy/services"))
         .arg("down")
@@ -252,7 +251,7 @@ fn down(home: &Path) {
     let _ = std::fs::remove_dir(home);
 }
 
-/// Servers of a run that was killed with -9 itself.
+/// Removes the servers of earlier runs that were killed with `kill -9`.
 fn remove_remains(folder: &Path) {
     for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
         let name = entry.file_name().to_string_lossy().into_owned();

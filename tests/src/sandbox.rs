@@ -1,5 +1,4 @@
-//! A sandbox: a database and a RabbitMQ name prefix of its own on real servers, removed afterwards. Sandboxes run side by side
-//! and leave nothing behind.
+//! A sandbox: its own database and RabbitMQ name prefix on real servers, both removed afterwards. Sandboxes can run in parallel.
 
 use std::{collections::BTreeMap, env, time::Duration};
 
@@ -16,7 +15,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// Where the servers are.
+/// The URLs of the servers.
 #[derive(Clone, Debug)]
 pub struct Servers {
     pub database_url: String,
@@ -24,10 +23,10 @@ pub struct Servers {
 }
 
 impl Servers {
-    /// The servers that the services script found or started.
+    /// The servers that `deploy/services` found or started.
     ///
     /// # Errors
-    /// When it was not asked.
+    /// When the environment does not name them.
     pub fn from_env() -> Result<Self> {
         let url = |name: &str| {
             env::var(name)
@@ -37,30 +36,30 @@ impl Servers {
     }
 }
 
-/// A database and a prefix of one's own, with a login for each role. Rows are arranged and looked at with the rights of an
-/// administrator; whatever is tried out acts with its role's: see [`as_role`].
+/// A database and a prefix, with a login for each role. Tests set up and read rows as an administrator; the code under test logs in with
+/// its role, see [`as_role`].
 pub struct Sandbox {
     pub settings: Settings,
     pub db: DatabaseConnection,
-    /// The environment by which the fleet's processes find it; [`crate::fleet::command`] gives each the login of its role.
+    /// The environment for the fleet's processes; [`crate::fleet::command`] adds the login of each role.
     pub env: BTreeMap<String, String>,
     servers: Servers,
     database: String,
 }
 
 impl Sandbox {
-    /// Makes a database, migrates it, and reads the settings: the defaults, `file`, then `more` variables.
+    /// Creates a database, migrates it, and reads the settings: the defaults, then `file`, then the variables `more`.
     ///
     /// # Errors
-    /// When a server is away, or the settings cannot hold.
+    /// When a server is away or the settings are invalid.
     pub async fn new(name: &str, file: &str, more: &[(&str, &str)]) -> Result<Self> {
         Self::on(Servers::from_env()?, name, file, more, None).await
     }
 
-    /// The same on these servers, with the database in a tablespace of theirs.
+    /// Does the same on the given servers, with the database in the given tablespace.
     ///
     /// # Errors
-    /// When a server is away, or the settings cannot hold.
+    /// When a server is away or the settings are invalid.
     pub async fn on(servers: Servers, name: &str, file: &str, more: &[(&str, &str)], tablespace: Option<&str>) -> Result<Self> {
         let unique = Uuid::new_v4().simple().to_string();
         let database = format!("kyhan_{name}_{}", &unique[..12]);
@@ -100,7 +99,7 @@ impl Sandbox {
     /// A connection with the login of a role.
     ///
     /// # Errors
-    /// When it cannot be had.
+    /// When it cannot be opened.
     pub async fn connect_as(&self, role: Named) -> Result<DatabaseConnection> {
         let door = match role {
             Named::Producer => Role::Producer,
@@ -111,7 +110,7 @@ impl Sandbox {
         Ok(database::connect(&as_role(self.settings.clone(), role)?.database, door).await?)
     }
 
-    /// The name of its database.
+    /// The name of the database.
     #[must_use]
     pub fn database(&self) -> &str {
         &self.database
@@ -136,10 +135,10 @@ impl Sandbox {
         Ok(())
     }
 
-    /// The settings with other variables on top.
+    /// The settings with further variables.
     ///
     /// # Errors
-    /// When they cannot hold.
+    /// When they are invalid.
     pub fn settings_with(&self, more: &[(&str, &str)]) -> Result<Settings> {
         let mut env = self.env.clone();
         env.extend(more.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
@@ -147,7 +146,7 @@ impl Sandbox {
         Ok(Settings::read(path.as_deref(), env)?)
     }
 
-    /// How many messages lie in the queues whose names begin so (behind the prefix).
+    /// How many messages are in the queues whose names, after the prefix, begin with the given text.
     ///
     /// # Errors
     /// [`BrokerError`].
@@ -163,7 +162,7 @@ impl Sandbox {
     /// Removes the database and every queue and exchange.
     ///
     /// # Errors
-    /// When a server is away; what is left behind is named then.
+    /// When a server is away; the error then names what remains.
     pub async fn remove(self) -> Result<()> {
         self.db.clone().close().await?;
         let admin = Database::connect(&self.servers.database_url).await?;
@@ -183,7 +182,7 @@ impl Sandbox {
         for exchange in topology.exchanges() {
             broker.delete_exchange(&exchange.name).await.context(exchange.name)?;
         }
-        // Rungs first: an at-least-once queue without its target holds on to what it has.
+        // Rungs first: an at-least-once queue whose target is gone keeps its messages.
         for queue in topology.queues().iter().rev() {
             broker.delete_queue(&queue.name).await.context(queue.name.clone())?;
         }
@@ -201,7 +200,7 @@ fn login(database: &str, role: Named) -> (String, String) {
 /// A sandbox's URL with the login of a role.
 ///
 /// # Errors
-/// When it is no URL.
+/// When the URL is invalid.
 pub fn url_as_role(url: &str, role: Named) -> Result<String> {
     let mut url = url::Url::parse(url)?;
     let (user, password) = login(url.path().trim_start_matches('/'), role);
@@ -213,17 +212,17 @@ pub fn url_as_role(url: &str, role: Named) -> Result<String> {
 /// Settings of a sandbox with the login of a role.
 ///
 /// # Errors
-/// When its URL is none.
+/// When its URL is invalid.
 pub fn as_role(mut settings: Settings, role: Named) -> Result<Settings> {
     let url = url_as_role(settings.database.url.expose(), role)?;
     settings.database.url = SecretUrl::parse(&url, &["postgres", "postgresql"]).map_err(anyhow::Error::msg)?;
     Ok(settings)
 }
 
-/// Asks again and again, for so long, whether something still holds.
+/// Polls a condition for the given time and checks that it always holds.
 ///
 /// # Panics
-/// When it once does not, naming it.
+/// When it does not hold once; the message names the condition.
 #[expect(clippy::panic, reason = "a test whose claim breaks has failed")]
 pub async fn always(what: &str, span: Duration, mut ask: impl AsyncFnMut() -> Result<bool>) {
     let end = tokio::time::Instant::now() + span;
@@ -236,13 +235,13 @@ pub async fn always(what: &str, span: Duration, mut ask: impl AsyncFnMut() -> Re
     }
 }
 
-/// Between two questions.
+/// The pause between two polls.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Asks again and again until the answer is yes.
+/// Polls a condition until it holds.
 ///
 /// # Panics
-/// When it is not within the deadline, naming what was waited for.
+/// When it does not hold within the deadline; the message names the condition.
 #[expect(clippy::panic, reason = "a test that waits in vain has failed")]
 pub async fn eventually(what: &str, within: Duration, mut ask: impl AsyncFnMut() -> Result<bool>) {
     let deadline = tokio::time::Instant::now() + within;

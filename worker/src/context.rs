@@ -1,4 +1,4 @@
-//! What all consumers and duties of a worker share, from one start of the lanes to the next.
+//! What all consumers and duties of a worker share. It lives from one start of the lanes to the next.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -8,27 +8,27 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{paused::Paused, pipeline::batch::End, tally::Tally};
 
-/// See above.
+/// The shared settings, connections, outage states and stop signals.
 pub(crate) struct Context {
     pub settings: Settings,
     pub topology: Topology,
-    /// This process: its host and pid.
+    /// The name of this process: host and pid.
     pub name: String,
     pub db: DatabaseConnection,
-    /// Of every kind.
+    /// By kind.
     pub statements: HashMap<&'static str, Statements>,
     pub tally: Arc<Tally>,
     pub postgres: Outage,
     pub rabbitmq: Outage,
     pub paused: Arc<Paused>,
-    /// Stop taking.
+    /// Stop consuming.
     pub shutdown: CancellationToken,
-    /// Stop waiting for a server, too.
+    /// Also stop waiting for a server.
     pub abandon: CancellationToken,
 }
 
 impl Context {
-    /// Restarts the lanes, as the policy has changed.
+    /// Restarts the lanes, because the policy has changed.
     pub(crate) fn outdated(&self) {
         if !self.shutdown.is_cancelled() {
             tracing::info!("the active policy has changed; the lanes restart");
@@ -36,7 +36,7 @@ impl Context {
         }
     }
 
-    /// Waits until nothing of a kind is to be taken; why.
+    /// Waits until a kind must not be consumed, and returns the reason. Queues that belong to no kind pass `None` and cannot be paused.
     pub(crate) async fn barred(&self, kind: Option<&'static str>) -> End {
         tokio::select! {
             biased;

@@ -1,5 +1,5 @@
-//! The leader: of all workers one does what has to be done once for the whole fleet. It elects itself by an advisory lock of PostgreSQL, and
-//! walks one list of duties, round after round; every worker process stands ready to be it.
+//! The leader: one worker runs the duties that have to run once for the whole fleet. Every worker is a candidate. The holder of an advisory
+//! lock in PostgreSQL leads, and runs one list of duties in every round.
 
 use std::{sync::Arc, time::Duration};
 
@@ -30,13 +30,13 @@ use forecast::Forecast;
 /// The advisory lock of the leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the leader.
 const LEADER: i64 = 0x6b_7968_616e_0001;
 
-/// Longest round; then a server counts as cut off.
+/// Longest round; after it a server counts as unreachable.
 const ROUND_MAX: Duration = Duration::from_secs(600);
 
-/// How long PostgreSQL may take for one statement of a duty, should it not give up by itself.
+/// How long one statement of a duty may take, in case PostgreSQL does not cancel it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
-/// What the leader does, in this order. The first ones need no broker, and keep nothing from being swept.
+/// The leader's duties, in this order. The first four need no broker, and a failure of theirs does not stop the sweep.
 fn duties() -> Vec<Box<dyn Duty>> {
     vec![
         Box::new(letters::Letters::new()),
@@ -48,28 +48,28 @@ fn duties() -> Vec<Box<dyn Duty>> {
     ]
 }
 
-/// One thing that the leader does, round after round. Done twice, or by two leaders at once, it does no harm.
+/// One duty of the leader. A round is idempotent, also when two leaders run it at once.
 trait Duty: Send {
     /// The name in logs.
     fn name(&self) -> &'static str;
 
-    /// Whether a process that fails at it must not lead: another one may succeed.
+    /// Whether a process that fails gives up the lead, because another worker may succeed.
     fn decides_leadership(&self) -> bool {
         false
     }
 
-    /// One round. A round that is cut short is gone on with by the next.
+    /// Runs one round. The next round continues one that was cut short.
     fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>>;
 }
 
-/// What a round of all duties shares.
+/// What the duties share during one round.
 struct Round<'a> {
     context: &'a Context,
     broker: OnceCell<Broker>,
 }
 
 impl Round<'_> {
-    /// The round's connection to RabbitMQ, made when it is first needed.
+    /// The round's connection to RabbitMQ, opened on first use.
     async fn broker(&self) -> Result<&Broker, BrokerError> {
         self.broker.get_or_try_init(|| Broker::connect(&self.context.settings.amqp, "kyhan sweep")).await
     }
@@ -91,9 +91,9 @@ impl From<sqlx::Error> for DutyError {
 }
 
 impl DutyError {
-    /// Logs it. The consumers log an outage already.
+    /// Logs the error. An outage is logged at debug level, because the consumers log it already.
     fn log(&self, duty: &'static str, kind: Option<&'static str>) {
-        const CUT_SHORT: &str = "a duty of the leader was cut short; the next round goes on";
+        const CUT_SHORT: &str = "a duty of the leader was cut short; the next round continues";
         match self {
             Self::Database(error) if trouble(error).is_outage() => {
                 tracing::debug!(duty, kind, error = told(error), CUT_SHORT);
@@ -104,7 +104,7 @@ impl DutyError {
     }
 }
 
-/// Leads for as long as this process holds the lock, round after round, until the worker shuts down; and forecasts meanwhile.
+/// Runs rounds and the forecast while this process holds the lock, until the worker shuts down.
 pub(crate) async fn run(context: Arc<Context>, forecast: Forecast) {
     let (leads, led) = watch::channel(false);
     let rounds = rounds(&context, leads);
@@ -114,13 +114,13 @@ pub(crate) async fn run(context: Arc<Context>, forecast: Forecast) {
 async fn rounds(context: &Context, leads: watch::Sender<bool>) {
     let every = context.settings.sweep.every;
     let (mut lock, mut list) = (None, duties());
-    // The first round comes after a whole period: what is due at the start is what the lanes begin with.
+    // The first round comes after one period, so that the lanes can apply first what is due at the start.
     while context.shutdown.run_until_cancelled(tokio::time::sleep(every)).await.is_some() {
-        // Cut off by a shutdown, a round has woken some rows once more than it remembers, which is harmless.
+        // A round that a shutdown cuts off may have woken rows that are not recorded in `swept`; waking them again is harmless.
         let round = tokio::time::timeout(ROUND_MAX, round(context, &mut lock, &mut list));
         let Some(done) = context.shutdown.run_until_cancelled(round).await else { break };
         if let Err((duty, error)) = done.unwrap_or_else(|_| Err(("all", unanswered().into()))) {
-            // The connection closes, and the lock with it.
+            // Dropping the connection releases the lock.
             lock = None;
             list = duties();
             error.log(duty, None);
@@ -129,7 +129,7 @@ async fn rounds(context: &Context, leads: watch::Sender<bool>) {
     }
 }
 
-/// One round of all duties, where this process leads.
+/// One round of all duties, if this process leads.
 async fn round(
     context: &Context,
     lock: &mut Option<PoolConnection<Postgres>>,
@@ -153,14 +153,15 @@ async fn round(
     done
 }
 
-/// Whether this process holds the lock. It is the session's: gone with the connection, whatever becomes of the process.
+/// Whether this process holds the lock, which it tries to take. The lock belongs to the session, so PostgreSQL releases it when the
+/// connection ends.
 async fn is_leader(context: &Context, lock: &mut Option<PoolConnection<Postgres>>) -> Result<bool, DutyError> {
     if let Some(connection) = lock {
         sqlx::query("SELECT 1").execute(&mut **connection).await?;
         return Ok(true);
     }
     let mut connection = context.db.get_postgres_connection_pool().acquire().await?;
-    // Never back into the pool: whatever took it from there would hold the lock.
+    // Never return it to the pool: another task would then hold the lock.
     connection.close_on_drop();
     let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LEADER).fetch_one(&mut *connection).await?;
     if locked {

@@ -1,8 +1,8 @@
-//! The fleet: stateless workers take due wake-ups, recheck the rows, apply what is due and settle.
+//! A worker: takes due wake-ups, rechecks their rows, applies what is due and settles. Workers are stateless.
 //!
-//! A due wake-up's way is [`pipeline`]; the queues that are not a kind's are in `queues`; what one worker does for the whole fleet is in
-//! `leader`. Killed at any instruction a worker loses nothing and doubles nothing: effects commit before the ack, and what comes again is
-//! found stale, or stored.
+//! [`pipeline`] handles due wake-ups, `queues` handles the queues that belong to no kind, and `leader` does what one worker does for the
+//! whole fleet. A worker that is killed at any instruction loses nothing and applies nothing twice: effects commit before the ack, and a
+//! redelivered wake-up is found stale or already stored.
 
 mod context;
 mod leader;
@@ -43,28 +43,28 @@ use pipeline::consumer;
 use tally::Tally;
 use watch::Watch;
 
-/// Why a worker ended by itself.
+/// Why a worker stopped without a shutdown signal.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkerError {
     #[error(transparent)]
     Database(#[from] DatabaseError),
     #[error(transparent)]
     Broker(#[from] BrokerError),
-    #[error("a consumer or the leader died: {0}; what was in hand returns to its lane")]
+    #[error("a consumer or the leader crashed: {0}; unsettled messages return to their queues")]
     Died(#[from] JoinError),
 }
 
-/// Serves every lane until told to shut down; then finishes what is in hand within the grace. What it settled. Reports to `health` how its
-/// servers are.
+/// Consumes every queue until `shutdown`, then finishes the work in hand within `worker.grace_ms`. Reports the state of both servers to
+/// `health`. Returns the counts of what was settled.
 ///
 /// # Errors
-/// [`WorkerError`] when waiting would not help: a database without the schema, a topology that differs.
+/// [`WorkerError`] when waiting would not help: a database without the schema, or a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
     let tally = Arc::new(Tally::new());
     let kept = Kept { tally: Arc::clone(&tally), paused: Arc::new(Paused::new()), forecast: Forecast::new(settings.forecast) };
     let report_every = settings.telemetry.report_every;
     let _reporting = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&tally).report(report_every)));
-    // The lanes restart when the policy changes: statements and rungs follow from it.
+    // The lanes restart when the policy changes, because statements and rungs depend on it.
     let mut served = Ok(());
     while served.is_ok() && !shutdown.is_cancelled() {
         served = Box::pin(serve(settings, health, &kept, &shutdown)).await;
@@ -73,14 +73,14 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
     served.map(|()| tally.totals())
 }
 
-/// What outlasts a restart of the lanes.
+/// State that survives a restart of the lanes.
 struct Kept {
     tally: Arc<Tally>,
     paused: Arc<Paused>,
     forecast: Forecast,
 }
 
-/// Serves under the active policy, until told to shut down or until the policy changes.
+/// Serves under the active policy until `shutdown` or until the policy changes.
 async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
@@ -94,7 +94,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
         return Ok(());
     }
     if let Err(error) = database::rungs::remember(&db, &topology).await {
-        tracing::warn!(error = told(&error), "the rungs were not written down; `ops topology prune` will not find them");
+        tracing::warn!(error = told(&error), "the rungs could not be recorded; `ops topology prune` will not find them");
     }
     let context = Arc::new(Context {
         topology,
@@ -115,19 +115,23 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
     let settings = &context.settings;
     let mut running = JoinSet::new();
     let queues = consumer::all(&context.topology, settings.worker.consumers, health);
-    // Those of one kind, quarantine, the canaries, the dead letters' two, the leader's two and the forecast. Kinds that are busy at once wait
-    // for each other.
+    // The consumers of one kind, plus seven: quarantine, canaries, two dead-letter queues, two for the leader, one for the forecast. Kinds
+    // that are busy at the same time share these connections.
     let (consumers, max_connections) = (settings.worker.consumers, settings.database.max_connections);
     if max_connections < u32::from(consumers) + 7 {
-        tracing::warn!(consumers, max_connections, "a lane's consumers may wait for connections to PostgreSQL");
+        tracing::warn!(
+            consumers,
+            max_connections,
+            "consumers may wait for PostgreSQL connections; raise database.max_connections"
+        );
     }
     let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
-    // Before anything is taken, as nothing of a paused kind may be.
+    // Read the pauses before consuming, so that no wake-up of a paused kind is taken.
     context.shutdown.run_until_cancelled(watch.look()).await;
     for queue in queues {
         running.spawn(queue.run(Arc::clone(&context)));
     }
-    // From now on each consumer reports how RabbitMQ is.
+    // From now on each consumer reports the state of RabbitMQ.
     drop(rabbitmq);
     running.spawn(leader::run(Arc::clone(&context), kept.forecast.clone()));
     running.spawn(watch.run());
@@ -136,13 +140,13 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
     finished
 }
 
-/// This process, as its dead letters name it.
+/// The name of this process in its dead letters: host and pid.
 fn name() -> String {
     format!("{}/{}", whoami::hostname().unwrap_or_else(|_| "unknown host".to_owned()), std::process::id())
 }
 
-/// Declares the topology or finds it, waiting for the broker, and for whoever may declare; `false` when told to shut down before, or
-/// when another policy is in force meanwhile, of which this topology is not.
+/// Declares the topology or checks that it exists, and waits until RabbitMQ is up and the queues are there. Returns `false` on shutdown,
+/// or when another policy has become active, which has a different topology.
 async fn declare(
     settings: &Settings,
     db: &DatabaseConnection,
@@ -160,7 +164,7 @@ async fn declare(
             Err(error) if error.is_final() => return Err(error),
             Err(error) => {
                 if !error.repeats(before.as_ref()) {
-                    tracing::warn!(%error, "nothing is taken before the topology is there");
+                    tracing::warn!(%error, "waiting for the topology; nothing is consumed until it exists");
                 }
                 part.down(error.to_string());
                 before = Some(error);
@@ -177,9 +181,8 @@ async fn declare(
     Ok(false)
 }
 
-/// Waits for the lanes. Once told to shut down they have `grace` to settle what is in hand; then whatever still waits for a
-/// server is abandoned unacked, and returns to its lane. A consumer that dies ends the whole worker, so that its supervisor
-/// starts a sound one.
+/// Waits for the consumers to end. After shutdown they have `grace` to settle their work; what still waits for a server then stays
+/// unacked and returns to its queue. A consumer that crashes ends the whole worker, so that its supervisor restarts it.
 async fn finish(mut lanes: JoinSet<()>, context: &Context, grace: Duration) -> Result<(), WorkerError> {
     let out_of_patience = async {
         context.shutdown.cancelled().await;
@@ -188,19 +191,19 @@ async fn finish(mut lanes: JoinSet<()>, context: &Context, grace: Duration) -> R
     let ended = tokio::select! {
         ended = all(&mut lanes) => ended,
         () = out_of_patience => {
-            tracing::warn!(grace_ms = context.settings.worker.grace.as_millis(), "the grace is over; what is unsettled returns to its lane");
+            tracing::warn!(grace_ms = context.settings.worker.grace.as_millis(), "worker.grace_ms is over; unsettled messages return to their queues");
             Ok(())
         }
     };
     context.shutdown.cancel();
     context.abandon.cancel();
     let _ = tokio::time::timeout(FAREWELL, all(&mut lanes)).await;
-    // To the end: this process may live on under another policy.
+    // Wait for all tasks: this process may go on under another policy.
     lanes.shutdown().await;
     Ok(ended?)
 }
 
-/// How long abandoned lanes may take to close their connections.
+/// How long abandoned consumers may take to close their connections.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 async fn all(lanes: &mut JoinSet<()>) -> Result<(), JoinError> {

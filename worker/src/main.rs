@@ -1,11 +1,11 @@
-//! `worker`: one process of the fleet.
+//! The `worker` binary: parses the command line and runs one worker until SIGTERM.
 
 use std::process::ExitCode;
 
 use clap::Parser;
 use shared::process::cli::{self, Common};
 
-/// Kỳ Hạn's worker: takes due wake-ups, rechecks the rows, applies what is due; stops on SIGTERM. Run as many as you like
+/// Kỳ Hạn's worker: takes due wake-ups, rechecks their rows and applies what is due. Stops on SIGTERM. Run as many as you like
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {

@@ -1,5 +1,5 @@
-//! Which kinds are paused, as this process knows: told of once when a pause begins and once when it ends, waited for by the lanes,
-//! and told as a metric. It only keeps consumers away from what they could not apply; that nothing is applied, the transactions see to.
+//! Which kinds are paused, as far as this process has read. Logs the begin and the end of each pause once, exports them as a metric, and
+//! stops the consumers of paused lanes. It only saves work: the transactions themselves refuse to apply a paused kind.
 
 use std::{collections::BTreeMap, time::Instant};
 
@@ -10,7 +10,7 @@ use shared::{
 };
 use tokio::sync::watch;
 
-/// What is known of all kinds.
+/// The pauses of all kinds.
 pub(crate) struct Paused {
     known: watch::Sender<Known>,
 }
@@ -23,13 +23,13 @@ struct Met {
 }
 
 impl Paused {
-    /// Of no kind, until told.
+    /// Starts without any pause.
     pub(crate) fn new() -> Self {
         let known = watch::Sender::new(Known::new());
         let told = known.subscribe();
         let _registered = global::meter("kyhan")
             .u64_observable_gauge("kyhan.paused")
-            .with_description("1 while nothing of a kind is applied, as an operator has paused it; else 0")
+            .with_description("1 while an operator has paused the kind, else 0")
             .with_callback(move |observer| {
                 let told = told.borrow();
                 for kind in tasks::kinds() {
@@ -40,14 +40,14 @@ impl Paused {
         Self { known }
     }
 
-    /// All there are, as the database said when it was asked at that moment. A pause that was met since is younger than that.
+    /// Takes over all pauses of the database, read at `asked`. A pause that a transaction met after that is kept.
     pub(crate) fn are(&self, pauses: Vec<Pause>, asked: Instant) {
         self.known.send_if_modified(|known| {
             let before = known.len();
             known.retain(|kind, met| {
                 let goes_on = met.at > asked || pauses.iter().any(|pause| pause.kind == *kind);
                 if !goes_on {
-                    tracing::info!(kind, "resumed: the kind is applied again");
+                    tracing::info!(kind, "kind resumed");
                 }
                 goes_on
             });
@@ -59,17 +59,17 @@ impl Paused {
         });
     }
 
-    /// A transaction was refused for it.
+    /// Adds a pause that a transaction has met.
     pub(crate) fn met(&self, pause: Pause) {
         self.known.send_if_modified(|known| begins(known, pause));
     }
 
-    /// The kind's pause.
+    /// The kind's pause, if it is paused.
     pub(crate) fn of(&self, kind: &str) -> Option<Pause> {
         self.known.borrow().get(kind).map(|met| met.pause.clone())
     }
 
-    /// Waits until the kind is paused; at once while it is, never for what is of no kind.
+    /// Waits until the kind is paused. Returns at once if it is, and never without a kind.
     pub(crate) async fn began(&self, kind: Option<&'static str>) {
         match kind {
             Some(kind) => self.is(kind, true).await,
@@ -77,25 +77,25 @@ impl Paused {
         }
     }
 
-    /// Waits until it is not; at once when it is not.
+    /// Waits until the kind is not paused. Returns at once if it is not.
     pub(crate) async fn ended(&self, kind: &'static str) {
         self.is(kind, false).await;
     }
 
     async fn is(&self, kind: &'static str, paused: bool) {
-        // The sender is this very struct, so it does not go away while somebody waits.
+        // Cannot fail: the sender is borrowed from this struct for as long as this waits.
         let _ = self.known.subscribe().wait_for(|known| known.contains_key(kind) == paused).await;
     }
 }
 
-/// Whether it is news. A kind of a newer version has no lane here.
+/// Adds a pause; returns whether it is new. Ignores kinds of newer versions, which have no lane here.
 fn begins(known: &mut Known, pause: Pause) -> bool {
     let Some(kind) = tasks::find(&pause.kind).map(Task::kind) else { return false };
     if known.get(kind).is_some_and(|met| met.pause == pause) {
         return false;
     }
     let Pause { since, by, why, .. } = &pause;
-    tracing::warn!(kind, since = since.to_rfc3339(), by, why, "paused: nothing of the kind is applied until it is resumed");
+    tracing::warn!(kind, since = since.to_rfc3339(), by, why, "kind paused: it is not applied until `ops resume`");
     known.insert(kind, Met { pause, at: Instant::now() });
     true
 }

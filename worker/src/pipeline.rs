@@ -1,4 +1,4 @@
-//! The way of a due wake-up: a consumer takes deliveries, intake reads them, a batch gathers them, apply rechecks and writes, settle acks.
+//! The way of a due wake-up: a consumer takes deliveries, intake decodes them, batch collects them, apply rechecks and writes, settle acks.
 
 pub(crate) mod apply;
 pub(crate) mod attempt;

@@ -1,4 +1,4 @@
-//! What is done with the queues that are not a kind's lane, a file each.
+//! The handlers of the queues that belong to no kind, one file each.
 
 pub(crate) mod canary;
 pub(crate) mod dead_letters;

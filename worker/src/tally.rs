@@ -1,4 +1,4 @@
-//! Tally: how many subjects of which kind came to which outcome, for the log and for OpenTelemetry. It decides nothing.
+//! Tally: counts subjects by kind and outcome, for the log and for OpenTelemetry. Nothing depends on it.
 
 use std::{
     sync::{
@@ -16,10 +16,10 @@ use shared::{domain::outcome::Outcome, message::wakeup::Malformed};
 
 use crate::pipeline::batch::Answered;
 
-/// Bounds of the histogram of lateness, in seconds: from one that nobody notices to one that breaks the promise.
+/// Bounds of the histogram of lateness, in seconds: from unnoticeable to a broken promise.
 const LATENESS_BOUNDS_S: [f64; 14] = [0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1.0, 5.0, 30.0, 60.0, 300.0, 3600.0, 86_400.0];
 
-/// Subjects by outcome, and messages that were none.
+/// Subjects by outcome, and messages that could not be applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Totals {
     pub applied: u64,
@@ -27,11 +27,11 @@ pub struct Totals {
     pub postponed: u64,
     pub retried: u64,
     pub rejected: u64,
-    /// Messages, not subjects.
+    /// Messages that could not be decoded.
     pub malformed: u64,
-    /// Messages of a later format.
+    /// Messages of a later format, parked for a newer worker.
     pub parked: u64,
-    /// Dead letters that came into the store.
+    /// New rows of `dead_letters`.
     pub stored: u64,
 }
 
@@ -99,7 +99,7 @@ impl Tally {
         }
     }
 
-    /// Counts the letters that were stored, by their reasons. What a stranger gave as a reason is no name of a series.
+    /// Counts stored letters by reason. An unknown reason counts as `other`, so that a publisher cannot create metric series.
     pub(crate) fn stored<'a>(&self, reasons: impl Iterator<Item = &'a str>) {
         let mut counts = [0u64; REASONS.len()];
         for reason in reasons {
@@ -136,8 +136,8 @@ impl Tally {
     }
 }
 
-/// The outcomes' names ([`Outcome::name`]), [`MALFORMED`] and [`PARKED`], as counted and logged.
+/// The names under which outcomes are counted and logged: those of [`Outcome::name`], then [`MALFORMED`] and [`PARKED`].
 const NAMES: [&str; 7] = ["applied", "stale", "postponed", "retried", "rejected", "malformed", "parked"];
-/// The reasons of letters: a worker's ([`shared::domain::outcome::Reason::name`]), the broker's, and at last all others.
+/// The reasons of letters: a worker's ([`shared::domain::outcome::Reason::name`]), then the broker's; the last one stands for all others.
 const REASONS: [&str; 8] =
     ["malformed", "attempts-exhausted", "delivery-limit", "unrouted", "expired", "maxlen", "rejected", "other"];

@@ -1,6 +1,7 @@
-//! Watches PostgreSQL over a connection of its own: consumers without work would not notice an outage, and would take the first wake-up in hand
-//! only to hold it. (What shows only in writing, a full disk, they notice by themselves.) And reads what operators have decided: which kinds
-//! are paused, and which policy is active.
+//! Probes PostgreSQL over its own connection, and reads which kinds are paused and which policy is active.
+//!
+//! Without the probe, idle consumers would not notice an outage, and would take a wake-up only to hold it. An outage that shows only in
+//! writing, such as a full disk, is detected by the consumers.
 
 use std::{
     sync::Arc,
@@ -14,12 +15,12 @@ use shared::{
 
 use crate::context::Context;
 
-/// See above.
+/// The probe and what it reports to.
 pub(crate) struct Watch {
     context: Arc<Context>,
     database: Probe,
     part: Part,
-    /// Whether the outage that is known began here: what a batch in hand began, it ends.
+    /// Whether this probe began the current outage. An outage that a batch began is ended by that batch.
     told: bool,
 }
 
@@ -51,8 +52,8 @@ impl Watch {
                             self.context.outdated();
                         }
                     }
-                    // What is known stays so.
-                    Err(error) => tracing::warn!(error = told(&error), "what operators have decided is not known"),
+                    // The pauses and the policy read before stay valid.
+                    Err(error) => tracing::warn!(error = told(&error), "pauses and the active policy could not be read"),
                 }
             }
             Err(error) => {
@@ -63,5 +64,5 @@ impl Watch {
     }
 }
 
-/// How often the database is asked how it is, and what operators have decided.
+/// How often PostgreSQL is probed and the pauses and the active policy are read.
 pub(crate) const WATCH_EVERY: Duration = active_policy::LOOK_EVERY;

@@ -1,5 +1,5 @@
-//! Sends a canary into every rung whose last one is old enough, and records how old the rungs' heads are. Any worker notes the canaries that
-//! arrive (`queues/canary.rs`); what they show follows from the table `canaries` alone.
+//! Sends a canary into every rung whose last one is old enough, and exports the ages of the rungs' heads. Any worker records the canaries
+//! that arrive (`queues/canary.rs`); the ages are computed from the table `canaries` alone.
 
 use futures::{FutureExt, future::BoxFuture};
 use opentelemetry::{KeyValue, global, metrics::Gauge};
@@ -14,7 +14,7 @@ use shared::{
 use super::{Duty, DutyError, Round};
 use crate::context::Context;
 
-/// See above.
+/// The duty that sends canaries, and its metrics.
 pub(super) struct Canaries {
     head_age: Gauge<f64>,
     overdue: Gauge<f64>,
@@ -25,8 +25,8 @@ impl Canaries {
         let meter = global::meter("kyhan");
         let gauge = |name, what| meter.f64_gauge(name).with_unit("s").with_description(what).build();
         Self {
-            head_age: gauge("kyhan.rung.head_age", "Age of the oldest canary waiting in a rung; about its duration at most"),
-            overdue: gauge("kyhan.rung.overdue", "How long that canary should have left its rung; zero in a healthy system"),
+            head_age: gauge("kyhan.rung.head_age", "Age of the oldest canary in a rung; at most about the rung's duration"),
+            overdue: gauge("kyhan.rung.overdue", "By how much that canary is overdue; zero in a healthy system"),
         }
     }
 
@@ -34,11 +34,11 @@ impl Canaries {
         let every = context.settings.sweep.every;
         let mut blocked = false;
         for (canary, place) in canaries::send(&context.db, &context.topology, every).await? {
-            // Each by itself: a rung that takes none must not keep the others from being watched. A broker that is blocked takes
-            // none of them.
+            // Each by itself: a rung that refuses its canary must not stop those of the others. A broker that blocks publishers refuses
+            // all of them.
             let published = if blocked { Err(BrokerError::Blocked) } else { publish(context, broker, &canary, place).await };
             if let Err(error) = published {
-                tracing::warn!(queue = canary.queue, %error, "a rung takes no canary");
+                tracing::warn!(queue = canary.queue, %error, "a canary could not be published");
                 blocked |= matches!(error, BrokerError::Blocked);
                 canaries::withdraw(&context.db, &canary).await?;
             }
@@ -46,7 +46,7 @@ impl Canaries {
         self.record(context).await
     }
 
-    /// A rung that does not move holds its wake-ups back; the sweep still wakes what is overdue.
+    /// Exports the rungs' ages and logs the rungs that have stalled. The sweep still wakes what is overdue in a stalled rung.
     async fn record(&self, context: &Context) -> Result<(), DbErr> {
         let grace = signed_ms(context.settings.sweep.grace);
         for RungAge { queue, head_age, overdue, .. } in canaries::ages(&context.db, &context.topology).await? {
@@ -54,12 +54,12 @@ impl Canaries {
             self.head_age.record(head_age.as_seconds_f64(), &of_queue);
             self.overdue.record(overdue.as_seconds_f64(), &of_queue);
             if overdue.num_milliseconds() > grace {
-                tracing::error!(queue, overdue_s = overdue.num_seconds(), "a rung does not move: its canary is overdue");
+                tracing::error!(queue, overdue_s = overdue.num_seconds(), "a rung has stalled: its canary is overdue");
             }
         }
         let lost = canaries::forget(&context.db, &context.topology).await?;
         if lost > 0 {
-            tracing::error!(lost, "canaries were lost in their rungs, and wake-ups perhaps with them; see `ops audit`");
+            tracing::error!(lost, "canaries were lost in their rungs; wake-ups may be lost, too; run `ops audit`");
         }
         Ok(())
     }
@@ -79,7 +79,7 @@ impl Duty for Canaries {
     }
 }
 
-/// Over a channel of its own: RabbitMQ closes one over which something goes to an exchange that is not there.
+/// Publishes over a new channel, because RabbitMQ closes the channel if the exchange does not exist.
 async fn publish(context: &Context, broker: &Broker, canary: &Canary, place: Place) -> Result<(), BrokerError> {
     let publisher = broker.publisher().await?;
     let published = publisher.publish_all(&[canary.message(&context.topology, place)]).await;

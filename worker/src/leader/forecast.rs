@@ -1,8 +1,6 @@
-//! The forecast: how many subjects fall due in each coming stretch of time, as a metric by which an autoscaler adds workers before
-//! a burst. It reads the same definition of *due* as the recheck, and only counts; a number that is no longer kept up to date is
-//! not told.
+//! The forecast: counts how many subjects fall due in each coming period, as a metric by which an autoscaler adds workers before a burst.
 //!
-//! The sweep's leader makes it, as the rows are the same for everyone.
+//! It uses the same definition of *due* as the recheck. Only the leader counts, and outdated counts are not exported.
 
 use std::{
     convert::Infallible,
@@ -22,13 +20,13 @@ use tokio::{sync::watch, time::MissedTickBehavior};
 use super::ANSWER_WITHIN;
 use crate::context::Context;
 
-/// What is counted: the attribute `within`, and the stretch of time after the one moment up to the other, in seconds from now.
-/// Of the coming ones each number counts those before it too. Further back nothing is counted: there every row that an index holds
-/// of the past would have to be looked at. What is overdue for longer, the sweep and the audit find.
+/// The periods: the attribute `within`, and the begin (exclusive) and the end (inclusive) in seconds from now. Exported counts of coming
+/// periods are cumulative. Nothing older than an hour is counted, because that would read every past row of the index; the sweep and the
+/// audit find what is overdue for longer.
 const STRETCHES: [(&str, i32, i32); 5] =
     [("-1h", -3600, 0), ("1m", 0, 60), ("5m", 60, 300), ("15m", 300, 900), ("1h", 900, 3600)];
 
-/// Rounds that may fail or be late before the numbers of the last good one are withdrawn.
+/// After how many periods without a new round the last counts are no longer exported.
 const ROUNDS_MISSED_MAX: u32 = 3;
 
 /// One point of the metric.
@@ -39,15 +37,15 @@ struct Point {
     due: u64,
 }
 
-/// What the exporter is told when it asks: the points and when they were counted.
+/// What the exporter reads: the points, and when they were counted.
 #[derive(Clone, Default)]
 pub(crate) struct Forecast(Arc<Mutex<Option<Counted>>>);
 
 type Counted = (Instant, Vec<Point>);
 
 impl Forecast {
-    /// An observable gauge, unlike one that is recorded, forgets what it is not told again. Numbers last for a few rounds: one that hangs
-    /// must not freeze them.
+    /// Registers an observable gauge, which, unlike a recorded one, exports nothing that it does not observe again. Counts expire after
+    /// [`ROUNDS_MISSED_MAX`] periods, so that a round that hangs does not freeze them.
     pub(crate) fn new(settings: settings::Forecast) -> Self {
         let told = Self::default();
         let Some(every) = settings.every else { return told };
@@ -56,7 +54,7 @@ impl Forecast {
             .u64_observable_gauge("kyhan.forecast.due")
             .with_unit("{subject}")
             .with_description(
-                "Subjects that fall due between now and then, by kind; at -1h, that fell due and are not applied yet",
+                "Subjects that fall due within this time, by kind; at -1h, those that fell due and are not applied yet",
             )
             .with_callback(move |observer| {
                 let told = asked.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -74,17 +72,17 @@ impl Forecast {
     }
 }
 
-/// Forecasts while `leads` says so, until the sweep is gone.
+/// Forecasts while `leads` is true, until its sender is dropped.
 pub(super) async fn run(context: &Context, told: Forecast, mut leads: watch::Receiver<bool>) {
     let Some(every) = context.settings.forecast.every else { return };
-    // Under another policy, perhaps, something else was told.
+    // Withdraw the counts of the policy before.
     told.tell(None);
     while leads.wait_for(|leads| *leads).await.is_ok() {
         let sweeps = tokio::select! {
             never = rounds(context, every, &told) => match never {},
             deposed = leads.wait_for(|leads| !*leads) => deposed.is_ok(),
         };
-        // Another process tells now, and two that differ would be one too many.
+        // Another process leads now; withdraw these counts, so that only one process exports them.
         told.tell(None);
         if !sweeps {
             return;
@@ -95,7 +93,7 @@ pub(super) async fn run(context: &Context, told: Forecast, mut leads: watch::Rec
 /// Counts round after round.
 async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallible {
     let mut ticks = tokio::time::interval(every);
-    // What a slow round missed is not made up for.
+    // Do not catch up on ticks that a slow round missed.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -103,18 +101,28 @@ async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallib
         for task in tasks::ALL {
             match within(ANSWER_WITHIN, count(context, *task)).await {
                 Ok(counted) => points.extend(counted),
-                // An outage is told of by the lanes already.
+                // The consumers log an outage already.
                 Err(error) if trouble(&error).is_outage() => {
-                    tracing::debug!(kind = task.kind(), error = shared::process::redact::told(&error), "no forecast");
+                    tracing::debug!(
+                        kind = task.kind(),
+                        error = shared::process::redact::told(&error),
+                        "a kind could not be forecast"
+                    );
                 }
-                Err(error) => tracing::warn!(kind = task.kind(), error = shared::process::redact::told(&error), "no forecast"),
+                Err(error) => {
+                    tracing::warn!(
+                        kind = task.kind(),
+                        error = shared::process::redact::told(&error),
+                        "a kind could not be forecast"
+                    );
+                }
             }
         }
         told.tell(Some(points));
     }
 }
 
-/// One kind's points; none of a kind that no index helps to count.
+/// The points of one kind; none if no index supports the count.
 async fn count(context: &Context, task: &dyn Task) -> Result<Vec<Point>, DbErr> {
     let Some(sql) = question(task, &context.settings.policy) else { return Ok(Vec::new()) };
     let count_max = i64::from(context.settings.forecast.count_max);
@@ -123,7 +131,7 @@ async fn count(context: &Context, task: &dyn Task) -> Result<Vec<Point>, DbErr> 
     Ok(points(task.kind(), &counts))
 }
 
-/// Each stretch by itself, so that none keeps another from being counted.
+/// Each period has its own limit, so that a full one does not affect the others.
 fn question(task: &dyn Task, policy: &Policy) -> Option<String> {
     let of_stretch = |(_, after, until): &(&str, i32, i32)| {
         let moment = |seconds: &i32| format!("(now() + interval '{seconds} seconds')");

@@ -1,5 +1,5 @@
-//! Dead-letter upkeep: open letters whose subject needs nothing any more close themselves, and letters that were decided about long ago are
-//! deleted, if a deployment wants that. Each with its record in the same statement; an open letter is never deleted.
+//! Dead-letter upkeep: closes open letters that have become moot, and deletes letters that were decided longer ago than
+//! `dead_letters.keep`, if that is set. Each statement also writes its record. An open letter is never deleted.
 
 use std::{
     collections::BTreeMap,
@@ -25,24 +25,24 @@ use uuid::Uuid;
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 use crate::context::Context;
 
-/// Letters that are looked at together.
+/// How many letters one query reads.
 const PAGE: u32 = 500;
-/// How long a round looks at open letters; the next one goes on.
+/// How long a round looks at open letters; the next round continues.
 const LOOK_MAX: Duration = Duration::from_secs(10);
 /// Most letters that a round deletes.
 const DELETED_MAX: i64 = 1_000;
-/// How much longer a letter may seem to have lived than it has, by the wrong clock of the worker that buried it.
+/// By how much the time of a failure may be wrong, because it comes from a worker's clock.
 const CLOCKS_DIFFER: &str = "interval '1 day'";
 
-/// See above.
+/// The duty of dead-letter upkeep, its position and its metrics.
 pub(super) struct Letters {
-    /// The last of the open letters that were looked at; the next round begins behind it.
+    /// The last open letter that was looked at; the next round begins after it.
     looked: Option<Place>,
     resolved: Counter<u64>,
     expired: Counter<u64>,
 }
 
-/// Where a letter stands among the open ones.
+/// The position of a letter among the open ones: its last failure and its id.
 type Place = (DateTime<Utc>, Uuid);
 
 impl Letters {
@@ -52,7 +52,7 @@ impl Letters {
         Self {
             looked: None,
             resolved: counter("kyhan.dead_letters.resolved", "Open dead letters that became moot and were closed, by kind"),
-            expired: counter("kyhan.dead_letters.expired", "Dead letters decided about long ago that were deleted"),
+            expired: counter("kyhan.dead_letters.expired", "Decided dead letters that were deleted after dead_letters.keep"),
         }
     }
 
@@ -61,14 +61,14 @@ impl Letters {
         if let Some(keep) = context.settings.dead_letters.keep {
             let count = within(ANSWER_WITHIN, expire(context, keep)).await?;
             if count > 0 {
-                tracing::info!(count, %keep, "dead letters decided about long ago were deleted");
+                tracing::info!(count, %keep, "deleted dead letters that were decided longer ago than dead_letters.keep");
                 self.expired.add(count, &[]);
             }
         }
         Ok(())
     }
 
-    /// Closes the letters whose subject is no candidate any more, for as long as a round may take.
+    /// Closes letters whose subject is no longer a candidate, for at most [`LOOK_MAX`].
     async fn close_moot(&mut self, context: &Context) -> Result<(), DbErr> {
         let began = Instant::now();
         while began.elapsed() < LOOK_MAX {
@@ -78,11 +78,11 @@ impl Letters {
                 let Some(task) = tasks::find(&kind) else { continue };
                 let count = within(ANSWER_WITHIN, close(context, task, letters, subjects)).await?;
                 if count > 0 {
-                    tracing::info!(kind, count, "dead letters had become moot and were closed");
+                    tracing::info!(kind, count, "closed dead letters that had become moot");
                     self.resolved.add(count, &[KeyValue::new("kind", task.kind())]);
                 }
             }
-            // After the last one it begins anew.
+            // After the last page, start again from the first.
             self.looked = page.last.filter(|_| full);
             if !full {
                 break;
@@ -108,7 +108,8 @@ struct Page {
     last: Option<Place>,
 }
 
-/// The next open letters of known kinds, without those that came within the sweep's grace: what they are about may be on its way.
+/// The next page of open letters of known kinds. Letters stored within the sweep's grace are left out, because their subject may still
+/// change.
 async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
     let sql = "SELECT kind, id, subject_id, last_failed_at FROM dead_letters
                 WHERE state = 'open' AND (last_failed_at, id) > ($1, $2)
@@ -127,7 +128,7 @@ async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
     Ok(page)
 }
 
-/// Letters and their subjects, kind by kind.
+/// The letters and their subjects by kind.
 fn by_kind(letters: Vec<(String, Uuid, Uuid)>) -> BTreeMap<String, (Vec<Uuid>, Vec<Uuid>)> {
     let mut kinds: BTreeMap<String, (Vec<Uuid>, Vec<Uuid>)> = BTreeMap::new();
     for (kind, letter, subject) in letters {
@@ -138,15 +139,15 @@ fn by_kind(letters: Vec<(String, Uuid, Uuid)>) -> BTreeMap<String, (Vec<Uuid>, V
     kinds
 }
 
-/// Closes those of these letters that are moot; how many.
+/// Closes the moot ones among these letters; returns how many.
 async fn close(context: &Context, task: &dyn Task, letters: Vec<Uuid>, subjects: Vec<Uuid>) -> Result<u64, DbErr> {
     let sql = closing(task, &context.settings.policy);
-    let why = format!("moot: its subject is no candidate of {} any more", task.kind());
+    let why = format!("moot: its subject is no longer a candidate of {}", task.kind());
     Ok(context.db.execute_raw(statement(&sql, [letters.into(), subjects.into(), why.into()])).await?.rows_affected())
 }
 
-/// `$1` letters, `$2` their subjects, `$3` why. Not due yet is not moot: no moment is compared. What somebody holds locked is being
-/// decided about right now, and is left to them.
+/// `$1` letters, `$2` their subjects, `$3` why. No time is compared: a subject that is not due yet is not moot. Locked letters are
+/// skipped, because an operator is deciding about them now.
 fn closing(task: &dyn Task, policy: &Policy) -> String {
     format!(
         "WITH asked AS (
@@ -169,10 +170,10 @@ fn closing(task: &dyn Task, policy: &Policy) -> String {
     )
 }
 
-/// Deletes letters that were decided about longer ago than `keep`, oldest first; how many. One that another was repaired from goes
-/// only after that other. The record stands under no id, as the letters of one round have none in common.
+/// Deletes letters that were decided longer ago than `keep`, oldest first; returns how many. A letter that another one was repaired from is
+/// deleted only after that one. The record has the nil id, because it covers many letters.
 async fn expire(context: &Context, keep: Span) -> Result<u64, DbErr> {
-    // What died later was decided about later: the index on deaths tells, and none on decisions is needed.
+    // A letter is decided after its last failure, so the index on the failure time is enough to find candidates.
     let at_least_ms = match keep {
         Span::Exact(ms) => ms,
         Span::Months(months) => u64::from(months) * 28 * 86_400_000,
@@ -197,7 +198,7 @@ async fn expire(context: &Context, keep: Span) -> Result<u64, DbErr> {
         SELECT letters FROM counted",
         ends = keep.sql_after("decided_at"),
     );
-    let why = format!("decided about longer ago than dead_letters.keep = \"{keep}\"");
+    let why = format!("decided longer ago than dead_letters.keep = \"{keep}\"");
     let row = context.db.query_one_raw(statement(&sql, [DELETED_MAX.into(), why.into()])).await?;
     let count: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "letters")?;
     Ok(u64::try_from(count).unwrap_or_default())

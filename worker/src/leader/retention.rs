@@ -1,5 +1,5 @@
-//! Retention (policy point 4): finance and activity records leave the views of what is on line once they are old enough; where a
-//! deployment wants that, hidden orders are deleted after a second period, and so is activity, range by sealed range. The ledger stays.
+//! Retention (policy point 4): hides finance and activity records from the active views once they are old enough. In the mode `delete` it
+//! also deletes hidden orders and sealed ranges of activity after a second period. The ledger is never deleted.
 
 use std::time::{Duration, Instant};
 
@@ -10,13 +10,13 @@ use shared::database::{statement, within};
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 use crate::context::Context;
 
-/// Orders that one transaction deletes, and ranges of activity that one removes.
+/// How many orders, and how many ranges of activity, one transaction deletes.
 const ORDERS: i32 = 200;
 const RANGES: i32 = 5;
-/// How long a round goes on deleting; the next one goes on.
+/// How long a round deletes; the next round continues.
 const DELETING_MAX: Duration = Duration::from_secs(10);
 
-/// See above.
+/// The duty of retention.
 pub(super) struct Retention;
 
 impl Duty for Retention {
@@ -32,7 +32,7 @@ impl Duty for Retention {
 async fn retain(context: &Context) -> Result<(), DbErr> {
     let retention = context.settings.retention;
     let ago = retention.records.sql_ago("now()");
-    // An hour late at the most, and never early: a longer period holds at once.
+    // Records are hidden at most an hour late and never early. A longer period takes effect at once.
     let sql = format!(
         "UPDATE records_retention SET hidden_before = {ago} WHERE hidden_before NOT BETWEEN {ago} - interval '1 hour' AND {ago}"
     );
@@ -41,17 +41,17 @@ async fn retain(context: &Context) -> Result<(), DbErr> {
     let orders = format!("SELECT kyhan_delete_hidden_orders({}, $1) AS gone", delete_after.sql_ago("now()"));
     let gone = delete(context, &orders, ORDERS).await?;
     if gone > 0 {
-        tracing::info!(gone, %delete_after, "orders hidden long ago were deleted");
+        tracing::info!(gone, %delete_after, "deleted orders that were hidden longer ago than retention.delete_after");
     }
     let activity = format!("SELECT kyhan_remove_activity({}, $1) AS gone", delete_after.sql_ago(&ago));
     let gone = delete(context, &activity, RANGES).await?;
     if gone > 0 {
-        tracing::info!(gone, %delete_after, "ranges of activity sealed long ago were removed");
+        tracing::info!(gone, %delete_after, "deleted ranges of activity that were sealed longer ago than retention.delete_after");
     }
     Ok(())
 }
 
-/// Deletes, `most` at a time, until nothing is left or the round has taken its time; how many.
+/// Deletes `most` at a time, until nothing is left or [`DELETING_MAX`] is over; returns how many.
 async fn delete(context: &Context, sql: &str, most: i32) -> Result<i64, DbErr> {
     let (began, mut all) = (Instant::now(), 0);
     while began.elapsed() < DELETING_MAX {

@@ -1,5 +1,5 @@
-//! Seals activity: once no transaction can add to a range of its ids any more, the range is hashed into the chain of
-//! `activity_seals`, so that whatever is done to its rows later is found by `ops activity verify` (policy point 5).
+//! Seals activity: once no transaction can add to a range of ids any more, hashes the range into the chain of `activity_seals`. Later
+//! changes to its rows are found by `ops activity verify` (policy point 5).
 
 use std::time::{Duration, Instant};
 
@@ -10,22 +10,23 @@ use shared::database::{statement, within};
 
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 
-/// Rows of one seal: they are hashed in one go, which takes their size in memory, and are looked at together when something is off.
+/// Most rows of one seal. They are hashed in memory, and are the unit in which a change is located.
 const PIECE: i32 = 5_000;
-/// How long a round goes on sealing; the next one goes on.
+/// How long a round seals; the next round continues.
 const SEALING_MAX: Duration = Duration::from_secs(10);
-/// After how long it is said that a transaction keeps activity from being sealed.
+/// How long a transaction may delay sealing before it is logged.
 const TOO_LONG: Duration = Duration::from_secs(600);
 
+/// The duty that seals activity.
 pub(super) struct Seal {
     closing: Option<Closing>,
     sealed: Counter<u64>,
 }
 
-/// A range that is to be sealed once the transactions have ended that may hold one of its ids.
+/// A range to seal, and the transactions that may still add to it.
 struct Closing {
     until: i64,
-    /// Their virtual ids.
+    /// Virtual ids of the transactions that have not ended.
     open: Vec<String>,
     since: Instant,
     told: bool,
@@ -51,13 +52,13 @@ impl Seal {
             return self.seal(db, closing.until).await;
         }
         if closing.since.elapsed() > TOO_LONG && !std::mem::replace(&mut closing.told, true) {
-            tracing::warn!(transactions = ?closing.open, "activity is not sealed while transactions that may write to it go on");
+            tracing::warn!(transactions = ?closing.open, "sealing activity is delayed by open transactions that may write to it");
         }
         self.closing = Some(closing);
         Ok(())
     }
 
-    /// Piece by piece, for so long.
+    /// Seals up to `until`, piece by piece, for at most [`SEALING_MAX`].
     async fn seal(&self, db: &DatabaseConnection, until: i64) -> Result<(), DbErr> {
         let began = Instant::now();
         let sql = "SELECT number, last_id, encode(hash, 'hex') AS hash FROM kyhan_seal_activity($1, $2)";
@@ -66,8 +67,8 @@ impl Seal {
                 break;
             };
             let (number, last_id): (i64, i64) = (seal.try_get("", "number")?, seal.try_get("", "last_id")?);
-            // Outside of the database, where whoever rewrites the chain does not reach: `ops activity verify --seal` takes it.
-            tracing::info!(number, last_id, hash = seal.try_get::<String>("", "hash")?, "activity is sealed");
+            // The log keeps the hash outside of the database, so that a rewritten chain is found with `ops activity verify --seal`.
+            tracing::info!(number, last_id, hash = seal.try_get::<String>("", "hash")?, "sealed activity");
             self.sealed.add(1, &[]);
         }
         Ok(())
@@ -85,8 +86,8 @@ impl Duty for Seal {
 }
 
 impl Closing {
-    /// Everything that can be seen now. An id is given to a row after its transaction has locked the table for writing, and in order: whoever
-    /// has a lower one without having committed is among those who hold that lock when it is asked for afterwards.
+    /// The range up to the newest visible id. A transaction locks the table for writing before it draws an id, and ids are drawn in order,
+    /// so every uncommitted transaction with a lower id holds that lock when the locks are read afterwards.
     async fn begin(db: &DatabaseConnection) -> Result<Self, DbErr> {
         let sql = "SELECT coalesce(max(id), 0) AS until FROM activity";
         let row = within(ANSWER_WITHIN, db.query_one_raw(statement(sql, []))).await?;
@@ -95,7 +96,7 @@ impl Closing {
     }
 }
 
-/// The transactions that have locked activity for writing, by their virtual ids; all, or those `among` others.
+/// The virtual ids of the transactions that hold a write lock on `activity`: all, or only those `among` the given ones.
 async fn writing(db: &DatabaseConnection, among: Option<Vec<String>>) -> Result<Vec<String>, DbErr> {
     let sql = "SELECT DISTINCT virtualtransaction FROM pg_locks
                 WHERE locktype = 'relation' AND granted AND relation = 'activity'::regclass

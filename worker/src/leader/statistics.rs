@@ -1,5 +1,5 @@
-//! Publishes the market's statistics, month by month: each once, when it has been over for a month. The database judges what may be
-//! shown; this says by which rule (policy point 6).
+//! Publishes the market's statistics: each month once, a month after its end (policy point 6). The database decides what may be shown, by
+//! the limits of the settings.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +10,15 @@ use shared::database::{statement, within};
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 use crate::context::Context;
 
-/// How often it is looked whether a month is to be published.
+/// How often to check whether a month is to be published.
 const EVERY: Duration = Duration::from_secs(3_600);
-/// Months that one round publishes; a database that is new to it has many.
+/// Most months that one round publishes; the first rounds on an old database have many.
 const MONTHS_MAX: u32 = 12;
 
+/// The duty that publishes statistics.
 #[derive(Default)]
 pub(super) struct Statistics {
-    /// When it was looked last and there was nothing left to publish, or it failed.
+    /// The time of the last check; `None` while more months may be waiting.
     looked: Option<Instant>,
 }
 
@@ -34,9 +35,9 @@ impl Statistics {
             let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, values))).await?;
             let row = row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?;
             let Some(month) = row.try_get::<Option<String>>("", "month")? else { return Ok(()) };
-            tracing::info!(month, "a month of market statistics is published");
+            tracing::info!(month, "published a month of market statistics");
         }
-        // There may be more.
+        // More months may be waiting.
         self.looked = None;
         Ok(())
     }

@@ -1,8 +1,8 @@
-//! The sweep: rows that are overdue and still unapplied are woken, so that a wake-up that was lost is made again. It reads the
-//! same definition of *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and warned of.
+//! The sweep: publishes a new wake-up for rows that are overdue and not applied, because theirs was lost. It uses the same definition of
+//! *due* as the recheck. In a healthy system it finds nothing; what it finds is counted and logged as a warning.
 //!
-//! As an index on a moment holds everything that ever happened, a round looks at the recent past first, and at the rest bit by bit for as
-//! long as it may.
+//! An index on a time holds the whole past, so a round first looks at the recent past, and then at the rest step by step, within a time
+//! limit.
 
 use std::{
     collections::HashMap,
@@ -34,15 +34,15 @@ mod view;
 use overdue::{Which, has_index, horizon, overdue};
 use view::{Step, View};
 
-/// How long a round goes on with a kind's deep look, and how long PostgreSQL may take for one of its queries.
+/// How long a round continues a kind's deep look, and how long one of its queries may take.
 const DEEP_MAX: Duration = Duration::from_secs(10);
 
-/// What was swept long ago has had its effect, or its dead letter.
+/// After 30 days a swept row has its effect or its dead letter.
 const FORGET: &str = "DELETE FROM swept WHERE at < now() - interval '30 days'";
 
 const NAME: &str = "the sweep";
 
-/// What the leader has looked at, kind by kind.
+/// The duty that sweeps, with what it has looked at by kind.
 pub(super) struct Sweep {
     views: HashMap<&'static str, View>,
     woken: Counter<u64>,
@@ -53,25 +53,25 @@ impl Sweep {
         let woken = global::meter("kyhan")
             .u64_counter("kyhan.sweep.woken")
             .with_unit("{subject}")
-            .with_description("Overdue subjects that had no effect and were woken again, by kind; zero in a healthy system")
+            .with_description("Overdue subjects without an effect that were woken again, by kind; zero in a healthy system")
             .build();
         Self { views: HashMap::new(), woken }
     }
 
     async fn kinds(&mut self, context: &Context, broker: &Broker) -> Result<(), DutyError> {
-        // Of a paused kind all that is due is overdue, and waits in its lane.
+        // Skip paused kinds: everything due waits in its lane.
         let paused = pause::all(&context.db).await?;
         let mut done = Ok(());
         for task in tasks::ALL.iter().filter(|task| paused.iter().all(|pause| pause.kind != task.kind())) {
             let mut count = 0;
             let swept = sweep(context, broker, *task, self.views.entry(task.kind()).or_default(), &mut count).await;
             if count > 0 {
-                tracing::warn!(kind = task.kind(), count, "overdue subjects had no effect and were woken again");
+                tracing::warn!(kind = task.kind(), count, "woke overdue subjects whose wake-up was lost");
                 self.woken.add(count as u64, &[KeyValue::new("kind", task.kind())]);
             }
             match swept {
                 Ok(()) => {}
-                // The other kinds are swept all the same.
+                // The other kinds are still swept.
                 Err(error @ DutyError::Database(_)) => error.log(NAME, Some(task.kind())),
                 Err(error) => done = Err(error),
             }
@@ -95,7 +95,7 @@ impl Duty for Sweep {
     }
 }
 
-/// Wakes one kind's overdue rows, and counts them in `woken`.
+/// Wakes the overdue rows of one kind, and adds their number to `woken`.
 async fn sweep(
     context: &Context,
     broker: &Broker,
@@ -109,7 +109,7 @@ async fn sweep(
         behind += broker.observe(&lane).await?.map_or(0, |seen| seen.messages);
     }
     if behind > sweep.lane_depth_max {
-        // The lane is merely behind: its rows are on their way.
+        // The lane is behind, so its rows still have their wake-ups.
         return Ok(());
     }
     let (horizon, batch_max) = (horizon(context).await?, sweep.batch_max as usize);
@@ -125,17 +125,17 @@ async fn sweep(
             return done;
         }
         let found = overdue(&context.db, context, task, horizon, Which::All, batch_max).await;
-        // Also when it failed, as it does where PostgreSQL takes too long, and when it leaves some to the next.
+        // Rest also after a failure, such as a timeout, and when rows are left for the next look.
         view.rests_after(asked.elapsed());
         let found = found?;
         return wake(context, broker, task, &found, woken).await;
     }
     let (after, pauses_after) = view.begins(horizon, delta(sweep.lookback));
     let recent = overdue(&context.db, context, task, horizon, Which::Recent { after, pauses_after }, batch_max).await;
-    // Of a past that was too long to ask about, a new view asks bit by bit.
+    // If the recent past was too long for one query, a new view looks at it in small steps.
     let recent = recent.inspect_err(|_| *view = View::default())?;
     wake(context, broker, task, &recent, woken).await?;
-    // A full round leaves the rest to the next.
+    // After a full batch the next round takes the rest.
     if *woken < batch_max {
         view.saw(horizon);
         view.descend(after, horizon, delta(sweep.whole_every));
@@ -144,7 +144,7 @@ async fn sweep(
     Ok(())
 }
 
-/// Goes on with the deep look, for so long. A failure is logged and no more: the recent past is looked at all the same.
+/// Continues the deep look for at most [`DEEP_MAX`]. A failed query is only logged, because the recent past was already swept.
 async fn dive(
     context: &Context,
     broker: &Broker,
@@ -167,7 +167,7 @@ async fn dive(
         };
         let took = asked.elapsed();
         wake(context, broker, task, &found, woken).await?;
-        // There may be more of them in this stretch.
+        // This stretch may hold more rows.
         if found.len() == room {
             break;
         }
@@ -179,7 +179,7 @@ async fn dive(
     Ok(())
 }
 
-/// [`overdue()`], given up by PostgreSQL after [`DEEP_MAX`].
+/// [`overdue()`] with a statement timeout of at most [`DEEP_MAX`].
 async fn impatiently(
     context: &Context,
     task: &dyn Shown,
@@ -199,7 +199,7 @@ fn delta(duration: Duration) -> TimeDelta {
     TimeDelta::milliseconds(signed_ms(duration))
 }
 
-/// Publishes wake-ups of these rows straight into their lane.
+/// Publishes wake-ups of these rows directly into their lane.
 async fn wake(
     context: &Context,
     broker: &Broker,
@@ -224,7 +224,7 @@ async fn wake(
     publisher.publish_all(&messages).await?;
     publisher.close().await;
     *woken += overdue.len();
-    // After the confirms: a process that dies in between has woken them once too often, which is harmless.
+    // After the confirms: if the process dies in between, the rows are woken once more, which is harmless.
     Ok(remember(context, task, overdue).await?)
 }
 

@@ -1,6 +1,7 @@
-//! Apply: rechecks and writes a batch, and answers it. A batch that fails is split in halves until what breaks it stands alone; its
-//! neighbours are applied. An outage spends no attempt: it is waited out. Nothing of a paused kind is applied, nor anything by a policy that
-//! is no longer active, and that spends no attempt either.
+//! Apply: rechecks and writes a batch, and returns an outcome for every subject.
+//!
+//! A batch that fails is halved until the failing subject is alone; the others are applied. An outage is waited out. A paused kind, or a
+//! policy that is no longer active, stops the batch. None of these three spends an attempt.
 
 use std::collections::HashMap;
 
@@ -22,10 +23,10 @@ use super::{
     patience::Patience,
 };
 
-/// Why a batch is left as it is. What was committed of it by then comes back stale.
+/// Why a batch has no outcomes. The subjects of it that were committed are found stale on redelivery.
 #[derive(Debug)]
 pub(crate) enum Unanswered {
-    /// The database stayed away until the worker was told to wait no longer.
+    /// PostgreSQL stayed away until the grace was over.
     Abandoned,
     /// The kind is paused.
     Paused(Pause),
@@ -33,17 +34,17 @@ pub(crate) enum Unanswered {
     Outdated,
 }
 
-/// Rows that are tried together: subjects, each with its wake-up.
+/// Subjects that are tried in one transaction, each with the id of its wake-up.
 struct Part {
     asked: Vec<(Uuid, Uuid)>,
     attempt: Attempt,
 }
 
-/// Applies a batch and gives each of its messages what became of its subjects. Without statements, as no message of it was understood, there
-/// is nothing to apply.
+/// Applies a batch and returns each message with the outcomes of its subjects. `statements` is `None` when no message could be decoded;
+/// then nothing is applied.
 ///
 /// # Errors
-/// [`Unanswered`]: all of it comes again.
+/// [`Unanswered`]: the whole batch will be redelivered.
 #[tracing::instrument(skip_all, level = "debug", fields(messages = batch.len()))]
 pub(crate) async fn apply(
     batch: Batch,
@@ -90,12 +91,12 @@ impl Part {
         let attempt = self.attempt.of_a_part(*trouble);
         let mut left = self.asked;
         let right = left.split_off(left.len() / 2);
-        // The last one is tried first.
+        // `apply` pops from the end, so the left half is tried first.
         [right, left].map(|asked| Self { asked, attempt })
     }
 }
 
-/// One attempt: the outcomes, or why there are none.
+/// One transaction: the outcomes, or why there are none.
 async fn attempt(
     db: &DatabaseConnection,
     settings: &settings::Database,
@@ -103,7 +104,7 @@ async fn attempt(
     asked: &[(Uuid, Uuid)],
 ) -> Result<Result<Vec<(Uuid, Outcome)>, Unanswered>, Failed> {
     transaction(db, settings, statements.count(), async |tx| {
-        // On an error, and where nothing was applied, the transaction rolls back as it is dropped.
+        // Without a commit, the transaction rolls back when it is dropped.
         match statements.apply(&tx, asked).await {
             Ok(outcomes) => tx.commit().await.map(|()| Ok(outcomes)),
             Err(NotApplied::Paused(pause)) => Ok(Err(Unanswered::Paused(pause))),

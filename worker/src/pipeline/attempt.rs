@@ -1,5 +1,5 @@
-//! One attempt at a transaction, and what follows when it fails: an outage is waited out, a conflict or a broken connection is tried again
-//! after a pause, and what is left is the fault of the rows.
+//! One attempt at a transaction, and what to do when it fails: wait out an outage, retry a conflict or a broken connection after a pause,
+//! and blame the rows for everything else.
 
 use std::time::Duration;
 
@@ -17,30 +17,30 @@ use tokio::time::{sleep, timeout};
 
 use super::patience::Patience;
 
-/// How often a conflict with other transactions is tried again at once.
+/// How often a conflict with other transactions is retried.
 const CONFLICTS_MAX: u32 = 3;
-/// So often the connection may break under the same rows, each time after the server had begun a transaction for them, before
-/// they are to blame for it.
+/// How often the connection may break under the same rows, each time inside a transaction that the server had begun, before the rows are
+/// blamed.
 const CUTS_MAX: u32 = 10;
-/// The same for each part of rows that are to blame.
+/// The same for each part of rows that were blamed.
 const CUTS_LEFT: u32 = 2;
-/// How much longer than its statements may take a transaction may take before the server counts as cut off.
+/// How much longer than the sum of its statement timeouts a transaction may take before the server counts as unreachable.
 const ANSWER_MARGIN: Duration = Duration::from_secs(5);
 
-/// A failed transaction: the error, and what it asks for.
+/// A failed transaction: the error and its class.
 pub(crate) type Failed = (DbErr, Trouble);
 
-/// The failures of some rows so far.
+/// Counts the failures of a group of rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Attempt(Attempts);
 
-/// What is left to do after a failure.
+/// What to do after a failure.
 pub(crate) enum After {
-    /// Try the same again.
+    /// Retry the same rows.
     Again,
-    /// These rows are at fault: take them apart, or give up on what is alone.
+    /// The rows are at fault: split them, or give up on a single row.
     Blame,
-    /// The worker was told to wait for a server no longer.
+    /// The worker's grace is over; it stops waiting for the server.
     Abandoned,
 }
 
@@ -49,31 +49,31 @@ impl Attempt {
         Self::with_conflicts(CONFLICTS_MAX)
     }
 
-    /// With as many conflicts tried again.
+    /// With another limit of retried conflicts.
     pub(crate) const fn with_conflicts(conflicts_max: u32) -> Self {
         Self(Attempts::new(conflicts_max, CUTS_MAX))
     }
 
-    /// That of a part of the rows that were blamed for `trouble`.
+    /// The counts for a part of the rows that were blamed for `trouble`.
     pub(crate) fn of_a_part(self, trouble: Trouble) -> Self {
         Self(self.0.of_a_part(trouble, 0, CUTS_LEFT))
     }
 
-    /// Counts a failure, and waits for as long as it takes before the same may be tried again.
+    /// Counts a failure, and waits as long as necessary before a retry.
     pub(crate) async fn after(&mut self, (error, trouble): &Failed, patience: &Patience<'_>) -> After {
         let next = self.0.after(*trouble);
         if next != Next::Wait {
             patience.postgres_is_back();
         }
         match next {
-            // The same again is the probe: a server may answer and still refuse to write.
+            // Retrying the same rows is the probe: a server may answer and still refuse to write.
             Next::Wait => match patience.for_postgres(error).await {
                 Some(()) => After::Again,
                 None => After::Abandoned,
             },
             Next::Again(pause) => {
                 if *trouble == Trouble::Cut {
-                    tracing::warn!(error = told(error), "the connection to PostgreSQL broke; trying again");
+                    tracing::warn!(error = told(error), "the connection to PostgreSQL broke; retrying");
                 }
                 sleep(pause).await;
                 After::Again
@@ -83,11 +83,12 @@ impl Attempt {
     }
 }
 
-/// Runs `work` in a transaction, which it commits. A failure before the first statement is not the rows' fault, whatever the server says: it
-/// is away. Each of the `statements` has its timeout on the server; a server that is cut off never answers.
+/// Runs `work` in a transaction; `work` commits it. A failure to begin counts as an outage whatever the error is, because it cannot be the
+/// rows' fault. `statements` is the number of statements in `work`: each has its timeout on the server, and this function stops waiting
+/// when a server that cannot be reached never answers.
 ///
 /// # Errors
-/// [`Failed`]; nothing is written then, unless the connection broke while it was committed.
+/// [`Failed`]. Nothing was written then, unless the connection broke during the commit.
 pub(crate) async fn transaction<T>(
     db: &DatabaseConnection,
     settings: &settings::Database,
@@ -97,7 +98,7 @@ pub(crate) async fn transaction<T>(
     let tx = begin(db, settings).await.map_err(|error| (error, Trouble::Away))?;
     let answer_within = settings.statement_timeout * (statements + 1) + ANSWER_MARGIN;
     let answer = timeout(answer_within, work(tx)).await.unwrap_or_else(|_| {
-        // Whatever the error says of itself, the server has not answered.
+        // The server did not answer in time; this error is classified as a broken connection.
         Err(unanswered())
     });
     answer.map_err(|error| {
@@ -106,7 +107,8 @@ pub(crate) async fn transaction<T>(
     })
 }
 
-/// Begins a transaction. Connections that lay idle through an outage are dead and show it only now: they are passed over.
+/// Begins a transaction. Idle connections that broke during an outage fail only when used, so as many failures as there are idle
+/// connections are skipped.
 async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result<DatabaseTransaction, DbErr> {
     let answer_within = settings.acquire_timeout + ANSWER_MARGIN;
     let mut idle = db.get_postgres_connection_pool().num_idle();

@@ -1,5 +1,5 @@
-//! Batch: wake-ups of one kind that are rechecked by one statement. Small when idle, large under load, bounded always.
-//! A subject is asked about once, however many messages name it.
+//! Batch: collects wake-ups of one kind that one transaction rechecks. A batch is small when the lane is idle, large under load, and
+//! always bounded. Each subject is rechecked once, however many messages name it.
 
 use std::{collections::HashMap, time::Duration};
 
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::intake::{self, Taken};
 
-/// Most subjects of dead letters in a batch, each of which becomes a row.
+/// Most subjects of dead letters in a batch. Each becomes a row.
 const LETTERS_MAX: usize = 4_096;
 /// Most bytes of dead letters in a batch.
 const LETTER_BYTES_MAX: usize = 8 * 1024 * 1024;
@@ -20,20 +20,20 @@ const LETTER_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Most subjects, but for the last message's.
+    /// Most subjects; the last message may exceed it.
     subjects: usize,
-    /// Most messages, as a flood of malformed ones has no subjects to count.
+    /// Most messages: malformed messages have no subjects to count.
     messages: usize,
-    /// Most bytes of bodies, but for the last message's.
+    /// Most bytes of bodies; the last message may exceed it.
     bytes: usize,
-    /// How long a batch waits to grow while there is traffic.
+    /// How long a batch waits for more messages while there is traffic.
     linger: Duration,
 }
 
 impl Limits {
-    /// One message, whatever it holds.
+    /// One message of any size.
     pub const ALONE: Self = Self { subjects: 1, messages: 1, bytes: usize::MAX, linger: Duration::ZERO };
-    /// So many messages of dead letters, each of which may be as large as the broker allows.
+    /// At most `messages` dead letters, each of which may be as large as the broker allows.
     #[must_use]
     pub const fn of_letters(messages: u16) -> Self {
         Self { subjects: LETTERS_MAX, messages: messages as usize, bytes: LETTER_BYTES_MAX, linger: Duration::ZERO }
@@ -45,7 +45,7 @@ impl From<&settings::Worker> for Limits {
         Self {
             subjects: worker.batch_max,
             messages: usize::from(worker.prefetch),
-            // A wake-up has few.
+            // Wake-ups are small.
             bytes: usize::MAX,
             linger: worker.linger,
         }
@@ -53,35 +53,35 @@ impl From<&settings::Worker> for Limits {
 }
 
 impl Limits {
-    /// The limits of the batch after `before`: one that follows a lone message does not wait for company, as none may come.
+    /// The limits of the batch after `before`: after a single message the next batch does not linger, because traffic is low.
     #[must_use]
     pub fn after(self, before: &Batch) -> Self {
         if before.len() > 1 { self } else { Self { linger: Duration::ZERO, ..self } }
     }
 }
 
-/// Messages in hand, in the order in which they came.
+/// Unacked messages, in delivery order.
 #[derive(Debug, Default)]
 pub struct Batch {
     messages: Vec<Taken>,
 }
 
-/// Why a batch is filled no further.
+/// Why a batch stopped growing.
 #[derive(Debug)]
 pub enum End {
-    /// Large enough, or waited long enough.
+    /// A limit is reached, or the linger is over.
     Full,
     Shutdown,
-    /// The database is away: what was taken is not even tried.
+    /// PostgreSQL is away: the batch is not tried.
     Outage,
-    /// The kind is paused: as in an outage.
+    /// The kind is paused: the batch is not tried.
     Paused,
     /// The connection, the channel or the consumer is gone.
     Lost(BrokerError),
 }
 
-/// Fills a batch: waits for a first message, takes what is there already, and then as many as come within the linger; no more once
-/// `barred` says why.
+/// Fills a batch: waits for a first message, then takes what arrives until a limit is reached or the linger is over. Stops at once when
+/// `barred` returns a reason.
 pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
@@ -122,7 +122,7 @@ pub async fn fill(
     }
 }
 
-/// A message with one outcome per subject, or none at all when it was malformed.
+/// A message with one outcome per subject; without outcomes if it was malformed.
 #[derive(Debug)]
 pub struct Answered {
     pub message: Taken,
@@ -150,25 +150,25 @@ impl Batch {
         self.messages
     }
 
-    /// The tag of the last message, up to which a multiple ack settles them all.
+    /// The delivery tag of the last message. A multiple ack up to it settles the whole batch.
     #[must_use]
     pub fn last_tag(&self) -> Option<u64> {
         self.messages.last().map(|message| message.delivery_tag)
     }
 
-    /// The one message of a batch of one, where it is a wake-up.
+    /// The message of a batch of one, if it is a wake-up.
     #[must_use]
     pub fn alone(&self) -> Option<(&Taken, &Wakeup)> {
         let [message] = self.messages.as_slice() else { return None };
         message.content.as_ref().ok().map(|wakeup| (message, wakeup))
     }
 
-    /// The wake-ups in it.
+    /// The wake-ups of the batch, without malformed messages.
     pub fn wakeups(&self) -> impl Iterator<Item = &Wakeup> {
         self.messages.iter().filter_map(|message| message.content.as_ref().ok())
     }
 
-    /// Every subject to be rechecked now once, in id order, with the id of the first wake-up that names it.
+    /// Every subject to recheck now, once, in id order, with the id of the first wake-up that names it.
     #[must_use]
     pub fn asked(&self) -> Vec<(Uuid, Uuid)> {
         let named = |wakeup: &Wakeup| {
@@ -176,14 +176,14 @@ impl Batch {
             wakeup.subjects.iter().map(move |subject| (*subject, id)).collect::<Vec<_>>()
         };
         let mut asked: Vec<(Uuid, Uuid)> = self.messages.iter().filter_map(Taken::asks).flat_map(named).collect();
-        // Stable, so that of several wake-ups the first one stays.
+        // The sort is stable, so deduplication keeps the first wake-up of a subject.
         asked.sort_by_key(|(subject, _)| *subject);
         asked.dedup_by_key(|(subject, _)| *subject);
         asked
     }
 
-    /// Gives each message its outcomes. The first message that names a subject gets what became of it; the later ones are
-    /// stale, as are subjects of which nothing was heard. Whose pause is not over waits for the rest of it.
+    /// Pairs each message with its outcomes. The first message that names a subject gets the subject's outcome. Later ones are stale, and
+    /// so are subjects without an outcome. A wake-up whose retry pause is not over is postponed for the rest of the pause.
     #[must_use]
     pub fn answer(self, mut outcomes: HashMap<Uuid, Outcome>) -> Vec<Answered> {
         let mut answer = |message: Taken| {

@@ -1,6 +1,6 @@
-//! A queue's consumers: each takes messages over a channel of its own and leads them through the rooms, batch after batch, in the order in
-//! which they came; while one waits for a commit, the others apply. They share a connection, and a second one for what they publish, so that
-//! a broker that blocks publishers does not keep them from acking.
+//! A queue's consumers: each takes messages over its own channel and hands them to the queue's handler, batch after batch, in delivery
+//! order. While one waits for a commit, the others go on. They share one connection to consume and one to publish, so that they can still
+//! ack while the broker blocks publishers.
 
 use std::{
     sync::{
@@ -36,11 +36,11 @@ use super::{
 };
 use crate::{context::Context, watch::WATCH_EVERY};
 
-/// How long what was delivered of a kind that turns out to be paused is kept before it returns to its lane: by then every worker has
-/// looked. Those that have not would take it, and it would be counted as delivered each time.
+/// How long a consumer of a paused kind keeps its deliveries before it returns them to the lane. By then every worker has read the pause.
+/// A worker that has not would take them, which counts as one more delivery.
 const RETURN_AFTER: Duration = WATCH_EVERY.saturating_add(Duration::from_secs(1));
 
-/// The consumers of every queue but the rungs.
+/// The consumers of every queue except the rungs.
 pub(crate) fn all(topology: &Topology, consumers: u16, health: &Health) -> Vec<Consumers> {
     let of = |handler, queue: String, routing_key, consumers| {
         let part = |number| {
@@ -70,14 +70,14 @@ pub(crate) fn all(topology: &Topology, consumers: u16, health: &Health) -> Vec<C
 pub(crate) struct Consumers {
     pub handler: Handler,
     pub queue: String,
-    /// By which its messages come; `None` where they are of many lanes.
+    /// The routing key of its messages; `None` for a queue that gets messages of many lanes.
     pub routing_key: Option<String>,
-    /// How each of its consumers is. From the start, so that the process is not ready before all of them are.
+    /// The health part of each consumer. They exist from the start, so that the process is not ready before all consumers are.
     pub parts: Vec<Part>,
 }
 
 impl Consumers {
-    /// Serves until told to shut down, over one pair of connections after the other.
+    /// Consumes until shutdown, and reconnects when a connection is lost.
     pub(crate) async fn run(self, context: Arc<Context>) {
         let (mut pauses, mut before) = (None, None);
         while let Some((broker, outlet)) = connect(&context).await {
@@ -85,10 +85,10 @@ impl Consumers {
             let again = pauses.is_some();
             let served = async {
                 if again {
-                    // The worker has declared or found everything once; a broker that was lost may have come back empty.
+                    // The worker checked the topology at start, but a broker that was lost may have come back empty.
                     broker.declare_or_find(&context.topology).await?;
                 }
-                // Whoever loses its channel ends them all: the broker has something against this connection, or is gone.
+                // A lost channel ends all consumers of the queue, because the connection is probably lost, too.
                 try_join_all((0..self.parts.len()).map(|number| self.attend(number, &broker, &outlet, &context, &settled))).await
             };
             let served = served.await;
@@ -106,8 +106,8 @@ impl Consumers {
         }
     }
 
-    /// One consumer, until told to shut down. In an outage of PostgreSQL it leaves, and what it had prefetched is back in the lane,
-    /// where nobody takes it while it could not be applied; and likewise while its kind is paused.
+    /// Runs one consumer until shutdown. During an outage of PostgreSQL, or while the kind is paused, the consumer is cancelled: its
+    /// prefetched messages return to the lane, which then has no consumer.
     async fn attend(
         &self,
         number: usize,
@@ -124,7 +124,7 @@ impl Consumers {
             let before = settled.load(Ordering::Relaxed);
             match self.serve(number, broker, outlet, context, settled).await? {
                 Stop::Shutdown => return Ok(()),
-                Stop::Outage => part.down("PostgreSQL is away; nothing is taken"),
+                Stop::Outage => part.down("PostgreSQL is away; nothing is consumed"),
                 Stop::Paused => {}
             }
             context.shutdown.run_until_cancelled(context.postgres.ended()).await;
@@ -132,7 +132,7 @@ impl Consumers {
         }
     }
 
-    /// Rests for as long as the lane's kind is paused; `None` when told to shut down meanwhile.
+    /// Waits while the lane's kind is paused; `None` on shutdown.
     async fn rest(&self, part: &Part, context: &Context) -> Option<()> {
         while let Some(pause) = self.pause(context) {
             part.rests(pause.to_string());
@@ -151,7 +151,7 @@ impl Consumers {
         }
     }
 
-    /// Serves over one channel; `settled` counts the batches.
+    /// Consumes over one channel; `settled` counts the settled batches.
     async fn serve(
         &self,
         number: usize,
@@ -189,7 +189,7 @@ impl Consumers {
             now = limits.after(&batch);
             if !batch.is_empty() {
                 if prefetch.follows(&batch) && !again {
-                    // What was delivered until then still comes, so nothing goes back and counts as delivered once more.
+                    // Deliveries up to the cancel still arrive, so no message returns to the queue and counts as delivered again.
                     settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
                     again = true;
                 }
@@ -210,18 +210,19 @@ impl Consumers {
         };
         if let (Stop::Paused, Some(pause), false) = (&stop, self.pause(context), empty_handed) {
             part.rests(pause.to_string());
-            // It is not cancelled: among cancelled consumers RabbitMQ 3.10 passes round what one of them returns, and counts each time.
+            // The consumer is not cancelled here: RabbitMQ 3.10 redelivers what one cancelled consumer returns to another one, and counts
+            // each delivery.
             let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
             context.shutdown.run_until_cancelled(resumed).await;
         }
-        // Closing the channel returns what was prefetched and not settled.
+        // Closing the channel returns the unsettled messages to the queue.
         close_channel(&settle.channel).await;
         settle.publisher.close().await;
         Ok(stop)
     }
 
-    /// Holds a batch while it is processed. One that waits too long for a server returns to its lane, before RabbitMQ loses its
-    /// patience with this consumer; the waiting goes on without it, and its end is the end of the outage.
+    /// Processes a batch. If it waits for a server longer than `worker.hold_ms`, its messages return to the queue, before RabbitMQ closes
+    /// the channel by its `consumer_timeout`. Processing goes on waiting, and so detects the end of the outage.
     async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<Option<Stop>, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
         let hand = Hand { queue: &self.queue, settle, context, patience: &patience };
@@ -231,16 +232,20 @@ impl Consumers {
             done = &mut processing => return done,
             () = patience.longer_than(hold) => {}
         }
-        tracing::warn!(lane = self.queue, hold_ms = hold.as_millis(), "held for too long: what is in hand returns to the lane");
-        part.down("waits for a server; nothing is in hand");
+        tracing::warn!(
+            lane = self.queue,
+            hold_ms = hold.as_millis(),
+            "a batch waited longer than worker.hold_ms; it returns to its queue"
+        );
+        part.down("waiting for a server; holds no messages");
         close_channel(&settle.channel).await;
-        // What was taken returns by now. It ends with the ack, which this channel can give no more.
+        // The messages have returned to the queue. Processing ends with an error at the ack, because the channel is closed.
         processing.await
     }
 }
 
-/// Waits before the next try: longer each time that nothing was settled in between, as each time what was prefetched returns and has
-/// been delivered once more.
+/// Waits before the next try. The pause grows while nothing is settled in between, because each try counts as one more delivery of the
+/// prefetched messages.
 async fn pause(pauses: &mut Option<Pauses>, settled: u64, context: &Context) {
     if settled > 0 {
         *pauses = None;
@@ -251,7 +256,7 @@ async fn pause(pauses: &mut Option<Pauses>, settled: u64, context: &Context) {
 
 type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
 
-/// A connection to consume over and one to publish over; `None` when told to shut down.
+/// A connection to consume and one to publish; `None` on shutdown.
 async fn connect(context: &Context) -> Option<(Broker, Broker)> {
     let (amqp, outage, shutdown) = (&context.settings.amqp, &context.rabbitmq, &context.shutdown);
     let broker = Broker::connect_until(amqp, "kyhan worker", outage, shutdown).await?;
@@ -262,21 +267,21 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
     Some((broker, outlet))
 }
 
-/// Whether nothing was delivered to a consumer that is not yet taken, and nothing will be.
+/// Whether the consumer has no untaken delivery, and will get none. Cancels the consumer.
 async fn holds_nothing(channel: &Channel, consumer: &mut Consumer) -> bool {
     if consumer.next().now_or_never().flatten().is_some() {
         return false;
     }
-    // Of a channel that is gone everything has returned.
+    // If the channel is gone, all deliveries have returned to the queue.
     let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
     cancelled.is_err() || consumer.next().now_or_never().flatten().is_none()
 }
 
 async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {
-    // Per consumer, not global: quorum queues know no global prefetch, and RabbitMQ 4 refuses it.
+    // Per consumer, not global: quorum queues do not support a global prefetch, and RabbitMQ 4 refuses it.
     channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
-    // The first consumer of each worker gets what comes while it can take it, so that a little traffic is a few batches and not many
-    // transactions of one. <https://www.rabbitmq.com/docs/consumer-priority>
+    // The first consumer of each worker gets the messages while it can take them, so that light traffic becomes a few batches and not many
+    // transactions with one message each. <https://www.rabbitmq.com/docs/consumer-priority>
     let mut arguments = FieldTable::default();
     arguments.insert("x-priority".into(), AMQPValue::LongInt(i32::try_from(number).map_or(i32::MIN, |number| -number)));
     Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?)

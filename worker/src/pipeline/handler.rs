@@ -1,4 +1,4 @@
-//! What is done with the messages of each queue that a worker consumes: one handler for each role that a queue has.
+//! The handlers of the queues that a worker consumes: one for each queue role.
 
 use shared::{broker::BrokerError, settings};
 
@@ -14,16 +14,16 @@ use crate::{
     queues::{canary, dead_letters, quarantine},
 };
 
-/// The handler of a queue.
+/// The role of a queue, which selects its handler.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Handler {
-    /// Due wake-ups of a kind.
+    /// Due wake-ups of one kind.
     Lane(&'static str),
-    /// Wake-ups of any kind that were delivered too often.
+    /// Wake-ups of any kind that reached the delivery limit.
     Quarantine,
-    /// The rungs' canaries.
+    /// Canaries that have passed their rung.
     Canaries,
-    /// Dead letters, or messages that no lane took: they are stored.
+    /// Dead letters and unrouted messages, which are stored.
     DeadLetters,
 }
 
@@ -37,7 +37,7 @@ pub(crate) enum Stop {
     Paused,
 }
 
-/// A batch's surroundings while it is in hand.
+/// What a handler needs besides the batch.
 pub(crate) struct Hand<'a> {
     pub queue: &'a str,
     pub settle: &'a Settle<'a>,
@@ -54,21 +54,21 @@ impl Handler {
         }
     }
 
-    /// How many messages a consumer holds, and how large its batches grow.
+    /// The prefetch of a consumer and the limits of its batches.
     pub(crate) fn limits(self, worker: &settings::Worker) -> (Prefetch, Limits) {
         match self {
             Self::Lane(_) => (Prefetch::of(worker), Limits::from(worker)),
             Self::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
-            // One at a time, so that one that stops its worker takes no other down with it.
+            // One at a time, so that a wake-up that crashes its worker affects no other.
             Self::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
             Self::DeadLetters => (Prefetch::fixed(dead_letters::MESSAGES_MAX), Limits::of_letters(dead_letters::MESSAGES_MAX)),
         }
     }
 
-    /// Processes a batch and settles it; why the consumer has to stop, when the batch was left unsettled.
+    /// Processes a batch and settles it. If the batch stays unsettled, returns why the consumer has to stop.
     ///
     /// # Errors
-    /// [`BrokerError`]: the batch is unacked then and comes again.
+    /// [`BrokerError`]: the batch stays unacked and is redelivered.
     pub(crate) async fn handle(self, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
         match self {
             Self::Lane(kind) => lane::handle(kind, batch, hand).await,

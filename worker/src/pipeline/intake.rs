@@ -1,10 +1,10 @@
-//! Intake: a delivery becomes a wake-up, or is refused with a reason and its bytes kept. Nothing that comes in here can stop
-//! the worker or the messages beside it.
+//! Intake: decodes a delivery into a wake-up, or refuses it with a reason and keeps its bytes. No input can stop the worker or affect
+//! other messages.
 
 use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 use shared::message::wakeup::{Malformed, Wakeup};
 
-/// A message in hand, unacked.
+/// An unacked message.
 #[derive(Debug)]
 pub struct Taken {
     pub delivery_tag: u64,
@@ -12,7 +12,7 @@ pub struct Taken {
     pub properties: BasicProperties,
     /// The original bytes.
     pub body: Vec<u8>,
-    /// What it says, or why it says nothing.
+    /// The decoded wake-up, or why it could not be decoded.
     pub content: Result<Wakeup, Malformed>,
 }
 
@@ -23,14 +23,14 @@ impl Taken {
         self.properties.headers().as_ref()
     }
 
-    /// The subjects that are to be rechecked now: none where the pause before a retry is not over yet.
+    /// The wake-up, if its subjects are to be rechecked now: `None` while its retry pause is not over.
     #[must_use]
     pub fn asks(&self) -> Option<&Wakeup> {
         self.content.as_ref().ok().filter(|wakeup| wakeup.rest.is_zero())
     }
 }
 
-/// Understands a delivery; a `lane` takes wake-ups of its own kind only.
+/// Decodes a delivery. With a `lane`, a wake-up of another kind is refused.
 #[must_use]
 pub fn take(delivery: Delivery, lane: Option<&'static str>) -> Taken {
     let content = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref()).and_then(|wakeup| match lane {

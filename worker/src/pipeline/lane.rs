@@ -1,4 +1,4 @@
-//! The handler of a kind's lane: a batch of due wake-ups goes through apply and settle.
+//! The handler of a kind's lane: applies and settles a batch of due wake-ups.
 
 use shared::{broker::BrokerError, process::telemetry};
 use tracing::Instrument;
@@ -9,13 +9,13 @@ use super::{
     handler::{Hand, Stop},
 };
 
-/// Most messages of a batch to whose producers its span links; a span is not a list of everything.
+/// A batch's span links to the spans of at most this many producers, to keep the span small.
 const LINKS_MAX: usize = 32;
 
 /// Applies and settles a batch of one kind.
 ///
 /// # Errors
-/// [`BrokerError`]: the batch is unacked then and comes again.
+/// [`BrokerError`]: the batch stays unacked and is redelivered.
 pub(crate) async fn handle(kind: &'static str, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
     match apply_and_settle(Some(kind), batch, hand).await? {
         None => Ok(None),
@@ -24,7 +24,7 @@ pub(crate) async fn handle(kind: &'static str, batch: Batch, hand: &Hand<'_>) ->
     }
 }
 
-/// The same, and what kept the batch from being answered, which the context has been told of.
+/// Applies and settles a batch. Returns why it has no outcomes, if so, after it has reported the reason to the context.
 ///
 /// # Errors
 /// As [`handle`].

@@ -1,6 +1,5 @@
-//! Patience: how a batch in hand waits for a server. An outage of PostgreSQL is the whole process's: while it lasts no consumer
-//! takes anything, so that no wake-up goes from hand to hand and is counted as delivered each time. Whoever holds a batch tries it
-//! again, and so notices the end.
+//! Patience: how a batch waits for a server. While PostgreSQL is away no consumer of the process takes messages, so that no wake-up is
+//! delivered again and again. The consumers that hold a batch retry it, and so detect the end of the outage.
 
 use std::{
     sync::{Mutex, PoisonError},
@@ -15,11 +14,11 @@ use shared::{
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-/// That of one batch.
+/// The waiting state of one batch.
 pub struct Patience<'a> {
     postgres: &'a Outage,
     abandon: &'a CancellationToken,
-    /// Whether it waits at this moment.
+    /// Whether the batch waits now.
     waits: watch::Sender<bool>,
     pauses: Mutex<Option<Pauses>>,
 }
@@ -32,7 +31,7 @@ impl<'a> Patience<'a> {
         Self { postgres, abandon, waits: watch::Sender::new(false), pauses: Mutex::new(None) }
     }
 
-    /// Waits a while for PostgreSQL, longer each time; `None` when told not to wait for a server any more.
+    /// Waits for PostgreSQL, longer each time; `None` once the worker's grace is over.
     pub async fn for_postgres(&self, error: &DbErr) -> Option<()> {
         self.postgres.begins(error);
         self.waits.send_replace(true);
@@ -40,24 +39,24 @@ impl<'a> Patience<'a> {
         self.abandon.run_until_cancelled(tokio::time::sleep(pause)).await
     }
 
-    /// PostgreSQL answers.
+    /// PostgreSQL answered: the outage is over.
     pub fn postgres_is_back(&self) {
         *self.pauses() = None;
         self.waits.send_replace(false);
         self.postgres.ends();
     }
 
-    /// Waits until RabbitMQ lets publish again. What was sent into the alarm may still be on its way over this connection: the
-    /// batch starts anew over another one.
+    /// Waits until RabbitMQ stops blocking publishers. The messages published during the alarm may still be in flight on this connection,
+    /// so the batch starts again over a new one.
     ///
     /// # Errors
     /// Always [`BrokerError::Blocked`].
     pub async fn for_rabbitmq(&self, publisher: &Publisher) -> Result<(), BrokerError> {
         let error = BrokerError::Blocked;
-        tracing::warn!(%error, "the lane waits until it may publish again");
+        tracing::warn!(%error, "waiting until RabbitMQ accepts publishes");
         self.waits.send_replace(true);
         publisher.unblocked().await;
-        tracing::info!("RabbitMQ lets publish again");
+        tracing::info!("RabbitMQ accepts publishes again");
         Err(error)
     }
 
@@ -65,7 +64,7 @@ impl<'a> Patience<'a> {
         self.pauses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends once the batch has waited for so long without a break.
+    /// Returns once the batch has waited for `patience` without interruption.
     pub async fn longer_than(&self, patience: Duration) {
         let mut waits = self.waits.subscribe();
         loop {

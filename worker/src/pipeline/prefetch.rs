@@ -1,36 +1,36 @@
-//! Prefetch: how many messages a consumer holds. As many as keep it busy for some batches, and no more: what one consumer holds, no
-//! other applies. A message may name one subject or a thousand, so it follows what the messages turn out to be.
+//! Prefetch: how many messages a consumer holds. Enough for a few batches and no more, because no other consumer can apply them. A message
+//! may name one subject or a thousand, so the prefetch adapts to the traffic.
 
 use shared::settings;
 
 use super::batch::Batch;
 
-/// Fewest messages, with which a consumer begins: of a lane that is full it must not take everything before it knows what it takes.
+/// Fewest messages. A consumer begins with it, so that it does not take too much of a full lane before it has seen any message.
 const LEAST: u16 = 32;
-/// Full batches that a consumer holds.
+/// How many full batches a consumer holds.
 const BATCHES: f64 = 4.0;
-/// The part of the newest batch in what is known of the traffic.
+/// The weight of the newest batch in the moving average.
 const NEWEST: f64 = 0.25;
-/// Only a number so many times smaller is worth a change, as traffic comes and goes; a larger one at once.
+/// The prefetch shrinks only to this fraction or less, because traffic varies; it grows at once.
 const NARROWER: u16 = 4;
 
-/// That of one consumer.
+/// The prefetch of one consumer.
 pub(crate) struct Prefetch {
     most: u16,
     batch_max: f64,
     now: u16,
-    /// Subjects that a message names, lately.
+    /// Moving average of the subjects that a message names.
     subjects: Option<f64>,
 }
 
 impl Prefetch {
-    /// At most `worker.prefetch`.
+    /// An adaptive prefetch of at most `worker.prefetch`.
     pub(crate) fn of(worker: &settings::Worker) -> Self {
         let batch_max = u32::try_from(worker.batch_max).unwrap_or(u32::MAX);
         Self { most: worker.prefetch, batch_max: batch_max.into(), now: worker.prefetch.min(LEAST), subjects: None }
     }
 
-    /// Never another number.
+    /// A constant prefetch.
     pub(crate) const fn fixed(messages: u16) -> Self {
         Self { most: messages, batch_max: f64::INFINITY, now: messages, subjects: None }
     }
@@ -39,7 +39,7 @@ impl Prefetch {
         self.now
     }
 
-    /// Learns from a batch; whether the number has changed.
+    /// Adapts to a batch; returns whether the prefetch has changed.
     pub(crate) fn follows(&mut self, batch: &Batch) -> bool {
         let named: usize = batch.wakeups().map(|wakeup| wakeup.subjects.len()).sum();
         let (named, messages) = (u32::try_from(named).unwrap_or(u32::MAX), u32::try_from(batch.len()).unwrap_or(u32::MAX));

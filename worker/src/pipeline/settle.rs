@@ -1,5 +1,4 @@
-//! Settle: the one place that acts on outcomes. Follow-ups and dead letters are confirmed by the broker before the ack; nothing
-//! else in the fleet acks.
+//! Settle: the only place that acts on outcomes and acks. The broker confirms follow-ups and dead letters before the ack.
 
 use std::time::Duration;
 
@@ -23,17 +22,17 @@ use uuid::Uuid;
 
 use super::{batch::Answered, intake::Taken, patience::Patience};
 
-/// What a lane settles with.
+/// The channel, publisher and settings with which a consumer settles.
 pub struct Settle<'a> {
     /// The consumer's channel.
     pub channel: Channel,
-    /// Over another connection: see [`shared::broker`].
+    /// On another connection: see [`shared::broker`].
     pub publisher: Publisher,
     pub topology: &'a Topology,
-    /// The lane's own; `None` in quarantine, where messages of all lanes lie.
+    /// The lane's own key; `None` in quarantine, which holds messages of all lanes.
     pub routing_key: Option<String>,
     pub worker: &'a settings::Worker,
-    /// This process, for whoever reads a dead letter.
+    /// The name of this process, recorded in dead letters.
     pub name: &'a str,
     pub pack_max: usize,
 }
@@ -45,21 +44,21 @@ pub struct Home {
     message: Outgoing,
 }
 
-/// A later format's message is looked at again after about so long: an upgrade of the fleet takes minutes.
+/// How long a message of a later format is parked: an upgrade of the fleet takes minutes.
 const PARK_PAUSE: Duration = Duration::from_secs(60);
-/// So often at most, a week or more: then no upgrade is on its way.
+/// How often a message is parked at most: after a week or more no upgrade is to be expected.
 const PARKED_MAX: i64 = 20_000;
-/// How often a message was parked.
+/// The header that counts how often a message was parked.
 const PARKED: &str = "kyhan-parked";
-/// A retry's pause is longer by up to this part of it, at random for a batch, so that those that failed together part.
+/// A retry's pause is longer by up to this fraction, at random per batch, so that wake-ups that failed together are spread out.
 const JITTER_MAX: f64 = 0.5;
 
 impl Settle<'_> {
-    /// Settles a batch, whose messages are all that this channel delivered since the last one: what must come again is
-    /// published, what died is published to the dead letters, and only then everything is acked with one multiple ack.
+    /// Settles a batch, which holds every message that this channel delivered since the last one. Publishes follow-up wake-ups and dead
+    /// letters, waits for their confirms, and then acks everything with one multiple ack.
     ///
     /// # Errors
-    /// [`BrokerError`]: the batch is unacked then and comes again; what it did is found stale.
+    /// [`BrokerError`]: the batch stays unacked and is redelivered; what it applied is then found stale.
     pub async fn settle(&self, batch: &[Answered], patience: &Patience<'_>) -> Result<(), BrokerError> {
         let Some(last) = batch.last() else { return Ok(()) };
         let mut follow_ups = FollowUps::new(self.worker, self.name);
@@ -85,7 +84,8 @@ impl Settle<'_> {
         self.ack_up_to(last.message.delivery_tag).await
     }
 
-    /// A lane holds one kind; into quarantine comes what a newer worker's lanes gave up, too.
+    /// Whether a newer worker may understand the message. In quarantine this includes unknown kinds, because newer workers' lanes
+    /// dead-letter into it, too.
     const fn is_for_a_newer_worker(&self, why: &Malformed) -> bool {
         match why {
             Malformed::Future(_) => true,
@@ -94,8 +94,8 @@ impl Settle<'_> {
         }
     }
 
-    /// The routing key that leads a message from any rung back to where it belongs. Its own may be anything: whoever publishes by
-    /// hand names a queue.
+    /// The routing key that leads a message from any rung back to its lane. The message's own key is checked, because a message published
+    /// by hand may have any.
     fn way_back(&self, message: &Taken) -> Option<String> {
         self.routing_key.clone().or_else(|| {
             let (kind, shard) = message.routing_key.split_once('.')?;
@@ -104,8 +104,7 @@ impl Settle<'_> {
         })
     }
 
-    /// Takes a packed wake-up apart: each of its subjects goes into quarantine alone, so that only the one that stops workers
-    /// does so again.
+    /// Splits a packed wake-up: each of its subjects goes into quarantine alone, so that only the one that crashes workers does so again.
     ///
     /// # Errors
     /// As [`Settle::settle`].
@@ -123,7 +122,7 @@ impl Settle<'_> {
         self.ack_up_to(message.delivery_tag).await
     }
 
-    /// The message by which a quarantined wake-up goes back to its own lane.
+    /// The message that returns a quarantined wake-up to its own lane.
     #[must_use]
     pub fn home(&self, message: &Taken, wakeup: &Wakeup) -> Home {
         let shard = wakeup.subjects.first().map_or(0, |subject| shard_of(*subject, self.topology.shards()));
@@ -139,19 +138,18 @@ impl Settle<'_> {
         }
     }
 
-    /// Sends a quarantined wake-up of a paused kind back to its own lane, which has no consumer before the kind is resumed, and so nothing
-    /// is delivered in vain.
+    /// Returns a quarantined wake-up of a paused kind to its own lane, which has no consumer until the kind is resumed.
     ///
     /// # Errors
     /// As [`Settle::settle`].
     pub async fn send_home(&self, home: Home, patience: &Patience<'_>) -> Result<(), BrokerError> {
         let Home { kind, delivery_tag, message } = home;
-        tracing::info!(kind, "a quarantined wake-up of a paused kind waits in its lane");
+        tracing::info!(kind, "returned a quarantined wake-up of a paused kind to its lane");
         self.publish(&[message], patience).await?;
         self.ack_up_to(delivery_tag).await
     }
 
-    /// Publishes. An alarm of the broker is waited out with everything in hand, which would only come again and wait again.
+    /// Publishes. During an alarm of the broker it waits and keeps the batch, because a redelivered batch would have to wait as well.
     async fn publish(&self, messages: &[Outgoing], patience: &Patience<'_>) -> Result<(), BrokerError> {
         match self.publisher.publish_all(messages).await {
             Err(BrokerError::Blocked) => patience.for_rabbitmq(&self.publisher).await,
@@ -159,25 +157,25 @@ impl Settle<'_> {
         }
     }
 
-    /// Acks everything that this channel delivered up to and with this message.
+    /// Acks everything that this channel delivered up to and including this message.
     ///
     /// # Errors
-    /// When the channel is gone: everything comes again.
+    /// When the channel is gone: everything is redelivered.
     #[expect(clippy::disallowed_methods, reason = "the one owner of acks: everything up to this tag is settled")]
     pub async fn ack_up_to(&self, delivery_tag: u64) -> Result<(), BrokerError> {
         Ok(self.channel.basic_ack(delivery_tag, BasicAckOptions { multiple: true }).await?)
     }
 }
 
-/// What has to be published before a batch may be acked.
+/// The messages that must be published before a batch may be acked.
 struct FollowUps<'a> {
     worker: &'a settings::Worker,
     name: &'a str,
-    /// By how much the pauses of this batch's retries are longer.
+    /// The fraction by which this batch's retry pauses are longer.
     jitter: f64,
-    /// When what fails in this batch failed.
+    /// The failure time of everything that fails in this batch.
     now: DateTime<Utc>,
-    /// Each with the moment of its first failure.
+    /// Each with the time of its first failure.
     waiting: Vec<(Waiting, Option<DateTime<Utc>>)>,
     letters: Vec<DeadLetter>,
     parked: Vec<Outgoing>,
@@ -196,7 +194,7 @@ impl<'a> FollowUps<'a> {
             }
             Outcome::Stale => tracing::debug!(kind = wakeup.kind, %subject, "stale"),
             Outcome::Postpone { until, wait } => {
-                // A recheck that went well: failures of before are forgotten. A pause that is not over is no recheck.
+                // A successful recheck resets the failures. A retry pause that is not over was not a recheck.
                 let (attempt, failed_at) = if wakeup.rest.is_zero() { (0, None) } else { (wakeup.attempt, wakeup.failed_at) };
                 self.wake(wakeup, subject, *until, *wait, attempt, failed_at);
             }
@@ -217,7 +215,7 @@ impl<'a> FollowUps<'a> {
         self.waiting.push((Waiting { kind: wakeup.kind, subject, due_at, wait, attempt }, failed_at));
     }
 
-    /// When a wake-up that fails now failed first; `None` where an older worker retried it, which did not say.
+    /// When a wake-up that fails now failed first; `None` if an older worker retried it, which did not record the time.
     const fn failed_at(&self, wakeup: &Wakeup) -> Option<DateTime<Utc>> {
         if wakeup.attempt == 0 { Some(self.now) } else { wakeup.failed_at }
     }
@@ -228,7 +226,7 @@ impl<'a> FollowUps<'a> {
             self.bury(message, wakeup, subject, Reason::AttemptsExhausted, cause, attempts);
             return;
         }
-        tracing::warn!(kind = wakeup.kind, %subject, attempts, cause, "failed; it is tried again later");
+        tracing::warn!(kind = wakeup.kind, %subject, attempts, cause, "failed; will be retried");
         let retry = &self.worker.retry;
         let at = usize::try_from(wakeup.attempt).unwrap_or(usize::MAX).min(retry.len().saturating_sub(1));
         let pause = retry.get(at).map(|pause| pause.mul_f64(1.0 + self.jitter));
@@ -237,7 +235,7 @@ impl<'a> FollowUps<'a> {
     }
 
     fn bury(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, reason: Reason, cause: &str, attempts: u32) {
-        tracing::error!(kind = wakeup.kind, %subject, attempts, reason = reason.name(), cause, "a dead letter");
+        tracing::error!(kind = wakeup.kind, %subject, attempts, reason = reason.name(), cause, "failed for good; now a dead letter");
         let death = Death {
             reason,
             cause,
@@ -251,7 +249,7 @@ impl<'a> FollowUps<'a> {
         self.letters.push(DeadLetter::new(&death, &message.routing_key, message.headers(), &message.body));
     }
 
-    /// A message of a later format waits, as it is, for a worker that knows it: producers and workers are upgraded in any order.
+    /// Parks an unchanged message of a later format for a newer worker, because producers and workers are upgraded in any order.
     fn park(&mut self, message: &Taken, why: &Malformed, way_back: Option<String>, topology: &Topology) {
         let mut headers = without_deaths(message.headers());
         let times = match headers.inner().get(PARKED) {
@@ -259,12 +257,12 @@ impl<'a> FollowUps<'a> {
             _ => 0,
         };
         let Some(routing_key) = way_back.filter(|_| times < PARKED_MAX && fit_to_publish(&headers)) else {
-            self.refuse(message, &format!("{why}; it was parked {times} times and cannot be parked again"));
+            self.refuse(message, &format!("{why}; parked {times} times and cannot be parked again"));
             return;
         };
-        tracing::warn!(routing_key, %why, times, "a message waits for a newer worker");
+        tracing::warn!(routing_key, %why, times, "parked a message for a newer worker");
         headers.insert(PARKED.into(), AMQPValue::LongLongInt(times + 1));
-        // Not all that it came with: an expiration would end the pause at once, another's user id would be refused.
+        // Only these properties are kept: an expiration would end the pause at once, and the broker refuses another user's id.
         let mut properties = BasicProperties::default().with_delivery_mode(PERSISTENT).with_headers(headers);
         let came_with = &message.properties;
         properties = came_with.content_type().iter().fold(properties, |own, text| own.with_content_type(text.clone()));
@@ -279,7 +277,7 @@ impl<'a> FollowUps<'a> {
             routing_key = message.routing_key,
             bytes = message.body.len(),
             why,
-            "a message that is no wake-up: a dead letter"
+            "a message could not be decoded; now a dead letter"
         );
         let death = Death {
             reason: Reason::Malformed,

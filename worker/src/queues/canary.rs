@@ -1,4 +1,4 @@
-//! The handler of the canaries' lane: notes that they have arrived.
+//! The handler of the canaries' lane: records that canaries have arrived.
 
 use shared::{broker::BrokerError, database::canaries, message::canary::Canary, process::redact::told};
 
@@ -8,10 +8,10 @@ use crate::pipeline::{
     handler::{Hand, Stop},
 };
 
-/// Notes the canaries of a batch and acks them.
+/// Records the arrival of a batch's canaries and acks them.
 ///
 /// # Errors
-/// [`BrokerError`]: the batch is unacked then and comes again.
+/// [`BrokerError`]: the batch stays unacked and is redelivered.
 pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(None) };
     let Hand { settle, context, patience, .. } = hand;
@@ -19,8 +19,10 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
     for message in batch.messages() {
         match Canary::decode(&message.body) {
             Ok(canary) => arrived.push(canary),
-            // Nothing is lost with it: the next canary shows what it would have shown of its rung.
-            Err(why) => tracing::warn!(why, bytes = message.body.len(), "a message in the canaries' lane that is not a canary"),
+            // Drop it: the next canary reports on the rung.
+            Err(why) => {
+                tracing::warn!(why, bytes = message.body.len(), "dropped a message in the canaries' lane that is not a canary")
+            }
         }
     }
     let mut attempt = Attempt::first();
@@ -34,7 +36,10 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
             After::Again => {}
             After::Abandoned => return Ok(Some(Stop::Shutdown)),
             After::Blame => {
-                tracing::error!(error = told(&failed.0), "arrived canaries cannot be noted, and will be missed");
+                tracing::error!(
+                    error = told(&failed.0),
+                    "the arrival of canaries could not be recorded; they will be reported as lost"
+                );
                 break;
             }
         }

@@ -1,5 +1,5 @@
-//! The handler of dead letters, and of messages that no lane took: each becomes a row of `dead_letters` and is acked after the commit; one
-//! that comes twice is one row. While the database is away they stay with the broker.
+//! The handler of dead letters and unrouted messages: stores each as rows of `dead_letters` and acks it after the commit. Storing is
+//! idempotent. While PostgreSQL is away the messages stay in the broker.
 
 use std::collections::BTreeMap;
 
@@ -24,23 +24,23 @@ mod rows;
 
 use rows::Stored;
 
-/// Most messages in hand, stored by one statement. Few, as each may be as large as the broker allows.
+/// Most messages that one statement stores. Few, because each may be as large as the broker allows.
 pub(crate) const MESSAGES_MAX: u16 = 32;
-/// How often a letter alone is tried again that others hold locked, before it is tried in a reduced form.
+/// How often a single letter that other transactions hold locked is retried, before it is stored in reduced form.
 const CONFLICTS_MAX_ALONE: u32 = 20;
-/// So much of the body a reduced letter keeps, in bytes.
+/// How much of the body a reduced letter keeps, in bytes.
 const BODY_REDUCED: usize = 64 * 1024;
 
-/// One letter on its way into the store, and the rows that it becomes: each row's id and subject.
+/// A letter to store, and the id and subject of each row that it becomes.
 struct Entry {
     letter: DeadLetter,
-    /// As they are stored.
+    /// In the form in which they are stored.
     headers: Vec<u8>,
     rows: Vec<(Uuid, Option<Uuid>)>,
     reduced: bool,
 }
 
-/// Letters that are tried together.
+/// Letters that are stored in one transaction.
 struct Part {
     letters: Vec<Entry>,
     attempt: Attempt,
@@ -49,7 +49,7 @@ struct Part {
 /// Stores a batch of dead letters and acks it.
 ///
 /// # Errors
-/// [`BrokerError`]: the batch is unacked then and comes again.
+/// [`BrokerError`]: the batch stays unacked and is redelivered.
 pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(None) };
     let unrouted = hand.queue == hand.context.topology.unrouted();
@@ -64,7 +64,8 @@ pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>
     hand.settle.ack_up_to(last).await.map(|()| None)
 }
 
-/// Stores letters, whatever it takes; `None` when told to stop before all of them were. Those that were stay stored, and come again.
+/// Stores letters, and retries until all are stored; `None` on shutdown before that. Letters stored by then are redelivered, which is
+/// harmless.
 async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
     let Hand { queue, context, patience, .. } = *hand;
     let mut parts = vec![Part::of(letters)];
@@ -72,7 +73,7 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
     while let Some(mut part) = parts.pop() {
         let stored = transaction(&context.db, &context.settings.database, 2, async |tx| {
             let stored = rows::insert(&tx, &part.letters, queue).await?;
-            // On an error the transaction rolls back as it is dropped.
+            // On an error the transaction rolls back when it is dropped.
             tx.commit().await.map(|()| stored)
         });
         let failed = match stored.await {
@@ -86,10 +87,10 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
         match part.attempt.after(&failed, patience).await {
             After::Again => {}
             After::Abandoned => return None,
-            // One by one, so that the one that cannot be stored keeps none of its neighbours out.
+            // One by one, so that a letter that cannot be stored does not block the others.
             After::Blame if part.letters.len() > 1 => {
                 let (error, letters) = (told(&failed.0), part.letters.len());
-                tracing::warn!(error, letters, "dead letters cannot be stored together; one by one");
+                tracing::warn!(error, letters, "dead letters could not be stored together; storing them one by one");
                 parts.extend(part.letters.into_iter().map(|letter| Part::of(vec![letter])));
                 continue;
             }
@@ -97,9 +98,9 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
                 let cause = told(&failed.0);
                 part = Part::of(part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect());
             }
-            // Nothing in it is strange any more: the table is. It is not acked before that is mended.
+            // A reduced letter holds nothing unusual, so the table is at fault. Keep the letter unacked until an operator repairs it.
             After::Blame => {
-                tracing::error!(queue, error = told(&failed.0), "a dead letter cannot be stored, and is tried again");
+                tracing::error!(queue, error = told(&failed.0), "a dead letter could not be stored; retrying");
                 context.shutdown.run_until_cancelled(sleep(pauses.next().unwrap_or_default())).await?;
             }
         }
@@ -120,7 +121,7 @@ fn count(letters: &[Entry], stored: &Stored, context: &Context) {
         letters.iter().flat_map(|letter| letter.rows.iter().map(|(id, _)| (*id, letter.letter.reason.as_str()))).collect();
     context.tally.stored(stored.fresh.iter().filter_map(|id| reasons.get(id).copied()));
     if stored.reopened > 0 {
-        tracing::warn!(count = stored.reopened, "dead letters that had been decided about failed again, and are open again");
+        tracing::warn!(count = stored.reopened, "decided dead letters failed again and were reopened");
     }
 }
 
@@ -129,22 +130,22 @@ impl Entry {
         let rows = letter.subjects();
         let (headers, dropped) = dead_letter::headers_to_json(&letter.headers);
         if dropped > 0 {
-            letter.cause = format!("{}; {dropped} of its headers' values could not be kept", letter.cause);
+            letter.cause = format!("{}; header values dropped: {dropped}", letter.cause);
         }
         Self { letter, headers, rows, reduced: false }
     }
 
-    /// Without whatever of a stranger's may keep it out of the table, and with what that was.
+    /// Drops everything that its publisher chose and that may keep it out of the table, and adds to the cause what was dropped.
     fn reduced(self, why: &str) -> Self {
         let Self { mut letter, headers, rows, .. } = self;
         let bytes = letter.body.len();
         letter.body.truncate(BODY_REDUCED);
         let lost = bytes - letter.body.len();
         let said = format!(
-            "{lost} of its {bytes} bytes and {} bytes of headers were dropped, as it could not be stored: {why}",
+            "dropped {lost} of its {bytes} bytes and {} bytes of headers, because it could not be stored: {why}",
             headers.len()
         );
-        tracing::error!(id = %letter.id, why, lost, "a dead letter could not be stored as it is, and is reduced");
+        tracing::error!(id = %letter.id, why, lost, "a dead letter could not be stored as it is; storing it in reduced form");
         letter.cause = format!("{}; {said}", letter.cause);
         letter.kind = letter.kind.filter(|kind| shared::domain::tasks::find(kind).is_some());
         letter.routing_key = String::new();

@@ -1,5 +1,5 @@
-//! The handler of quarantine: wake-ups that were delivered too often are taken apart and applied one by one, so that only the row that stops
-//! its worker ends as a dead letter.
+//! The handler of quarantine: splits wake-ups that were delivered too often and applies each subject alone, so that only the row that
+//! crashes its worker becomes a dead letter.
 
 use shared::broker::BrokerError;
 
@@ -10,14 +10,14 @@ use crate::pipeline::{
     lane::apply_and_settle,
 };
 
-/// Takes a packed wake-up apart, applies one with a single subject, and sends one of a paused kind back to its lane.
+/// Splits a packed wake-up, applies one with a single subject, and returns one of a paused kind to its lane.
 ///
 /// # Errors
-/// [`BrokerError`]: the message is unacked then and comes again.
+/// [`BrokerError`]: the message stays unacked and is redelivered.
 pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
     let Hand { settle, context, patience, .. } = hand;
     let Some((message, wakeup)) = batch.alone() else {
-        // What is not a wake-up becomes a dead letter.
+        // Settling turns a message that is not a wake-up into a dead letter.
         return stop(apply_and_settle(None, batch, hand).await?);
     };
     let (kind, home) = (wakeup.kind, settle.home(message, wakeup));
@@ -25,17 +25,17 @@ pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>
         return settle.send_home(home, patience).await.map(|()| None);
     }
     if wakeup.subjects.len() > 1 {
-        tracing::warn!(kind, subjects = wakeup.subjects.len(), "delivered too often; it is taken apart");
+        tracing::warn!(kind, subjects = wakeup.subjects.len(), "a wake-up was delivered too often; splitting it");
         return settle.take_apart(message, wakeup, patience).await.map(|()| None);
     }
     match apply_and_settle(Some(kind), batch, hand).await? {
-        // Here other kinds wait behind it, and it was delivered often enough.
+        // Do not keep it here: other kinds wait behind it, and each delivery counts towards the limit.
         Some(Unanswered::Paused(_)) => settle.send_home(home, patience).await.map(|()| None),
         unanswered => stop(unanswered),
     }
 }
 
-#[expect(clippy::unnecessary_wraps, reason = "what a handler returns")]
+#[expect(clippy::unnecessary_wraps, reason = "the return type of a handler")]
 fn stop(unanswered: Option<Unanswered>) -> Result<Option<Stop>, BrokerError> {
     Ok(unanswered.map(|_| Stop::Shutdown))
 }

@@ -1,6 +1,6 @@
-//! What the sweep asks PostgreSQL: which rows are overdue by more than the grace, were not woken by the sweep for this deadline
-//! lately, and are not the operators'. Each time it waits twice as long, up to a day, as a row that keeps failing has its attempts and
-//! its dead letter.
+//! The sweep's query: rows that are overdue by more than the grace, that the sweep has not woken recently for this deadline, and that are
+//! not left to operators ([`sql_decided`]). The pause before a row is woken again doubles each time, up to a day, because a row that keeps
+//! failing has its attempts and its dead letter.
 
 use chrono::{DateTime, TimeDelta, Utc};
 use sea_orm::{ConnectionTrait, DbErr, Value};
@@ -16,35 +16,35 @@ use crate::context::Context;
 /// When a row of `swept` may be woken again.
 const PAUSE_ENDS: &str = "(swept.at + least($3 * power(2, least(swept.times, 30)), 86400000) * interval '1 ms')";
 
-/// The end of the deep look, a day late, as nothing must lie between it and the last stretch.
+/// The bound of the deep look's last step. It is a day later than 1970 begins, so that no gap remains before the last stretch.
 const FIRST_YEARS: &str = "timestamptz '1970-01-02 00:00:00+00'";
 
-/// Which rows are asked about.
+/// Which rows to look at.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Which {
-    /// All.
+    /// All rows.
     All,
-    /// What fell due after the one moment, and what was woken before and may be woken again since the other.
+    /// Rows that fell due after `after`, and woken rows whose pause has ended since `pauses_after`.
     Recent { after: DateTime<Utc>, pauses_after: DateTime<Utc> },
-    /// A part of what fell due earlier.
+    /// Rows that fell due within one step of the past.
     Deep(Step),
-    /// Those that were there, by the column of [`Task::not_before`], since this part of the past.
+    /// Rows whose column of [`shared::domain::task::Task::not_before`] lies within one step of the past.
     OfAge(Step),
 }
 
-/// The moment of the database before which a row has to have fallen due.
+/// The database time up to which rows must have fallen due: now minus the grace.
 pub(super) async fn horizon(context: &Context) -> Result<DateTime<Utc>, DbErr> {
     let row = context.db.query_one_raw(statement("SELECT now() AS now", [])).await?;
     let now: DateTime<Utc> = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "now")?;
     Ok(now - TimeDelta::milliseconds(grace_ms(context)))
 }
 
-/// Whether an index can tell what of this kind fell due lately.
+/// Whether an index finds the rows of this kind that fell due in a period.
 pub(super) fn has_index(context: &Context, task: &dyn Shown) -> bool {
     due::query_between(task, &context.settings.policy, "now()", "now()").is_some()
 }
 
-/// At most `limit` of those rows, oldest first.
+/// At most `limit` overdue rows with their due times, oldest first.
 pub(super) async fn overdue(
     db: &impl ConnectionTrait,
     context: &Context,
@@ -73,7 +73,7 @@ fn grace_ms(context: &Context) -> i64 {
     signed_ms(context.settings.sweep.grace)
 }
 
-/// `$1` the kind, `$2` the horizon, `$3` the grace in ms, `$4` the limit, `$5` and `$6` the two moments, where there are some.
+/// `$1` the kind, `$2` the horizon, `$3` the grace in ms, `$4` the limit, `$5` and `$6` the two times of `which`, if it has any.
 fn question(task: &dyn Shown, policy: &Policy, which: Which) -> String {
     const HORIZON: &str = "$2::timestamptz";
     let between = |until| due::query_between(task, policy, "$5::timestamptz", until);
@@ -85,7 +85,7 @@ fn question(task: &dyn Shown, policy: &Policy, which: Which) -> String {
         Which::Deep(Step::Stretch(..)) => between("$6::timestamptz").unwrap_or_else(all),
         Which::OfAge(Step::Rest) => of_age("'-infinity'::timestamptz", FIRST_YEARS),
         Which::OfAge(Step::Stretch(..)) => of_age("$5::timestamptz", "$6::timestamptz"),
-        // An array is found once, and each row by its id, however many have been woken.
+        // The array is computed once, and each row is then found by its id, however many rows have been woken.
         Which::Recent { .. } => between(HORIZON).map_or_else(all, |recent| {
             format!(
                 "(SELECT id, due_at FROM {recent} AS recent

@@ -1,81 +1,81 @@
-//! What the leader has looked at of one kind, and what it looks at next. It is only a leader's memory: with none, rows are looked
-//! at once more. Moments are the database's; how long a query took only sets the pace.
+//! What the sweep has looked at of one kind, and what it looks at next. The view lives in memory; without it, rows are only looked at once
+//! more. All times are the database's; the duration of a query only sets the pace.
 
 use std::time::{Duration, Instant};
 
 use chrono::{DateTime, TimeDelta, Utc};
 
-/// The first stretch of a deep look, and the shortest that one is cut down to.
+/// The first stretch of a deep look, and the shortest one.
 const STRETCH_FIRST: TimeDelta = TimeDelta::days(1);
 const STRETCH_MIN: TimeDelta = TimeDelta::seconds(1);
 
-/// The next stretch is twice as long after a query that was quicker, half as long after one that was slower.
+/// After a query quicker than `QUICK` the next stretch doubles; after one slower than `SLOW` it is halved.
 const QUICK: Duration = Duration::from_millis(100);
 const SLOW: Duration = Duration::from_secs(1);
 
-/// A look at all rows of a kind, or at a part of them, is followed by the next only after so many times as long as it took: they are to
-/// take no more than a thirtieth of one connection's time, however many rows there are.
+/// A look without an index is followed by a rest of this many times its duration, so that it takes at most a thirtieth of one connection's
+/// time, however many rows there are.
 const REST: u32 = 30;
 
-/// What the leader has looked at of one kind.
+/// What the sweep has looked at of one kind.
 #[derive(Default)]
 pub(super) struct View {
-    /// Up to where the last complete look at the recent past went.
+    /// Where the last complete look at the recent past ended.
     seen: Option<DateTime<Utc>>,
     deep: Option<Deep>,
-    /// Until when a kind of which no index tells what fell due is not looked at again.
+    /// Until when a kind without an index is not looked at again.
     rests_until: Option<Instant>,
 }
 
-/// A look at all that lies before the recent past, from the newest to the oldest: by when rows fell due, or, where no index tells that, by
-/// how long they have been there.
+/// A look at everything before the recent past, from the newest to the oldest: by due time or, for a kind without an index on it, by the age
+/// of the rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Deep {
-    /// What is of later than `until` has been looked at.
+    /// Everything after `until` has been looked at.
     Under { until: DateTime<Utc>, stretch: TimeDelta },
-    /// All of it was, and the look ended then.
+    /// The look was complete at `since`.
     Rests { since: DateTime<Utc> },
 }
 
-/// What a deep look asks about next.
+/// The next step of a deep look.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
-    /// What fell due after the one moment and not later than the other.
+    /// Rows after the first time, up to and including the second.
     Stretch(DateTime<Utc>, DateTime<Utc>),
-    /// What fell due before the years that count.
+    /// Rows before 1970.
     Rest,
 }
 
 impl View {
-    /// Whether a look was made so lately that another one would keep PostgreSQL busy.
+    /// Whether the rest after the last look is not over.
     pub fn is_resting(&self) -> bool {
         self.rests_until.is_some_and(|until| Instant::now() < until)
     }
 
-    /// Rows were looked at, which took so long.
+    /// Starts the rest after a look that took this long.
     pub fn rests_after(&mut self, took: Duration) {
         self.rests_until = Instant::now().checked_add(took * REST);
     }
 
-    /// The moment after which a look at the recent past begins, and the one after which pauses have to have ended, when it goes up
-    /// to `horizon`. The looks overlap by the lookback, as what commits late was invisible to the one that should have seen it;
-    /// pauses are the leader's own rows, and overlap with nobody's.
+    /// For a look at the recent past up to `horizon`: the time after which rows fell due, and the time after which pauses ended. Looks
+    /// overlap by the lookback, because a row that commits late was invisible to the look before. Pauses need no overlap, because only the
+    /// leader writes them.
     pub fn begins(&self, horizon: DateTime<Utc>, lookback: TimeDelta) -> (DateTime<Utc>, DateTime<Utc>) {
-        // What falls due while a clock that was set back catches up has to be seen too.
+        // If the clock was set back, look at what falls due while it catches up, too.
         let seen = self.seen.map(|seen| seen.min(horizon));
         (seen.unwrap_or(horizon) - lookback, seen.unwrap_or(horizon - lookback))
     }
 
-    /// A look at the recent past up to `horizon` was complete.
+    /// Records that a look at the recent past up to `horizon` was complete.
     pub fn saw(&mut self, horizon: DateTime<Utc>) {
         self.seen = Some(horizon);
     }
 
-    /// Begins the deep look under `after`, unless one is under way or rests until it is `again` later.
+    /// Begins a deep look before `after`, unless one is under way, or the last one ended less than `again` ago.
     pub fn descend(&mut self, after: DateTime<Utc>, horizon: DateTime<Utc>, again: TimeDelta) {
         let goes_on = match self.deep {
             Some(Deep::Under { .. }) => true,
-            // A clock that was set back must not prolong the rest.
+            // A clock that was set back must not extend the rest.
             Some(Deep::Rests { since }) => since <= horizon && horizon - since < again,
             None => false,
         };
@@ -84,7 +84,7 @@ impl View {
         }
     }
 
-    /// What the deep look asks about next, if it does not rest.
+    /// The next step of the deep look; `None` while it rests.
     pub fn step(&self) -> Option<Step> {
         match self.deep? {
             Deep::Under { until, .. } if until <= DateTime::UNIX_EPOCH => Some(Step::Rest),
@@ -96,7 +96,7 @@ impl View {
         }
     }
 
-    /// All of this step was looked at, and the query took so long.
+    /// Records that a step is complete, and how long its query took.
     pub fn stepped(&mut self, step: Step, took: Duration, horizon: DateTime<Utc>) {
         let Some(Deep::Under { stretch, .. }) = self.deep else { return };
         self.deep = Some(match step {
@@ -105,7 +105,7 @@ impl View {
         });
     }
 
-    /// The step failed, perhaps as it takes too long: the next try is shorter.
+    /// Records that a step failed, perhaps with a timeout: the next try is shorter.
     pub fn stumbled(&mut self) {
         if let Some(Deep::Under { stretch, .. }) = &mut self.deep {
             *stretch = paced(*stretch, Duration::MAX);

@@ -1,5 +1,5 @@
-//! The statements by which letters become rows. One says what is decided already and locks it, one inserts; both in id order, so
-//! that two that store the same letters wait for each other.
+//! The statements that store dead letters: one reads and locks the letters that are already decided, one inserts. Both work in id order,
+//! so that two workers that store the same letters wait for each other and cannot deadlock.
 
 use std::collections::BTreeMap;
 
@@ -10,15 +10,15 @@ use uuid::Uuid;
 
 use super::Entry;
 
-/// What became of some letters.
+/// The result of storing letters.
 pub(super) struct Stored {
-    /// The rows that were not there before.
+    /// The ids of the new rows.
     pub fresh: Vec<Uuid>,
-    /// How many had been decided about, and are open again.
+    /// How many decided letters were reopened.
     pub reopened: i64,
 }
 
-/// Stores letters of a queue. The transaction is the caller's.
+/// Stores letters of a queue. The caller commits the transaction.
 pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[Entry], queue: &str) -> Result<Stored, DbErr> {
     let one = |row: Option<QueryResult>| row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()));
     let columns = Columns::of(letters);
@@ -27,14 +27,14 @@ pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[Entry], queue: &
     Ok(Stored { fresh: row.try_get("", "fresh")?, reopened: row.try_get("", "reopened")? })
 }
 
-/// The letters among `$1` that somebody has decided about, locked in id order against whoever decides now.
+/// The ids among `$1` that are decided, locked in id order against concurrent decisions.
 const DECIDED: &str = "SELECT coalesce(array_agg(id) FILTER (WHERE state <> 'open'), '{}') AS decided
                          FROM (SELECT id, state FROM dead_letters WHERE id = ANY($1) ORDER BY id FOR UPDATE) AS known";
 
 /// Inserts them: see the file.
 const INSERT: &str = include_str!("insert.sql");
 
-/// What [`INSERT`] is given, column by column.
+/// The parameters of [`INSERT`], column by column.
 #[derive(Default)]
 struct Columns {
     ids: Vec<Uuid>,
@@ -46,8 +46,8 @@ struct Columns {
     bodies: Vec<Vec<u8>>,
 }
 
-/// Each row once, in id order, with the number of its message and its subject: of a letter that came twice at once the later death
-/// counts, as one statement may not touch a row twice.
+/// Each row once, in id order, with the number of its message and its subject. If a batch holds a letter twice, the later failure counts,
+/// because one statement may not update a row twice.
 fn newest(letters: &[Entry]) -> BTreeMap<Uuid, (i64, Option<Uuid>)> {
     let mut rows: BTreeMap<Uuid, (i64, Option<Uuid>)> = BTreeMap::new();
     let mut deaths = BTreeMap::new();
@@ -82,7 +82,7 @@ impl Columns {
                 letter.routing_key.clone(),
             ];
             for (column, text) in columns.texts.iter_mut().zip(texts) {
-                // PostgreSQL's texts hold no NUL.
+                // PostgreSQL's text cannot hold NUL.
                 column.push(text.replace('\0', "\u{fffd}"));
             }
             columns.attempts.push(letter.attempts.min(i32::MAX.cast_unsigned()).into());
