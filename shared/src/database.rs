@@ -7,6 +7,7 @@ pub mod active_policy;
 pub mod canaries;
 mod connection;
 mod decided;
+pub mod entity;
 pub mod failure;
 pub mod pause;
 pub mod probe;
