@@ -129,16 +129,16 @@ impl Policy {
     ///
     /// # Errors
     /// None that a policy of ours could cause.
-    pub fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string(&Written::of(self))
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(Written::of(self))
     }
 
     /// Reads what [`Policy::to_json`] wrote.
     ///
     /// # Errors
     /// What is wrong with it; that of a later version may have fields of its own.
-    pub fn of_json(text: &str) -> Result<Self, String> {
-        serde_json::from_str::<Written>(text).map_err(|error| error.to_string())?.read()
+    pub fn of_json(written: serde_json::Value) -> Result<Self, String> {
+        serde_json::from_value::<Written>(written).map_err(|error| error.to_string())?.read()
     }
 
     /// What an effect of a task is written from.

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use sea_orm::{ConnectionTrait, DbErr};
-use shared::database::{statement, within};
+use shared::database::{scalar, statement, within};
 
 use crate::lane::Context;
 
@@ -42,8 +42,7 @@ pub(super) async fn round(context: &Context) -> Result<(), DbErr> {
 async fn delete(context: &Context, sql: &str, most: i32) -> Result<i64, DbErr> {
     let (began, mut all) = (Instant::now(), 0);
     while began.elapsed() < DELETING_MAX {
-        let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, [most.into()]))).await?;
-        let gone: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "gone")?;
+        let gone: i64 = within(ANSWER_WITHIN, scalar(&context.db, statement(sql, [most.into()]))).await?;
         if gone == 0 {
             break;
         }

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use opentelemetry::{global, metrics::Counter};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
-use shared::database::{statement, within};
+use sea_orm::{DatabaseConnection, DbErr, FromQueryResult};
+use shared::database::{column, scalar, statement, within};
 
 /// Rows of one seal: they are hashed in one go, which takes their size in memory, and are looked at together when something is off.
 const PIECE: i32 = 5_000;
@@ -58,15 +58,19 @@ impl Sealer {
 
     /// Piece by piece, for so long.
     async fn seal(&self, db: &DatabaseConnection, until: i64) -> Result<(), DbErr> {
+        #[derive(FromQueryResult)]
+        struct Seal {
+            number: i64,
+            last_id: i64,
+            hash: String,
+        }
         let began = Instant::now();
         let sql = "SELECT number, last_id, encode(hash, 'hex') AS hash FROM kyhan_seal_activity($1, $2)";
         while began.elapsed() < SEALING_MAX {
-            let Some(seal) = within(ANSWER_WITHIN, db.query_one_raw(statement(sql, [until.into(), PIECE.into()]))).await? else {
-                break;
-            };
-            let (number, last_id): (i64, i64) = (seal.try_get("", "number")?, seal.try_get("", "last_id")?);
+            let asked = Seal::find_by_statement(statement(sql, [until.into(), PIECE.into()]));
+            let Some(Seal { number, last_id, hash }) = within(ANSWER_WITHIN, asked.one(db)).await? else { break };
             // Outside of the database, where whoever rewrites the chain does not reach: `ops activity verify --seal` takes it.
-            tracing::info!(number, last_id, hash = seal.try_get::<String>("", "hash")?, "activity is sealed");
+            tracing::info!(number, last_id, hash, "activity is sealed");
             self.sealed.add(1, &[]);
         }
         Ok(())
@@ -77,9 +81,8 @@ impl Closing {
     /// Everything that can be seen now. An id is given to a row after its transaction has locked the table for writing, and in order: whoever
     /// has a lower one without having committed is among those who hold that lock when it is asked for afterwards.
     async fn begin(db: &DatabaseConnection) -> Result<Self, DbErr> {
-        let sql = "SELECT coalesce(max(id), 0) AS until FROM activity";
-        let row = within(ANSWER_WITHIN, db.query_one_raw(statement(sql, []))).await?;
-        let until = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get("", "until")?;
+        let sql = "SELECT coalesce(max(id), 0) FROM activity";
+        let until = within(ANSWER_WITHIN, scalar(db, statement(sql, []))).await?;
         Ok(Self { until, open: writing(db, None).await?, since: Instant::now(), told: false })
     }
 }
@@ -91,6 +94,5 @@ async fn writing(db: &DatabaseConnection, among: Option<Vec<String>>) -> Result<
                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                   AND mode NOT IN ('AccessShareLock', 'RowShareLock')
                   AND ($1::text[] IS NULL OR virtualtransaction = ANY ($1))";
-    let rows = within(ANSWER_WITHIN, db.query_all_raw(statement(sql, [among.into()]))).await?;
-    rows.iter().map(|row| row.try_get("", "virtualtransaction")).collect()
+    within(ANSWER_WITHIN, column(db, statement(sql, [among.into()]))).await
 }

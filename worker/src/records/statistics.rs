@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use sea_orm::{ConnectionTrait, DbErr};
-use shared::database::{statement, within};
+use sea_orm::DbErr;
+use shared::database::{scalar, statement, within};
 
 use crate::lane::Context;
 
@@ -31,9 +31,8 @@ impl Publisher {
         let sql = "SELECT kyhan_publish_statistics($1, $2::integer / 100.0)::text AS month";
         for _ in 0..MONTHS_MAX {
             let values = [i32::from(rule.min_customers).into(), i32::from(rule.max_share_percent).into()];
-            let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, values))).await?;
-            let row = row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?;
-            let Some(month) = row.try_get::<Option<String>>("", "month")? else { return Ok(()) };
+            let month: Option<String> = within(ANSWER_WITHIN, scalar(&context.db, statement(sql, values))).await?;
+            let Some(month) = month else { return Ok(()) };
             tracing::info!(month, "a month of market statistics is published");
         }
         // There may be more.

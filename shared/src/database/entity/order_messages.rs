@@ -3,6 +3,8 @@
 use chrono::{DateTime, Utc};
 use sea_orm::entity::prelude::*;
 
+use crate::domain::confidential::Confidential;
+
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "order_messages")]
 pub struct Model {
@@ -10,9 +12,9 @@ pub struct Model {
     pub id: Uuid,
     pub order_id: Uuid,
     #[sea_orm(column_type = "Text")]
-    pub author: String,
+    pub author: Confidential<String>,
     #[sea_orm(column_type = "Text")]
-    pub body: String,
+    pub body: Confidential<String>,
     pub at: DateTime<Utc>,
     pub salt: Option<Uuid>,
 }

@@ -3,6 +3,8 @@
 use chrono::{DateTime, Utc};
 use sea_orm::entity::prelude::*;
 
+use crate::domain::confidential::Confidential;
+
 #[derive(Clone, Debug, PartialEq, Eq, DeriveEntityModel)]
 #[sea_orm(table_name = "set_aside")]
 pub struct Model {
@@ -14,7 +16,7 @@ pub struct Model {
     pub subject_id: Uuid,
     pub occurred_at: DateTime<Utc>,
     #[sea_orm(column_type = "JsonBinary", nullable)]
-    pub data: Option<Json>,
+    pub data: Option<Confidential<Json>>,
     #[sea_orm(column_type = "Text")]
     pub reason: String,
     pub set_aside_at: DateTime<Utc>,
