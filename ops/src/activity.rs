@@ -4,12 +4,10 @@
 use std::fmt::Write as _;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{
-    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, QueryResult, TransactionTrait,
-};
+use sea_orm::{AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use shared::database::statement;
+use shared::database::{column, one, scalar, statement};
 use uuid::Uuid;
 
 /// Seals that are read together.
@@ -88,6 +86,7 @@ pub struct Fault {
 }
 
 /// A row of `activity_seals`.
+#[derive(FromQueryResult)]
 struct Seal {
     number: i64,
     first_id: i64,
@@ -98,36 +97,27 @@ struct Seal {
     /// As PostgreSQL hashes it.
     sealed_epoch: String,
     hash: Vec<u8>,
-    removed: Option<Removed>,
+    /// Where its rows were removed: whether before they were six months old, or at a moment that has not come.
+    removed_early: Option<bool>,
+    /// Whether the record says so, or has been removed itself since, with its range.
+    removed_recorded: bool,
 }
 
-/// That its rows were removed.
-#[derive(Clone, Copy)]
-struct Removed {
-    /// Before they were six months old, or at a moment that has not come.
-    early: bool,
-    /// The record says so, or has been removed itself since, with its range.
-    recorded: bool,
+/// What is there of a range.
+#[derive(FromQueryResult)]
+struct Range {
+    rows: i64,
+    holds: bool,
+}
+
+/// The rows behind the last seal.
+#[derive(FromQueryResult)]
+struct Unsealed {
+    rows: i64,
+    late: bool,
 }
 
 impl Seal {
-    fn of_row(row: &QueryResult) -> Result<Self, DbErr> {
-        Ok(Self {
-            number: row.try_get("", "number")?,
-            first_id: row.try_get("", "first_id")?,
-            last_id: row.try_get("", "last_id")?,
-            rows: row.try_get("", "rows")?,
-            digest: row.try_get("", "digest")?,
-            sealed_at: row.try_get("", "sealed_at")?,
-            sealed_epoch: row.try_get("", "sealed_epoch")?,
-            hash: row.try_get("", "hash")?,
-            removed: match row.try_get::<Option<bool>>("", "removed_early")? {
-                Some(early) => Some(Removed { early, recorded: row.try_get("", "removed_recorded")? }),
-                None => None,
-            },
-        })
-    }
-
     /// The hash that it should have behind a chain: as the migration's kyhan_seal_hash() makes it.
     fn hash_after(&self, before: &[u8]) -> Vec<u8> {
         let Self { number, first_id, last_id, rows, sealed_epoch, .. } = self;
@@ -158,12 +148,9 @@ pub async fn verify(
     mut tell: impl FnMut(u64, u64),
 ) -> Result<Verified, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
-    let all: i64 = scalar(&snapshot, "SELECT count(*) FROM activity_seals").await?;
-    let read_directly = scalar(
-        &snapshot,
-        "SELECT has_column_privilege('activity', 'detail', 'SELECT') AND has_column_privilege('activity_seals', 'salt', 'SELECT')",
-    )
-    .await?;
+    let all: i64 = scalar(&snapshot, statement("SELECT count(*) FROM activity_seals", [])).await?;
+    let sql = "SELECT has_column_privilege('activity', 'detail', 'SELECT') AND has_column_privilege('activity_seals', 'salt', 'SELECT')";
+    let read_directly = scalar(&snapshot, statement(sql, [])).await?;
     let holds = if read_directly { HOLDS } else { "SELECT rows, holds FROM kyhan_seal_holds($1)" };
     let mut verified = Verified {
         seals: 0,
@@ -193,7 +180,7 @@ pub async fn verify(
                 verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));
             }
             compare(&snapshot, holds, seal, &mut verified).await?;
-            if seal.removed.is_some() {
+            if seal.removed_early.is_some() {
                 verified.note_removal(seal, removals_expected);
             }
             (number, last_id) = (seal.number, seal.last_id);
@@ -208,23 +195,23 @@ pub async fn verify(
     if let Some(noted) = noted.filter(|noted| noted.number > number) {
         verified.faults.push(bare(format!("seal {} was noted down and is missing: the chain was cut short", noted.number)));
     }
-    let outside: i64 = scalar(&snapshot, "SELECT count(*) FROM activity WHERE id < 1").await?;
+    let outside: i64 = scalar(&snapshot, statement("SELECT count(*) FROM activity WHERE id < 1", [])).await?;
     if outside > 0 {
         verified.faults.push(bare(format!("{outside} rows have ids below 1, where no seal covers them: they were slipped in")));
     }
-    let sql = "SELECT count(*) AS rows, min(at) < now() - interval '1 hour' AS late FROM activity WHERE id > $1";
-    let row = snapshot.query_one_raw(statement(sql, [last_id.into()])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
-    verified.unsealed = row.try_get("", "rows")?;
-    if row.try_get::<Option<bool>>("", "late")?.unwrap_or(false) {
+    let sql = "SELECT count(*) AS rows, coalesce(min(at) < now() - interval '1 hour', false) AS late FROM activity WHERE id > $1";
+    let Unsealed { rows, late } = one(&snapshot, statement(sql, [last_id.into()])).await?;
+    verified.unsealed = rows;
+    if late {
         verified.faults.push(bare(format!(
             "{} rows are not sealed, the oldest since more than an hour: does a worker run?",
             verified.unsealed
         )));
     }
     verified.head = (number > 0).then(|| Head { number, hash: hex(&hash) });
-    for message in snapshot.query_all_raw(statement("SELECT message_id FROM kyhan_messages_altered()", [])).await? {
-        let id: Option<String> = message.try_get("", "message_id")?;
+    let altered: Vec<Option<String>> =
+        column(&snapshot, statement("SELECT message_id FROM kyhan_messages_altered()", [])).await?;
+    for id in altered {
         let name =
             id.and_then(|id| Uuid::parse_str(&id).ok()).map_or_else(|| "a message".to_owned(), |id| format!("message {id}"));
         verified.faults.push(bare(format!("{name} is not what was recorded of it, is gone, or was never recorded")));
@@ -254,13 +241,11 @@ impl Verified {
 
 /// A range against its seal.
 async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
-    let row = snapshot.query_one_raw(statement(holds, [seal.number.into()])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("a seal".into()))?;
-    let (rows, holds): (i64, bool) = (row.try_get("", "rows")?, row.try_get("", "holds")?);
-    if let Some(removed) = seal.removed {
-        if removed.early {
+    let Range { rows, holds } = one(snapshot, statement(holds, [seal.number.into()])).await?;
+    if let Some(early) = seal.removed_early {
+        if early {
             verified.faults.push(seal.fault("its rows were removed before they were six months old"));
-        } else if !removed.recorded {
+        } else if !seal.removed_recorded {
             verified.faults.push(seal.fault("its rows were removed, and no record says so"));
         }
         if rows > 0 {
@@ -300,12 +285,7 @@ async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<Seal>, D
                                     AND later.sealed_at >= removal.removed_at) AS removed_recorded
                  FROM activity_seals AS seal LEFT JOIN activity_removals AS removal USING (number)
                 WHERE number > $1 ORDER BY number LIMIT $2";
-    snapshot.query_all_raw(statement(sql, [after.into(), PAGE.into()])).await?.iter().map(Seal::of_row).collect()
-}
-
-async fn scalar<T: sea_orm::TryGetable>(snapshot: &DatabaseTransaction, sql: &str) -> Result<T, DbErr> {
-    let row = snapshot.query_one_raw(statement(sql, [])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?.try_get_by_index(0)
+    Seal::find_by_statement(statement(sql, [after.into(), PAGE.into()])).all(snapshot).await
 }
 
 fn bare(what: String) -> Fault {

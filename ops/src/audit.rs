@@ -10,11 +10,12 @@ use chrono::{DateTime, Utc};
 use sea_orm::{AccessMode, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use serde_json::json;
-use shared::{broker::Broker, message::ladder::Hop, settings::Settings};
+use shared::{broker::Broker, database::transaction_began, message::ladder::Hop, settings::Settings};
 
 use crate::{
     OpsError,
     actor::{Actor, id_of},
+    rungs,
 };
 
 mod queues;
@@ -159,11 +160,11 @@ pub(crate) const AUDIT: &str = "audit";
 
 async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Report, OpsError> {
     let topology = settings.topology();
-    let forgotten = rows::forgotten_rungs(db, &topology).await?;
+    let forgotten: Vec<String> = rungs::forgotten(db, &topology).await?.into_iter().map(|rung| rung.queue).collect();
     // Before the snapshot and after it: what moves on meanwhile is in one of the looks.
     let before = look(broker, &topology, &forgotten).await?;
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
-    let at = rows::at(&snapshot).await?;
+    let at = transaction_began(&snapshot).await?;
     let after = look(broker, &topology, &forgotten).await?;
     let rows = rows::count(&snapshot, settings).await?;
     snapshot.rollback().await?;

@@ -2,11 +2,11 @@
 //! personal is read and changed with a login of the order system's role alone; the server refuses it to operators'.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, TransactionTrait};
 use serde::Serialize;
 use serde_json::{Value, json};
 use shared::{
-    database::{failure::is_refused, statement},
+    database::{column, failure::is_refused, scalar, statement},
     domain::confidential::Confidential,
 };
 use uuid::Uuid;
@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::actor::Actor;
 
 /// A customer as staff may see one: enough to recognise somebody known already.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Masked {
     pub id: Uuid,
     pub name: String,
@@ -81,22 +81,8 @@ pub async fn show(db: &DatabaseConnection, id: Uuid) -> Result<Masked, CustomerE
                       (SELECT count(*) FROM orders WHERE customer_id = $1 AND hidden_at IS NULL) AS orders_on_line,
                       coalesce((SELECT balance FROM accounts WHERE customer_id = $1 AND kind = 'wallet'), 0) AS balance
                  FROM customers_masked AS masked WHERE masked.id = $1";
-    let row = db.query_one_raw(statement(sql, [id.into()])).await.map_err(CustomerError::Database)?;
-    let row = row.ok_or(CustomerError::Unknown(id))?;
-    let masked = || {
-        Ok::<_, DbErr>(Masked {
-            id,
-            name: row.try_get("", "name")?,
-            phone: row.try_get("", "phone")?,
-            email: row.try_get("", "email")?,
-            created_at: row.try_get("", "created_at")?,
-            erased_at: row.try_get("", "erased_at")?,
-            orders: row.try_get("", "orders")?,
-            orders_on_line: row.try_get("", "orders_on_line")?,
-            balance: row.try_get("", "balance")?,
-        })
-    };
-    masked().map_err(CustomerError::Database)
+    let masked = Masked::find_by_statement(statement(sql, [id.into()])).one(db).await.map_err(CustomerError::Database)?;
+    masked.ok_or(CustomerError::Unknown(id))
 }
 
 /// Everything that is held about a customer, to be handed to that customer. That it was is recorded, and with it who did it and why.
@@ -110,7 +96,7 @@ pub async fn export(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str)
         Ok(row) => row.ok_or(CustomerError::Unknown(id))?,
         Err(error) => return Err(refused(db, error).await),
     };
-    let held: Value = row.try_get("", "held").map_err(CustomerError::Database)?;
+    let held: Value = row.try_get_by_index(0).map_err(CustomerError::Database)?;
     let record = actor.record(&tx, "customer.exported", ("customer", id), Some(why), json!({ "exported": true }));
     record.await.map_err(CustomerError::Database)?;
     tx.commit().await.map_err(CustomerError::Database)?;
@@ -219,14 +205,10 @@ const EVENTS: &str = "UPDATE events SET data = NULL
 async fn obstacles(tx: &DatabaseTransaction, id: Uuid) -> Result<Vec<Obstacle>, DbErr> {
     let mut obstacles = Vec::new();
     let sql = "SELECT balance FROM accounts WHERE customer_id = $1 AND kind = 'wallet' AND balance <> 0";
-    if let Some(row) = tx.query_one_raw(statement(sql, [id.into()])).await? {
-        obstacles.push(Obstacle::Balance(row.try_get("", "balance")?));
-    }
+    obstacles.extend(column(tx, statement(sql, [id.into()])).await?.into_iter().map(Obstacle::Balance));
     let sql = "SELECT code FROM orders WHERE customer_id = $1 AND NOT (SELECT settled FROM order_retention WHERE order_retention.id = orders.id)
                 ORDER BY code";
-    for row in tx.query_all_raw(statement(sql, [id.into()])).await? {
-        obstacles.push(Obstacle::Order(row.try_get("", "code")?));
-    }
+    obstacles.extend(column(tx, statement(sql, [id.into()])).await?.into_iter().map(Obstacle::Order));
     Ok(obstacles)
 }
 
@@ -245,7 +227,6 @@ async fn refused(db: &DatabaseConnection, error: DbErr) -> CustomerError {
     if !is_refused(&error) {
         return CustomerError::Database(error);
     }
-    let row = db.query_one_raw(statement("SELECT session_user::text AS login", [])).await;
-    let login = row.ok().flatten().and_then(|row| row.try_get("", "login").ok());
-    CustomerError::Refused(login.unwrap_or_else(|| "of this connection".to_owned()))
+    let login = scalar(db, statement("SELECT session_user::text", [])).await;
+    CustomerError::Refused(login.unwrap_or_else(|_| "of this connection".to_owned()))
 }

@@ -4,10 +4,10 @@
 //! Rechecks that found nothing to do leave no row, and neither do attempts that are made again: they are in the traces.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{AccessMode, ConnectionTrait, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
+use sea_orm::{AccessMode, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::transaction_began,
     domain::{task::Shown, tasks},
     settings::Settings,
 };
@@ -57,8 +57,7 @@ pub struct Entry {
 /// The database's.
 pub async fn explain(db: &DatabaseConnection, settings: &Settings, name: &str) -> Result<Option<Explanation>, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
-    let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
-    let at = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")?;
+    let at = transaction_began(&snapshot).await?;
     let mut subjects = Vec::new();
     for named in named::find(&snapshot, name).await? {
         let mut timeline = records::of_row(&snapshot, named.table, named.id).await?;

@@ -2,10 +2,10 @@
 //! It reads the candidates of every kind at one snapshot, and only counts.
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
-use sea_orm::{AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, TransactionTrait};
+use sea_orm::{AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::{scalar, statement, transaction_began},
     domain::{due, money::sql_sum, policy::Policy, span::sql_day, task::Shown, tasks},
 };
 
@@ -52,9 +52,8 @@ pub struct Falling {
 /// The database's.
 pub async fn forecast(db: &DatabaseConnection, policy: &Policy, days: u16) -> Result<Forecast, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
-    let sql = format!("SELECT now() AS at, {} AS today", sql_day("now()"));
-    let row = snapshot.query_one_raw(statement(&sql, [])).await?.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?;
-    let (at, today) = (row.try_get("", "at")?, row.try_get("", "today")?);
+    let at = transaction_began(&snapshot).await?;
+    let today = scalar(&snapshot, statement(&format!("SELECT {}", sql_day("now()")), [])).await?;
     let mut kinds = Vec::new();
     for task in tasks::ALL {
         kinds.push(kind(&snapshot, *task, policy, today, days).await?);
@@ -70,6 +69,13 @@ async fn kind(
     today: NaiveDate,
     days: u16,
 ) -> Result<Kind, DbErr> {
+    /// What falls due so many days from today; -1: what is overdue.
+    #[derive(FromQueryResult)]
+    struct Counted {
+        on_day: i32,
+        subjects: i64,
+        amount: Option<i64>,
+    }
     let none = Falling { subjects: 0, amount: task.stake().map(|_| 0) };
     let coming = (0..days).map(|at| Day { day: today + Days::new(at.into()), falling: none });
     let mut kind = Kind { kind: task.kind(), overdue: none, days: coming.collect(), later: none };
@@ -85,9 +91,9 @@ async fn kind(
         today = sql_day("now()"),
         due = due::query(task, policy)
     );
-    for row in snapshot.query_all_raw(statement(&sql, [i32::from(days).into()])).await? {
-        let falling = Falling { subjects: row.try_get("", "subjects")?, amount: row.try_get("", "amount")? };
-        let on_day: i32 = row.try_get("", "on_day")?;
+    let rows = Counted::find_by_statement(statement(&sql, [i32::from(days).into()])).all(snapshot).await?;
+    for Counted { on_day, subjects, amount } in rows {
+        let falling = Falling { subjects, amount };
         match usize::try_from(on_day) {
             Err(_) => kind.overdue = falling,
             Ok(at) => match kind.days.get_mut(at) {

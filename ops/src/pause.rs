@@ -9,10 +9,13 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{
+    ActiveValue::Set, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult, TransactionTrait,
+    sea_query::OnConflict,
+};
 use serde_json::json;
 use shared::{
-    database::{pause::Pause, statement},
+    database::{column, entity::pauses, pause::Pause, statement},
     domain::task::Shown,
 };
 use tokio::time::{Instant, sleep};
@@ -45,23 +48,29 @@ pub enum Resumed {
 /// # Errors
 /// The database's.
 pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Paused, DbErr> {
-    let sql = "INSERT INTO pauses (kind, paused_by, why) VALUES ($1, $2, $3) ON CONFLICT (kind) DO NOTHING";
     let kind = task.kind();
+    let wanted = pauses::ActiveModel {
+        kind: Set(kind.to_owned()),
+        paused_by: Set(actor.name().to_owned()),
+        why: Set(why.to_owned()),
+        ..Default::default()
+    };
     loop {
         let tx = db.begin().await?;
-        let inserted = tx.execute_raw(statement(sql, [kind.into(), actor.name().into(), why.into()])).await?.rows_affected() > 0;
-        let Some(pause) = read(&tx, kind).await? else {
+        let wanted = pauses::Entity::insert(wanted.clone()).on_conflict(OnConflict::new().do_nothing().to_owned());
+        let inserted = wanted.exec_without_returning(&tx).await? > 0;
+        let Some(pause) = pauses::Entity::find_by_id(kind).one(&tx).await? else {
             // Somebody resumed it between the two statements.
             tx.rollback().await?;
             continue;
         };
         if !inserted {
             tx.rollback().await?;
-            return Ok(Paused::Before(pause));
+            return Ok(Paused::Before(pause.into()));
         }
         actor.record(&tx, "kind.paused", ("kind", id_of(kind)), Some(why), json!({ "kind": kind })).await?;
         tx.commit().await?;
-        return Ok(Paused::Now(pause));
+        return Ok(Paused::Now(pause.into()));
     }
 }
 
@@ -72,13 +81,12 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
 pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Resumed, DbErr> {
     let kind = task.kind();
     let tx = db.begin().await?;
-    let sql = "DELETE FROM pauses WHERE kind = $1 RETURNING kind, paused_at, paused_by, why";
-    let Some(row) = tx.query_one_raw(statement(sql, [kind.into()])).await? else {
+    let Some(pause) = pauses::Entity::delete_by_id(kind).exec_with_returning(&tx).await? else {
         let last = last_resumed(&tx, kind).await?;
         tx.rollback().await?;
         return Ok(Resumed::Before(last));
     };
-    let pause = of_row(&row)?;
+    let pause = Pause::from(pause);
     let changed = json!({ "kind": kind, "paused_at": pause.since, "paused_by": pause.by });
     actor.record(&tx, "kind.resumed", ("kind", id_of(kind)), Some(why), changed).await?;
     tx.commit().await?;
@@ -119,27 +127,17 @@ async fn applying(db: &DatabaseConnection, task: &dyn Shown, among: Option<Vec<S
                 GROUP BY virtualtransaction
                HAVING bool_or(relation = 'pauses'::regclass)
                   AND bool_or(relation = $1::text::regclass AND mode = 'RowShareLock')";
-    let rows = db.query_all_raw(statement(sql, [task.table().into(), among.into()])).await?;
-    rows.iter().map(|row| row.try_get("", "virtualtransaction")).collect()
-}
-
-async fn read(tx: &DatabaseTransaction, kind: &str) -> Result<Option<Pause>, DbErr> {
-    let sql = "SELECT kind, paused_at, paused_by, why FROM pauses WHERE kind = $1";
-    tx.query_one_raw(statement(sql, [kind.into()])).await?.map(|row| of_row(&row)).transpose()
-}
-
-fn of_row(row: &sea_orm::QueryResult) -> Result<Pause, DbErr> {
-    Ok(Pause {
-        kind: row.try_get("", "kind")?,
-        since: row.try_get("", "paused_at")?,
-        by: row.try_get("", "paused_by")?,
-        why: row.try_get("", "why")?,
-    })
+    column(db, statement(sql, [task.table().into(), among.into()])).await
 }
 
 async fn last_resumed(tx: &DatabaseTransaction, kind: &str) -> Result<Option<(DateTime<Utc>, String)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Resumption {
+        at: DateTime<Utc>,
+        by: String,
+    }
     let sql = "SELECT at, detail ->> 'by' AS by FROM activity_operations
                 WHERE subject_id = $1 AND subject_kind = 'kind' AND action = 'kind.resumed' ORDER BY id DESC LIMIT 1";
-    let row = tx.query_one_raw(statement(sql, [id_of(kind).into()])).await?;
-    row.map(|row| Ok((row.try_get("", "at")?, row.try_get("", "by")?))).transpose()
+    let last = Resumption::find_by_statement(statement(sql, [id_of(kind).into()])).one(tx).await?;
+    Ok(last.map(|Resumption { at, by }| (at, by)))
 }

@@ -2,12 +2,10 @@
 //! *due*, and nothing is changed.
 
 use chrono::{DateTime, NaiveDate, Utc};
-use sea_orm::{
-    AccessMode, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, IsolationLevel, QueryResult, TransactionTrait,
-};
+use sea_orm::{AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, IsolationLevel, TransactionTrait};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::{one, statement, transaction_began},
     domain::{
         due,
         event::EventType,
@@ -85,8 +83,7 @@ pub struct Busy {
 pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
     let new = &new.clone().carrying_over(&settings.policy);
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
-    let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
-    let at = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")?;
+    let at = transaction_began(&snapshot).await?;
     let mut kinds = Vec::new();
     for task in tasks::ALL {
         kinds.push(change(&snapshot, *task, &settings.policy, new).await?);
@@ -100,26 +97,45 @@ pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy)
 }
 
 async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, new: &Policy) -> Result<Change, DbErr> {
-    let row = snapshot.query_one_raw(statement(&question(task, old, new), [])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("counts".into()))?;
-    let count = |column: &str| row.try_get::<i64>("", column);
+    let counted: Counted = one(snapshot, statement(&question(task, old, new), [])).await?;
+    let busy = |day: Option<NaiveDate>, subjects: Option<i64>| day.zip(subjects).map(|(day, subjects)| Busy { day, subjects });
     Ok(Change {
         kind: task.kind(),
         lines: lines(task, old, new),
-        candidates: count("candidates")?,
-        earlier: count("earlier")?,
-        later: count("later")?,
-        same: count("same")?,
-        appear: count("appear")?,
-        vanish: count("vanish")?,
-        never: count("never")?,
-        due_before: count("due_before")?,
-        due_after: count("due_after")?,
-        at_once: count("at_once")?,
-        at_once_amount: row.try_get("", "at_once_amount")?,
-        busiest_before: busy(&row, "before")?,
-        busiest_after: busy(&row, "after")?,
+        candidates: counted.candidates,
+        earlier: counted.earlier,
+        later: counted.later,
+        same: counted.same,
+        appear: counted.appear,
+        vanish: counted.vanish,
+        never: counted.never,
+        due_before: counted.due_before,
+        due_after: counted.due_after,
+        at_once: counted.at_once,
+        at_once_amount: counted.at_once_amount,
+        busiest_before: busy(counted.before_day, counted.before_subjects),
+        busiest_after: busy(counted.after_day, counted.after_subjects),
     })
+}
+
+/// What [`question`] answers.
+#[derive(FromQueryResult)]
+struct Counted {
+    candidates: i64,
+    earlier: i64,
+    later: i64,
+    same: i64,
+    appear: i64,
+    vanish: i64,
+    never: i64,
+    due_before: i64,
+    due_after: i64,
+    at_once: i64,
+    at_once_amount: Option<i64>,
+    before_day: Option<NaiveDate>,
+    before_subjects: Option<i64>,
+    after_day: Option<NaiveDate>,
+    after_subjects: Option<i64>,
 }
 
 /// One row of counts. The candidates are read once and kept, as everything is counted from them.
@@ -156,12 +172,6 @@ fn question(task: &dyn Shown, old: &Policy, new: &Policy) -> String {
         busiest_before = busiest("before"),
         busiest_after = busiest("after")
     )
-}
-
-fn busy(row: &QueryResult, of: &str) -> Result<Option<Busy>, DbErr> {
-    let day: Option<NaiveDate> = row.try_get("", &format!("{of}_day"))?;
-    let subjects: Option<i64> = row.try_get("", &format!("{of}_subjects"))?;
-    Ok(day.zip(subjects).map(|(day, subjects)| Busy { day, subjects }))
 }
 
 fn lines(task: &dyn Shown, old: &Policy, new: &Policy) -> Vec<LineChange> {

@@ -4,10 +4,10 @@
 //! It goes through the rows in id order and remembers how far it has come after each confirmed page, so that a rebuild that was
 //! interrupted goes on where it stopped.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, Value};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult, Value};
 use shared::{
     broker::Broker,
-    database::statement,
+    database::{entity::rebuilds, scalar, statement},
     domain::{due, task::Shown},
     settings::Settings,
 };
@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Where a rebuild was interrupted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, FromQueryResult)]
 pub struct Interrupted {
     /// Everything up to this id is confirmed.
     pub cursor: Uuid,
@@ -37,11 +37,7 @@ pub struct Interrupted {
 pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<Option<Interrupted>, DbErr> {
     let sql =
         "SELECT cursor, at::text AS at, at > now() - interval '1 hour' AS lately FROM rebuilds WHERE prefix = $1 AND kind = $2";
-    let row = db.query_one_raw(statement(sql, key(settings, task))).await?;
-    row.map(|row| {
-        Ok(Interrupted { cursor: row.try_get("", "cursor")?, at: row.try_get("", "at")?, lately: row.try_get("", "lately")? })
-    })
-    .transpose()
+    Interrupted::find_by_statement(statement(sql, key(settings, task))).one(db).await
 }
 
 /// How many rows of a kind fall due some day or are overdue: all, or those beyond a cursor.
@@ -51,13 +47,12 @@ pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dy
 pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown, beyond: Option<Uuid>) -> Result<u64, DbErr> {
     let due = due::query(task, &settings.policy);
     let sql = format!(
-        "SELECT count(*) AS pending FROM {due} AS due WHERE due.due_at IS NOT NULL AND {} AND {}",
+        "SELECT count(*) FROM {due} AS due WHERE due.due_at IS NOT NULL AND {} AND {}",
         which(task),
         walk::beyond(beyond)
     );
-    let row = db.query_one_raw(statement(&sql, [])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?;
-    Ok(u64::try_from(row.try_get::<i64>("", "pending")?).unwrap_or_default())
+    let pending: i64 = scalar(db, statement(&sql, [])).await?;
+    Ok(u64::try_from(pending).unwrap_or_default())
 }
 
 /// SQL: what operators have decided about, or are to decide about, is theirs.
@@ -104,6 +99,6 @@ pub async fn rebuild(
 /// # Errors
 /// The database's.
 pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<(), DbErr> {
-    let sql = "DELETE FROM rebuilds WHERE prefix = $1 AND kind = $2";
-    db.execute_raw(statement(sql, key(settings, task))).await.map(|_| ())
+    let key = (settings.naming.prefix.clone(), task.kind().to_owned());
+    rebuilds::Entity::delete_by_id(key).exec(db).await.map(|_| ())
 }

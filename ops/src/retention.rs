@@ -2,16 +2,22 @@
 //! recorded in the transaction that does it, with who and why; whoever does it again changes nothing.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult, TransactionTrait};
+use sea_orm::{
+    ActiveValue::Set, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, FromQueryResult,
+    TransactionTrait, sea_query::OnConflict,
+};
 use serde::Serialize;
 use serde_json::json;
-use shared::{database::statement, domain::event::EventType};
+use shared::{
+    database::{entity::retention_holds, statement},
+    domain::event::EventType,
+};
 use uuid::Uuid;
 
 use crate::actor::Actor;
 
 /// A hold on an order: it is neither hidden nor deleted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Hold {
     pub order: Uuid,
     pub code: String,
@@ -39,6 +45,7 @@ pub enum RetentionError {
 }
 
 /// An order by its code or id, locked.
+#[derive(FromQueryResult)]
 struct Order {
     id: Uuid,
     code: String,
@@ -52,8 +59,14 @@ struct Order {
 pub async fn hold(db: &DatabaseConnection, actor: &Actor, order: &str, why: &str) -> Result<Done<Hold>, RetentionError> {
     let tx = db.begin().await?;
     let Order { id, .. } = find(&tx, order).await?;
-    let sql = "INSERT INTO retention_holds (order_id, held_by, why) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING";
-    let placed = tx.execute_raw(statement(sql, [id.into(), actor.name().into(), why.into()])).await?.rows_affected() > 0;
+    let wanted = retention_holds::ActiveModel {
+        order_id: Set(id),
+        held_by: Set(actor.name().to_owned()),
+        why: Set(why.to_owned()),
+        ..Default::default()
+    };
+    let wanted = retention_holds::Entity::insert(wanted).on_conflict(OnConflict::new().do_nothing().to_owned());
+    let placed = wanted.exec_without_returning(&tx).await? > 0;
     let hold = read(&tx, id).await?.ok_or_else(|| DbErr::RecordNotFound("a hold".into()))?;
     if !placed {
         tx.rollback().await?;
@@ -80,7 +93,7 @@ pub async fn release(
         tx.rollback().await?;
         return Ok((code, None));
     };
-    tx.execute_raw(statement("DELETE FROM retention_holds WHERE order_id = $1", [id.into()])).await?;
+    retention_holds::Entity::delete_by_id(id).exec(&tx).await?;
     actor.record(&tx, "order.released", ("order", id), Some(why), json!({ "held": false })).await?;
     tx.commit().await?;
     Ok((code, Some(hold)))
@@ -117,33 +130,20 @@ pub async fn unhide(
 /// # Errors
 /// The database's.
 pub async fn holds(db: &DatabaseConnection) -> Result<Vec<Hold>, DbErr> {
-    let rows = db.query_all_raw(statement(&format!("{HOLDS} ORDER BY held_at, order_id"), [])).await?;
-    rows.iter().map(of_row).collect()
+    Hold::find_by_statement(statement(&format!("{HOLDS} ORDER BY held_at, order_id"), [])).all(db).await
 }
 
-const HOLDS: &str =
-    "SELECT order_id, orders.code, held_at, held_by, why FROM retention_holds JOIN orders ON orders.id = order_id";
+const HOLDS: &str = "SELECT order_id AS order, orders.code, held_at AS since, held_by AS by, why
+      FROM retention_holds JOIN orders ON orders.id = order_id";
 
 async fn read(tx: &DatabaseTransaction, id: Uuid) -> Result<Option<Hold>, DbErr> {
-    let row = tx.query_one_raw(statement(&format!("{HOLDS} WHERE order_id = $1"), [id.into()])).await?;
-    row.map(|row| of_row(&row)).transpose()
-}
-
-fn of_row(row: &QueryResult) -> Result<Hold, DbErr> {
-    Ok(Hold {
-        order: row.try_get("", "order_id")?,
-        code: row.try_get("", "code")?,
-        since: row.try_get("", "held_at")?,
-        by: row.try_get("", "held_by")?,
-        why: row.try_get("", "why")?,
-    })
+    Hold::find_by_statement(statement(&format!("{HOLDS} WHERE order_id = $1"), [id.into()])).one(tx).await
 }
 
 async fn find(tx: &DatabaseTransaction, order: &str) -> Result<Order, RetentionError> {
     let sql =
         "SELECT id, code, hidden_at FROM orders WHERE code = $1 OR id = $2 ORDER BY code = $1 DESC LIMIT 1 FOR NO KEY UPDATE";
     let id = Uuid::parse_str(order.trim()).ok();
-    let row = tx.query_one_raw(statement(sql, [order.into(), id.into()])).await?;
-    let row = row.ok_or_else(|| RetentionError::Unknown(order.to_owned()))?;
-    Ok(Order { id: row.try_get("", "id")?, code: row.try_get("", "code")?, hidden_at: row.try_get("", "hidden_at")? })
+    let found = Order::find_by_statement(statement(sql, [order.into(), id.into()])).one(tx).await?;
+    found.ok_or_else(|| RetentionError::Unknown(order.to_owned()))
 }

@@ -84,8 +84,7 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
     if last.as_ref().map(|last| last.number) != governed.settings.policy.number() {
         return Err(RolloutError::Changed { by: last.map(|last| last.by).unwrap_or_default() });
     }
-    let row = tx.query_one_raw(statement("SELECT now() AS now", [])).await?;
-    let since: DateTime<Utc> = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "now")?;
+    let since = database::transaction_began(&tx).await?;
     let Rollout { policy, preview, rate, lead, why } = rollout;
     let from = since + TimeDelta::from_std(lead).unwrap_or_default();
     let mut policy = policy.carrying_over(&governed.settings.policy);
@@ -102,11 +101,10 @@ pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'
         }
         policy = policy.releasing(change.kind, release);
     }
-    let number = active_policy::apply(&tx, &policy, actor.name(), why).await?;
+    let applied = active_policy::apply(&tx, &policy, actor.name(), why).await?;
     let changes: Vec<&Change> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
-    let changed = json!({ "number": number, "rate": rate, "kinds": changes });
+    let changed = json!({ "number": applied.number, "rate": rate, "kinds": changes });
     actor.record(&tx, "policy.applied", ("policy", id_of("policy")), Some(why), changed).await?;
-    let applied = active_policy::read(&tx).await?.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?;
     tx.commit().await?;
     Ok(applied)
 }
@@ -176,7 +174,6 @@ pub async fn schedule(
 }
 
 async fn scheduled_to(db: &DatabaseConnection, number: i64, task: &dyn Shown) -> Result<Option<Uuid>, DbErr> {
-    let sql = "SELECT (scheduled_to ->> $2)::uuid AS scheduled_to FROM policies WHERE id = $1";
-    let row = db.query_one_raw(statement(sql, [number.into(), task.kind().into()])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound(format!("policy {number}")))?.try_get("", "scheduled_to")
+    let sql = "SELECT (scheduled_to ->> $2)::uuid FROM policies WHERE id = $1";
+    database::scalar(db, statement(sql, [number.into(), task.kind().into()])).await
 }

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection};
+use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter, QueryOrder, sea_query::Expr};
 use shared::{
     broker::{Broker, BrokerError},
-    database::statement,
+    database::entity::rungs,
     message::topology::{Role, Topology},
 };
 
@@ -30,20 +30,30 @@ pub enum Pruned {
 /// # Errors
 /// [`OpsError`]; running it again goes on where it stopped.
 pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology) -> Result<Vec<(String, Pruned)>, OpsError> {
-    let used: Vec<String> = topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| q.name).collect();
-    let forgotten = "SELECT queue, exchange FROM rungs WHERE queue <> ALL($1) AND starts_with(queue, $2) ORDER BY queue";
-    let rows = db.query_all_raw(statement(forgotten, [used.clone().into(), topology.rung_prefix().into()])).await?;
+    let used = used(topology);
     let mut pruned = Vec::new();
-    for row in rows {
-        let (queue, exchange): (String, String) = (row.try_get("", "queue")?, row.try_get("", "exchange")?);
+    for rungs::Model { queue, exchange, .. } in forgotten(db, topology).await? {
         let shared = used.iter().any(|used| *used == exchange || used.starts_with(&format!("{exchange}.")));
         let done = prune_one(broker, &queue, (!shared).then_some(exchange.as_str())).await?;
         if !matches!(done, Pruned::Waiting(_)) {
-            db.execute_raw(statement("DELETE FROM rungs WHERE queue = $1", [queue.clone().into()])).await?;
+            rungs::Entity::delete_by_id(queue.clone()).exec(db).await?;
         }
         pruned.push((queue, done));
     }
     Ok(pruned)
+}
+
+/// The queues of the rungs that a topology has.
+fn used(topology: &Topology) -> Vec<String> {
+    topology.queues().into_iter().filter(|queue| queue.role == Role::Rung).map(|queue| queue.name).collect()
+}
+
+/// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.
+pub(crate) async fn forgotten(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<rungs::Model>, DbErr> {
+    // Not LIKE: an underscore in a prefix is no wildcard.
+    let declared = rungs::Entity::find().filter(Expr::cust_with_values("starts_with(queue, $1)", [topology.rung_prefix()]));
+    let unused = declared.filter(rungs::Column::Queue.ne_all(used(topology)));
+    unused.order_by_asc(rungs::Column::Queue).all(db).await
 }
 
 /// The exchange goes first, so that nothing can come in while the queue is seen to be empty.

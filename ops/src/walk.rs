@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{DatabaseConnection, DbErr, FromQueryResult};
 use shared::{
     broker::{Broker, Publisher},
     database::statement,
@@ -71,20 +71,21 @@ impl Walk<'_> {
     }
 
     async fn page(&self, cursor: Option<Uuid>) -> Result<Vec<Waiting>, DbErr> {
+        #[derive(FromQueryResult)]
+        struct Row {
+            id: Uuid,
+            due_at: DateTime<Utc>,
+            now: DateTime<Utc>,
+        }
         let Self { due, which, .. } = self;
         let sql = format!(
             "SELECT due.id, due.due_at, clock_timestamp() AS now FROM {due} AS due
               WHERE due.due_at IS NOT NULL AND ({which}) AND {beyond} ORDER BY due.id LIMIT $1",
             beyond = beyond(cursor)
         );
-        let rows = self.db.query_all_raw(statement(&sql, [PAGE.into()])).await?;
-        rows.iter()
-            .map(|row| {
-                let (due_at, now): (DateTime<Utc>, DateTime<Utc>) = (row.try_get("", "due_at")?, row.try_get("", "now")?);
-                let subject = row.try_get("", "id")?;
-                Ok(Waiting { kind: self.task.kind(), subject, due_at, wait: due_at - now, attempt: 0 })
-            })
-            .collect()
+        let rows = Row::find_by_statement(statement(&sql, [PAGE.into()])).all(self.db).await?.into_iter();
+        let kind = self.task.kind();
+        Ok(rows.map(|Row { id, due_at, now }| Waiting { kind, subject: id, due_at, wait: due_at - now, attempt: 0 }).collect())
     }
 
     async fn publish(&self, publisher: &Publisher, page: Vec<Waiting>) -> Result<(), OpsError> {

@@ -2,9 +2,12 @@
 //! exists if and only if the action was committed. Other languages insert into `activity` and `order_messages` by SQL. The database sets
 //! the time.
 
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
+use sea_orm::{ActiveValue::Set, DatabaseTransaction, DbErr, EntityTrait};
 use serde_json::Value;
-use shared::{database::statement, domain::confidential::Confidential};
+use shared::{
+    database::entity::{activity, order_messages},
+    domain::confidential::Confidential,
+};
 use uuid::Uuid;
 
 /// Who performed an action.
@@ -45,12 +48,17 @@ pub async fn action(tx: &DatabaseTransaction, action: &Action) -> Result<(), DbE
         Actor::Customer(id) => ("customer", Some(id)),
         Actor::Staff(id) => ("staff", id),
     };
-    let sql =
-        "INSERT INTO activity (actor_kind, actor_id, action, subject_kind, subject_id, detail) VALUES ($1, $2, $3, $4, $5, $6)";
-    let (subject_kind, subject) = action.subject;
-    let values =
-        [kind.into(), id.into(), action.action.into(), subject_kind.into(), subject.into(), action.detail.clone().into()];
-    tx.execute_raw(statement(sql, values)).await.map(|_| ())
+    let (subject_kind, subject_id) = action.subject;
+    let row = activity::ActiveModel {
+        actor_kind: Set(kind.to_owned()),
+        actor_id: Set(id),
+        action: Set(action.action.to_owned()),
+        subject_kind: Set(subject_kind.to_owned()),
+        subject_id: Set(subject_id),
+        detail: Set(action.detail.clone()),
+        ..Default::default()
+    };
+    activity::Entity::insert(row).exec_without_returning(tx).await.map(|_| ())
 }
 
 /// Stores a message and records a digest of it, by which a later change is found. Returns the message's id. It counts as the customer's if
@@ -59,8 +67,11 @@ pub async fn action(tx: &DatabaseTransaction, action: &Action) -> Result<(), DbE
 /// # Errors
 /// The database's.
 pub async fn message(tx: &DatabaseTransaction, message: &Message) -> Result<Uuid, DbErr> {
-    let sql = "INSERT INTO order_messages (order_id, author, body) VALUES ($1, $2, $3) RETURNING id";
-    let values = [message.order.into(), message.author.expose().as_str().into(), message.body.expose().as_str().into()];
-    let row = tx.query_one_raw(statement(sql, values)).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?.try_get("", "id")
+    let row = order_messages::ActiveModel {
+        order_id: Set(message.order),
+        author: Set(message.author.clone()),
+        body: Set(message.body.clone()),
+        ..Default::default()
+    };
+    Ok(order_messages::Entity::insert(row).exec(tx).await?.last_insert_id)
 }

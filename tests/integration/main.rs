@@ -19,6 +19,7 @@ mod conformance;
 mod customers;
 mod dead_decisions;
 mod dead_letters;
+mod entities;
 mod explain;
 mod forecast;
 mod history;

@@ -3,14 +3,13 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr};
+use sea_orm::{DatabaseTransaction, DbErr, FromQueryResult};
 use shared::{
-    database::{pause, statement},
+    database::{pause, scalar, statement},
     domain::{due, span::signed_ms, task::Shown, tasks},
     message::{
         ladder::{Hop, Ladder},
-        topology::{Role, Topology},
+        topology::Topology,
     },
     settings::Settings,
 };
@@ -33,20 +32,6 @@ pub(super) struct Rows {
     pub paused: Vec<String>,
 }
 
-/// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.
-pub(super) async fn forgotten_rungs(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<String>, DbErr> {
-    let used: Vec<String> = topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| q.name).collect();
-    let sql = "SELECT queue FROM rungs WHERE queue <> ALL($1) AND starts_with(queue, $2) ORDER BY queue";
-    let rows = db.query_all_raw(statement(sql, [used.into(), topology.rung_prefix().into()])).await?;
-    rows.iter().map(|row| row.try_get("", "queue")).collect()
-}
-
-/// The moment of a snapshot, which begins with this question.
-pub(super) async fn at(snapshot: &DatabaseTransaction) -> Result<DateTime<Utc>, DbErr> {
-    let row = snapshot.query_one_raw(statement("SELECT now() AS at", [])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "at")
-}
-
 /// Counts everything.
 pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -> Result<Rows, DbErr> {
     let topology = settings.topology();
@@ -63,19 +48,19 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
     for task in tasks::ALL {
         candidates(snapshot, settings, topology.ladder(), *task, &mut rows).await?;
         for check in task.checks() {
-            let count = one(snapshot, check.sql).await?;
+            let count = number(snapshot, check.sql).await?;
             rows.records.push(Counted { kind: Some(task.kind()), ..off(check.name, count) });
         }
     }
     for (check, sql) in LEDGER {
-        rows.ledger.push(off(check, one(snapshot, sql).await?));
+        rows.ledger.push(off(check, number(snapshot, sql).await?));
     }
-    let waiting = one(snapshot, "SELECT count(*) FROM outbox").await?;
+    let waiting = number(snapshot, "SELECT count(*) FROM outbox").await?;
     rows.events.push(Counted { kind: None, check: "events in the outbox", count: waiting, verdict: Verdict::Ok });
-    let set_aside = one(snapshot, "SELECT count(*) FROM set_aside").await?;
+    let set_aside = number(snapshot, "SELECT count(*) FROM set_aside").await?;
     let verdict = Verdict::note_if(set_aside > 0);
     rows.events.push(Counted { kind: None, check: "events set aside", count: set_aside, verdict });
-    let letters = one(snapshot, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await?;
+    let letters = number(snapshot, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await?;
     let verdict = Verdict::note_if(letters > 0);
     rows.events.push(Counted { kind: None, check: "open dead letters", count: letters, verdict });
     Ok(rows)
@@ -104,20 +89,21 @@ fn off(check: &'static str, count: i64) -> Counted {
     Counted { kind: None, check, count, verdict: Verdict::off_if(count != 0) }
 }
 
-/// The one number that a statement gives.
-async fn one(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr> {
-    let row = snapshot.query_one_raw(statement(sql, [])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get_by_index(0)
+async fn number(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr> {
+    scalar(snapshot, statement(sql, [])).await
 }
 
 /// Canaries that are known, are not due, and so wait in their rung, unless they are only now on their way or were lost with it.
 async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result<BTreeMap<String, u64>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Waiting {
+        queue: String,
+        waiting: i64,
+    }
     let sql = "SELECT queue, count(*) AS waiting FROM canaries
                 WHERE arrived_at IS NULL AND due_at > now() AND starts_with(queue, $1) GROUP BY queue";
-    let rows = snapshot.query_all_raw(statement(sql, [topology.rung_prefix().into()])).await?;
-    rows.iter()
-        .map(|row| Ok((row.try_get("", "queue")?, u64::try_from(row.try_get::<i64>("", "waiting")?).unwrap_or_default())))
-        .collect()
+    let rows = Waiting::find_by_statement(statement(sql, [topology.rung_prefix().into()])).all(snapshot).await?.into_iter();
+    Ok(rows.map(|Waiting { queue, waiting }| (queue, unsigned(waiting))).collect())
 }
 
 /// Counts one kind's candidates by when they are due and by where they would wait.
@@ -128,6 +114,15 @@ async fn candidates(
     task: &dyn Shown,
     rows: &mut Rows,
 ) -> Result<(), DbErr> {
+    #[derive(FromQueryResult)]
+    struct OnRung {
+        /// 0 is no rung: due already.
+        rung: i32,
+        pending: i64,
+        due: i64,
+        overdue: i64,
+        in_outbox: i64,
+    }
     let sql = format!(
         "SELECT width_bucket(floor(extract(epoch FROM due_at - now()) * 1000000)::bigint, $3::bigint[]) AS rung,
                 count(*) FILTER (WHERE due_at > now()) AS pending,
@@ -142,22 +137,24 @@ async fn candidates(
     let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
     let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
     let mut due = Due { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: Verdict::Ok };
-    for row in snapshot.query_all_raw(statement(&sql, [grace_ms.into(), events.into(), shortest_waits(ladder).into()])).await? {
-        let number = |name: &str| row.try_get::<i64>("", name).map(|count| u64::try_from(count).unwrap_or_default());
-        // 0 is no rung: due already.
-        let rung: i32 = row.try_get("", "rung")?;
-        if let Some(waiting) = usize::try_from(rung - 1).ok().and_then(|at| rows.by_rung.get_mut(at)) {
-            *waiting += number("pending")?;
+    let values = [grace_ms.into(), events.into(), shortest_waits(ladder).into()];
+    for counted in OnRung::find_by_statement(statement(&sql, values)).all(snapshot).await? {
+        if let Some(waiting) = usize::try_from(counted.rung - 1).ok().and_then(|at| rows.by_rung.get_mut(at)) {
+            *waiting += unsigned(counted.pending);
         }
-        due.pending += number("pending")?;
-        due.due += number("due")?;
-        due.overdue += number("overdue")?;
-        rows.in_outbox += number("in_outbox")?;
+        due.pending += unsigned(counted.pending);
+        due.due += unsigned(counted.due);
+        due.overdue += unsigned(counted.overdue);
+        rows.in_outbox += unsigned(counted.in_outbox);
     }
     let paused = rows.paused.iter().any(|kind| kind == task.kind());
     due.verdict = if paused { Verdict::note_if(due.overdue > 0) } else { Verdict::off_if(due.overdue > 0) };
     rows.due.push(due);
     Ok(())
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
 }
 
 /// The shortest wait, in microseconds, that takes each rung or a longer one, shortest rung first. It is asked of the ladder, which

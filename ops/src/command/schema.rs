@@ -102,6 +102,5 @@ async fn record(db: &impl ConnectionTrait, actor: &Actor, action: &str, changed:
 }
 
 async fn has_record(db: &DatabaseConnection) -> Result<bool, DbErr> {
-    let row = db.query_one_raw(statement("SELECT to_regclass('activity') IS NOT NULL AS kept", [])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?.try_get("", "kept")
+    database::scalar(db, statement("SELECT to_regclass('activity') IS NOT NULL", [])).await
 }

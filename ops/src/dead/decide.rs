@@ -1,9 +1,23 @@
 //! What an operator decides about letters: to discard them, or to put right what one says it was to do. Each is one transaction with
 //! its record in `activity`; a letter that is decided about stays as it is.
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult, TransactionTrait};
+use chrono::{DateTime, Utc};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, DerivePartialModel, EntityTrait, QueryFilter,
+    QueryOrder, QuerySelect, TransactionTrait,
+    sea_query::{Expr, LockType},
+};
 use serde_json::json;
-use shared::{database::statement, domain::tasks};
+use shared::{
+    database::{
+        entity::{
+            dead_letters::{self, Column},
+            replay_plan_letters, replay_plans,
+        },
+        statement,
+    },
+    domain::tasks,
+};
 use uuid::Uuid;
 
 use crate::{actor::Actor, shown};
@@ -50,14 +64,11 @@ pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[Uuid], why: 
     let tx = db.begin().await?;
     let open = open(&tx, ids).await?;
     refuse_running(&tx, &open).await?;
-    let sql =
-        "UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = $2, decided_why = $3 WHERE id = ANY($1)";
-    let done = tx.execute_raw(statement(sql, [open.clone().into(), actor.name().into(), why.into()])).await?;
+    let discarded = close(&tx, &open, "discarded", actor, why).await?;
     actor
         .record_each(&tx, "dead_letter.discarded", (LETTER, &open), Some(why), json!({ "state": ["open", "discarded"] }))
         .await?;
     tx.commit().await?;
-    let discarded = done.rows_affected();
     Ok(Discarded { discarded, decided: (ids.len() as u64).saturating_sub(discarded) })
 }
 
@@ -82,14 +93,13 @@ pub async fn repair(
     why: &str,
 ) -> Result<Uuid, DecideError> {
     let tx = db.begin().await?;
-    let sql = "SELECT state, kind, subject_id, decided_at, decided_by, decided_why,
-                      (SELECT id FROM dead_letters AS repaired WHERE repaired.repaired_from = letter.id) AS repaired_as
-                 FROM dead_letters AS letter WHERE id = $1 FOR NO KEY UPDATE OF letter";
-    let row = tx.query_one_raw(statement(sql, [id.into()])).await?.ok_or(DecideError::NoLetter(id))?;
-    refuse_decided(id, &row)?;
+    let letter =
+        dead_letters::Entity::find_by_id(id).lock(LockType::NoKeyUpdate).into_partial_model::<Repairable>().one(&tx).await?;
+    let letter = letter.ok_or(DecideError::NoLetter(id))?;
+    refuse_decided(&tx, id, &letter).await?;
     refuse_running(&tx, &[id]).await?;
 
-    let (old_kind, old_subject): (Option<String>, Option<Uuid>) = (row.try_get("", "kind")?, row.try_get("", "subject_id")?);
+    let (old_kind, old_subject) = (letter.kind, letter.subject_id);
     let kind = correction.kind.map(ToOwned::to_owned).or_else(|| old_kind.clone());
     let subject = correction.subject.or(old_subject);
     let (Some(kind), Some(subject)) = (kind, subject) else { return Err(DecideError::Incomplete(id)) };
@@ -109,10 +119,7 @@ pub async fn repair(
                        first_failed_at, last_failed_at, worker, trace_id, queue, routing_key, headers, body
                   FROM dead_letters WHERE id = $1";
     tx.execute_raw(statement(copy, [id.into(), repaired_as.into(), kind.clone().into(), subject.into()])).await?;
-    let resolve =
-        "UPDATE dead_letters SET state = 'resolved', decided_at = now(), decided_by = $2, decided_why = $3 WHERE id = $1";
-    let decided_why = format!("repaired as {repaired_as}: {why}");
-    tx.execute_raw(statement(resolve, [id.into(), actor.name().into(), decided_why.into()])).await?;
+    close(&tx, &[id], "resolved", actor, &format!("repaired as {repaired_as}: {why}")).await?;
     let changed = json!({
         "state": ["open", "resolved"], "repaired_as": repaired_as, "kind": [old_kind, kind], "subject_id": [old_subject, subject],
     });
@@ -121,43 +128,62 @@ pub async fn repair(
     Ok(repaired_as)
 }
 
+/// What is decided about these letters, without a record; how many there are.
+pub(super) async fn close(tx: &DatabaseTransaction, ids: &[Uuid], state: &str, actor: &Actor, why: &str) -> Result<u64, DbErr> {
+    let closed = dead_letters::Entity::update_many()
+        .col_expr(Column::State, Expr::value(state))
+        .col_expr(Column::DecidedAt, Expr::current_timestamp())
+        .col_expr(Column::DecidedBy, Expr::value(actor.name()))
+        .col_expr(Column::DecidedWhy, Expr::value(why))
+        .filter(Column::Id.eq_any(ids.iter().copied()));
+    Ok(closed.exec(tx).await?.rows_affected)
+}
+
 /// Locks letters in id order, as everybody does who decides about several; those that are open.
 async fn open(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<Vec<Uuid>, DbErr> {
-    let sql = "SELECT id, state FROM dead_letters WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE";
-    let mut open = Vec::new();
+    let letters = dead_letters::Entity::find().select_only().columns([Column::Id, Column::State]);
+    let locked = letters.filter(Column::Id.eq_any(ids.iter().copied())).order_by_asc(Column::Id).lock(LockType::NoKeyUpdate);
+    let locked: Vec<(Uuid, String)> = locked.into_tuple().all(tx).await?;
     // By what is read under the lock: who waited for it sees what was decided.
-    for row in tx.query_all_raw(statement(sql, [ids.to_vec().into()])).await? {
-        if row.try_get::<String>("", "state")? == "open" {
-            open.push(row.try_get("", "id")?);
-        }
-    }
-    Ok(open)
+    Ok(locked.into_iter().filter(|(_, state)| state == "open").map(|(id, _)| id).collect())
 }
 
 /// A plan that starts just after this finds its letter decided, and leaves it: a run asks again for each letter.
 async fn refuse_running(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<(), DecideError> {
-    let sql = "SELECT line.plan_id, line.letter_id
-                 FROM replay_plan_letters AS line JOIN replay_plans AS plan ON plan.id = line.plan_id
-                WHERE plan.state = 'running' AND line.letter_id = ANY($1) ORDER BY line.plan_id, line.letter_id LIMIT 1";
-    match tx.query_one_raw(statement(sql, [ids.to_vec().into()])).await? {
-        Some(row) => Err(DecideError::Running { plan: row.try_get("", "plan_id")?, letter: row.try_get("", "letter_id")? }),
+    use replay_plan_letters::Column::{LetterId, PlanId};
+    let lines = replay_plan_letters::Entity::find().inner_join(replay_plans::Entity);
+    let running = lines.filter(replay_plans::Column::State.eq("running")).filter(LetterId.eq_any(ids.iter().copied()));
+    match running.order_by_asc(PlanId).order_by_asc(LetterId).one(tx).await? {
+        Some(line) => Err(DecideError::Running { plan: line.plan_id, letter: line.letter_id }),
         None => Ok(()),
     }
 }
 
-fn refuse_decided(id: Uuid, row: &QueryResult) -> Result<(), DecideError> {
-    let state: String = row.try_get("", "state")?;
-    if state == "open" {
+/// What a letter was to do, and what was decided about it.
+#[derive(DerivePartialModel)]
+#[sea_orm(entity = "dead_letters::Entity")]
+struct Repairable {
+    state: String,
+    kind: Option<String>,
+    subject_id: Option<Uuid>,
+    decided_at: Option<DateTime<Utc>>,
+    decided_by: Option<String>,
+    decided_why: Option<String>,
+}
+
+async fn refuse_decided(tx: &DatabaseTransaction, id: Uuid, letter: &Repairable) -> Result<(), DecideError> {
+    if letter.state == "open" {
         return Ok(());
     }
-    if let Some(repaired_as) = row.try_get("", "repaired_as")? {
+    let repaired = dead_letters::Entity::find().select_only().column(Column::Id).filter(Column::RepairedFrom.eq(id));
+    if let Some(repaired_as) = repaired.into_tuple().one(tx).await? {
         return Err(DecideError::Repaired { id, repaired_as });
     }
     Err(DecideError::Decided {
         id,
-        state,
-        by: row.try_get("", "decided_by")?,
-        at: shown::moment(row.try_get("", "decided_at")?),
-        why: row.try_get("", "decided_why")?,
+        state: letter.state.clone(),
+        by: letter.decided_by.clone().unwrap_or_default(),
+        at: shown::moment_or_dash(letter.decided_at),
+        why: letter.decided_why.clone().unwrap_or_default(),
     })
 }

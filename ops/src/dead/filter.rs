@@ -1,9 +1,12 @@
-//! Which letters are meant: the options of every command on dead letters, and the SQL that finds them. What an operator types is
+//! Which letters are meant: the options of every command on dead letters, and the condition that finds them. What an operator types is
 //! bound as a parameter and never becomes SQL.
 
-use sea_orm::Value;
+use sea_orm::{
+    ColumnTrait, Condition, Value,
+    sea_query::{Expr, ExprTrait, Query, extension::postgres::PgFunc, postgres_array::NotU8},
+};
 use serde::{Deserialize, Serialize};
-use shared::domain::tasks;
+use shared::{database::entity::dead_letters::Column, domain::tasks};
 use uuid::Uuid;
 
 use super::{groups::GROUP_ID, moment::Moment};
@@ -89,65 +92,44 @@ impl Filter {
         *self == Self { state: self.state, ..Self::default() }
     }
 
-    /// The SQL condition on a row of `dead_letters` under the alias `letter`, and the values of its parameters `$1…`. The caller's
-    /// own parameters follow them.
+    /// What a row of `dead_letters` has to be.
     #[must_use]
-    pub fn condition(&self) -> (String, Vec<Value>) {
-        let mut all = Conjunction::default();
-        if !self.ids.is_empty() {
-            all.and("letter.id = ANY(?)", self.ids.clone());
-        }
-        if !self.kinds.is_empty() {
-            all.and("letter.kind = ANY(?)", self.kinds.clone());
-        }
-        if !self.reasons.is_empty() {
-            all.and("letter.reason = ANY(?)", self.reasons.clone());
-        }
-        if !self.subjects.is_empty() {
-            all.and("letter.subject_id = ANY(?)", self.subjects.clone());
-        }
+    pub fn condition(&self) -> Condition {
+        let mut all = Condition::all()
+            .add_option(any(Column::Id, &self.ids))
+            .add_option(any(Column::Kind, &self.kinds))
+            .add_option(any(Column::Reason, &self.reasons))
+            .add_option(any(Column::SubjectId, &self.subjects));
         if !self.orders.is_empty() {
-            all.and("letter.subject_id IN (SELECT id FROM orders WHERE code = ANY(?))", self.orders.clone());
+            let called = Expr::col("code").eq(PgFunc::any(Expr::val(self.orders.clone())));
+            let orders = Query::select().column("id").from("orders").and_where(called).take();
+            all = all.add(Column::SubjectId.in_subquery(orders));
         }
         if let Some(cause) = &self.cause {
             // No pattern, so nothing in it is a wildcard.
-            all.and("strpos(lower(letter.cause), lower(?)) > 0", cause.clone());
+            all = all.add(Expr::cust_with_values("strpos(lower(cause), lower($1)) > 0", [cause.clone()]));
         }
         if !self.groups.is_empty() {
-            all.and(&format!("{GROUP_ID} = ANY(?)"), self.groups.clone());
+            all = all.add(Expr::cust(GROUP_ID).eq(PgFunc::any(Expr::val(self.groups.clone()))));
         }
-        if let Some(since) = &self.since {
-            let (moment, value) = since.begins();
-            all.and(&format!("letter.last_failed_at >= {moment}"), value);
-        }
-        if let Some(until) = &self.until {
-            let (moment, value) = until.ends();
-            all.and(&format!("letter.last_failed_at < {moment}"), value);
-        }
+        let failed_at = || Column::LastFailedAt.into_expr();
+        all = all.add_option(self.since.as_ref().map(|since| failed_at().gte(since.begins())));
+        all = all.add_option(self.until.as_ref().map(|until| failed_at().lt(until.ends())));
         if let Some(state) = self.state.name() {
             // A literal, not a parameter: the index of open letters needs to see that these are.
-            all.clauses.push(format!("letter.state = '{state}'"));
+            all = all.add(Column::State.into_expr().eq(Expr::Constant(state.into())));
         }
         if self.unreadable {
-            let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
-            all.and("(letter.kind IS NULL OR letter.subject_id IS NULL OR letter.kind <> ALL(?))", kinds);
+            let unknown = Column::Kind.ne_all(tasks::kinds().map(ToOwned::to_owned));
+            all = all.add(Column::Kind.is_null().or(Column::SubjectId.is_null()).or(unknown));
         }
-        if all.clauses.is_empty() { ("true".to_owned(), all.values) } else { (all.clauses.join(" AND "), all.values) }
+        all
     }
 }
 
-#[derive(Default)]
-struct Conjunction {
-    clauses: Vec<String>,
-    values: Vec<Value>,
-}
-
-impl Conjunction {
-    /// Adds a clause, whose `?` stands for a value.
-    fn and(&mut self, clause: &str, value: impl Into<Value>) {
-        self.values.push(value.into());
-        self.clauses.push(clause.replace('?', &format!("${}", self.values.len())));
-    }
+/// Any of the values, if there are some.
+fn any<V: Clone + Into<Value> + NotU8>(column: Column, values: &[V]) -> Option<Expr> {
+    (!values.is_empty()).then(|| column.eq_any(values.iter().cloned()))
 }
 
 fn known_kind(name: &str) -> Result<String, String> {
@@ -174,6 +156,8 @@ fn group(text: &str) -> Result<String, String> {
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use sea_orm::{DbBackend, EntityTrait, QueryFilter, QuerySelect, QueryTrait};
+    use shared::database::entity::dead_letters;
 
     use super::*;
 
@@ -188,21 +172,29 @@ mod tests {
         Command::try_parse_from(arguments).map(|command| command.filter).map_err(|error| error.to_string())
     }
 
+    /// The condition as PostgreSQL gets it, and the values of its parameters.
+    fn condition(filter: &Filter) -> (String, Vec<Value>) {
+        let ids = dead_letters::Entity::find().select_only().column(Column::Id);
+        let statement = ids.filter(filter.condition()).build(DbBackend::Postgres);
+        let condition = statement.sql.split_once(" WHERE ").map_or("", |(_, condition)| condition);
+        (condition.to_owned(), statement.values.map(|values| values.0).unwrap_or_default())
+    }
+
     #[test]
     fn nothing_typed_is_all_open_letters_and_names_nothing() {
         let none = filter(&[]).unwrap();
         assert!(none.names_nothing() && none == Filter::default());
-        assert_eq!(none.condition(), ("letter.state = 'open'".to_owned(), vec![]));
+        assert_eq!(condition(&none), (r#""dead_letters"."state" = 'open'"#.to_owned(), vec![]));
         assert!(filter(&["--state", "all"]).unwrap().names_nothing());
-        assert_eq!(filter(&["--state", "all"]).unwrap().condition().0, "true");
+        assert_eq!(condition(&filter(&["--state", "all"]).unwrap()).0, "TRUE");
         assert!(!filter(&["--unreadable"]).unwrap().names_nothing());
     }
 
     #[test]
     fn parameters_are_numbered_in_the_order_of_their_values() {
         let chosen = filter(&["--reason", "malformed", "--kind", "confirm-receipt", "--cause", "a?b", "--since", "2h"]).unwrap();
-        let (sql, values) = chosen.condition();
-        for (at, value) in ["letter.kind = ANY($1)", "letter.reason = ANY($2)", "lower($3)", ">= now() - $4"].iter().enumerate() {
+        let (sql, values) = condition(&chosen);
+        for (at, value) in [r#""kind" = ANY($1)"#, r#""reason" = ANY($2)"#, "lower($3)", ">= (now() - $4"].iter().enumerate() {
             assert!(sql.contains(value), "{at}: {sql}");
         }
         assert_eq!(values.len(), 4);
@@ -212,7 +204,7 @@ mod tests {
     fn what_is_typed_never_becomes_sql() {
         let hostile = "'); DROP TABLE orders; --?$1";
         let chosen = filter(&["--cause", hostile, "--reason", hostile, "--order", hostile]).unwrap();
-        assert!(!chosen.condition().0.contains("DROP"));
+        assert!(!condition(&chosen).0.contains("DROP"));
     }
 
     #[test]

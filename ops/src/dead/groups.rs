@@ -1,7 +1,7 @@
 //! Letters counted by what killed them and by how their rows stand now: what is one fault, and what a replay would still do about it.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
 use serde::Serialize;
 use shared::{database::statement, domain::policy::Policy};
 use uuid::Uuid;
@@ -11,17 +11,19 @@ use super::{
     subject::{Standing, standings},
 };
 
-/// SQL for the short stable id of the group that a `letter` belongs to.
-pub(super) const GROUP_ID: &str = "left(encode(sha256(convert_to(letter.cause_group, 'UTF8')), 'hex'), 10)";
+/// SQL for the short stable id of a letter's group.
+pub(super) const GROUP_ID: &str = "left(encode(sha256(convert_to(cause_group, 'UTF8')), 'hex'), 10)";
 /// How long those ids are.
 pub(super) const GROUP_ID_DIGITS: usize = 10;
 
 /// Letters of one cause whose rows stand alike.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Group {
     /// For `--group`. The same cause has one id, however its letters' rows stand.
+    #[sea_orm(from_alias = "group_id")]
     pub group: String,
     /// The cause, without what differs from letter to letter.
+    #[sea_orm(from_alias = "cause_group")]
     pub cause: String,
     pub standing: Standing,
     pub letters: i64,
@@ -49,11 +51,18 @@ pub struct Groups {
 /// # Errors
 /// The database's.
 pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter, most: u32) -> Result<Groups, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Counted {
+        #[sea_orm(nested)]
+        group: Group,
+        all_groups: i64,
+        all_letters: i64,
+    }
     let (with, mut values) = standings(policy, filter);
     values.push(i64::from(most).into());
     let sql = format!(
         "WITH {with}, grouped AS (
-            SELECT letter.cause_group, {GROUP_ID} AS id, standing.standing, count(*) AS letters,
+            SELECT letter.cause_group, {GROUP_ID} AS group_id, standing.standing, count(*) AS letters,
                    coalesce((array_agg(DISTINCT letter.kind) FILTER (WHERE letter.kind IS NOT NULL))[1:5], '{{}}') AS kinds,
                    (array_agg(DISTINCT letter.reason))[1:5] AS reasons,
                    min(coalesce(letter.first_failed_at, letter.last_failed_at)) AS first_failed_at,
@@ -64,28 +73,10 @@ pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter,
         )
         SELECT grouped.*, count(*) OVER () AS all_groups, (sum(letters) OVER ())::bigint AS all_letters
           FROM grouped
-         ORDER BY sum(letters) OVER (PARTITION BY cause_group) DESC, id, letters DESC, standing LIMIT ${limit}",
+         ORDER BY sum(letters) OVER (PARTITION BY cause_group) DESC, group_id, letters DESC, standing LIMIT ${limit}",
         limit = values.len(),
     );
-    let mut found = Groups::default();
-    for row in db.query_all_raw(statement(&sql, values)).await? {
-        found.all = row.try_get("", "all_groups")?;
-        found.letters = row.try_get("", "all_letters")?;
-        found.groups.push(read(&row)?);
-    }
-    Ok(found)
-}
-
-fn read(row: &QueryResult) -> Result<Group, DbErr> {
-    Ok(Group {
-        group: row.try_get("", "id")?,
-        cause: row.try_get("", "cause_group")?,
-        standing: Standing::read(row)?,
-        letters: row.try_get("", "letters")?,
-        kinds: row.try_get("", "kinds")?,
-        reasons: row.try_get("", "reasons")?,
-        first_failed_at: row.try_get("", "first_failed_at")?,
-        last_failed_at: row.try_get("", "last_failed_at")?,
-        example: row.try_get("", "example")?,
-    })
+    let rows = Counted::find_by_statement(statement(&sql, values)).all(db).await?;
+    let (all, letters) = rows.first().map_or((0, 0), |first| (first.all_groups, first.all_letters));
+    Ok(Groups { groups: rows.into_iter().map(|counted| counted.group).collect(), all, letters })
 }

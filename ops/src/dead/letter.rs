@@ -4,15 +4,21 @@ use std::str::FromStr;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, QueryResult};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, DerivePartialModel, EntityTrait, QueryFilter, QueryOrder, QuerySelect, sea_query::Expr,
+};
 use serde::{Serialize, Serializer};
-use shared::database::statement;
+use shared::database::entity::{
+    dead_letters::{self, Column},
+    replay_plan_letters, replay_plans,
+};
 use uuid::Uuid;
 
 use super::groups::GROUP_ID;
 
 /// A letter without its message and its history.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
+#[sea_orm(entity = "dead_letters::Entity")]
 pub struct Summary {
     pub id: Uuid,
     pub state: String,
@@ -25,6 +31,7 @@ pub struct Summary {
     pub first_failed_at: Option<DateTime<Utc>>,
     pub last_failed_at: DateTime<Utc>,
     /// The group of its cause, for `--group`.
+    #[sea_orm(from_expr = "Expr::cust(GROUP_ID)")]
     pub group: String,
     /// The chain of causes, outermost first.
     pub cause: String,
@@ -34,9 +41,11 @@ pub struct Summary {
 }
 
 /// A letter whole.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
+#[sea_orm(entity = "dead_letters::Entity")]
 pub struct Letter {
     #[serde(flatten)]
+    #[sea_orm(nested)]
     pub summary: Summary,
     pub wakeup_id: Option<Uuid>,
     pub worker: Option<String>,
@@ -53,15 +62,19 @@ pub struct Letter {
     pub body: Vec<u8>,
     /// The letter that this one corrects, and the one that corrects it.
     pub repaired_from: Option<Uuid>,
+    #[sea_orm(from_expr = "Expr::cust(REPAIRED_AS)")]
     pub repaired_as: Option<Uuid>,
     /// The plans of replays that it was part of, oldest first.
+    #[sea_orm(skip)]
     pub plans: Vec<PlanLine>,
 }
 
 /// A letter's line in a plan.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, DerivePartialModel)]
+#[sea_orm(entity = "replay_plan_letters::Entity")]
 pub struct PlanLine {
     pub plan_id: Uuid,
+    #[sea_orm(from_expr = "replay_plans::Column::State")]
     pub plan_state: String,
     /// What a replay would have done, as checked.
     pub verdict: String,
@@ -70,79 +83,22 @@ pub struct PlanLine {
     pub at: Option<DateTime<Utc>>,
 }
 
-/// The columns of a [`Summary`], of a row under the alias `letter`.
-pub(super) fn summary_columns() -> String {
-    format!(
-        "letter.id, letter.state, letter.kind, letter.subject_id, letter.reason, letter.attempts, letter.first_failed_at,
-         letter.last_failed_at, {GROUP_ID} AS group_id, letter.cause, letter.decided_at, letter.decided_by, letter.decided_why"
-    )
-}
+/// SQL: the letter that corrects a row of `dead_letters`.
+const REPAIRED_AS: &str = "(SELECT id FROM dead_letters AS repaired WHERE repaired.repaired_from = dead_letters.id)";
 
 /// The letter of this id, whole.
 ///
 /// # Errors
 /// The database's.
 pub async fn by_id(db: &impl ConnectionTrait, id: Uuid) -> Result<Option<Letter>, DbErr> {
-    let sql = format!(
-        "SELECT {summary}, letter.wakeup_id, letter.worker, letter.trace_id, letter.stored_at, letter.queue, letter.routing_key,
-                letter.headers, letter.body, letter.repaired_from,
-                (SELECT id FROM dead_letters AS repaired WHERE repaired.repaired_from = letter.id) AS repaired_as
-           FROM dead_letters AS letter WHERE letter.id = $1",
-        summary = summary_columns(),
-    );
-    let Some(row) = db.query_one_raw(statement(&sql, [id.into()])).await? else { return Ok(None) };
-    Ok(Some(Letter {
-        summary: Summary::read(&row)?,
-        wakeup_id: row.try_get("", "wakeup_id")?,
-        worker: row.try_get("", "worker")?,
-        trace_id: row.try_get("", "trace_id")?,
-        stored_at: row.try_get("", "stored_at")?,
-        queue: row.try_get("", "queue")?,
-        routing_key: row.try_get("", "routing_key")?,
-        headers: row.try_get("", "headers")?,
-        body: row.try_get("", "body")?,
-        repaired_from: row.try_get("", "repaired_from")?,
-        repaired_as: row.try_get("", "repaired_as")?,
-        plans: plans(db, id).await?,
-    }))
-}
-
-async fn plans(db: &impl ConnectionTrait, letter: Uuid) -> Result<Vec<PlanLine>, DbErr> {
-    let sql = "SELECT line.plan_id, plan.state, line.verdict, line.result, line.at
-                 FROM replay_plan_letters AS line JOIN replay_plans AS plan ON plan.id = line.plan_id
-                WHERE line.letter_id = $1 ORDER BY plan.made_at, plan.id";
-    let rows = db.query_all_raw(statement(sql, [letter.into()])).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(PlanLine {
-                plan_id: row.try_get("", "plan_id")?,
-                plan_state: row.try_get("", "state")?,
-                verdict: row.try_get("", "verdict")?,
-                result: row.try_get("", "result")?,
-                at: row.try_get("", "at")?,
-            })
-        })
-        .collect()
-}
-
-impl Summary {
-    pub(super) fn read(row: &QueryResult) -> Result<Self, DbErr> {
-        Ok(Self {
-            id: row.try_get("", "id")?,
-            state: row.try_get("", "state")?,
-            kind: row.try_get("", "kind")?,
-            subject_id: row.try_get("", "subject_id")?,
-            reason: row.try_get("", "reason")?,
-            attempts: row.try_get("", "attempts")?,
-            first_failed_at: row.try_get("", "first_failed_at")?,
-            last_failed_at: row.try_get("", "last_failed_at")?,
-            group: row.try_get("", "group_id")?,
-            cause: row.try_get("", "cause")?,
-            decided_at: row.try_get("", "decided_at")?,
-            decided_by: row.try_get("", "decided_by")?,
-            decided_why: row.try_get("", "decided_why")?,
-        })
-    }
+    let letter = dead_letters::Entity::find_by_id(id).into_partial_model::<Letter>().one(db).await?;
+    let Some(letter) = letter else { return Ok(None) };
+    let plans = replay_plan_letters::Entity::find()
+        .inner_join(replay_plans::Entity)
+        .filter(replay_plan_letters::Column::LetterId.eq(id))
+        .order_by_asc(replay_plans::Column::MadeAt)
+        .order_by_asc(replay_plans::Column::Id);
+    Ok(Some(Letter { plans: plans.into_partial_model().all(db).await?, ..letter }))
 }
 
 /// A letter's id, or how it begins: at least eight hex digits.
@@ -190,10 +146,9 @@ pub enum NotOne {
 /// [`NotOne`]; of several letters it names the first few.
 pub async fn named(db: &impl ConnectionTrait, prefix: &IdPrefix) -> Result<Uuid, NotOne> {
     const NAMED: usize = 10;
-    let sql = "SELECT id FROM dead_letters WHERE id BETWEEN $1 AND $2 ORDER BY id LIMIT $3";
-    let most = i64::try_from(NAMED + 1).unwrap_or(i64::MAX);
-    let rows = db.query_all_raw(statement(sql, [prefix.first.into(), prefix.last.into(), most.into()])).await?;
-    let found = rows.iter().map(|row| row.try_get_by_index::<Uuid>(0)).collect::<Result<Vec<_>, _>>()?;
+    let ids = dead_letters::Entity::find().select_only().column(Column::Id);
+    let so = ids.filter(Column::Id.between(prefix.first, prefix.last)).order_by_asc(Column::Id);
+    let found: Vec<Uuid> = so.limit(NAMED as u64 + 1).into_tuple().all(db).await?;
     match found.as_slice() {
         [] => Err(NotOne::None(prefix.text.clone())),
         [one] => Ok(*one),

@@ -3,7 +3,7 @@
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Datelike, NaiveDate, NaiveTime, Utc};
-use sea_orm::Value;
+use sea_orm::sea_query::Expr;
 use serde::{Deserialize, Serialize};
 use shared::domain::span::Span;
 
@@ -21,23 +21,25 @@ pub enum Moment {
 }
 
 impl Moment {
-    /// SQL for the moment, or the day's beginning, with `?` where the value belongs.
+    /// SQL for the moment, or the day's beginning.
     #[must_use]
-    pub fn begins(&self) -> (&'static str, Value) {
+    pub fn begins(&self) -> Expr {
         match self {
-            Self::At(at) => ("?::timestamptz", (*at).into()),
-            Self::Day(day) => ("?::timestamptz", midnight(*day).into()),
-            Self::Ago(Span::Exact(ms)) => ("now() - ?::bigint * interval '1 ms'", i64::try_from(*ms).unwrap_or(i64::MAX).into()),
-            Self::Ago(Span::Months(months)) => (
-                "(now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - ?::bigint * interval '1 month') AT TIME ZONE 'Asia/Ho_Chi_Minh'",
-                i64::from(*months).into(),
+            Self::At(at) => Expr::val(*at),
+            Self::Day(day) => Expr::val(midnight(*day)),
+            Self::Ago(Span::Exact(ms)) => {
+                Expr::cust_with_values("now() - $1::bigint * interval '1 ms'", [i64::try_from(*ms).unwrap_or(i64::MAX)])
+            }
+            Self::Ago(Span::Months(months)) => Expr::cust_with_values(
+                "(now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - $1::bigint * interval '1 month') AT TIME ZONE 'Asia/Ho_Chi_Minh'",
+                [i64::from(*months)],
             ),
         }
     }
 
     /// The same for the moment, or the day's end.
     #[must_use]
-    pub fn ends(&self) -> (&'static str, Value) {
+    pub fn ends(&self) -> Expr {
         match self {
             Self::Day(day) => Self::Day(day.succ_opt().unwrap_or(*day)).begins(),
             Self::At(_) | Self::Ago(_) => self.begins(),
@@ -125,7 +127,7 @@ mod tests {
     #[test]
     fn a_day_is_that_of_ho_chi_minh_city_from_its_beginning_to_its_end() {
         let day: Moment = "2026-11-24".parse().unwrap();
-        assert_eq!(day.begins().1, at("2026-11-23T17:00:00Z").into());
-        assert_eq!(day.ends().1, at("2026-11-24T17:00:00Z").into());
+        assert_eq!(day.begins(), Expr::val(at("2026-11-23T17:00:00Z")));
+        assert_eq!(day.ends(), Expr::val(at("2026-11-24T17:00:00Z")));
     }
 }

@@ -4,15 +4,15 @@
 use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DbErr, EntityTrait, PaginatorTrait, QueryFilter, QueryOrder, QuerySelect, Select,
+    sea_query::{Expr, ExprTrait},
+};
 use serde::{Serialize, Serializer};
-use shared::database::statement;
+use shared::database::entity::dead_letters::{self, Column};
 use uuid::Uuid;
 
-use super::{
-    filter::Filter,
-    letter::{Summary, summary_columns},
-};
+use super::{filter::Filter, letter::Summary};
 
 /// The last letter of a page: the next one begins behind it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,36 +33,27 @@ pub struct Page {
 /// # Errors
 /// The database's.
 pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Cursor>, most: u32) -> Result<Page, DbErr> {
-    let (condition, mut values) = filter.condition();
-    let mut behind = String::new();
-    if let Some(Cursor { last_failed_at, id }) = after {
-        values.extend([last_failed_at.into(), id.into()]);
-        behind = format!("AND (letter.last_failed_at, letter.id) > (${}, ${})", values.len() - 1, values.len());
-    }
+    let behind = after.map(|Cursor { last_failed_at, id }| {
+        let place = Expr::tuple([Column::LastFailedAt.into_expr(), Column::Id.into_expr()]);
+        place.gt(Expr::tuple([Expr::val(last_failed_at), Expr::val(id)]))
+    });
+    let chosen = dead_letters::Entity::find().filter(filter.condition().add_option(behind));
+    let ordered = chosen.order_by_asc(Column::LastFailedAt).order_by_asc(Column::Id);
     // One more tells whether there are more.
-    values.push((i64::from(most) + 1).into());
-    let sql = format!(
-        "SELECT {summary} FROM dead_letters AS letter WHERE {condition} {behind}
-          ORDER BY letter.last_failed_at, letter.id LIMIT ${limit}",
-        summary = summary_columns(),
-        limit = values.len(),
-    );
-    let rows = db.query_all_raw(statement(&sql, values)).await?;
+    let mut letters: Vec<Summary> = ordered.limit(u64::from(most) + 1).into_partial_model().all(db).await?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
-    let letters = rows.iter().take(most).map(Summary::read).collect::<Result<Vec<_>, _>>()?;
+    let more = letters.len() > most;
+    letters.truncate(most);
     let last = letters.last().map(|letter| Cursor { last_failed_at: letter.last_failed_at, id: letter.id });
-    Ok(Page { next: last.filter(|_| rows.len() > most), letters })
+    Ok(Page { next: last.filter(|_| more), letters })
 }
 
 /// How many letters are meant.
 ///
 /// # Errors
 /// The database's.
-pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<i64, DbErr> {
-    let (condition, values) = filter.condition();
-    let sql = format!("SELECT count(*) FROM dead_letters AS letter WHERE {condition}");
-    let row = db.query_one_raw(statement(&sql, values)).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get_by_index(0)
+pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<u64, DbErr> {
+    chosen_ids(filter).count(db).await
 }
 
 /// The ids of the letters that are meant, in order.
@@ -70,10 +61,11 @@ pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<i64, Db
 /// # Errors
 /// The database's.
 pub async fn ids(db: &impl ConnectionTrait, filter: &Filter) -> Result<Vec<Uuid>, DbErr> {
-    let (condition, values) = filter.condition();
-    let sql = format!("SELECT letter.id FROM dead_letters AS letter WHERE {condition} ORDER BY letter.id");
-    let rows = db.query_all_raw(statement(&sql, values)).await?;
-    rows.iter().map(|row| row.try_get_by_index(0)).collect()
+    chosen_ids(filter).order_by_asc(Column::Id).into_tuple().all(db).await
+}
+
+fn chosen_ids(filter: &Filter) -> Select<dead_letters::Entity> {
+    dead_letters::Entity::find().select_only().column(Column::Id).filter(filter.condition())
 }
 
 impl fmt::Display for Cursor {

@@ -5,14 +5,20 @@ use std::collections::{BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, QueryResult, TransactionTrait};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
+    DerivePartialModel, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+};
 use serde::Serialize;
 use serde_json::json;
-use shared::database::statement;
+use shared::database::{
+    entity::{dead_letters, replay_plan_letters, replay_plans},
+    statement,
+};
 use uuid::Uuid;
 
 use super::{
-    filter::Filter,
+    filter::{Filter, State},
     trial::{About, Replays, Trial, Verdict},
 };
 use crate::actor::Actor;
@@ -42,7 +48,8 @@ pub struct Tolerance {
 }
 
 /// A plan as it is kept.
-#[derive(Clone, Debug, PartialEq, Serialize, FromQueryResult)]
+#[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
+#[sea_orm(entity = "replay_plans::Entity")]
 pub struct Plan {
     pub id: Uuid,
     pub state: String,
@@ -77,9 +84,11 @@ impl Plan {
 }
 
 /// One letter of a plan.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
+#[sea_orm(entity = "replay_plan_letters::Entity")]
 pub struct Line {
     pub position: i32,
+    #[sea_orm(nested)]
     pub about: About,
     pub verdict: Verdict,
     pub why: Option<String>,
@@ -136,25 +145,18 @@ pub async fn make(
     let amount = checked.iter().map(|trial| trial.amount).sum::<i64>();
     let needs_approval = request.approval_above.is_some_and(|above| amount > above);
     let tx = db.begin().await?;
-    let sql =
-        "INSERT INTO replay_plans (made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount, needs_approval)
-               VALUES ($1, $2, $3, $4, $5, $6, $7, $8) RETURNING *";
-    let row = tx
-        .query_one_raw(statement(
-            sql,
-            [
-                actor.name().into(),
-                request.why.clone().into(),
-                serde_json::to_value(&request.filter).unwrap_or_default().into(),
-                amount.into(),
-                i32::try_from(customers.len()).unwrap_or(i32::MAX).into(),
-                i32::try_from(request.tolerance.letters).unwrap_or(i32::MAX).into(),
-                request.tolerance.amount.into(),
-                needs_approval.into(),
-            ],
-        ))
-        .await?;
-    let plan = Plan::from_query_result(&row.ok_or_else(|| DbErr::RecordNotInserted)?, "")?;
+    let row = replay_plans::ActiveModel {
+        made_by: Set(actor.name().to_owned()),
+        why: Set(request.why.clone()),
+        filter: Set(serde_json::to_value(&request.filter).unwrap_or_default()),
+        amount: Set(amount),
+        customers: Set(i32::try_from(customers.len()).unwrap_or(i32::MAX)),
+        tolerance_letters: Set(i32::try_from(request.tolerance.letters).unwrap_or(i32::MAX)),
+        tolerance_amount: Set(request.tolerance.amount),
+        needs_approval: Set(needs_approval),
+        ..Default::default()
+    };
+    let plan = find(&tx, row.insert(&tx).await?.id).await?;
     write_lines(&tx, plan.id, &abouts, &checked).await?;
     let changed = json!({ "letters": abouts.len(), "amount": amount, "customers": customers.len() });
     actor.record(&tx, "replay.planned", ("replay_plan", plan.id), Some(&request.why), changed).await?;
@@ -218,22 +220,10 @@ fn sharing(trials: &[Trial]) -> Vec<Vec<usize>> {
 
 /// The open letters that a filter finds, the oldest first.
 async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<Vec<About>, DbErr> {
-    let (condition, values) = filter.condition();
-    let sql = format!(
-        "SELECT letter.id, letter.kind, letter.subject_id, letter.wakeup_id FROM dead_letters AS letter
-          WHERE letter.state = 'open' AND ({condition})
-          ORDER BY letter.last_failed_at, letter.id LIMIT {limit}"
-    );
-    let rows = db.query_all_raw(statement(&sql, values)).await?;
-    let about = |row: &QueryResult| {
-        Ok(About {
-            letter: row.try_get("", "id")?,
-            kind: row.try_get("", "kind")?,
-            subject: row.try_get("", "subject_id")?,
-            wakeup: row.try_get("", "wakeup_id")?,
-        })
-    };
-    rows.iter().map(about).collect()
+    use dead_letters::Column::{Id, LastFailedAt};
+    let open = Filter { state: State::Open, ..filter.clone() }.condition().add(filter.condition());
+    let chosen = dead_letters::Entity::find().filter(open).order_by_asc(LastFailedAt).order_by_asc(Id);
+    chosen.limit(u64::from(limit)).into_partial_model().all(db).await
 }
 
 async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], trials: &[Trial]) -> Result<(), DbErr> {
@@ -253,12 +243,13 @@ async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], tri
 /// # Errors
 /// [`PlanError::Unknown`], or the database's.
 pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<Plan, PlanError> {
-    read(db.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1", [id.into()])).await?, id)
+    replay_plans::Entity::find_by_id(id).into_partial_model().one(db).await?.ok_or(PlanError::Unknown(id))
 }
 
-/// The plan that a row holds.
-pub(super) fn read(row: Option<QueryResult>, id: Uuid) -> Result<Plan, PlanError> {
-    Ok(Plan::from_query_result(&row.ok_or(PlanError::Unknown(id))?, "")?)
+/// The same, locked.
+pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<Plan, PlanError> {
+    let locked = replay_plans::Entity::find_by_id(id).lock_exclusive();
+    locked.into_partial_model().one(tx).await?.ok_or(PlanError::Unknown(id))
 }
 
 /// The newest plans.
@@ -266,9 +257,8 @@ pub(super) fn read(row: Option<QueryResult>, id: Uuid) -> Result<Plan, PlanError
 /// # Errors
 /// The database's.
 pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, DbErr> {
-    let sql = "SELECT * FROM replay_plans ORDER BY made_at DESC, id LIMIT $1";
-    let rows = db.query_all_raw(statement(sql, [i64::from(limit).into()])).await?;
-    rows.iter().map(|row| Plan::from_query_result(row, "")).collect()
+    let newest = replay_plans::Entity::find().order_by_desc(replay_plans::Column::MadeAt).order_by_asc(replay_plans::Column::Id);
+    newest.limit(u64::from(limit)).into_partial_model().all(db).await
 }
 
 /// What a plan's letters would come to, and did, the most numerous first.
@@ -280,8 +270,7 @@ pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, Db
                       coalesce(sum(amount), 0)::bigint AS amount, coalesce(sum(result_amount), 0)::bigint AS moved
                  FROM replay_plan_letters WHERE plan_id = $1
                 GROUP BY 1, 2, 3 ORDER BY letters DESC, verdict, result, why";
-    let rows = db.query_all_raw(statement(sql, [id.into()])).await?;
-    rows.iter().map(|row| Tally::from_query_result(row, "")).collect()
+    Tally::find_by_statement(statement(sql, [id.into()])).all(db).await
 }
 
 /// Of a plan's letters those that are still to be replayed or closed, in their order.
@@ -289,27 +278,13 @@ pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, Db
 /// # Errors
 /// The database's.
 pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Line>, DbErr> {
-    let sql = "SELECT line.position, line.verdict, line.why, line.amount, line.letter_id,
-                      letter.kind, letter.subject_id, letter.wakeup_id
-                 FROM replay_plan_letters AS line JOIN dead_letters AS letter ON letter.id = line.letter_id
-                WHERE line.plan_id = $1 AND line.result IS NULL AND line.verdict IN ('applies', 'moot') ORDER BY line.position";
-    let rows = db.query_all_raw(statement(sql, [id.into()])).await?;
-    let line = |row: &QueryResult| {
-        let verdict: String = row.try_get("", "verdict")?;
-        Ok(Line {
-            position: row.try_get("", "position")?,
-            verdict: Verdict::of(&verdict).ok_or_else(|| DbErr::Type(format!("no verdict: {verdict}")))?,
-            why: row.try_get("", "why")?,
-            amount: row.try_get("", "amount")?,
-            about: About {
-                letter: row.try_get("", "letter_id")?,
-                kind: row.try_get("", "kind")?,
-                subject: row.try_get("", "subject_id")?,
-                wakeup: row.try_get("", "wakeup_id")?,
-            },
-        })
-    };
-    rows.iter().map(line).collect()
+    use replay_plan_letters::Column;
+    let lines = replay_plan_letters::Entity::find().inner_join(dead_letters::Entity);
+    let left = lines
+        .filter(Column::PlanId.eq(id))
+        .filter(Column::Result.is_null())
+        .filter(Column::Verdict.is_in([Verdict::Applies, Verdict::Moot]));
+    left.order_by_asc(Column::Position).into_partial_model().all(db).await
 }
 
 /// A second operator's word that a plan may be run.
@@ -318,8 +293,7 @@ pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<
 /// [`PlanError`].
 pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Option<&str>) -> Result<Plan, PlanError> {
     let tx = db.begin().await?;
-    let row = tx.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1 FOR UPDATE", [id.into()])).await?;
-    let plan = read(row, id)?;
+    let plan = find_locked(&tx, id).await?;
     if plan.state == "done" {
         return Err(PlanError::Done);
     }

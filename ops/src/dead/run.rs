@@ -7,17 +7,21 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, QuerySelect, TransactionTrait,
     sqlx::{self, Postgres, pool::PoolConnection},
 };
 use serde::Serialize;
 use serde_json::json;
-use shared::{database::statement, domain::money::Dong};
+use shared::{
+    database::{entity::replay_plans, statement},
+    domain::money::Dong,
+};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::{
+    decide::close,
     plan::{self, Line, Plan, PlanError, Tolerance, check, drift, lines_left},
     trial::{Replays, Trial, Verdict, failed},
 };
@@ -175,9 +179,8 @@ impl Run<'_> {
     async fn begin(&self, id: Uuid) -> Result<(Uuid, u32), RunError> {
         let run = Uuid::new_v4();
         let tx = self.db.begin().await?;
-        let row = tx.query_one_raw(statement("SELECT * FROM replay_plans WHERE id = $1 FOR UPDATE", [id.into()])).await?;
         // It may have been run to its end, or taken back, since it was looked at.
-        allowed(&plan::read(row, id)?)?;
+        allowed(&plan::find_locked(&tx, id).await?)?;
         let sql = "UPDATE replay_plans SET state = 'running', run = $2, run_by = $3, started_at = coalesce(started_at, now()), stopped_why = NULL
                     WHERE id = $1";
         tx.execute_raw(statement(sql, [id.into(), run.into(), self.actor.name().into()])).await?;
@@ -283,9 +286,9 @@ impl Run<'_> {
 
     /// Whether this run still holds the plan and this letter is still to be done; both stay locked.
     async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &Line) -> Result<bool, RunError> {
-        let sql = "SELECT run = $2 AS ours FROM replay_plans WHERE id = $1 FOR UPDATE";
-        let row = tx.query_one_raw(statement(sql, [plan.into(), run.into()])).await?;
-        if !row.is_some_and(|row| row.try_get("", "ours").unwrap_or(false)) {
+        let plans = replay_plans::Entity::find_by_id(plan).select_only().column(replay_plans::Column::Run).lock_exclusive();
+        let holder: Option<Option<Uuid>> = plans.into_tuple().one(tx).await?;
+        if holder.flatten() != Some(run) {
             return Err(RunError::TakenOver);
         }
         let sql = "SELECT FROM replay_plan_letters WHERE plan_id = $1 AND letter_id = $2 AND result IS NULL FOR UPDATE";
@@ -301,13 +304,11 @@ impl Run<'_> {
             Verdict::Waits | Verdict::Fails | Verdict::Unreadable => ("left", None),
         };
         if let Some(state) = state {
-            let sql = "UPDATE dead_letters SET state = $2, decided_at = now(), decided_by = $3, decided_why = $4 WHERE id = $1";
             let why = match trial.verdict {
                 Verdict::Moot => format!("moot: {} (plan {})", trial.why.as_deref().unwrap_or("nothing to do"), plan.id),
                 _ => format!("{} (plan {})", plan.why, plan.id),
             };
-            let values = [letter.into(), state.into(), self.actor.name().into(), why.clone().into()];
-            tx.execute_raw(statement(sql, values)).await?;
+            close(&tx, &[letter], state, self.actor, &why).await?;
             let changed = json!({ "state": state, "plan": plan.id, "amount": trial.amount });
             let action = format!("dead_letter.{state}");
             self.actor.record(&tx, &action, ("dead_letter", letter), Some(&why), changed).await?;
@@ -374,7 +375,7 @@ async fn decided(tx: &DatabaseTransaction, letter: Uuid) -> Result<Option<String
     let sql = "SELECT CASE WHEN state <> 'open' THEN state || ' by ' || decided_by || ': ' || decided_why END AS decided
                  FROM dead_letters WHERE id = $1 FOR UPDATE";
     match tx.query_one_raw(statement(sql, [letter.into()])).await? {
-        Some(row) => row.try_get("", "decided"),
+        Some(row) => row.try_get_by_index(0),
         None => Ok(Some("it is gone".to_owned())),
     }
 }

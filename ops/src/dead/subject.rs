@@ -2,10 +2,16 @@
 //! a row, its task says ([`Task::shown`]): no kind is known here.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DbErr, QueryResult, Value};
+use sea_orm::{
+    ConnectionTrait, DbBackend, DbErr, DeriveActiveEnum, EntityTrait, EnumIter, FromQueryResult, QueryFilter, QuerySelect,
+    QueryTrait, Value,
+};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::{
+        entity::dead_letters::{self, Column},
+        statement,
+    },
     domain::{due, policy::Policy, task::Shown, tasks},
 };
 use uuid::Uuid;
@@ -13,8 +19,9 @@ use uuid::Uuid;
 use super::filter::{Filter, State};
 
 /// How the row stands that a letter is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, EnumIter, DeriveActiveEnum)]
 #[serde(rename_all = "lowercase")]
+#[sea_orm(rs_type = "String", db_type = "Text", rename_all = "lowercase")]
 pub enum Standing {
     /// A candidate, and due: a replay would apply it, if nothing fails.
     Due,
@@ -40,16 +47,10 @@ impl Standing {
             Self::Unreadable => "unreadable",
         }
     }
-
-    pub(super) fn read(row: &QueryResult) -> Result<Self, DbErr> {
-        let name: String = row.try_get("", "standing")?;
-        let all = [Self::Due, Self::Waits, Self::Moot, Self::Gone, Self::Unreadable];
-        all.into_iter().find(|standing| standing.name() == name).ok_or_else(|| DbErr::Type(format!("no standing: {name}")))
-    }
 }
 
 /// The standing of one letter's row, and when it is or was due, if it is a candidate and the policy says so.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Stands {
     pub standing: Standing,
     pub due_at: Option<DateTime<Utc>>,
@@ -61,8 +62,8 @@ pub struct Stands {
 /// The database's.
 pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) -> Result<Option<Stands>, DbErr> {
     let (with, values) = standings(policy, &Filter { ids: vec![letter], state: State::All, ..Filter::default() });
-    let row = db.query_one_raw(statement(&format!("WITH {with} SELECT standing, due_at FROM standing"), values)).await?;
-    row.map(|row| Ok(Stands { standing: Standing::read(&row)?, due_at: row.try_get("", "due_at")? })).transpose()
+    let sql = format!("WITH {with} SELECT standing, due_at FROM standing");
+    Stands::find_by_statement(statement(&sql, values)).one(db).await
 }
 
 /// What operators may see of a subject now, as [`Task::shown`] has it; `None` where there is no such row.
@@ -77,7 +78,17 @@ pub async fn seen(db: &impl ConnectionTrait, task: &dyn Shown, subject: Uuid) ->
 /// Common table expressions `letter` (the chosen letters, without their messages) and `standing` (`id`, `standing`, `due_at`: one
 /// row for each of them), and the values of their parameters `$1…`.
 pub(super) fn standings(policy: &Policy, filter: &Filter) -> (String, Vec<Value>) {
-    let (condition, mut values) = filter.condition();
+    let letters = dead_letters::Entity::find().select_only().columns([
+        Column::Id,
+        Column::Kind,
+        Column::SubjectId,
+        Column::Reason,
+        Column::CauseGroup,
+        Column::FirstFailedAt,
+        Column::LastFailedAt,
+    ]);
+    let chosen = letters.filter(filter.condition()).build(DbBackend::Postgres);
+    let mut values = chosen.values.map(|values| values.0).unwrap_or_default();
     let mut parameter = |value: Value| {
         values.push(value);
         format!("${}", values.len())
@@ -100,15 +111,13 @@ pub(super) fn standings(policy: &Policy, filter: &Filter) -> (String, Vec<Value>
         .collect();
     let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
     let with = format!(
-        "letter AS MATERIALIZED (
-            SELECT id, kind, subject_id, reason, cause_group, first_failed_at, last_failed_at
-              FROM dead_letters AS letter WHERE {condition}
-        ), standing AS (
+        "letter AS MATERIALIZED ({chosen}), standing AS (
             {of_kinds}
             UNION ALL
             SELECT letter.id, NULL, 'unreadable' FROM letter
              WHERE letter.subject_id IS NULL OR letter.kind IS NULL OR letter.kind <> ALL({kinds})
         )",
+        chosen = chosen.sql,
         of_kinds = of_kinds.join(" UNION ALL "),
         kinds = parameter(kinds.into()),
     );

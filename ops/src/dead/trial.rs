@@ -3,12 +3,16 @@
 
 use std::collections::HashMap;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
+use sea_orm::{
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, DeriveActiveEnum, DerivePartialModel, EnumIter,
+    FromQueryResult, TransactionTrait,
+};
 use serde::Serialize;
 use shared::{
     database::{
+        entity::dead_letters,
         failure::trouble,
-        statement,
+        one, statement,
         statements::{NotApplied, Statements},
     },
     domain::{outcome::Outcome, tasks},
@@ -23,19 +27,24 @@ use crate::shown::moment;
 const CONFLICTS_MAX: u32 = 5;
 
 /// What a letter is about, as far as it says so.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
+#[sea_orm(entity = "dead_letters::Entity")]
 pub struct About {
     /// The letter's id.
+    #[sea_orm(from_col = "id")]
     pub letter: Uuid,
     pub kind: Option<String>,
+    #[sea_orm(from_col = "subject_id")]
     pub subject: Option<Uuid>,
     /// The wake-up that died, under whose name the effect is recorded; the letter's own id where there is none.
+    #[sea_orm(from_col = "wakeup_id")]
     pub wakeup: Option<Uuid>,
 }
 
 /// What a replay does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, EnumIter, DeriveActiveEnum)]
 #[serde(rename_all = "lowercase")]
+#[sea_orm(rs_type = "String", db_type = "Text", rename_all = "lowercase")]
 pub enum Verdict {
     /// It applies the effect, or as much of it as a wallet allows.
     Applies,
@@ -50,8 +59,6 @@ pub enum Verdict {
 }
 
 impl Verdict {
-    pub const ALL: [Self; 5] = [Self::Applies, Self::Moot, Self::Waits, Self::Fails, Self::Unreadable];
-
     /// The name in the table.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -62,12 +69,6 @@ impl Verdict {
             Self::Fails => "fails",
             Self::Unreadable => "unreadable",
         }
-    }
-
-    /// What the table says.
-    #[must_use]
-    pub fn of(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|verdict| verdict.name() == name)
     }
 }
 
@@ -203,11 +204,15 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
 /// What this transaction has moved out of wallets for a subject so far, and out of whose. Whatever the kind: money that a task moves
 /// names its order.
 async fn moved(tx: &DatabaseTransaction, subject: Uuid) -> Result<(i64, Vec<Uuid>), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Moved {
+        amount: i64,
+        customers: Vec<Uuid>,
+    }
     let sql = "SELECT coalesce(sum(transfers.amount), 0)::bigint AS amount,
                       coalesce(array_agg(DISTINCT wallet.customer_id), '{}') AS customers
                  FROM transfers JOIN accounts AS wallet ON wallet.id = transfers.debit_account AND wallet.kind = 'wallet'
                 WHERE transfers.order_id = $1 AND transfers.xmin = pg_current_xact_id_if_assigned()::xid";
-    let row = tx.query_one_raw(statement(sql, [subject.into()])).await?;
-    let row = row.ok_or_else(|| DbErr::RecordNotFound("a sum".into()))?;
-    Ok((row.try_get("", "amount")?, row.try_get("", "customers")?))
+    let Moved { amount, customers } = one(tx, statement(sql, [subject.into()])).await?;
+    Ok((amount, customers))
 }

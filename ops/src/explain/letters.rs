@@ -2,8 +2,17 @@
 //! which they were replayed, down to who planned, approved and ran them.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
-use shared::{database::statement, domain::due::bounded};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, DerivePartialModel, EntityTrait, QueryFilter, QueryOrder,
+};
+use shared::{
+    database::{
+        column,
+        entity::{dead_letters, replay_plan_letters, replay_plans},
+        statement,
+    },
+    domain::due::bounded,
+};
 use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, records};
@@ -16,30 +25,61 @@ const LETTERS: &str = "
         SELECT other.id, other.repaired_from
           FROM related JOIN dead_letters AS other ON other.id = related.repaired_from OR other.repaired_from = related.id
     )
-    SELECT letter.id, kind, nullif(subject_id, $1) AS other_subject, wakeup_id, state, reason, cause, attempts, first_failed_at,
-           last_failed_at, worker, trace_id, letter.repaired_from, stored_at, decided_at, decided_by, decided_why
-      FROM dead_letters AS letter JOIN related ON related.id = letter.id
-     ORDER BY last_failed_at, letter.id";
+    SELECT id FROM related";
 
-/// The plans that these letters (`$1`) were or are in.
-const PLANS: &str = "
-    SELECT line.letter_id, line.plan_id, line.verdict, line.why AS verdict_why, line.amount, line.result, line.result_why,
-           line.result_amount, line.at, plan.state, plan.made_at, plan.made_by, plan.why, plan.approved_at, plan.approved_by,
-           plan.run_by, plan.started_at, plan.stopped_why
-      FROM replay_plan_letters AS line JOIN replay_plans AS plan ON plan.id = line.plan_id
-     WHERE line.letter_id = ANY($1) ORDER BY plan.made_at, line.position";
+/// A letter without its message.
+#[derive(DerivePartialModel)]
+#[sea_orm(entity = "dead_letters::Entity")]
+struct Died {
+    id: Uuid,
+    state: String,
+    kind: Option<String>,
+    subject_id: Option<Uuid>,
+    wakeup_id: Option<Uuid>,
+    reason: String,
+    cause: String,
+    attempts: i32,
+    first_failed_at: Option<DateTime<Utc>>,
+    last_failed_at: DateTime<Utc>,
+    worker: Option<String>,
+    trace_id: Option<String>,
+    repaired_from: Option<Uuid>,
+    stored_at: DateTime<Utc>,
+    decided_at: Option<DateTime<Utc>>,
+    decided_by: Option<String>,
+    decided_why: Option<String>,
+}
+
+/// A line of a plan, with its plan.
+#[derive(DerivePartialModel)]
+struct Planned {
+    #[sea_orm(nested)]
+    line: replay_plan_letters::Model,
+    #[sea_orm(nested)]
+    plan: replay_plans::Model,
+}
 
 /// Everything about a subject's letters.
 pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
-    let (mut entries, mut letters, mut plans) = (Vec::new(), Vec::<Uuid>::new(), Vec::<Uuid>::new());
-    for row in snapshot.query_all_raw(statement(LETTERS, [id.into()])).await? {
-        letters.push(row.try_get("", "id")?);
-        entries.extend(letter(&row)?);
-    }
-    for row in snapshot.query_all_raw(statement(PLANS, [letters.into()])).await? {
-        plans.push(row.try_get("", "plan_id")?);
-        entries.extend(replay(&row)?);
-    }
+    let related: Vec<Uuid> = column(snapshot, statement(LETTERS, [id.into()])).await?;
+    let letters = dead_letters::Entity::find()
+        .filter(dead_letters::Column::Id.eq_any(related))
+        .order_by_asc(dead_letters::Column::LastFailedAt)
+        .order_by_asc(dead_letters::Column::Id)
+        .into_partial_model::<Died>()
+        .all(snapshot)
+        .await?;
+    let planned = replay_plan_letters::Entity::find()
+        .inner_join(replay_plans::Entity)
+        .filter(replay_plan_letters::Column::LetterId.eq_any(letters.iter().map(|letter| letter.id)))
+        .order_by_asc(replay_plans::Column::MadeAt)
+        .order_by_asc(replay_plan_letters::Column::Position)
+        .into_partial_model::<Planned>()
+        .all(snapshot)
+        .await?;
+    let plans: Vec<Uuid> = planned.iter().map(|planned| planned.plan.id).collect();
+    let mut entries: Vec<Entry> = letters.into_iter().flat_map(|died| letter(died, id)).collect();
+    entries.extend(planned.into_iter().flat_map(replay));
     let sql = format!(
         "SELECT {} AS at, actor_kind, action, detail FROM activity_operations WHERE subject_id = ANY($1) ORDER BY at, id",
         bounded("at")
@@ -51,68 +91,65 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 }
 
 /// A letter's moments: when it first failed, died, was stored as the correction of another, and was decided about.
-fn letter(row: &QueryResult) -> Result<Vec<Entry>, DbErr> {
-    let id = Fact::Id(row.try_get("", "id")?);
-    let moment = |column: &str| row.try_get::<Option<DateTime<Utc>>>("", column);
-    let text = |column: &str| row.try_get::<Option<String>>("", column).map(|text| text.map(Fact::Text));
-    let uuid = |column: &str| row.try_get::<Option<Uuid>>("", column).map(|id| id.map(Fact::Id));
-    let kind = row.try_get::<Option<String>>("", "kind")?.map(|kind| Fact::word(&kind));
-    let (state, died_at): (String, DateTime<Utc>) = (row.try_get("", "state")?, row.try_get("", "last_failed_at")?);
+fn letter(letter: Died, subject: Uuid) -> Vec<Entry> {
+    let id = Fact::Id(letter.id);
+    let kind = letter.kind.map(|kind| Fact::word(&kind));
     let named = || Facts::new([("letter", id.clone())]);
     let mut entries = Vec::new();
-    if let Some(at) = moment("first_failed_at")?.filter(|at| *at < died_at) {
+    if let Some(at) = letter.first_failed_at.filter(|at| *at < letter.last_failed_at) {
         entries.push(Entry { at, what: "first failure".into(), detail: named().with("kind", kind.clone()) });
     }
     let detail = named()
         .with("kind", kind)
-        .with("reason", text("reason")?)
-        .with("cause", text("cause")?)
-        .with("attempts", Some(Fact::Count(row.try_get::<i32>("", "attempts")?.into())))
-        .with("about_another", uuid("other_subject")?)
-        .with("wakeup", uuid("wakeup_id")?)
-        .with("worker", text("worker")?)
-        .with("trace", text("trace_id")?)
-        .with("state", Some(Fact::Text(state.clone())));
-    entries.push(Entry { at: died_at, what: "dead letter".into(), detail });
-    if let Some(original) = uuid("repaired_from")? {
-        let detail = named().with("corrects", Some(original));
-        entries.push(Entry { at: row.try_get("", "stored_at")?, what: "dead letter repaired".into(), detail });
+        .with("reason", Some(Fact::Text(letter.reason)))
+        .with("cause", Some(Fact::Text(letter.cause)))
+        .with("attempts", Some(Fact::Count(letter.attempts.into())))
+        .with("about_another", letter.subject_id.filter(|other| *other != subject).map(Fact::Id))
+        .with("wakeup", letter.wakeup_id.map(Fact::Id))
+        .with("worker", letter.worker.map(Fact::Text))
+        .with("trace", letter.trace_id.map(Fact::Text))
+        .with("state", Some(Fact::Text(letter.state.clone())));
+    entries.push(Entry { at: letter.last_failed_at, what: "dead letter".into(), detail });
+    if let Some(original) = letter.repaired_from {
+        let detail = named().with("corrects", Some(Fact::Id(original)));
+        entries.push(Entry { at: letter.stored_at, what: "dead letter repaired".into(), detail });
     }
-    if let Some(at) = moment("decided_at")? {
-        let detail = named().with("by", text("decided_by")?).with("why", text("decided_why")?);
-        entries.push(Entry { at, what: format!("dead letter {state}"), detail });
+    if let Some(at) = letter.decided_at {
+        let detail = named().with("by", letter.decided_by.map(Fact::Text)).with("why", letter.decided_why.map(Fact::Text));
+        entries.push(Entry { at, what: format!("dead letter {}", letter.state), detail });
     }
-    Ok(entries)
+    entries
 }
 
 /// A letter's place in a plan: planned, approved, begun, done.
-fn replay(row: &QueryResult) -> Result<Vec<Entry>, DbErr> {
-    let plan = Fact::Id(row.try_get("", "plan_id")?);
-    let letter = Fact::Id(row.try_get("", "letter_id")?);
-    let moment = |column: &str| row.try_get::<Option<DateTime<Utc>>>("", column);
-    let text = |column: &str| row.try_get::<Option<String>>("", column).map(|text| text.map(Fact::Text));
-    let money = |column: &str| row.try_get::<i64>("", column).map(|amount| (amount > 0).then_some(Fact::Money(amount)));
-    let named = || Facts::new([("plan", plan.clone())]);
+fn replay(Planned { line, plan }: Planned) -> Vec<Entry> {
+    let (id, letter) = (Fact::Id(plan.id), Fact::Id(line.letter_id));
+    let money = |amount: i64| (amount > 0).then_some(Fact::Money(amount));
+    let named = || Facts::new([("plan", id.clone())]);
     let planned = named()
         .with("letter", Some(letter.clone()))
-        .with("by", text("made_by")?)
-        .with("why", text("why")?)
-        .with("verdict", text("verdict")?)
-        .with("because", text("verdict_why")?)
-        .with("amount", money("amount")?);
-    let mut entries = vec![Entry { at: row.try_get("", "made_at")?, what: "replay planned".into(), detail: planned }];
-    if let Some(at) = moment("approved_at")? {
-        entries.push(Entry { at, what: "replay approved".into(), detail: named().with("by", text("approved_by")?) });
+        .with("by", Some(Fact::Text(plan.made_by)))
+        .with("why", Some(Fact::Text(plan.why)))
+        .with("verdict", Some(Fact::Text(line.verdict)))
+        .with("because", line.why.map(Fact::Text))
+        .with("amount", money(line.amount));
+    let mut entries = vec![Entry { at: plan.made_at, what: "replay planned".into(), detail: planned }];
+    if let Some(at) = plan.approved_at {
+        entries.push(Entry { at, what: "replay approved".into(), detail: named().with("by", plan.approved_by.map(Fact::Text)) });
     }
-    if let Some(at) = moment("started_at")? {
-        let detail =
-            named().with("by", text("run_by")?).with("state", text("state")?).with("stopped_because", text("stopped_why")?);
+    if let Some(at) = plan.started_at {
+        let detail = named()
+            .with("by", plan.run_by.map(Fact::Text))
+            .with("state", Some(Fact::Text(plan.state)))
+            .with("stopped_because", plan.stopped_why.map(Fact::Text));
         entries.push(Entry { at, what: "replay begun".into(), detail });
     }
-    if let (Some(at), Some(result)) = (moment("at")?, row.try_get::<Option<String>>("", "result")?) {
-        let detail =
-            named().with("letter", Some(letter)).with("because", text("result_why")?).with("amount", money("result_amount")?);
+    if let (Some(at), Some(result)) = (line.at, line.result) {
+        let detail = named()
+            .with("letter", Some(letter))
+            .with("because", line.result_why.map(Fact::Text))
+            .with("amount", money(line.result_amount));
         entries.push(Entry { at, what: format!("replay: {result}"), detail });
     }
-    Ok(entries)
+    entries
 }

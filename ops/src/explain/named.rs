@@ -2,7 +2,10 @@
 //! stands for two rows gives both.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
-use shared::{database::statement, domain::tasks};
+use shared::{
+    database::{column, statement},
+    domain::tasks,
+};
 use uuid::Uuid;
 
 /// A row by its table, or an id that no row has.
@@ -17,19 +20,18 @@ pub(super) struct Named {
 pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<Vec<Named>, DbErr> {
     let tables = tables();
     let mut found: Vec<Named> = Vec::new();
-    for (table, column) in tables.iter().filter_map(|(table, known_by)| Some((*table, (*known_by)?))) {
-        let sql = format!("SELECT id FROM {table} WHERE {column} = $1");
-        for row in snapshot.query_all_raw(statement(&sql, [name.into()])).await? {
-            found.push(Named { table: Some(table), id: row.try_get("", "id")?, code: Some(name.to_owned()) });
-        }
+    for (table, code) in tables.iter().filter_map(|(table, known_by)| Some((*table, (*known_by)?))) {
+        let sql = format!("SELECT id FROM {table} WHERE {code} = $1");
+        let ids: Vec<Uuid> = column(snapshot, statement(&sql, [name.into()])).await?;
+        found.extend(ids.into_iter().map(|id| Named { table: Some(table), id, code: Some(name.to_owned()) }));
     }
     let Ok(id) = Uuid::parse_str(name.trim()) else { return Ok(found) };
     let mut is_row = false;
     for (table, known_by) in tables {
-        let sql = format!("SELECT {}::text AS code FROM {table} WHERE id = $1", known_by.unwrap_or("NULL"));
+        let sql = format!("SELECT {}::text FROM {table} WHERE id = $1", known_by.unwrap_or("NULL"));
         if let Some(row) = snapshot.query_one_raw(statement(&sql, [id.into()])).await? {
             is_row = true;
-            let named = Named { table: Some(table), id, code: row.try_get("", "code")? };
+            let named = Named { table: Some(table), id, code: row.try_get_by_index(0)? };
             if !found.contains(&named) {
                 found.push(named);
             }

@@ -5,10 +5,15 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
+use sea_orm::{
+    ColumnTrait, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryFilter, QueryOrder, QueryResult, QuerySelect,
+};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::{
+        entity::{dead_letters, outbox, pauses},
+        statement,
+    },
     domain::{due, event::EventType, span::signed_ms, task::Shown},
     message::{
         ladder::{Hop, Rung},
@@ -106,18 +111,18 @@ pub(super) async fn of(
             )
         }
     };
-    let open = "SELECT id FROM dead_letters WHERE subject_id = $1 AND kind = $2 AND state = 'open' ORDER BY last_failed_at, id";
-    let open = snapshot.query_all_raw(statement(open, [id.into(), task.kind().into()])).await?;
-    let open_letters = open.iter().map(|row| row.try_get("", "id")).collect::<Result<_, _>>()?;
-    let paused = "SELECT paused_at, paused_by, why FROM pauses WHERE kind = $1";
-    let paused = snapshot.query_one_raw(statement(paused, [task.kind().into()])).await?;
-    let paused = paused.map(|row| {
-        Ok::<_, DbErr>(Paused {
-            at: row.try_get("", "paused_at")?,
-            by: row.try_get("", "paused_by")?,
-            why: row.try_get("", "why")?,
-        })
-    });
+    let letters = dead_letters::Entity::find().select_only().column(dead_letters::Column::Id);
+    let open_letters = letters
+        .filter(dead_letters::Column::SubjectId.eq(id))
+        .filter(dead_letters::Column::Kind.eq(task.kind()))
+        .filter(dead_letters::Column::State.eq("open"))
+        .order_by_asc(dead_letters::Column::LastFailedAt)
+        .order_by_asc(dead_letters::Column::Id)
+        .into_tuple()
+        .all(snapshot)
+        .await?;
+    let paused = pauses::Entity::find_by_id(task.kind()).one(snapshot).await?;
+    let paused = paused.map(|pause| Paused { at: pause.paused_at, by: pause.paused_by, why: pause.why });
     Ok(Outlook {
         kind: task.kind(),
         candidate: candidate.is_some(),
@@ -126,7 +131,7 @@ pub(super) async fn of(
         due_at,
         wakeup,
         open_letters,
-        paused: paused.transpose()?,
+        paused,
     })
 }
 
@@ -182,10 +187,9 @@ async fn in_outbox(
     id: Uuid,
 ) -> Result<Option<String>, DbErr> {
     let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
-    let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
-    let sql = "SELECT event_type FROM outbox WHERE subject_id = $1 AND event_type = ANY($2) ORDER BY id DESC LIMIT 1";
-    let row = snapshot.query_one_raw(statement(sql, [id.into(), events.into()])).await?;
-    row.map(|row| row.try_get("", "event_type")).transpose()
+    let events = outbox::Entity::find().select_only().column(outbox::Column::EventType);
+    let waking = events.filter(outbox::Column::EventType.eq_any(lines.map(|line| line.on.name().to_owned())));
+    waking.filter(outbox::Column::SubjectId.eq(id)).order_by_desc(outbox::Column::Id).into_tuple().one(snapshot).await
 }
 
 async fn why_none(

@@ -2,24 +2,29 @@
 //! what the sweep did. Of what other systems wrote, words of codes are told and nothing else.
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
 use serde_json::Value;
-use shared::{database::statement, domain::due::bounded};
+use shared::{
+    database::{column, statement},
+    domain::due::bounded,
+};
 use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, fact::WORD};
 
 /// The moments that the row itself holds, whatever its columns are called.
 pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'static str>, id: Uuid) -> Result<Vec<Entry>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Moment {
+        at: DateTime<Utc>,
+        name: String,
+    }
     let Some(table) = table else { return Ok(Vec::new()) };
-    let columns = "SELECT quote_literal(attname) || ', ' || quote_ident(attname) AS pair FROM pg_attribute
+    let columns = "SELECT '(' || quote_literal(attname) || ', ' || quote_ident(attname) || ')' FROM pg_attribute
                     WHERE attrelid = $1::text::regclass AND attnum > 0 AND NOT attisdropped AND atttypid = 'timestamptz'::regtype
                       AND has_column_privilege(attrelid, attnum, 'SELECT')
                     ORDER BY attnum";
-    let mut pairs = Vec::new();
-    for row in snapshot.query_all_raw(statement(columns, [table.into()])).await? {
-        pairs.push(format!("({})", row.try_get::<String>("", "pair")?));
-    }
+    let pairs: Vec<String> = column(snapshot, statement(columns, [table.into()])).await?;
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
@@ -30,12 +35,11 @@ pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'stati
         at = bounded("moment.at"),
         pairs = pairs.join(", ")
     );
-    let entry = |row: &QueryResult| {
-        let name: String = row.try_get("", "name")?;
-        let column = Fact::Text(format!("{table}.{name}"));
-        Ok(Entry { at: row.try_get("", "at")?, what: name.replace('_', " "), detail: Facts::new([("row", column)]) })
+    let entry = |Moment { at, name }| {
+        let detail = Facts::new([("row", Fact::Text(format!("{table}.{name}")))]);
+        Entry { at, what: name.replace('_', " "), detail }
     };
-    snapshot.query_all_raw(statement(&sql, [id.into()])).await?.iter().map(entry).collect()
+    Ok(Moment::find_by_statement(statement(&sql, [id.into()])).all(snapshot).await?.into_iter().map(entry).collect())
 }
 
 /// Everything else that is on record, each source in order of time.
@@ -91,19 +95,26 @@ const SOURCES: [(&str, Tell); 7] = [
     ),
 ];
 
+#[derive(FromQueryResult)]
+struct Raised {
+    at: DateTime<Utc>,
+    id: i64,
+    event_type: String,
+    reason: Option<String>,
+    occurred_at: Option<DateTime<Utc>>,
+}
+
 fn event(row: &QueryResult) -> Result<Entry, DbErr> {
-    let reason: Option<String> = row.try_get("", "reason")?;
-    let occurred_at: Option<DateTime<Utc>> = row.try_get("", "occurred_at")?;
+    let Raised { at, id, event_type, reason, occurred_at } = Raised::from_query_result(row, "")?;
     let what = if reason.is_some() { "event set aside" } else { "event, waits in the outbox" };
-    let event_type: String = row.try_get("", "event_type")?;
     let detail = Facts::new([("event", Fact::word(&event_type))])
         .with("occurred", occurred_at.map(Fact::Moment))
         .with(
             "reason",
             reason.map(|reason| if reason.starts_with("unknown event type") { unknown_event() } else { Fact::Text(reason) }),
         )
-        .with("number", Some(Fact::Count(row.try_get("", "id")?)));
-    entry(row, what, detail)
+        .with("number", Some(Fact::Count(id)));
+    Ok(entry(at, what, detail))
 }
 
 /// The reason quotes whatever stood in the place of the event's name.
@@ -111,30 +122,55 @@ fn unknown_event() -> Fact {
     Fact::Text("unknown event type; see `ops set-aside list`".into())
 }
 
+#[derive(FromQueryResult)]
+struct Change {
+    at: DateTime<Utc>,
+    from_status: String,
+    to_status: String,
+    reason: Option<String>,
+    wakeup_id: Option<Uuid>,
+}
+
 fn status(row: &QueryResult) -> Result<Entry, DbErr> {
-    let (from, to): (String, String) = (row.try_get("", "from_status")?, row.try_get("", "to_status")?);
-    let (reason, wakeup): (Option<String>, Option<Uuid>) = (row.try_get("", "reason")?, row.try_get("", "wakeup_id")?);
+    let Change { at, from_status, to_status, reason, wakeup_id } = Change::from_query_result(row, "")?;
     let reason = match reason {
-        Some(reason) if wakeup.is_some() => Fact::Text(reason),
+        Some(reason) if wakeup_id.is_some() => Fact::Text(reason),
         read => Fact::word_read(read.as_deref()),
     };
-    let detail = Facts::new([("from", Fact::word(&from)), ("to", Fact::word(&to)), ("reason", reason)]);
-    entry(row, "status", detail.with("wakeup", wakeup.map(Fact::Id)))
+    let detail = Facts::new([("from", Fact::word(&from_status)), ("to", Fact::word(&to_status)), ("reason", reason)]);
+    Ok(entry(at, "status", detail.with("wakeup", wakeup_id.map(Fact::Id))))
+}
+
+#[derive(FromQueryResult)]
+struct Transfer {
+    at: DateTime<Utc>,
+    amount: i64,
+    reason: Option<String>,
+    debited: Option<String>,
+    credited: Option<String>,
 }
 
 fn transfer(row: &QueryResult) -> Result<Entry, DbErr> {
-    let word = |column: &str| row.try_get::<Option<String>>("", column).map(|word| Fact::word_read(word.as_deref()));
-    let (from, to, reason) = (word("debited")?, word("credited")?, word("reason")?);
-    let amount = Fact::Money(row.try_get("", "amount")?);
-    entry(row, "transfer", Facts::new([("from", from), ("to", to), ("amount", amount), ("reason", reason)]))
+    let Transfer { at, amount, reason, debited, credited } = Transfer::from_query_result(row, "")?;
+    let word = |word: Option<String>| Fact::word_read(word.as_deref());
+    let detail = [("from", word(debited)), ("to", word(credited)), ("amount", Fact::Money(amount)), ("reason", word(reason))];
+    Ok(entry(at, "transfer", Facts::new(detail)))
+}
+
+#[derive(FromQueryResult)]
+struct Recorded {
+    at: DateTime<Utc>,
+    actor_kind: String,
+    action: String,
+    /// Of a customer's there is none to be had.
+    detail: Option<Value>,
 }
 
 /// Of what the system and operators recorded, the known parts of the detail; of what customers and staff did, that they did it: the
 /// rest of a detail may be anything.
 pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
-    let (actor, action): (String, String) = (row.try_get("", "actor_kind")?, row.try_get("", "action")?);
-    // Of a customer's there is none to be had.
-    let detail = row.try_get::<Option<Value>>("", "detail")?.unwrap_or_default();
+    let Recorded { at, actor_kind: actor, action, detail } = Recorded::from_query_result(row, "")?;
+    let detail = detail.unwrap_or_default();
     let text = |key: &str| detail.get(key).and_then(Value::as_str).map(ToOwned::to_owned).map(Fact::Text);
     let word = |key: &str| detail.get(key).and_then(Value::as_str).map(Fact::word);
     let money = |value: Option<&Value>| value.and_then(Value::as_i64).map(Fact::Money);
@@ -157,20 +193,34 @@ pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
         }
         _ => facts,
     };
-    entry(row, &format!("recorded of {}", if actor == "system" { "the system" } else { &actor }), facts)
+    Ok(entry(at, &format!("recorded of {}", if actor == "system" { "the system" } else { &actor }), facts))
+}
+
+#[derive(FromQueryResult)]
+struct Swept {
+    at: DateTime<Utc>,
+    kind: String,
+    due_at: DateTime<Utc>,
+    times: i32,
 }
 
 fn swept(row: &QueryResult) -> Result<Entry, DbErr> {
-    let kind: String = row.try_get("", "kind")?;
-    let due_at = Fact::Moment(row.try_get("", "due_at")?);
-    let times = Fact::Count(row.try_get::<i32>("", "times")?.into());
-    entry(row, "woken by the sweep", Facts::new([("kind", Fact::word(&kind)), ("due", due_at), ("times", times)]))
+    let Swept { at, kind, due_at, times } = Swept::from_query_result(row, "")?;
+    let detail = [("kind", Fact::word(&kind)), ("due", Fact::Moment(due_at)), ("times", Fact::Count(times.into()))];
+    Ok(entry(at, "woken by the sweep", Facts::new(detail)))
+}
+
+#[derive(FromQueryResult)]
+struct Tried {
+    at: DateTime<Utc>,
+    outstanding: i64,
 }
 
 fn outstanding(row: &QueryResult) -> Result<Entry, DbErr> {
-    entry(row, "tried, and left outstanding", Facts::new([("amount", Fact::Money(row.try_get("", "outstanding")?))]))
+    let Tried { at, outstanding } = Tried::from_query_result(row, "")?;
+    Ok(entry(at, "tried, and left outstanding", Facts::new([("amount", Fact::Money(outstanding))])))
 }
 
-fn entry(row: &QueryResult, what: &str, detail: Facts) -> Result<Entry, DbErr> {
-    Ok(Entry { at: row.try_get("", "at")?, what: what.to_owned(), detail })
+fn entry(at: DateTime<Utc>, what: &str, detail: Facts) -> Entry {
+    Entry { at, what: what.to_owned(), detail }
 }

@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
+use sea_orm::{DatabaseConnection, DbErr, FromQueryResult};
 use serde::Serialize;
 use shared::{
-    database::statement,
+    database::{one, scalar, statement},
     domain::{
         due,
         task::{Recorded, Shown},
@@ -28,7 +28,7 @@ const TOLD: i64 = 10;
 const LOOKBACK: &str = "interval '1 hour'";
 
 /// The events that the relay has not taken yet.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, FromQueryResult)]
 pub struct Outbox {
     pub events: i64,
     /// For how long the oldest has waited; 0 when there is none.
@@ -56,7 +56,7 @@ pub struct Letters {
 }
 
 /// Open letters of one kind that died for one reason, of one cause but for its ids and numbers.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Group {
     pub kind: Option<String>,
     pub reason: String,
@@ -75,7 +75,7 @@ pub struct Plans {
 }
 
 /// A replay plan.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Plan {
     pub id: Uuid,
     /// `running` or `stopped`.
@@ -90,7 +90,7 @@ pub struct Plan {
 }
 
 /// What the sweep has woken in the last 30 days; nothing in a healthy system.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Swept {
     /// Subjects woken within the last hour.
     pub last_hour: i64,
@@ -98,7 +98,7 @@ pub struct Swept {
 }
 
 /// An audit that was made.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Audited {
     pub at: DateTime<Utc>,
     pub by: String,
@@ -108,12 +108,18 @@ pub struct Audited {
 
 /// The database's clock, the outbox, and how many events are set aside.
 pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, Outbox, i64), DbErr> {
+    #[derive(FromQueryResult)]
+    struct Waiting {
+        at: DateTime<Utc>,
+        #[sea_orm(nested)]
+        outbox: Outbox,
+        set_aside: i64,
+    }
     let sql = "SELECT now() AS at, (SELECT count(*) FROM outbox) AS events,
                       coalesce((SELECT extract(epoch FROM now() - waiting_since) FROM outbox ORDER BY id LIMIT 1), 0)::float8 AS oldest_s,
                       (SELECT count(*) FROM set_aside) AS set_aside";
-    let row = one(db, sql).await?;
-    let outbox = Outbox { events: row.try_get("", "events")?, oldest_s: row.try_get("", "oldest_s")? };
-    Ok((row.try_get("", "at")?, outbox, row.try_get("", "set_aside")?))
+    let Waiting { at, outbox, set_aside } = one(db, statement(sql, [])).await?;
+    Ok((at, outbox, set_aside))
 }
 
 /// Every kind. `before` are the last rows that the look before knew, and how many seconds ago that was; `last` becomes those of this one.
@@ -123,6 +129,11 @@ pub(super) async fn kinds(
     before: Option<(&HashMap<&'static str, i64>, f64)>,
     last: &mut HashMap<&'static str, i64>,
 ) -> Result<Vec<Kind>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Effects {
+        last: i64,
+        effects: i64,
+    }
     let mut kinds = Vec::new();
     for task in tasks::ALL {
         let kind = task.kind();
@@ -132,10 +143,9 @@ pub(super) async fn kinds(
             "SELECT coalesce((SELECT max(id) FROM {table}), 0) AS last,
                     (SELECT count(*) FROM {table} WHERE id > $1 AND {rows}) AS effects"
         );
-        let row = db.query_one_raw(statement(&sql, [known.map(|(last, _)| last).into()])).await?;
-        let row = row.ok_or_else(|| DbErr::RecordNotFound("counts".into()))?;
-        last.insert(kind, row.try_get("", "last")?);
-        let effects = u32::try_from(row.try_get::<i64>("", "effects")?).unwrap_or(u32::MAX);
+        let counted: Effects = one(db, statement(&sql, [known.map(|(last, _)| last).into()])).await?;
+        last.insert(kind, counted.last);
+        let effects = u32::try_from(counted.effects).unwrap_or(u32::MAX);
         let effects_per_s = known.map(|(_, over_s)| f64::from(effects) / over_s);
         kinds.push(Kind { kind, due_for_s: due_for_s(db, settings, *task).await?, effects_per_s });
     }
@@ -146,71 +156,56 @@ async fn due_for_s(db: &DatabaseConnection, settings: &Settings, task: &dyn Show
     let after = format!("(now() - {LOOKBACK})");
     let Some(due) = due::query_between(task, &settings.policy, &after, "now()") else { return Ok(None) };
     let sql = format!(
-        "SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8 AS due_for_s
+        "SELECT coalesce(extract(epoch FROM now() - min(due_at)), 0)::float8
            FROM {due} AS due WHERE due_at > {after} AND due_at <= now()"
     );
-    one(db, &sql).await?.try_get("", "due_for_s")
+    scalar(db, statement(&sql, [])).await
 }
 
 /// The open letters.
 pub(super) async fn letters(db: &DatabaseConnection) -> Result<Letters, DbErr> {
-    let sql = "SELECT kind, reason, cause_group, count(*) AS letters, min(last_failed_at) AS oldest,
+    #[derive(FromQueryResult)]
+    struct Counted {
+        #[sea_orm(nested)]
+        group: Group,
+        open: i64,
+        groups: i64,
+    }
+    let sql = "SELECT kind, reason, cause_group AS cause, count(*) AS letters, min(last_failed_at) AS oldest,
                       (sum(count(*)) OVER ())::bigint AS open, count(*) OVER () AS groups
                  FROM dead_letters WHERE state = 'open'
                 GROUP BY kind, reason, cause_group ORDER BY letters DESC, oldest LIMIT $1";
-    let mut letters = Letters { open: 0, groups: 0, largest: Vec::new() };
-    for row in db.query_all_raw(statement(sql, [TOLD.into()])).await? {
-        (letters.open, letters.groups) = (row.try_get("", "open")?, row.try_get("", "groups")?);
-        letters.largest.push(Group {
-            kind: row.try_get("", "kind")?,
-            reason: row.try_get("", "reason")?,
-            cause: row.try_get("", "cause_group")?,
-            letters: row.try_get("", "letters")?,
-            oldest: row.try_get("", "oldest")?,
-        });
-    }
-    Ok(letters)
+    let rows = Counted::find_by_statement(statement(sql, [TOLD.into()])).all(db).await?;
+    let (open, groups) = rows.first().map_or((0, 0), |first| (first.open, first.groups));
+    Ok(Letters { open, groups, largest: rows.into_iter().map(|counted| counted.group).collect() })
 }
 
 /// The plans that run or were stopped, the newest first.
 pub(super) async fn plans(db: &DatabaseConnection) -> Result<Plans, DbErr> {
-    let sql = "SELECT id, state, made_by, why, started_at, stopped_why, count(*) OVER () AS count,
+    #[derive(FromQueryResult)]
+    struct Counted {
+        #[sea_orm(nested)]
+        plan: Plan,
+        count: i64,
+    }
+    let sql = "SELECT id, state, made_by AS by, why, started_at, stopped_why, count(*) OVER () AS count,
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id) AS letters,
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id AND result IS NOT NULL) AS done
                  FROM replay_plans WHERE state IN ('running', 'stopped') ORDER BY made_at DESC LIMIT $1";
-    let mut plans = Plans { count: 0, newest: Vec::new() };
-    for row in db.query_all_raw(statement(sql, [TOLD.into()])).await? {
-        plans.count = row.try_get("", "count")?;
-        plans.newest.push(Plan {
-            id: row.try_get("", "id")?,
-            state: row.try_get("", "state")?,
-            by: row.try_get("", "made_by")?,
-            why: row.try_get("", "why")?,
-            started_at: row.try_get("", "started_at")?,
-            stopped_why: row.try_get("", "stopped_why")?,
-            letters: row.try_get("", "letters")?,
-            done: row.try_get("", "done")?,
-        });
-    }
-    Ok(plans)
+    let rows = Counted::find_by_statement(statement(sql, [TOLD.into()])).all(db).await?;
+    let count = rows.first().map_or(0, |first| first.count);
+    Ok(Plans { count, newest: rows.into_iter().map(|counted| counted.plan).collect() })
 }
 
 /// What the sweep has woken.
 pub(super) async fn swept(db: &DatabaseConnection) -> Result<Swept, DbErr> {
     let sql = "SELECT count(*) FILTER (WHERE at > now() - interval '1 hour') AS last_hour, max(at) AS last_at FROM swept";
-    let row = one(db, sql).await?;
-    Ok(Swept { last_hour: row.try_get("", "last_hour")?, last_at: row.try_get("", "last_at")? })
+    one(db, statement(sql, [])).await
 }
 
 /// The last audit that was recorded.
 pub(super) async fn audited(db: &DatabaseConnection) -> Result<Option<Audited>, DbErr> {
     let sql = "SELECT at, detail ->> 'by' AS by, (detail -> 'changed' ->> 'off')::bigint AS off
                  FROM activity_operations WHERE subject_id = $1 AND action = $2 ORDER BY id DESC LIMIT 1";
-    let row = db.query_one_raw(statement(sql, [id_of(AUDIT).into(), FINISHED.into()])).await?;
-    row.map(|row| Ok(Audited { at: row.try_get("", "at")?, by: row.try_get("", "by")?, off: row.try_get("", "off")? }))
-        .transpose()
-}
-
-async fn one(db: &DatabaseConnection, sql: &str) -> Result<QueryResult, DbErr> {
-    db.query_one_raw(statement(sql, [])).await?.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))
+    Audited::find_by_statement(statement(sql, [id_of(AUDIT).into(), FINISHED.into()])).one(db).await
 }

@@ -4,14 +4,18 @@
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, QueryResult};
+use sea_orm::{
+    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter,
+    QueryOrder,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
     DatabaseError, Role,
     connection::{self, ANSWER_WITHIN},
+    entity::policies,
     failure::{Trouble, trouble},
-    require_schema, statement, within,
+    require_schema, scalar, statement, within,
 };
 use crate::{domain::policy::Policy, settings::Settings};
 
@@ -39,16 +43,12 @@ pub struct Applied {
     pub scheduled_at: Option<DateTime<Utc>>,
 }
 
-/// The columns that [`of_row`] reads.
-const COLUMNS: &str = "id, policy::text AS policy, applied_at, applied_by, why, went_on_at, scheduled_at";
-
 /// The policy that was applied last, if any.
 ///
 /// # Errors
 /// A database error; [`DbErr::Type`] if the policy cannot be read, as for one of a later version.
 pub async fn read(db: &impl ConnectionTrait) -> Result<Option<Applied>, DbErr> {
-    let sql = format!("SELECT {COLUMNS} FROM policies ORDER BY id DESC LIMIT 1");
-    db.query_one_raw(statement(&sql, [])).await?.map(|row| of_row(&row)).transpose()
+    policies::Entity::find().order_by_desc(policies::Column::Id).one(db).await?.map(applied).transpose()
 }
 
 /// The policies whose wake-ups are not all published, oldest first.
@@ -56,22 +56,21 @@ pub async fn read(db: &impl ConnectionTrait) -> Result<Option<Applied>, DbErr> {
 /// # Errors
 /// As [`read`].
 pub async fn unscheduled(db: &impl ConnectionTrait) -> Result<Vec<Applied>, DbErr> {
-    let sql = format!("SELECT {COLUMNS} FROM policies WHERE scheduled_at IS NULL ORDER BY id");
-    db.query_all_raw(statement(&sql, [])).await?.iter().map(of_row).collect()
+    let unscheduled = policies::Entity::find().filter(policies::Column::ScheduledAt.is_null());
+    unscheduled.order_by_asc(policies::Column::Id).all(db).await?.into_iter().map(applied).collect()
 }
 
-fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
-    let number = row.try_get("", "id")?;
+fn applied(row: policies::Model) -> Result<Applied, DbErr> {
+    let number = row.id;
     let unreadable = |why: String| DbErr::Type(format!("the applied policy {number} cannot be read: {why}"));
-    let text: String = row.try_get("", "policy")?;
     Ok(Applied {
         number,
-        policy: Policy::of_json(&text).map_err(unreadable)?.numbered(number),
-        at: row.try_get("", "applied_at")?,
-        by: row.try_get("", "applied_by")?,
-        why: row.try_get("", "why")?,
-        went_on_at: row.try_get("", "went_on_at")?,
-        scheduled_at: row.try_get("", "scheduled_at")?,
+        policy: Policy::of_json(row.policy).map_err(unreadable)?.numbered(number),
+        at: row.applied_at,
+        by: row.applied_by,
+        why: row.why,
+        went_on_at: row.went_on_at,
+        scheduled_at: row.scheduled_at,
     })
 }
 
@@ -80,19 +79,22 @@ fn of_row(row: &QueryResult) -> Result<Applied, DbErr> {
 /// # Errors
 /// A database error.
 pub async fn number(db: &impl ConnectionTrait) -> Result<Option<i64>, DbErr> {
-    let row = within(ANSWER_WITHIN, db.query_one_raw(statement(&format!("SELECT {NUMBER} AS number"), []))).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get("", "number")
+    within(ANSWER_WITHIN, scalar(db, statement(&format!("SELECT {NUMBER}"), []))).await
 }
 
-/// Makes a policy active, in a transaction of the caller's; returns its number.
+/// Makes a policy active, in a transaction of the caller's.
 ///
 /// # Errors
 /// A database error.
-pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &str) -> Result<i64, DbErr> {
-    let text = policy.to_json().map_err(|error| DbErr::Json(error.to_string()))?;
-    let sql = "INSERT INTO policies (policy, applied_by, why) VALUES ($1::text::jsonb, $2, $3) RETURNING id";
-    let row = tx.query_one_raw(statement(sql, [text.into(), by.into(), why.into()])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a row that was inserted".into()))?.try_get("", "id")
+pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &str) -> Result<Applied, DbErr> {
+    let written = policy.to_json().map_err(|error| DbErr::Json(error.to_string()))?;
+    let row = policies::ActiveModel {
+        policy: Set(written),
+        applied_by: Set(by.to_owned()),
+        why: Set(why.to_owned()),
+        ..Default::default()
+    };
+    applied(row.insert(tx).await?)
 }
 
 /// A database, and the settings that apply to it.

@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use chrono::TimeDelta;
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
+use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult, QueryFilter};
 use uuid::Uuid;
 
-use super::statement;
+use super::{entity::canaries, statement};
 use crate::domain::span::signed_ms;
 use crate::message::{
     canary::{Canary, Place},
@@ -44,15 +44,14 @@ pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration)
                 WHERE NOT EXISTS (
                           SELECT FROM canaries WHERE canaries.queue = asked.queue
                              AND canaries.published_at > now() - least(greatest(asked.duration_ms, $3), $4) * interval '1 ms')
-               RETURNING id, queue";
-    let rows = db.query_all_raw(statement(sql, [queues.into(), durations.into(), least.into(), most.into()])).await?;
-    let mut sent = Vec::with_capacity(rows.len());
-    for row in rows {
-        let canary = Canary { id: row.try_get("", "id")?, queue: row.try_get("", "queue")? };
-        let place = rungs.iter().find(|(_, name)| *name == canary.queue).map(|(place, _)| *place);
-        sent.extend(place.map(|place| (canary, place)));
-    }
-    Ok(sent)
+               RETURNING *";
+    let values = [queues.into(), durations.into(), least.into(), most.into()];
+    let written = canaries::Model::find_by_statement(statement(sql, values)).all(db).await?;
+    let placed = |canaries::Model { id, queue, .. }| {
+        let (place, _) = rungs.iter().find(|(_, name)| *name == queue)?;
+        Some((Canary { id, queue }, *place))
+    };
+    Ok(written.into_iter().filter_map(placed).collect())
 }
 
 /// Deletes a canary that could not be published.
@@ -60,7 +59,7 @@ pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration)
 /// # Errors
 /// A database error.
 pub async fn withdraw(db: &DatabaseConnection, canary: &Canary) -> Result<(), DbErr> {
-    db.execute_raw(statement("DELETE FROM canaries WHERE id = $1", [canary.id.into()])).await.map(|_| ())
+    canaries::Entity::delete_by_id(canary.id).exec(db).await.map(|_| ())
 }
 
 /// Deletes every canary that waits: its rung was lost, or will be probed again from the start.
@@ -68,9 +67,9 @@ pub async fn withdraw(db: &DatabaseConnection, canary: &Canary) -> Result<(), Db
 /// # Errors
 /// A database error.
 pub async fn withdraw_all(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
-    let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
-    let sql = "DELETE FROM canaries WHERE queue = ANY($1) AND arrived_at IS NULL";
-    db.execute_raw(statement(sql, [queues.into()])).await.map(|_| ())
+    let of_topology = canaries::Column::Queue.eq_any(topology.rungs().map(|(_, queue)| queue));
+    let waiting = canaries::Entity::delete_many().filter(of_topology).filter(canaries::Column::ArrivedAt.is_null());
+    waiting.exec(db).await.map(|_| ())
 }
 
 /// Records that canaries have arrived. Idempotent; an unknown canary is ignored.
@@ -88,6 +87,14 @@ pub async fn arrived(db: &impl ConnectionTrait, canaries: &[Canary]) -> Result<(
 /// # Errors
 /// A database error.
 pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<RungAge>, DbErr> {
+    /// In seconds.
+    #[derive(FromQueryResult)]
+    struct Ages {
+        queue: String,
+        head_age: f64,
+        overdue: f64,
+        late: Option<f64>,
+    }
     let sql = "SELECT asked.queue,
                       coalesce(extract(epoch FROM now() - min(published_at) FILTER (WHERE arrived_at IS NULL)), 0)::float8 AS head_age,
                       coalesce(greatest(extract(epoch FROM now() - min(due_at) FILTER (WHERE arrived_at IS NULL)), 0), 0)::float8 AS overdue,
@@ -97,17 +104,14 @@ pub async fn ages(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<Ru
                       LEFT JOIN canaries ON canaries.queue = asked.queue
                 GROUP BY asked.queue, asked.place ORDER BY asked.place";
     let queues: Vec<String> = topology.rungs().map(|(_, queue)| queue).collect();
-    let rows = db.query_all_raw(statement(sql, [queues.into()])).await?;
-    rows.iter()
-        .map(|row| {
-            Ok(RungAge {
-                queue: row.try_get("", "queue")?,
-                head_age: seconds(row.try_get("", "head_age")?),
-                overdue: seconds(row.try_get("", "overdue")?),
-                late: row.try_get::<Option<f64>>("", "late")?.map(seconds),
-            })
-        })
-        .collect()
+    let rungs = Ages::find_by_statement(statement(sql, [queues.into()])).all(db).await?.into_iter();
+    let age = |Ages { queue, head_age, overdue, late }| RungAge {
+        queue,
+        head_age: seconds(head_age),
+        overdue: seconds(overdue),
+        late: late.map(seconds),
+    };
+    Ok(rungs.map(age).collect())
 }
 
 /// Deletes old canaries, and those that younger ones of their rung have overtaken: a rung keeps its order, so they were lost.

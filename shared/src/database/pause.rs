@@ -4,10 +4,10 @@
 use std::fmt;
 
 use chrono::{DateTime, SecondsFormat, Utc};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{ConnectionTrait, DbErr, EntityTrait, QueryOrder};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use crate::database::statement;
+use super::entity::pauses;
 
 /// One kind's pause.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,8 +42,14 @@ pub(crate) fn read<T: DeserializeOwned>(text: &str) -> Result<T, DbErr> {
 /// # Errors
 /// A database error.
 pub async fn all(db: &impl ConnectionTrait) -> Result<Vec<Pause>, DbErr> {
-    let row = db.query_one_raw(statement(ALL, [])).await?;
-    read(&row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get::<String>("", "pauses")?)
+    let rows = pauses::Entity::find().order_by_asc(pauses::Column::Kind).all(db).await?;
+    Ok(rows.into_iter().map(Pause::from).collect())
+}
+
+impl From<pauses::Model> for Pause {
+    fn from(pauses::Model { kind, paused_at, paused_by, why }: pauses::Model) -> Self {
+        Self { kind, since: paused_at, by: paused_by, why }
+    }
 }
 
 impl fmt::Display for Pause {

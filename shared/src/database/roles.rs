@@ -6,7 +6,7 @@ use std::{collections::BTreeMap, fmt};
 use postgres_protocol::password::scram_sha_256;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 
-use super::{DatabaseError, Role, connection, failure::is_duplicate, schema, statement};
+use super::{DatabaseError, Role, connection, failure::is_duplicate, scalar, schema, statement};
 use crate::{domain::confidential::Confidential, settings::Database};
 
 mod own;
@@ -131,8 +131,7 @@ pub async fn grant(db: &DatabaseConnection, deletes: Deletes) -> Result<(), DbEr
     let sql = "SELECT EXISTS (SELECT FROM pg_class JOIN pg_roles ON pg_roles.oid = relowner
                                WHERE pg_class.oid = to_regclass('activity_seals') AND rolname = $1) AS owned";
     let turn = schema::turn(db).await?;
-    let row = turn.query_one_raw(statement(sql, [OWNER.into()])).await?;
-    if row.is_some_and(|row| row.try_get("", "owned").unwrap_or(false)) {
+    if scalar(&turn, statement(sql, [OWNER.into()])).await? {
         give(&turn, deletes).await?;
     }
     turn.commit().await
@@ -145,7 +144,7 @@ async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
                       OR (rolname <> $2 AND EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)) AS powerful
                  FROM pg_roles WHERE rolname = $1";
     if let Some(row) = db.query_one_raw(statement(sql, [role.name().into(), OWNER.into()])).await? {
-        if row.try_get("", "powerful")? {
+        if row.try_get_by_index(0)? {
             let why =
                 "is a superuser, may bypass row-level security, create roles or databases, replicate, or is a member of others";
             return Err(DbErr::Custom(format!("the role {role} exists already and {why}; revoke that first")));
@@ -169,8 +168,7 @@ pub async fn connect_as_owner(settings: &Database) -> Result<DatabaseConnection,
     // A role of this name may be another database's: it has a privilege here only if the roles were installed here.
     let sql = "SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, current_schema(), 'CREATE')
                                   FROM pg_roles WHERE rolname = $1), false) AS may";
-    let row = db.query_one_raw(statement(sql, [OWNER.into()])).await.map_err(refused)?;
-    if row.is_some_and(|row| row.try_get("", "may").unwrap_or(false)) {
+    if scalar(&db, statement(sql, [OWNER.into()])).await.map_err(refused)? {
         let _ = db.close().await;
         return connection::connect(settings, Role::Owner).await;
     }

@@ -3,7 +3,7 @@
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 
-use super::statement;
+use super::{column, scalar, statement};
 
 pub mod triggers;
 
@@ -116,14 +116,13 @@ pub(crate) async fn pending(db: &impl ConnectionTrait) -> Result<usize, DbErr> {
 /// The names of our migrations that were applied in the current schema. It only reads: the migrator's own query creates its
 /// table if it is missing.
 pub(crate) async fn applied(db: &impl ConnectionTrait) -> Result<Vec<String>, DbErr> {
-    let kept = format!("SELECT to_regclass('{TABLE}') IS NOT NULL AS kept");
-    let kept = db.query_one_raw(statement(&kept, [])).await?;
-    if !kept.is_some_and(|row| row.try_get("", "kept").unwrap_or(false)) {
+    let kept = format!("SELECT to_regclass('{TABLE}') IS NOT NULL");
+    if !scalar::<bool>(db, statement(&kept, [])).await? {
         return Ok(Vec::new());
     }
     let names: Vec<String> = NAMES.iter().map(|name| (*name).to_owned()).collect();
     let sql = format!("SELECT version FROM {TABLE} WHERE version = ANY($1)");
-    db.query_all_raw(statement(&sql, [names.into()])).await?.iter().map(|row| row.try_get("", "version")).collect()
+    column(db, statement(&sql, [names.into()])).await
 }
 
 /// Reverts the newest `steps` migrations; returns how many it reverted.

@@ -11,7 +11,7 @@ use sea_orm::{
 use uuid::Uuid;
 
 use super::{
-    active_policy,
+    active_policy, one_row,
     pause::{self, Pause},
     statement,
 };
@@ -96,8 +96,7 @@ impl Statements {
     /// caller rolls the transaction back.
     pub async fn apply(&self, tx: &DatabaseTransaction, asked: &[(Uuid, Uuid)]) -> Result<Vec<(Uuid, Outcome)>, NotApplied> {
         let (ids, wakeups): (Vec<Uuid>, Vec<Uuid>) = asked.iter().copied().unzip();
-        let locked = tx.query_one_raw(statement(&self.lock, [ids.clone().into()])).await?;
-        let locked = locked.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?;
+        let locked = one_row(tx, statement(&self.lock, [ids.clone().into()])).await?;
         if let Some(pause) = locked.try_get::<Option<String>>("", "paused")? {
             return Err(NotApplied::Paused(pause::read(&pause)?));
         }
@@ -108,8 +107,7 @@ impl Statements {
             tx.execute_raw(statement(lock, [ids.clone().into()])).await?;
         }
         let effect: Statement = statement(&self.effect, [ids.into(), wakeups.into()]);
-        let answer = tx.query_one_raw(effect).await?;
-        Ok(outcomes(&answer.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?)?)
+        Ok(outcomes(&one_row(tx, effect).await?)?)
     }
 }
 

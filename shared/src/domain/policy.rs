@@ -131,16 +131,16 @@ impl Policy {
     ///
     /// # Errors
     /// None in practice: every policy can be serialized.
-    pub fn to_json(&self) -> serde_json::Result<String> {
-        serde_json::to_string(&Written::of(self))
+    pub fn to_json(&self) -> serde_json::Result<serde_json::Value> {
+        serde_json::to_value(Written::of(self))
     }
 
     /// Reads the JSON that [`Policy::to_json`] wrote.
     ///
     /// # Errors
     /// What is wrong with it; a policy of a later version may have unknown fields.
-    pub fn of_json(text: &str) -> Result<Self, String> {
-        serde_json::from_str::<Written>(text).map_err(|error| error.to_string())?.read()
+    pub fn of_json(written: serde_json::Value) -> Result<Self, String> {
+        serde_json::from_value::<Written>(written).map_err(|error| error.to_string())?.read()
     }
 
     /// The values that the SQL of a task's effect depends on.

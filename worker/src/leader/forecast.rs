@@ -9,9 +9,9 @@ use std::{
 };
 
 use opentelemetry::{KeyValue, global};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::DbErr;
 use shared::{
-    database::{failure::trouble, statement, within},
+    database::{failure::trouble, scalar, statement, within},
     domain::{due, policy::Policy, task::Task, tasks},
     settings,
 };
@@ -126,8 +126,7 @@ async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallib
 async fn count(context: &Context, task: &dyn Task) -> Result<Vec<Point>, DbErr> {
     let Some(sql) = question(task, &context.settings.policy) else { return Ok(Vec::new()) };
     let count_max = i64::from(context.settings.forecast.count_max);
-    let row = context.db.query_one_raw(statement(&sql, [count_max.into()])).await?;
-    let counts: Vec<i64> = row.ok_or_else(|| DbErr::RecordNotFound("counts".into()))?.try_get("", "counts")?;
+    let counts: Vec<i64> = scalar(&context.db, statement(&sql, [count_max.into()])).await?;
     Ok(points(task.kind(), &counts))
 }
 

@@ -9,9 +9,9 @@ use std::{
 use chrono::{DateTime, Utc};
 use futures::{FutureExt, future::BoxFuture};
 use opentelemetry::{KeyValue, global, metrics::Counter};
-use sea_orm::{ConnectionTrait, DbErr};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
 use shared::{
-    database::{statement, within},
+    database::{scalar, statement, within},
     domain::{
         due,
         policy::Policy,
@@ -111,6 +111,13 @@ struct Page {
 /// The next page of open letters of known kinds. Letters stored within the sweep's grace are left out, because their subject may still
 /// change.
 async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Open {
+        kind: String,
+        id: Uuid,
+        subject_id: Uuid,
+        last_failed_at: DateTime<Utc>,
+    }
     let sql = "SELECT kind, id, subject_id, last_failed_at FROM dead_letters
                 WHERE state = 'open' AND (last_failed_at, id) > ($1, $2)
                   AND kind = ANY($3) AND subject_id IS NOT NULL AND stored_at < now() - $4 * interval '1 ms'
@@ -119,13 +126,9 @@ async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
     let kinds: Vec<String> = tasks::kinds().map(ToOwned::to_owned).collect();
     let grace_ms = signed_ms(context.settings.sweep.grace);
     let values = [at.into(), id.into(), kinds.into(), grace_ms.into(), i64::from(PAGE).into()];
-    let mut page = Page { letters: Vec::new(), last: None };
-    for row in context.db.query_all_raw(statement(sql, values)).await? {
-        let id = row.try_get("", "id")?;
-        page.letters.push((row.try_get("", "kind")?, id, row.try_get("", "subject_id")?));
-        page.last = Some((row.try_get("", "last_failed_at")?, id));
-    }
-    Ok(page)
+    let open = Open::find_by_statement(statement(sql, values)).all(&context.db).await?;
+    let last = open.last().map(|letter| (letter.last_failed_at, letter.id));
+    Ok(Page { letters: open.into_iter().map(|letter| (letter.kind, letter.id, letter.subject_id)).collect(), last })
 }
 
 /// The letters and their subjects by kind.
@@ -199,7 +202,6 @@ async fn expire(context: &Context, keep: Span) -> Result<u64, DbErr> {
         ends = keep.sql_after("decided_at"),
     );
     let why = format!("decided longer ago than dead_letters.keep = \"{keep}\"");
-    let row = context.db.query_one_raw(statement(&sql, [DELETED_MAX.into(), why.into()])).await?;
-    let count: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "letters")?;
+    let count: i64 = scalar(&context.db, statement(&sql, [DELETED_MAX.into(), why.into()])).await?;
     Ok(u64::try_from(count).unwrap_or_default())
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{ConnectionTrait, DbErr};
-use shared::database::{statement, within};
+use shared::database::{scalar, statement, within};
 
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 use crate::context::Context;
@@ -55,8 +55,7 @@ async fn retain(context: &Context) -> Result<(), DbErr> {
 async fn delete(context: &Context, sql: &str, most: i32) -> Result<i64, DbErr> {
     let (began, mut all) = (Instant::now(), 0);
     while began.elapsed() < DELETING_MAX {
-        let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, [most.into()]))).await?;
-        let gone: i64 = row.ok_or_else(|| DbErr::RecordNotFound("a count".into()))?.try_get("", "gone")?;
+        let gone: i64 = within(ANSWER_WITHIN, scalar(&context.db, statement(sql, [most.into()]))).await?;
         if gone == 0 {
             break;
         }

@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future::BoxFuture};
 use opentelemetry::{global, metrics::Counter};
-use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
-use shared::database::{statement, within};
+use sea_orm::{DatabaseConnection, DbErr, FromQueryResult};
+use shared::database::{column, scalar, statement, within};
 
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 
@@ -60,15 +60,19 @@ impl Seal {
 
     /// Seals up to `until`, piece by piece, for at most [`SEALING_MAX`].
     async fn seal(&self, db: &DatabaseConnection, until: i64) -> Result<(), DbErr> {
+        #[derive(FromQueryResult)]
+        struct Sealed {
+            number: i64,
+            last_id: i64,
+            hash: String,
+        }
         let began = Instant::now();
         let sql = "SELECT number, last_id, encode(hash, 'hex') AS hash FROM kyhan_seal_activity($1, $2)";
         while began.elapsed() < SEALING_MAX {
-            let Some(seal) = within(ANSWER_WITHIN, db.query_one_raw(statement(sql, [until.into(), PIECE.into()]))).await? else {
-                break;
-            };
-            let (number, last_id): (i64, i64) = (seal.try_get("", "number")?, seal.try_get("", "last_id")?);
+            let asked = Sealed::find_by_statement(statement(sql, [until.into(), PIECE.into()]));
+            let Some(Sealed { number, last_id, hash }) = within(ANSWER_WITHIN, asked.one(db)).await? else { break };
             // The log keeps the hash outside of the database, so that a rewritten chain is found with `ops activity verify --seal`.
-            tracing::info!(number, last_id, hash = seal.try_get::<String>("", "hash")?, "sealed activity");
+            tracing::info!(number, last_id, hash, "sealed activity");
             self.sealed.add(1, &[]);
         }
         Ok(())
@@ -89,9 +93,8 @@ impl Closing {
     /// The range up to the newest visible id. A transaction locks the table for writing before it draws an id, and ids are drawn in order,
     /// so every uncommitted transaction with a lower id holds that lock when the locks are read afterwards.
     async fn begin(db: &DatabaseConnection) -> Result<Self, DbErr> {
-        let sql = "SELECT coalesce(max(id), 0) AS until FROM activity";
-        let row = within(ANSWER_WITHIN, db.query_one_raw(statement(sql, []))).await?;
-        let until = row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()))?.try_get("", "until")?;
+        let sql = "SELECT coalesce(max(id), 0) FROM activity";
+        let until = within(ANSWER_WITHIN, scalar(db, statement(sql, []))).await?;
         Ok(Self { until, open: writing(db, None).await?, since: Instant::now(), told: false })
     }
 }
@@ -103,6 +106,5 @@ async fn writing(db: &DatabaseConnection, among: Option<Vec<String>>) -> Result<
                   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
                   AND mode NOT IN ('AccessShareLock', 'RowShareLock')
                   AND ($1::text[] IS NULL OR virtualtransaction = ANY ($1))";
-    let rows = within(ANSWER_WITHIN, db.query_all_raw(statement(sql, [among.into()]))).await?;
-    rows.iter().map(|row| row.try_get("", "virtualtransaction")).collect()
+    within(ANSWER_WITHIN, column(db, statement(sql, [among.into()]))).await
 }

@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future::BoxFuture};
-use sea_orm::{ConnectionTrait, DbErr};
-use shared::database::{statement, within};
+use sea_orm::DbErr;
+use shared::database::{scalar, statement, within};
 
 use super::{ANSWER_WITHIN, Duty, DutyError, Round};
 use crate::context::Context;
@@ -32,9 +32,8 @@ impl Statistics {
         let sql = "SELECT kyhan_publish_statistics($1, $2::integer / 100.0)::text AS month";
         for _ in 0..MONTHS_MAX {
             let values = [i32::from(rule.min_customers).into(), i32::from(rule.max_share_percent).into()];
-            let row = within(ANSWER_WITHIN, context.db.query_one_raw(statement(sql, values))).await?;
-            let row = row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?;
-            let Some(month) = row.try_get::<Option<String>>("", "month")? else { return Ok(()) };
+            let month: Option<String> = within(ANSWER_WITHIN, scalar(&context.db, statement(sql, values))).await?;
+            let Some(month) = month else { return Ok(()) };
             tracing::info!(month, "published a month of market statistics");
         }
         // More months may be waiting.

@@ -82,7 +82,7 @@ pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_page(page: &Page, total: i64) {
+fn show_page(page: &Page, total: u64) {
     if page.letters.is_empty() {
         say(if total == 0 { "no dead letters" } else { "no dead letters behind that" });
         return;
@@ -106,7 +106,7 @@ fn show_page(page: &Page, total: i64) {
 }
 
 /// How many there are, and on the last line how to go on.
-fn paged(page: &Page, total: i64) -> String {
+fn paged(page: &Page, total: u64) -> String {
     let counted = format!("{} of {total} letters", page.letters.len());
     page.next.map_or(counted.clone(), |next| format!("{counted}\nnext page: --after {next}"))
 }

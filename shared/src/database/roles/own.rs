@@ -1,10 +1,10 @@
 //! Transfers exactly what this system's migrations made to `kyhan_owner`. Another program's objects stay untouched: if one is
 //! in the way, nothing is changed and the error names it.
 
-use sea_orm::{ConnectionTrait, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
 
 use super::OWNER;
-use crate::database::{schema, statement};
+use crate::database::{scalar, schema, statement};
 
 /// Why a schema cannot be taken over.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -30,6 +30,19 @@ pub(super) struct Schema {
     ours: Vec<(&'static str, String)>,
     /// Whether PUBLIC may create objects in it.
     open: bool,
+}
+
+/// An object of the schema.
+#[derive(FromQueryResult)]
+struct Found {
+    kind: String,
+    name: String,
+    owner: String,
+    /// Whether it is the owner's already.
+    owned: bool,
+    /// Whether our migrations made it.
+    made: bool,
+    ours_by_name: bool,
 }
 
 impl Schema {
@@ -72,14 +85,13 @@ impl Schema {
             schema::TABLE
         );
         let mut objects = Vec::new();
-        for row in db.query_all_raw(statement(&sql, [made.into(), others.into()])).await? {
-            let flag = |column| row.try_get::<bool>("", column);
-            if flag("made")? {
-                if !flag("owned")? {
-                    schema.ours.push(named(&row)?);
+        for found in Found::find_by_statement(statement(&sql, [made.into(), others.into()])).all(db).await? {
+            if found.made {
+                if !found.owned {
+                    schema.ours.push((if found.kind == "TABLE" { "TABLE" } else { "FUNCTION" }, found.name));
                 }
-            } else if flag("ours_by_name")? {
-                objects.push(format!("{} (of {})", named(&row)?.1, row.try_get::<String>("", "owner")?));
+            } else if found.ours_by_name {
+                objects.push(format!("{} (of {})", found.name, found.owner));
             }
         }
         if !objects.is_empty() {
@@ -117,13 +129,7 @@ async fn shared_with_others(db: &impl ConnectionTrait) -> Result<bool, DbErr> {
                                WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm', 'f')
                                  AND NOT relname = ANY($1)
                                  AND NOT EXISTS (SELECT FROM pg_depend WHERE objid = pg_class.oid AND deptype = 'e')) AS others";
-    let row = db.query_one_raw(statement(sql, [ours.into()])).await?;
-    row.ok_or_else(|| DbErr::RecordNotFound("a scalar".into()))?.try_get("", "others")
-}
-
-fn named(row: &QueryResult) -> Result<(&'static str, String), DbErr> {
-    let kind = if row.try_get::<String>("", "kind")? == "TABLE" { "TABLE" } else { "FUNCTION" };
-    Ok((kind, row.try_get("", "name")?))
+    scalar(db, statement(sql, [ours.into()])).await
 }
 
 fn custom(foreign: &Foreign) -> DbErr {

@@ -3,9 +3,9 @@
 //! failing has its attempts and its dead letter.
 
 use chrono::{DateTime, TimeDelta, Utc};
-use sea_orm::{ConnectionTrait, DbErr, Value};
+use sea_orm::{ConnectionTrait, DbErr, FromQueryResult, Value};
 use shared::{
-    database::{sql_decided, statement},
+    database::{sql_decided, statement, transaction_began},
     domain::{due, policy::Policy, span::signed_ms, task::Shown},
 };
 use uuid::Uuid;
@@ -34,9 +34,7 @@ pub(super) enum Which {
 
 /// The database time up to which rows must have fallen due: now minus the grace.
 pub(super) async fn horizon(context: &Context) -> Result<DateTime<Utc>, DbErr> {
-    let row = context.db.query_one_raw(statement("SELECT now() AS now", [])).await?;
-    let now: DateTime<Utc> = row.ok_or_else(|| DbErr::RecordNotFound("now()".into()))?.try_get("", "now")?;
-    Ok(now - TimeDelta::milliseconds(grace_ms(context)))
+    Ok(transaction_began(&context.db).await? - TimeDelta::milliseconds(grace_ms(context)))
 }
 
 /// Whether an index finds the rows of this kind that fell due in a period.
@@ -53,6 +51,11 @@ pub(super) async fn overdue(
     which: Which,
     limit: usize,
 ) -> Result<Vec<(Uuid, DateTime<Utc>)>, DbErr> {
+    #[derive(FromQueryResult)]
+    struct Overdue {
+        id: Uuid,
+        due_at: DateTime<Utc>,
+    }
     let limit = i64::try_from(limit).unwrap_or(i64::MAX);
     let mut values: Vec<Value> = vec![task.kind().into(), horizon.into(), grace_ms(context).into(), limit.into()];
     match which {
@@ -65,8 +68,8 @@ pub(super) async fn overdue(
         }
     }
     let sql = question(task, &context.settings.policy, which);
-    let rows = db.query_all_raw(statement(&sql, values)).await?;
-    rows.iter().map(|row| Ok((row.try_get("", "id")?, row.try_get("", "due_at")?))).collect()
+    let rows = Overdue::find_by_statement(statement(&sql, values)).all(db).await?;
+    Ok(rows.into_iter().map(|Overdue { id, due_at }| (id, due_at)).collect())
 }
 
 fn grace_ms(context: &Context) -> i64 {

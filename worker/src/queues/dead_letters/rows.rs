@@ -4,13 +4,17 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult, Value};
-use shared::{database::statement, message::dead_letter::cause_group};
+use sea_orm::{DatabaseTransaction, DbErr, FromQueryResult, Value};
+use shared::{
+    database::{one, scalar, statement},
+    message::dead_letter::cause_group,
+};
 use uuid::Uuid;
 
 use super::Entry;
 
 /// The result of storing letters.
+#[derive(FromQueryResult)]
 pub(super) struct Stored {
     /// The ids of the new rows.
     pub fresh: Vec<Uuid>,
@@ -20,11 +24,9 @@ pub(super) struct Stored {
 
 /// Stores letters of a queue. The caller commits the transaction.
 pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[Entry], queue: &str) -> Result<Stored, DbErr> {
-    let one = |row: Option<QueryResult>| row.ok_or_else(|| DbErr::RecordNotFound("an aggregate".into()));
     let columns = Columns::of(letters);
-    let known = one(tx.query_one_raw(statement(DECIDED, [columns.ids.clone().into()])).await?)?;
-    let row = one(tx.query_one_raw(statement(INSERT, columns.bound(queue, known.try_get("", "decided")?))).await?)?;
-    Ok(Stored { fresh: row.try_get("", "fresh")?, reopened: row.try_get("", "reopened")? })
+    let decided = scalar(tx, statement(DECIDED, [columns.ids.clone().into()])).await?;
+    one(tx, statement(INSERT, columns.bound(queue, decided))).await
 }
 
 /// The ids among `$1` that are decided, locked in id order against concurrent decisions.
