@@ -21,7 +21,7 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
             Ok(canary) => arrived.push(canary),
             // Drop it: the next canary reports on the rung.
             Err(why) => {
-                tracing::warn!(why, bytes = message.body.len(), "dropped a message in the canaries' lane that is not a canary")
+                tracing::warn!(why, bytes = message.body.len(), "dropped a message in the canaries' lane that is not a canary");
             }
         }
     }
