@@ -24,8 +24,10 @@ pub mod customer;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
+pub mod options;
 pub mod pause;
 pub mod policy;
+pub mod progress;
 pub mod rebuild;
 pub mod retention;
 pub mod roles;
@@ -57,14 +59,6 @@ async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     Ok(active_policy::of(db, settings).await?)
 }
 
-/// For commands that have no other option.
-#[derive(clap::Args)]
-pub struct Json {
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
-}
-
 /// What a command came to, for machines or for people.
 fn answer(json: bool, document: &Value, text: &str) -> anyhow::Result<()> {
     say(&if json { serde_json::to_string_pretty(document)? } else { text.to_owned() });
@@ -74,18 +68,6 @@ fn answer(json: bool, document: &Value, text: &str) -> anyhow::Result<()> {
 /// A kind of the list of tasks, from an argument.
 fn task(kind: &str) -> Result<&'static dyn Shown, String> {
     tasks::find(kind).ok_or_else(|| format!("known are {}", tasks::kinds().collect::<Vec<_>>().join(", ")))
-}
-
-/// Longest reason, in characters: it is shown on one line.
-const WHY_MAX: usize = 500;
-
-/// An operator's reason, from an argument: something, and on one line.
-fn why(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > WHY_MAX {
-        return Err(format!("a reason has 1 to {WHY_MAX} characters, on one line"));
-    }
-    Ok(text.to_owned())
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {

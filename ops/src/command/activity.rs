@@ -3,7 +3,6 @@
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     activity::{self, Fault, Head, Removal},
     shown::moment,
@@ -11,7 +10,7 @@ use ops::{
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use super::{answer, table, with_schema};
+use super::{answer, options::Json, progress, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum Activity {
@@ -38,16 +37,15 @@ Examples:
         /// Old ranges were removed while retention.mode was "delete", though it is not any more
         #[arg(long)]
         removed_before: bool,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
 pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let Activity::Verify { seal, removed_before, json } = command;
+    let Activity::Verify { seal, removed_before, json: Json { json } } = command;
     let db = with_schema(settings).await?;
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} seals {eta}")?);
+    let bar = progress::bar("seals", 0)?;
     let verified =
         activity::verify(&db, seal.as_ref(), removed_before || settings.retention.delete_after.is_some(), |done, all| {
             bar.set_length(all);

@@ -17,7 +17,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{WrongUse, governed, table};
+use super::{WrongUse, governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -35,9 +35,8 @@ logs: wait a minute and look again.
 
 Exit codes: 0 nothing is off, 1 something is off or could not be looked at.")]
 pub struct Audit {
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn audit(
@@ -51,7 +50,7 @@ pub async fn audit(
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;
     broker.close().await;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&report)?);
     } else {
         show(&report);

@@ -15,7 +15,11 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{WrongUse, answer, confirm::typed, why};
+use super::{
+    WrongUse, answer,
+    confirm::typed,
+    options::{Json, Why, Yes},
+};
 
 #[derive(Subcommand)]
 pub enum Customer {
@@ -23,9 +27,8 @@ pub enum Customer {
     Show {
         /// The customer's id
         id: Uuid,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        json: Json,
     },
     /// Print all that is held about a customer, for that customer: personal data and sources of goods, as JSON
     #[command(after_help = "\
@@ -37,9 +40,8 @@ Example:
     Export {
         /// The customer's id
         id: Uuid,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
+        #[command(flatten)]
+        why: Why,
     },
     /// Clear a customer's personal data for ever
     #[command(after_help = "\
@@ -49,15 +51,12 @@ stands. It wants a login of kyhan_order_system in KYHAN_DATABASE_URL.")]
     Erase {
         /// The customer's id
         id: Uuid,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
-        /// Ask nothing
-        #[arg(long)]
-        yes: bool,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
@@ -65,7 +64,7 @@ pub async fn customer(command: Customer, settings: &Settings, actor: Result<Acto
     let db = database::connect(&settings.database, Role::CustomerCare).await?;
     database::require_schema(&settings.database, &db).await?;
     match command {
-        Customer::Show { id, json } => {
+        Customer::Show { id, json: Json { json } } => {
             let masked = customer::show(&db, id).await?;
             let told = format!(
                 "{}  {}  {}\nsince {}; {} orders, {} of them on line; wallet {}; erased {}",
@@ -80,12 +79,12 @@ pub async fn customer(command: Customer, settings: &Settings, actor: Result<Acto
             );
             answer(json, &json!(masked), &told)
         }
-        Customer::Export { id, why } => {
+        Customer::Export { id, why: Why { why } } => {
             let held = customer::export(&db, &actor?, id, &why).await?;
             say(&serde_json::to_string_pretty(held.expose())?);
             Ok(())
         }
-        Customer::Erase { id, why, yes, json } => {
+        Customer::Erase { id, why: Why { why }, yes: Yes { yes }, json: Json { json } } => {
             let actor = actor?;
             let masked = customer::show(&db, id).await?;
             let question = format!("Erase the personal data of {} {} for ever?", text(&masked.name), masked.phone);

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Arg, Subcommand};
 use ops::actor::Actor;
 use shared::{database::active_policy::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +13,15 @@ mod decide;
 mod list;
 mod replay;
 mod show;
+
+/// `--reason` selects letters, so it is not an alias of `--why` here.
+fn without_alias(why: Arg) -> Arg {
+    why.visible_alias(None)
+}
+
+fn optional(why: Arg) -> Arg {
+    without_alias(why).required(false)
+}
 
 #[derive(Subcommand)]
 pub enum Dead {

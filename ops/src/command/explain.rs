@@ -9,7 +9,7 @@ use ops::{
 };
 use shared::{database::active_policy::Governed, process::cli::say, settings::Settings};
 
-use super::{governed, table};
+use super::{governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -28,9 +28,8 @@ pub struct Explain {
     /// An order's code, an order's id or a cart item's id
     #[arg(value_name = "CODE|ID")]
     pub name: String,
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -43,7 +42,7 @@ pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<Ex
             command.name
         );
     };
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&explanation)?);
         return Ok(ExitCode::SUCCESS);
     }

@@ -8,7 +8,7 @@ use ops::{
 };
 use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
-use super::{governed, table};
+use super::{governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -25,9 +25,8 @@ pub struct Forecast {
     /// How many days, today included
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=366))]
     pub days: u16,
-    /// One JSON document instead of a chart
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 /// Columns of a terminal that does not say how wide it is, or of a file.
@@ -37,7 +36,7 @@ pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&forecast)?);
     } else {
         say(&format!("at {}", moment(forecast.at)));

@@ -3,7 +3,6 @@
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::Actor,
     pause::{self, Paused, Resumed},
@@ -14,7 +13,11 @@ use serde_json::json;
 use shared::{domain::task::Shown, process::cli::say, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{answer, task, why, with_schema};
+use super::{
+    answer,
+    options::{Json, Why},
+    progress, task, with_schema,
+};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -33,15 +36,13 @@ pub struct Pause {
     /// The kind
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
-    /// Why, for the record and for whoever looks at it
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
+    #[command(flatten)]
+    pub why: Why,
     /// How long to wait for what is being applied at this moment
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub wait: u64,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 #[derive(clap::Args)]
@@ -51,16 +52,14 @@ pub struct Resume {
     /// The kind
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub why: Why,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Pause { kind: task, why, wait, json } = command;
+    let Pause { kind: task, why: Why { why }, wait, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let (pause, changed) = match pause::pause(&db, actor, task, &why).await? {
         Paused::Now(pause) => (pause, true),
@@ -89,7 +88,7 @@ async fn nobody_applies(
     stop: &CancellationToken,
 ) -> anyhow::Result<usize> {
     let waiting = |count| format!("waiting for {}", began_before(count));
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
+    let bar = progress::spinner("waiting")?;
     // Where no bar is drawn, a line says it once.
     let mut said = std::io::stderr().is_terminal();
     let left = pause::until_nobody_applies(db, task, within, stop, |count| {
@@ -109,7 +108,7 @@ fn began_before(count: usize) -> String {
 }
 
 pub async fn resume(command: Resume, actor: &Actor, settings: &Settings) -> anyhow::Result<()> {
-    let Resume { kind: task, why, json } = command;
+    let Resume { kind: task, why: Why { why }, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let resumed = pause::resume(&db, actor, task, &why).await?;
     let document = json!({ "kind": kind, "changed": matches!(resumed, Resumed::Now(_)) });

@@ -1,7 +1,6 @@
 //! `ops rebuild`: every pending wake-up again from the rows.
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::{Actor, id_of},
     rebuild,
@@ -15,7 +14,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Json, answer, governed, kind};
+use super::{answer, governed, kind, options::Json, progress};
 
 #[derive(clap::Args)]
 #[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
@@ -77,14 +76,10 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
             eprintln!("ops: {}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at);
         }
         let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
-            Ok(pending) => {
-                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-                ProgressBar::new(pending).with_style(style)
-            }
+            Ok(pending) => progress::bar(task.kind(), pending)?,
             // Only the bar wants the count.
-            Err(_) => ProgressBar::new_spinner(),
+            Err(_) => progress::spinner(task.kind())?,
         };
-        let bar = bar.with_message(task.kind());
         let rebuilt = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await;
         // To finish it puts it at its end, wherever that was expected.
         let made = bar.position();

@@ -10,7 +10,11 @@ use ops::{
 use serde_json::{Value, json};
 use shared::{process::cli::say, settings::Settings};
 
-use super::{Json, WrongUse, answer, table, why, with_schema};
+use super::{
+    WrongUse, answer,
+    options::{Json, Why},
+    table, with_schema,
+};
 
 #[derive(Subcommand)]
 pub enum Retention {
@@ -30,18 +34,16 @@ pub struct Change {
     /// The order's code or id
     #[arg(value_name = "CODE|ID")]
     pub order: String,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub why: Why,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     match command {
-        Retention::Hold(Change { order, why, json }) => {
+        Retention::Hold(Change { order, why: Why { why }, json: Json { json } }) => {
             let (hold, changed) = match retention::hold(&db, &actor?, &order, &why).await? {
                 Done::Now(hold) => (hold, true),
                 Done::Before(hold) => (hold, false),
@@ -55,7 +57,7 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             answer(json, &json!({ "hold": hold, "changed": changed }), &text)
         }
-        Retention::Release(Change { order, why, json }) => {
+        Retention::Release(Change { order, why: Why { why }, json: Json { json } }) => {
             let (code, hold) = retention::release(&db, &actor?, &order, &why).await?;
             let code = code.escape_debug();
             let text = match &hold {
@@ -64,14 +66,16 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             answer(json, &json!({ "hold": hold, "changed": hold.is_some() }), &text)
         }
-        Retention::Unhide(Change { order, why, json }) => match retention::unhide(&db, &actor?, &order, &why).await? {
-            Done::Now((code, since)) => {
-                answer(json, &unhidden(&code, since), &format!("{} is back on line", code.escape_debug()))
+        Retention::Unhide(Change { order, why: Why { why }, json: Json { json } }) => {
+            match retention::unhide(&db, &actor?, &order, &why).await? {
+                Done::Now((code, since)) => {
+                    answer(json, &unhidden(&code, since), &format!("{} is back on line", code.escape_debug()))
+                }
+                Done::Before((code, _)) => {
+                    answer(json, &unhidden(&code, None), &format!("{} is on line; nothing was changed", code.escape_debug()))
+                }
             }
-            Done::Before((code, _)) => {
-                answer(json, &unhidden(&code, None), &format!("{} is on line; nothing was changed", code.escape_debug()))
-            }
-        },
+        }
         Retention::List(Json { json }) => {
             let holds = retention::holds(&db).await?;
             if json {

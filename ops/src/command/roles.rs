@@ -14,7 +14,7 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Json, WrongUse, answer};
+use super::{WrongUse, answer, options::Json};
 
 #[derive(Subcommand)]
 pub enum Roles {

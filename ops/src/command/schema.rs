@@ -16,7 +16,7 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Json, answer, table};
+use super::{answer, options::Json, table};
 
 #[derive(Subcommand)]
 pub enum Migrate {

@@ -6,7 +6,11 @@ use ops::{actor::Actor, set_aside};
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use super::{Json, WrongUse, answer, table, why, with_schema};
+use super::{
+    WrongUse, answer,
+    options::{Json, Why},
+    table, with_schema,
+};
 
 #[derive(Subcommand)]
 pub enum SetAside {
@@ -29,9 +33,8 @@ pub enum SetAside {
     Discard {
         #[command(flatten)]
         chosen: Chosen,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
+        #[command(flatten)]
+        why: Why,
         #[command(flatten)]
         json: Json,
     },
@@ -88,7 +91,7 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 say(&format!("{more} more; see --limit"));
             }
         }
-        SetAside::Discard { chosen, why, json: Json { json } } => {
+        SetAside::Discard { chosen, why: Why { why }, json: Json { json } } => {
             let discarded = set_aside::discard(&db, &actor?, &chosen.ids, &why).await?;
             chosen.found(discarded, "are discarded")?;
             answer(json, &json!({ "discarded": discarded }), &format!("{discarded} events are discarded"))?;

@@ -21,7 +21,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::with_schema;
+use super::{options::Json, with_schema};
 
 mod screen;
 
@@ -52,9 +52,8 @@ Examples:
   ops status --json | jq -r '.troubles[]'
   ops status --json --watch 10 >> status.jsonl")]
 pub struct Status {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
     /// Look again every so many seconds [default: 2]
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub watch: Option<u64>,
@@ -67,7 +66,7 @@ enum Unseen {
 }
 
 pub async fn status(command: Status, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Status { json, watch: every } = command;
+    let Status { json: Json { json }, watch: every } = command;
     let (mut servers, mut watch) = (None, Watch::default());
     let Some(every) = every.map(Duration::from_secs) else {
         return match Box::pin(twice(&mut servers, &mut watch, settings)).await {

@@ -14,7 +14,7 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Json, answer, governed, table};
+use super::{answer, governed, options::Json, table};
 
 #[derive(Subcommand)]
 pub enum Topology {

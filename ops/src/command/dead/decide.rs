@@ -14,20 +14,24 @@ use serde_json::json;
 use shared::process::cli::say;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, answer, confirm::confirmed, kind, why};
+use super::without_alias;
+use crate::command::{
+    WrongUse, answer,
+    confirm::confirmed,
+    kind,
+    options::{Json, Why, Yes},
+};
 
-/// How whatever is decided about letters is decided.
+/// The options of a decision about letters.
 #[derive(clap::Args)]
+#[command(mut_arg("why", without_alias))]
 struct Decision {
-    /// Why; it goes into the record, so name no customer and no source of goods
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: String,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// One JSON document instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    why: Why,
+    #[command(flatten)]
+    yes: Yes,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(clap::Args)]
@@ -52,7 +56,8 @@ pub struct Discard {
 }
 
 pub async fn discard(command: Discard, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Discard { filter, all, decision: Decision { why, yes, json } } = command;
+    let Discard { filter, all, decision } = command;
+    let Decision { why: Why { why }, yes: Yes { yes }, json: Json { json } } = decision;
     if filter.state != State::Open {
         return Err(WrongUse("only open letters can be discarded: leave --state out".to_owned()).into());
     }
@@ -135,7 +140,8 @@ pub struct Repair {
 }
 
 pub async fn repair(command: Repair, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Repair { id, kind, subject, decision: Decision { why, yes, json } } = command;
+    let Repair { id, kind, subject, decision } = command;
+    let Decision { why: Why { why }, yes: Yes { yes }, json: Json { json } } = decision;
     let id = letter::named(db, &id).await?;
     let Some(old) = letter::by_id(db, id).await? else { bail!("the letter {id} is gone") };
     let mut changes = Vec::new();

@@ -12,7 +12,7 @@ use serde::Serialize;
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use crate::command::table;
+use crate::command::{options::Json, table};
 
 /// How much of a cause a table shows; `ops dead show` shows it whole.
 const CAUSE_SHOWN: usize = 100;
@@ -41,11 +41,10 @@ pub struct List {
     /// Count them by cause and by how their rows stand now
     #[arg(long = "groups", conflicts_with = "after")]
     grouped: bool,
-    /// One JSON document
-    #[arg(long, conflicts_with = "csv")]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
     /// Comma-separated values with a line of names
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     csv: bool,
     /// At most so many
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
@@ -56,7 +55,7 @@ pub struct List {
 }
 
 pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let List { filter, grouped, json, csv, limit, after } = command;
+    let List { filter, grouped, json: Json { json }, csv, limit, after } = command;
     if grouped {
         let found = groups::groups(db, &settings.policy, &filter, limit).await?;
         if json {

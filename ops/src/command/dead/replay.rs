@@ -3,7 +3,7 @@
 use std::{num::NonZeroU32, process::ExitCode};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use ops::{
     actor::Actor,
     dead::{
@@ -25,17 +25,22 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, answer, confirm, table, why};
+use super::optional;
+use crate::command::{
+    WrongUse, answer, confirm,
+    options::{Json, Why, Yes},
+    progress, table,
+};
 
 #[derive(clap::Args)]
 #[command(
+    mut_arg("why", optional),
     after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
                         The plan is run as it is, or refused when the rows have moved on.\n\n\
                         Examples:\n  ops dead replay --group 3f2a91c0 --plan --why 'the constraint is gone'\n  \
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
                         Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use."
 )]
-#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct Replay {
     #[command(flatten)]
     filter: Filter,
@@ -48,9 +53,8 @@ pub struct Replay {
     /// Run this plan, exactly
     #[arg(long, value_name = "PLAN", conflicts_with_all = ["plan", "all"])]
     run: Option<Uuid>,
-    /// Why, for the record
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: Option<String>,
+    #[command(flatten)]
+    why: Option<Why>,
     /// Plan at most so many letters, the oldest
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     limit: u32,
@@ -72,28 +76,24 @@ pub struct Replay {
     /// Stop before more than so much money is moved
     #[arg(long, value_parser = dong, value_name = "ĐỒNG")]
     amount_max: Option<i64>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    yes: Yes,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(clap::Args)]
+#[command(mut_arg("why", optional))]
 #[command(after_help = "Exit codes: 0 approved, 1 refused, 2 wrong use.")]
 pub struct Approve {
     /// The plan
     plan: Uuid,
-    /// Why, for the record
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: Option<String>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// One JSON document instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    why: Option<Why>,
+    #[command(flatten)]
+    yes: Yes,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(clap::Args)]
@@ -103,9 +103,8 @@ pub struct Plans {
     /// At most so many, the newest
     #[arg(long, default_value_t = 20)]
     limit: u32,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// `5000000`, `5.000.000` or `5.000.000 ₫`.
@@ -140,15 +139,15 @@ async fn make(
     }
     let request = Request {
         filter: command.filter,
-        why: command.why.unwrap_or_default(),
+        why: command.why.map(|Why { why }| why).unwrap_or_default(),
         limit: command.limit,
         tolerance: Tolerance { letters: command.tolerance_letters, amount: command.tolerance_amount },
         approval_above: settings.dead_letters.approval_above,
     };
-    let bar = bar("checked")?;
+    let bar = progress::bar("checked", 0)?;
     let plan = plan::make(db, replays, &request, actor, told(&bar)).await;
     bar.finish_and_clear();
-    show(db, &plan?, command.json).await?;
+    show(db, &plan?, command.json.json).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -171,9 +170,9 @@ async fn run(
             let question = format!(
                 "This takes {amount} from wallets, for {letters} letters (the whole plan: {all} of {customers} customers)."
             );
-            confirm::typed(&question, &amount.to_string(), command.yes)?
+            confirm::typed(&question, &amount.to_string(), command.yes.yes)?
         } else {
-            confirm::confirmed(&format!("Replay {letters} letters? No money moves."), command.yes)?
+            confirm::confirmed(&format!("Replay {letters} letters? No money moves."), command.yes.yes)?
         };
         if !agreed {
             bail!("nothing is replayed");
@@ -181,7 +180,7 @@ async fn run(
     }
     let rate = command.rate.unwrap_or(settings.dead_letters.rate);
     let limits = Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
-    let (checking, running) = (bar("checked again")?, bar("replayed")?);
+    let (checking, running) = (progress::bar("checked again", 0)?, progress::bar("replayed", 0)?);
     let run = Run { db, replays, actor, rate, limits, shutdown: stop };
     let ran = run
         .run(id, told(&checking), |report: &Report| {
@@ -194,7 +193,7 @@ async fn run(
     checking.finish_and_clear();
     running.finish_and_clear();
     let report = ran?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&json!({ "plan": id, "run": report }))?);
     } else {
         say(&told_of(&report));
@@ -219,26 +218,26 @@ fn told_of(report: &Report) -> String {
 
 pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, command.plan).await?;
-    if !command.json {
+    if !command.json.json {
         show(db, &plan, false).await?;
     }
     let amount = Dong(plan.amount);
-    if !confirm::typed("Approve it?", &amount.to_string(), command.yes)? {
+    if !confirm::typed("Approve it?", &amount.to_string(), command.yes.yes)? {
         bail!("not approved");
     }
-    let plan = plan::approve(db, command.plan, actor, command.why.as_deref()).await?;
+    let plan = plan::approve(db, command.plan, actor, command.why.as_ref().map(|Why { why }| why.as_str())).await?;
     let said = format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id);
-    answer(command.json, &json!({ "plan": plan }), &said)?;
+    answer(command.json.json, &json!({ "plan": plan }), &said)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<ExitCode> {
     if let Some(id) = command.plan {
-        show(db, &plan::find(db, id).await?, command.json).await?;
+        show(db, &plan::find(db, id).await?, command.json.json).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let plans = plan::newest(db, command.limit).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&plans)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -297,11 +296,6 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
         }
     }
     Ok(())
-}
-
-fn bar(what: &str) -> anyhow::Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-    Ok(ProgressBar::new(0).with_style(style).with_message(what.to_owned()))
 }
 
 fn told(bar: &ProgressBar) -> impl Fn(usize, usize) + '_ {

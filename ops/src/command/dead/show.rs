@@ -21,6 +21,8 @@ use shared::{
     settings::Settings,
 };
 
+use crate::command::options::Json;
+
 /// How many of the original bytes are shown; `--bytes` writes them all.
 const BYTES_SHOWN: usize = 4_096;
 
@@ -40,9 +42,8 @@ pub struct Show {
     /// Write the original bytes, all of them, into this file
     #[arg(long, value_name = "FILE")]
     bytes: Option<PathBuf>,
-    /// One JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -55,14 +56,14 @@ pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -
         _ => None,
     };
     let replay = what_a_replay_would_do(db, settings, &letter).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&json!({ "letter": letter, "stands": stands, "row": row, "replay": replay }))?);
     } else {
         say(&explained(&letter, task, stands, row.as_ref(), &replay)?);
     }
     if let Some(path) = command.bytes {
         std::fs::write(&path, &letter.body).with_context(|| path.display().to_string())?;
-        if !command.json {
+        if !command.json.json {
             say(&format!("\n{} bytes written to {}", letter.body.len(), path.display()));
         }
     }

@@ -4,7 +4,6 @@ use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::Actor,
     preview::{self, Preview},
@@ -26,7 +25,11 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{confirm, governed, why},
+    super::{
+        confirm, governed,
+        options::{Json, Why, Yes},
+        progress,
+    },
     RATE, policy_of,
     preview::shown,
 };
@@ -55,18 +58,15 @@ pub struct Apply {
     /// A kyhan.toml with the other policy
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
+    #[command(flatten)]
+    pub why: Why,
     /// How many of a kind are released a second
     #[arg(long, value_name = "SUBJECTS", default_value_t = RATE)]
     pub rate: NonZeroU32,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-    /// One JSON document when all is done, instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub yes: Yes,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
@@ -81,10 +81,10 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
         eprintln!("ops: {FIRST}");
     }
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
-    if !command.json {
+    if !command.json.json {
         say(&shown(&preview, command.rate));
     }
-    if !agreed(&preview, command.yes)? {
+    if !agreed(&preview, command.yes.yes)? {
         bail!("nothing was changed");
     }
     // What was shown may have been read for long.
@@ -94,9 +94,9 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
     database::rungs::remember(&governed.db, &settings.topology()).await?;
-    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why };
+    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why.why };
     let applied = rollout::put_in_force(&governed, actor, rollout).await?;
-    if !command.json {
+    if !command.json.json {
         say(&format!("\npolicy {} is in force", applied.number));
         for (kind, release) in applied.policy.releases() {
             say(&format!("{kind}: released from {} to {}", moment(release.from), moment(release.until())));
@@ -147,15 +147,14 @@ async fn schedule(
     preview: Option<&Preview>,
     stop: &CancellationToken,
 ) -> anyhow::Result<u64> {
+    const WHAT: &str = "waiting until the fleet has the policy, then making wake-ups";
     let bar = match preview {
         Some(preview) => {
             let earlier: i64 = preview.kinds.iter().map(|kind| kind.earlier + kind.appear).sum();
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-            ProgressBar::new(earlier.unsigned_abs()).with_style(style)
+            progress::bar(WHAT, earlier.unsigned_abs())?
         }
-        None => ProgressBar::new_spinner(),
+        None => progress::spinner(WHAT)?,
     };
-    let bar = bar.with_message("the fleet learns of it; then the wake-ups");
     bar.tick();
     let mut made = 0;
     let whole = rollout::schedule(db, broker, settings, applied, stop, |count| {
@@ -171,7 +170,7 @@ async fn schedule(
 }
 
 fn told(command: &Apply, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
-    if command.json {
+    if command.json.json {
         let release = |(kind, release): (&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
         let releases: Vec<_> = applied.policy.releases().map(release).collect();
         let told = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });

@@ -10,7 +10,7 @@ use ops::{
 use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
 use super::{
-    super::{governed, table},
+    super::{governed, options::Json, table},
     RATE, at_once, policy_of,
 };
 
@@ -33,16 +33,15 @@ pub struct Preview {
     /// How many of a kind `ops policy apply` would release a second
     #[arg(long, value_name = "SUBJECTS", default_value_t = RATE)]
     pub rate: NonZeroU32,
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn preview(command: Preview, settings: &Settings) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let Governed { db, settings, .. } = governed(settings).await?;
     let preview = preview::preview(&db, &settings, &new).await?;
-    say(&if command.json { serde_json::to_string_pretty(&preview)? } else { shown(&preview, command.rate) });
+    say(&if command.json.json { serde_json::to_string_pretty(&preview)? } else { shown(&preview, command.rate) });
     Ok(ExitCode::SUCCESS)
 }
 

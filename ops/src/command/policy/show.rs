@@ -14,7 +14,7 @@ use shared::{
     settings::Settings,
 };
 
-use super::super::with_schema;
+use super::super::{options::Json, with_schema};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -25,9 +25,8 @@ Examples:
   ops policy show
   ops policy show --json | jq '.lines'")]
 pub struct Show {
-    /// One JSON document instead of a kyhan.toml
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -37,7 +36,7 @@ pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode
     let policy = applied.as_ref().map_or(&settings.policy, |applied| &applied.policy);
     let differs = !policy.says_the_same(&settings.policy);
     let releases: Vec<_> = policy.releases().filter(|(_, release)| release.until() > now).collect();
-    say(&if command.json {
+    say(&if command.json.json {
         document(applied.as_ref(), policy, &releases, differs)?
     } else {
         toml(applied.as_ref(), policy, &releases, differs)

@@ -1,0 +1,33 @@
+//! Options that several commands share. Each is defined once, so that its name, its check and its help are the same everywhere.
+
+/// Longest reason, in characters: it is shown on one line.
+const WHY_MAX: usize = 500;
+
+#[derive(clap::Args)]
+pub struct Why {
+    /// The reason, recorded in activity; name no customer and no source of goods
+    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = reason)]
+    pub why: String,
+}
+
+#[derive(clap::Args)]
+pub struct Yes {
+    /// Do not ask for confirmation
+    #[arg(long)]
+    pub yes: bool,
+}
+
+#[derive(clap::Args)]
+pub struct Json {
+    /// Print JSON instead of text
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn reason(text: &str) -> Result<String, String> {
+    let text = text.trim();
+    if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > WHY_MAX {
+        return Err(format!("a reason has 1 to {WHY_MAX} characters, on one line"));
+    }
+    Ok(text.to_owned())
+}
