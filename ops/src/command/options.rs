@@ -1,6 +1,6 @@
-//! Options that several commands share. Each is defined once, so that its name, its check and its help are the same everywhere.
+//! The options that several commands share, each with one definition, one check and one help text.
 
-/// Longest reason, in characters: it is shown on one line.
+/// Longest reason in characters, so that it fits on one line.
 const WHY_MAX: usize = 500;
 
 #[derive(clap::Args)]
@@ -27,7 +27,7 @@ pub struct Json {
 fn reason(text: &str) -> Result<String, String> {
     let text = text.trim();
     if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > WHY_MAX {
-        return Err(format!("a reason has 1 to {WHY_MAX} characters, on one line"));
+        return Err(format!("must be 1 to {WHY_MAX} characters on one line"));
     }
     Ok(text.to_owned())
 }

@@ -1,4 +1,4 @@
-//! `ops retention`: which orders are kept as they are, and putting a hidden one back on line.
+//! `ops retention`: holds orders as they are, and makes hidden orders visible.
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
@@ -11,21 +11,21 @@ use serde_json::{Value, json};
 use shared::{process::cli::say, settings::Settings};
 
 use super::{
-    WrongUse, answer,
+    UsageError, answer,
     options::{Json, Why},
     table, with_schema,
 };
 
 #[derive(Subcommand)]
 pub enum Retention {
-    /// Keep an order as it is: it is not hidden, and not deleted, until it is released
+    /// Hold an order: it is neither hidden nor deleted until it is released
     #[command(after_help = "Example:\n  ops retention hold BG-2026-001234 --why 'khiếu nại, đang kiểm tra'")]
     Hold(Change),
-    /// Let go of an order that was held
+    /// Release a held order
     Release(Change),
-    /// Put a hidden order back on line; it stays there for six months at least
+    /// Make a hidden order visible again, for at least six months
     Unhide(Change),
-    /// List what is held
+    /// List the held orders
     List(Json),
 }
 
@@ -40,7 +40,7 @@ pub struct Change {
     pub json: Json,
 }
 
-pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
+pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     match command {
         Retention::Hold(Change { order, why: Why { why }, json: Json { json } }) => {
@@ -50,10 +50,10 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             let code = hold.code.escape_debug();
             let text = if changed {
-                format!("{code} is held: it stays as it is until `ops retention release {code}`")
+                format!("{code} is held: it is neither hidden nor deleted until `ops retention release {code}`")
             } else {
                 let (since, by, why) = (moment(hold.since), one_line(&hold.by), one_line(&hold.why));
-                format!("{code} is held already, since {since} by {by}: {why}; nothing was changed")
+                format!("{code} is already held, since {since} by {by}: {why}; nothing was changed")
             };
             answer(json, &json!({ "hold": hold, "changed": changed }), &text)
         }
@@ -69,11 +69,13 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
         Retention::Unhide(Change { order, why: Why { why }, json: Json { json } }) => {
             match retention::unhide(&db, &actor?, &order, &why).await? {
                 Done::Now((code, since)) => {
-                    answer(json, &unhidden(&code, since), &format!("{} is back on line", code.escape_debug()))
+                    answer(json, &unhidden(&code, since), &format!("{} is visible again", code.escape_debug()))
                 }
-                Done::Before((code, _)) => {
-                    answer(json, &unhidden(&code, None), &format!("{} is on line; nothing was changed", code.escape_debug()))
-                }
+                Done::Before((code, _)) => answer(
+                    json,
+                    &unhidden(&code, None),
+                    &format!("{} is already visible; nothing was changed", code.escape_debug()),
+                ),
             }
         }
         Retention::List(Json { json }) => {
@@ -82,7 +84,7 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
                 return answer(true, &json!({ "holds": holds }), "");
             }
             if holds.is_empty() {
-                say("nothing is held");
+                say("no orders are held");
                 return Ok(());
             }
             let mut table = table(["order", "id", "since", "by", "why"]);
