@@ -81,7 +81,7 @@ pub fn id_of(name: &str) -> Uuid {
 
 /// See [`Actor::new`].
 #[derive(Debug, thiserror::Error)]
-#[error("no valid name of an operator; pass one with --as NAME")]
+#[error("no valid operator name; pass one with --as NAME")]
 pub struct NoName;
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ const WHY_MAX: usize = 500;
 
 #[derive(clap::Args)]
 pub struct Why {
-    /// The reason, recorded in activity; name no customer and no source of goods
+    /// The reason, recorded in activity. Do not name customers or sources of goods
     #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = reason)]
     pub why: String,
 }

@@ -28,7 +28,7 @@ A role can log in once its password is set, in one of these variables or in a fi
   KYHAN_ROLES_PRODUCER_PASSWORD      kyhan_producer      the relay
   KYHAN_ROLES_WORKER_PASSWORD        kyhan_worker        workers
   KYHAN_ROLES_OPS_PASSWORD           kyhan_ops           operators
-  KYHAN_ROLES_ORDER_SYSTEM_PASSWORD  kyhan_order_system  the order system, and `ops customer export` and `erase`
+  KYHAN_ROLES_ORDER_SYSTEM_PASSWORD  kyhan_order_system  the order system, customer export and erase
   KYHAN_ROLES_OWNER_PASSWORD         kyhan_owner         migrations
 
 The passwords of other roles stay unchanged. You can also use logins of your own: GRANT kyhan_worker TO your_login. With retention.mode \

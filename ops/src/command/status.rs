@@ -46,7 +46,7 @@ It reports as wrong
   - a fault that the last recorded audit found.
 A paused kind, and what waits because of it, is shown but not wrong.
 
-Exit codes, for monitoring (with --watch, of the last look): 0 nothing is wrong; 1 anything is wrong; 2 usage error; 3 a server is away, \
+Exit codes, for monitoring (with --watch, of the last look): 0 nothing is wrong; 1 something is wrong; 2 usage error; 3 a server is away, \
 so the state is unknown.
 
 Examples:

@@ -117,8 +117,8 @@ async fn refuse_others(db: &DatabaseConnection, filter: &Filter, chosen: &[Uuid]
     group(ArgGroup::new("repaired").args(["kind", "subject"]).required(true).multiple(true)),
     after_help = "\
 A dead letter names a kind of task and a row, and only these can be corrected. It holds no amount: how much money moves is computed from \
-the rows, when it moves. The old dead letter stays unchanged, as resolved. A new open one with the same cause and bytes replaces it. If \
-the dead letter names neither a valid kind nor a row, pass both options.
+the rows, when it moves. The old dead letter keeps its content and becomes resolved. A new open one with the same cause and bytes \
+replaces it. If both the kind and the row are missing, pass both options.
 
 Examples:
   ops dead repair 5f0c1d2e --subject 0193d8c4-… --why 'the importer mixed up two orders'

@@ -37,7 +37,7 @@ use crate::command::{
     mut_arg("why", optional),
     after_help = "A plan tries each dead letter against the current rows, in a transaction that is rolled back. A run applies exactly the \
                         plan. It refuses if the rows have changed by more than the plan tolerates.\n\n\
-                        Examples:\n  ops dead replay --group 3f2a91c0 --plan --why 'the constraint is gone'\n  \
+                        Examples:\n  ops dead replay --group 3f2a91c0de --plan --why 'the constraint is gone'\n  \
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
                         Exit codes: 0 success; 1 refused, stopped early, or dead letters failed; 2 usage error."
 )]
