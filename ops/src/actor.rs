@@ -1,11 +1,11 @@
-//! Who acts: every command of an operator that changes something leaves a row in `activity` with who, why and what.
+//! The operator who runs a command. Every command that changes something records who, why and what in `activity`.
 
 use sea_orm::{ConnectionTrait, DbErr};
 use serde_json::{Value, json};
 use shared::database::statement;
 use uuid::Uuid;
 
-/// The namespace of the ids under which things without a uuid of their own stand in `activity` (UUID version 5).
+/// The namespace of the ids (UUID version 5) that `activity` uses for things without a UUID of their own.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6163_7469_7600);
 
 /// An operator: the operating system's user, or the name given with `--as`.
@@ -15,17 +15,17 @@ pub struct Actor {
 }
 
 impl Actor {
-    /// Whoever runs this process, unless a name is given.
+    /// The operator of the given name; without one, the operating system's user.
     ///
     /// # Errors
-    /// When there is no name by which to remember who it was.
-    pub fn new(given: Option<&str>) -> Result<Self, Nobody> {
+    /// [`NoName`]: the name is empty or has control characters.
+    pub fn new(given: Option<&str>) -> Result<Self, NoName> {
         let name = given.map_or_else(|| whoami::username().unwrap_or_default(), ToOwned::to_owned);
         let name = name.trim();
-        if name.is_empty() || name.chars().any(char::is_control) { Err(Nobody) } else { Ok(Self { name: name.to_owned() }) }
+        if name.is_empty() || name.chars().any(char::is_control) { Err(NoName) } else { Ok(Self { name: name.to_owned() }) }
     }
 
-    /// Whoever set a machine to do what has to be done whoever it is: a container's user often has no name.
+    /// For the commands of an automatic deployment: a container's user often has no name.
     #[must_use]
     pub fn unknown() -> Self {
         Self { name: "unknown".to_owned() }
@@ -36,10 +36,10 @@ impl Actor {
         &self.name
     }
 
-    /// Records an action, in the transaction that does it. `changed` says what changed; ids and counts, never personal data.
+    /// Records an action, in the transaction that performs it. `changed` holds ids and counts, never personal data.
     ///
     /// # Errors
-    /// The database's.
+    /// Database errors.
     pub async fn record(
         &self,
         tx: &impl ConnectionTrait,
@@ -51,10 +51,10 @@ impl Actor {
         self.record_each(tx, action, (subject_kind, &[subject]), why, changed).await
     }
 
-    /// The same about each of several, in one statement.
+    /// Records an action on several subjects, in one statement.
     ///
     /// # Errors
-    /// The database's.
+    /// Database errors.
     pub async fn record_each(
         &self,
         tx: &impl ConnectionTrait,
@@ -64,7 +64,7 @@ impl Actor {
         changed: Value,
     ) -> Result<(), DbErr> {
         let detail = json!({ "by": self.name, "why": why, "changed": changed });
-        // Whoever it says to be, the login is what the server has checked.
+        // The operator chooses the name in `by`; the server has checked the login.
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
                    SELECT 'staff', $1, $2, subject.id, $4::jsonb || jsonb_build_object('login', session_user) FROM unnest($3::uuid[]) WITH ORDINALITY AS subject (id, place)
                     ORDER BY subject.place";
@@ -73,7 +73,7 @@ impl Actor {
     }
 }
 
-/// The id of a thing that has only a name, like a kind or a policy.
+/// The id of something that has only a name, such as a kind or a policy.
 #[must_use]
 pub fn id_of(name: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
@@ -81,15 +81,15 @@ pub fn id_of(name: &str) -> Uuid {
 
 /// See [`Actor::new`].
 #[derive(Debug, thiserror::Error)]
-#[error("nobody knows who you are; say it with --as NAME")]
-pub struct Nobody;
+#[error("no valid operator name; pass one with --as NAME")]
+pub struct NoName;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn whoever_acts_has_a_name() {
+    fn an_actor_has_a_name() {
         assert_eq!(Actor::new(Some(" lan ")).unwrap().name(), "lan");
         assert!(Actor::new(Some("  ")).is_err() && Actor::new(Some("a\nb")).is_err());
     }

@@ -1,4 +1,4 @@
-//! The commands of `ops`, one file each, and what they share.
+//! The commands of `ops`, one file each, and the functions that they share.
 
 use comfy_table::{ColumnConstraint, ContentArrangement, Table, presets};
 use sea_orm::DatabaseConnection;
@@ -24,8 +24,10 @@ pub mod customer;
 pub mod dead;
 pub mod explain;
 pub mod forecast;
+pub mod options;
 pub mod pause;
 pub mod policy;
+pub mod progress;
 pub mod rebuild;
 pub mod retention;
 pub mod roles;
@@ -34,64 +36,44 @@ pub mod set_aside;
 pub mod status;
 pub mod topology;
 
-/// Arguments that cannot hold, found out only when the command ran: exit code 2, as for those that clap refuses.
+/// An error in the arguments that only the command itself can find. Exit code 2, as for the errors that clap finds.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct WrongUse(pub String);
+pub struct UsageError(pub String);
 
-/// A kind of the list of tasks.
+/// A kind of the list of tasks, from an argument.
 fn kind(name: &str) -> Result<&'static str, String> {
     task(name).map(Task::kind)
 }
 
-/// The database, whatever its policy is.
+/// The database, with its schema checked. For commands that need no policy.
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     database::require_schema(&settings.database, &db).await?;
     Ok(db)
 }
 
-/// The database, and the settings with the policy that is in force in it.
+/// The database, and the settings with its active policy.
 async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     let db = database::connect(&settings.database, Role::Ops).await?;
     Ok(active_policy::of(db, settings).await?)
 }
 
-/// For commands that have no other option.
-#[derive(clap::Args)]
-pub struct Json {
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
-}
-
-/// What a command came to, for machines or for people.
+/// Prints a command's result, as JSON or as text.
 fn answer(json: bool, document: &Value, text: &str) -> anyhow::Result<()> {
     say(&if json { serde_json::to_string_pretty(document)? } else { text.to_owned() });
     Ok(())
 }
 
-/// A kind of the list of tasks, from an argument.
+/// A task of the list of tasks, from an argument.
 fn task(kind: &str) -> Result<&'static dyn Shown, String> {
-    tasks::find(kind).ok_or_else(|| format!("known are {}", tasks::kinds().collect::<Vec<_>>().join(", ")))
-}
-
-/// Longest reason, in characters: it is shown on one line.
-const WHY_MAX: usize = 500;
-
-/// An operator's reason, from an argument: something, and on one line.
-fn why(text: &str) -> Result<String, String> {
-    let text = text.trim();
-    if text.is_empty() || text.chars().any(char::is_control) || text.chars().count() > WHY_MAX {
-        return Err(format!("a reason has 1 to {WHY_MAX} characters, on one line"));
-    }
-    Ok(text.to_owned())
+    tasks::find(kind).ok_or_else(|| format!("must be one of {}", tasks::kinds().collect::<Vec<_>>().join(", ")))
 }
 
 fn table<const N: usize>(header: [&str; N]) -> Table {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic).set_header(header);
-    // What is copied from a table must not be broken over lines, however narrow the terminal.
+    // Cells that people copy must not wrap, even in a narrow terminal.
     for (column, name) in table.column_iter_mut().zip(header) {
         if ["id", "subject", "group", "example", "queue", "arguments"].contains(&name) {
             column.set_constraint(ColumnConstraint::ContentWidth);

@@ -13,94 +13,94 @@ use tokio_util::sync::CancellationToken;
 mod command;
 
 use command::{
-    WrongUse, activity, audit, completions, customer, dead, explain, forecast, pause, policy, rebuild, retention, roles, schema,
-    set_aside, status, topology,
+    UsageError, activity, audit, completions, customer, dead, explain, forecast, pause, policy, rebuild, retention, roles,
+    schema, set_aside, status, topology,
 };
 
-/// The exit code for wrong use; clap's own.
+/// The exit code for a usage error; clap uses the same.
 const EXIT_USAGE: u8 = 2;
 
-/// Kỳ Hạn's operators' door
+/// Operate a Kỳ Hạn fleet
 #[derive(Parser)]
 #[command(
     version,
-    after_help = "Exit codes: 0 done, 1 failed, or an audit found something off, 2 arguments or settings that cannot hold. \
-                  Those of `ops status` are in its own help."
+    after_help = "Exit codes: 0 success; 1 failure, or a check found a fault; 2 usage error or invalid settings. A command with other \
+                  exit codes lists them in its own help."
 )]
 struct Arguments {
     #[command(flatten)]
     common: Common,
-    /// Who you are, for the record [default: the operating system's user]
+    /// Your name, recorded in activity [default: the operating system's user]
     #[arg(long = "as", global = true, value_name = "NAME")]
-    whom: Option<String>,
+    operator: Option<String>,
     #[command(subcommand)]
     command: Option<Command>,
 }
 
 #[derive(Subcommand)]
 enum Command {
-    /// The database's schema
+    /// Apply, take back or list the migrations of the database's schema
     #[command(subcommand)]
     Migrate(schema::Migrate),
-    /// The roles of PostgreSQL, each with the least rights
+    /// Install the PostgreSQL roles, each with only the privileges it needs
     #[command(subcommand)]
     Roles(roles::Roles),
-    /// The optional triggers that turn changes of orders and cart_items, and refunds, into events
+    /// Install or remove the optional triggers that turn changes of orders and cart_items, and refunds, into events
     #[command(subcommand)]
     Triggers(schema::Triggers),
-    /// RabbitMQ's exchanges and queues
+    /// Show, declare or prune RabbitMQ's exchanges and queues
     #[command(subcommand)]
     Topology(topology::Topology),
-    /// Lanes, rungs and their head ages, the outbox, on one screen
+    /// Show the state of the fleet on one screen, and what is wrong
     Status(status::Status),
-    /// Let nothing of a kind be applied any more, across the fleet, until it is resumed
+    /// Stop applying a kind of task across the fleet, until it is resumed
     Pause(pause::Pause),
-    /// Let a kind that was paused be applied again
+    /// Resume a paused kind
     Resume(pause::Resume),
-    /// Make every pending wake-up again from the rows, as after a broker was lost with its disk
+    /// Publish every pending wake-up again from the rows, for instance after the broker lost its disk
     Rebuild(rebuild::Rebuild),
-    /// Compare rows, ledger and broker, and say what is off
+    /// Compare rows, ledger and broker, and report what does not match
     Audit(audit::Audit),
-    /// Everything on record about one order or cart item, what falls due next, and where its wake-up waits
+    /// Show one order or cart item: its history, what falls due next, and where its wake-up waits
     Explain(explain::Explain),
-    /// How many fall due on each coming day, and how much money with them
+    /// Show how many rows fall due on each coming day, and the money at stake
     Forecast(forecast::Forecast),
-    /// The policy: which one is in force, what another one would do, and putting it in force
+    /// Show the active policy, preview another one, or apply it
     #[command(subcommand)]
     Policy(policy::Policy),
-    /// Orders that are kept as they are, and hidden ones put back on line
+    /// Hold orders as they are, and make hidden orders visible
     #[command(subcommand)]
     Retention(retention::Retention),
-    /// The sealed record of what was done
+    /// Verify the sealed records of activity
     #[command(subcommand)]
     Activity(activity::Activity),
-    /// One customer: as staff may know them, all that is held about them, their erasure
+    /// Show a customer masked, export all data held about them, or erase them
     #[command(subcommand)]
     Customer(customer::Customer),
-    /// Dead letters: what failed for good, or could not be understood
+    /// List, explain, replay, repair or discard dead letters
     #[command(subcommand)]
     Dead(Box<dead::Dead>),
-    /// Events that made no sense to the relay
+    /// List, retry or discard events that the relay could not schedule
     #[command(subcommand)]
     SetAside(set_aside::SetAside),
-    /// Print what lets a shell complete these commands
+    /// Print a shell completion script
     Completions(completions::Completions),
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { common, whom, command } = Arguments::parse();
+    let Arguments { common, operator, command } = Arguments::parse();
     if command.is_none() && !common.print_config {
-        Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "say what to do; see --help").exit();
+        Arguments::command().error(clap::error::ErrorKind::MissingSubcommand, "a subcommand is required; see --help").exit();
     }
-    // Before any settings are read: a shell asks for it wherever it starts.
+    // Before the settings are read: a shell runs this in any directory.
     if let Some(Command::Completions(command)) = command {
         return completions::completions(command, Arguments::command());
     }
     cli::run("ops", &common, async |settings, shutdown| match command {
         None => Ok(ExitCode::SUCCESS),
-        Some(command) => match run(command, settings, whom.as_deref(), shutdown).await {
-            Err(error) if error.is::<WrongUse>() => {
+        Some(command) => match run(command, settings, operator.as_deref(), shutdown).await {
+            Err(error) if error.is::<UsageError>() => {
                 eprintln!("ops: {error:#}");
                 Ok(ExitCode::from(EXIT_USAGE))
             }
@@ -110,9 +110,14 @@ async fn main() -> ExitCode {
     .await
 }
 
-async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown: CancellationToken) -> anyhow::Result<ExitCode> {
-    // Only a command that changes something needs to know.
-    let actor = Actor::new(whom).map_err(|nobody| WrongUse(nobody.to_string()));
+async fn run(
+    command: Command,
+    settings: &Settings,
+    operator: Option<&str>,
+    shutdown: CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    // An error only for commands that need a name.
+    let actor = Actor::new(operator).map_err(|error| UsageError(error.to_string()));
     let done = match command {
         Command::Status(command) => return status::status(command, settings, &shutdown).await,
         Command::Pause(command) => return pause::pause(command, &actor?, settings, &shutdown).await,
@@ -121,14 +126,14 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
         Command::Forecast(command) => forecast::forecast(command, settings).await,
         Command::Policy(command) => return policy::policy(command, settings, actor, &shutdown).await,
         Command::Completions(_) => Ok(()),
-        Command::Migrate(command) => schema::migrate(command, settings, &anybody(actor)).await,
-        Command::Roles(command) => roles::roles(command, settings, &anybody(actor)).await,
+        Command::Migrate(command) => schema::migrate(command, settings, &or_unknown(actor)).await,
+        Command::Roles(command) => roles::roles(command, settings, &or_unknown(actor)).await,
         Command::Retention(command) => retention::retention(command, settings, actor).await,
         Command::Activity(command) => return activity::activity(command, settings).await,
         Command::Customer(command) => customer::customer(command, settings, actor).await,
-        Command::Triggers(command) => schema::triggers(command, settings, &anybody(actor)).await,
-        Command::Topology(command) => topology::topology(command, settings, &anybody(actor)).await,
-        Command::Rebuild(command) => rebuild::rebuild(command, settings, &anybody(actor), &shutdown).await,
+        Command::Triggers(command) => schema::triggers(command, settings, &or_unknown(actor)).await,
+        Command::Topology(command) => topology::topology(command, settings, &or_unknown(actor)).await,
+        Command::Rebuild(command) => rebuild::rebuild(command, settings, &or_unknown(actor), &shutdown).await,
         Command::Audit(command) => return audit::audit(command, actor, settings, &shutdown).await,
         Command::Dead(command) => return dead::dead(*command, settings, actor, &shutdown).await,
         Command::SetAside(command) => set_aside::aside(command, settings, actor).await,
@@ -136,8 +141,8 @@ async fn run(command: Command, settings: &Settings, whom: Option<&str>, shutdown
     done.map(|()| ExitCode::SUCCESS)
 }
 
-/// What a deployment does by itself is done whoever it is, and recorded of a nameless user, too.
-fn anybody(actor: Result<Actor, WrongUse>) -> Actor {
+/// For the commands of an automatic deployment: they run without a name, too, and record `unknown`.
+fn or_unknown(actor: Result<Actor, UsageError>) -> Actor {
     actor.unwrap_or_else(|_| Actor::unknown())
 }
 
@@ -146,13 +151,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_two_options_of_a_command_have_one_name() {
+    fn the_options_of_each_command_have_different_names() {
         Arguments::command().debug_assert();
     }
 
-    /// Every `--why` of the whole command line, also of commands that are added later.
+    /// Walks the whole command line, so it covers commands that are added later.
     #[test]
-    fn a_reason_has_something_in_it_and_is_one_line_wherever_one_is_given() {
+    fn every_why_is_one_line_of_1_to_500_characters() {
         fn reasons(command: &clap::Command, path: &str, found: &mut Vec<String>) {
             for argument in command.get_arguments().filter(|argument| argument.get_id() == "why") {
                 assert_eq!(argument.get_long(), Some("why"), "{path}");

@@ -1,9 +1,9 @@
-//! How moments and texts are shown to operators: in the time of Asia/Ho_Chi_Minh, to the second; what came from outside steers no
-//! terminal.
+//! How times and texts are shown to operators. Times are those of Asia/Ho_Chi_Minh, to the second. Control characters in texts from
+//! outside are escaped, so that they cannot control the terminal.
 
 use chrono::{DateTime, FixedOffset, Utc};
 
-/// Vietnam's time since 1975, without summer time.
+/// The time zone of Vietnam since 1975, without daylight saving time.
 pub const HO_CHI_MINH: FixedOffset = FixedOffset::east_opt(7 * 3_600).unwrap();
 
 /// `2026-11-24 15:04:05 +07`.
@@ -18,10 +18,10 @@ pub fn moment_or_dash(at: Option<DateTime<Utc>>) -> String {
     at.map_or_else(|| "-".to_owned(), moment)
 }
 
-/// A text from outside on one line: what does not print is escaped, so that it cannot steer the terminal that shows it.
+/// A text from outside on one line, with unprintable characters escaped.
 #[must_use]
 pub fn text(text: &str) -> String {
-    // Quotation marks print, and causes are full of them.
+    // Quotation marks are printable, and causes contain many.
     text.escape_debug().to_string().replace("\\\"", "\"").replace("\\'", "'")
 }
 
@@ -31,7 +31,7 @@ pub fn text_or_dash(shown: Option<&str>) -> String {
     shown.map_or_else(|| "-".to_owned(), text)
 }
 
-/// What an operator or a message brought, on one line: it must not steer the terminal that shows it.
+/// A text from an operator or a message on one line, with control characters replaced by spaces.
 #[must_use]
 pub fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
@@ -42,12 +42,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moments_are_those_of_ho_chi_minh_city() {
+    fn times_are_those_of_ho_chi_minh_city() {
         assert_eq!(moment("2026-11-23T17:30:00.9Z".parse().unwrap()), "2026-11-24 00:30:00 +07");
     }
 
     #[test]
-    fn a_text_from_outside_steers_no_terminal_and_stays_readable() {
+    fn control_characters_are_escaped_and_the_rest_stays_readable() {
         assert_eq!(text("«Hết hàng» of \"orders\" isn't"), "«Hết hàng» of \"orders\" isn't");
         assert_eq!(text("\u{1b}[2J\n\u{202e}\\"), "\\u{1b}[2J\\n\\u{202e}\\\\");
     }

@@ -334,7 +334,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
             (done.status.code(), String::from_utf8_lossy(&done.stdout).into_owned())
         };
         let (code, said) = verify(&[]).await;
-        assert!(code == Some(1) && said.contains("nothing is deleted here") && said.contains("removed: seals 1 to 1, ids "), "{said}");
+        assert!(code == Some(1) && said.contains("nothing is deleted here") && said.contains("removed: seals 1 to 1, activity ids "), "{said}");
         assert_eq!(verify(&["--removed-before"]).await.0, Some(0));
         let gone = "DELETE FROM activity USING activity_seals AS seal WHERE number = 5 AND id BETWEEN first_id AND last_id";
         for (removed, what) in [

@@ -57,7 +57,7 @@ async fn a_rung_that_does_not_move_is_named_and_the_others_are_not() {
         let troubles = wrong["troubles"].as_array().expect("a list");
         assert!(
             troubles.len() == 1
-                && troubles[0].as_str().is_some_and(|said| said.starts_with(&jammed) && said.contains("does not move")),
+                && troubles[0].as_str().is_some_and(|said| said.starts_with(&jammed) && said.contains("has stalled")),
             "{wrong:#}"
         );
         worker.stop().await;
@@ -83,7 +83,7 @@ async fn a_missing_queue_and_lanes_without_a_worker_are_named() {
         eventually("both are named", SOON, async || {
             let said = troubles().await;
             Ok(said.contains(&format!("{rung} is missing"))
-                && said.contains("no worker consumes any lane, where 1 messages wait; is a worker running?"))
+                && said.contains("no worker consumes any lane (1 messages wait); is a worker running?"))
         })
         .await;
     })

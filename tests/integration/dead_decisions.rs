@@ -38,7 +38,7 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
         }
         let other = Letter { subject: Some(Uuid::new_v4()), ..Letter::default() }.store(stage).await;
         let done = ops(stage, &["--as", "Lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
-        assert_eq!((done.code, done.out.trim()), (0, "3 letters discarded"), "{done:?}");
+        assert_eq!((done.code, done.out.trim()), (0, "3 dead letters discarded"), "{done:?}");
         let recorded = "SELECT count(*) FROM dead_letters AS letter JOIN activity ON activity.subject_id = letter.id
                          WHERE letter.state = 'discarded' AND decided_by = 'Lan' AND decided_why = 'a port scan' AND decided_at = activity.at
                            AND action = 'dead_letter.discarded' AND subject_kind = 'dead_letter'
@@ -47,14 +47,14 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
         assert_eq!((in_state(stage, "open").await, activities(stage, "dead_letter.discarded").await), (1, 3));
 
         let again = ops(stage, &["dead", "discard", "--reason", "malformed", "--why", "again", "--yes"]).await;
-        assert!(again.code == 1 && again.err.contains("no open letter is meant"), "{again:?}");
+        assert!(again.code == 1 && again.err.contains("no open dead letters match"), "{again:?}");
         let one = stage.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'discarded' LIMIT 1").await.to_string();
         let other = other.to_string();
         let twice = ops(stage, &["dead", "discard", "--id", &one, "--id", &other, "--why", "again", "--yes"]).await;
-        assert!(twice.code == 1 && twice.err.contains("discarded already, by Lan at"), "{twice:?}");
+        assert!(twice.code == 1 && twice.err.contains("is already discarded, by Lan at"), "{twice:?}");
         assert_eq!((in_state(stage, "open").await, activities(stage, "dead_letter.discarded").await), (1, 3));
         let all = ops(stage, &["dead", "discard", "--all", "--why", "the rest", "--yes"]).await;
-        assert_eq!((all.code, all.out.trim()), (0, "1 letter discarded"), "{all:?}");
+        assert_eq!((all.code, all.out.trim()), (0, "1 dead letter discarded"), "{all:?}");
     })
     .await;
 }
@@ -65,12 +65,12 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
         let id = Letter::default().store(stage).await.to_string();
         for (arguments, said) in [
             (&["--id", &id, "--yes"][..], "--why"),
-            (&["--id", &id, "--yes", "--why", "  "], "a reason has 1 to 500 characters, on one line"),
-            (&["--id", &id, "--yes", "--why", "a\nb"], "a reason has 1 to 500 characters, on one line"),
-            (&["--id", &id, "--why", "noise"], "Discard 1 letter for good? Nobody is at a terminal to answer; say --yes"),
-            (&["--why", "noise", "--yes"], "or say --all"),
-            (&["--state", "all", "--why", "noise", "--yes"], "only open letters"),
-            (&["--all", "--id", &id, "--why", "noise", "--yes"], "or say --all"),
+            (&["--id", &id, "--yes", "--why", "  "], "must be 1 to 500 characters on one line"),
+            (&["--id", &id, "--yes", "--why", "a\nb"], "must be 1 to 500 characters on one line"),
+            (&["--id", &id, "--why", "noise"], "Discard 1 dead letter for good? There is no terminal to ask at; pass --yes"),
+            (&["--why", "noise", "--yes"], "or pass --all"),
+            (&["--state", "all", "--why", "noise", "--yes"], "only open dead letters"),
+            (&["--all", "--id", &id, "--why", "noise", "--yes"], "or pass --all"),
         ] {
             let refused = ops(stage, &[&["dead", "discard"][..], arguments].concat()).await;
             assert!(refused.code == 2 && refused.err.contains(said), "{arguments:?}: {refused:?}");
@@ -164,7 +164,7 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
             (&id, &["--subject", &item, "--goods-due", "1"], 2, "--goods-due"),
             (&id, &["--cause", "none"], 2, "--cause"),
             (&id, &[], 2, "required"),
-            (&id, &["--kind", "make-coffee"], 2, "known are confirm-receipt"),
+            (&id, &["--kind", "make-coffee"], 2, "must be one of confirm-receipt"),
             (&id, &["--subject", "BG-17"], 2, "BG-17"),
             (&id, &["--subject", &gone], 1, "there is no row"),
             (&id, &["--kind", "purge-cart-item"], 1, "purge-cart-item is about rows of cart_items, and there is no row"),
@@ -223,7 +223,7 @@ async fn an_operator_at_a_terminal_is_asked_and_only_a_yes_counts() {
         Letter::default().store(stage).await;
         for (keys, code, open) in [("\r", 1, 1), ("n\r", 1, 1), ("x\r", 1, 1), ("yn\r", 1, 1), ("y\r", 0, 0)] {
             assert_eq!(
-                at_a_terminal(stage, "dead discard --all --why noise", "Discard 1 letter for good?", keys).await,
+                at_a_terminal(stage, "dead discard --all --why noise", "Discard 1 dead letter for good?", keys).await,
                 code,
                 "{keys:?}"
             );

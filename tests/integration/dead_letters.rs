@@ -173,11 +173,11 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
         let table = ops(stage, &["dead", "list", "--limit", "2"]).await.out;
         let last = table.trim_end().lines().last().expect("a line");
         let cursor = last.strip_prefix("next page: --after ").expect("how to go on");
-        assert!(table.contains("2 of 10000 letters"), "{table}");
+        assert!(table.contains("2 of 10000 dead letters"), "{table}");
         let second = ops(stage, &["dead", "list", "--limit", "10000", "--after", cursor]).await.out;
-        assert!(second.trim_end().ends_with("9998 of 10000 letters"), "no page follows the last one");
+        assert!(second.trim_end().ends_with("9998 of 10000 dead letters"), "no page follows the last one");
         let csv = ops(stage, &["dead", "list", "--limit", "10000", "--csv"]).await;
-        assert_eq!((csv.out.lines().count(), csv.err.trim()), (10_001, "10000 of 10000 letters"));
+        assert_eq!((csv.out.lines().count(), csv.err.trim()), (10_001, "10000 of 10000 dead letters"));
         let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
         let of_groups = groups["groups"].as_array().expect("groups").iter().map(|group| group["letters"].as_i64().expect("a count"));
         assert_eq!((of_groups.sum::<i64>(), groups["letters"].as_i64()), (10_000, Some(10_000)));
@@ -278,7 +278,7 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
             "goods_due           1.234.567 ₫",
             "goods_paid          200.000 ₫",
             "stands              due",
-            "it would apply it",
+            "would apply it",
             r#"{\"v\":1}"#,
         ] {
             assert!(shown.contains(said), "{said}: {shown}");

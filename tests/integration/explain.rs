@@ -254,7 +254,7 @@ async fn what_is_due_not_yet_made_paused_or_none_is_said_to_be() {
         let why = arrears["wakeup"]["why"].as_str().expect("a reason");
         assert!(why.starts_with("not a candidate: it applies to orders that are short of money"), "{arrears}");
         let shown = stage.ops(&["explain", "BG-5"]).await.expect("an explanation");
-        for said in ["PAUSED", "the bank is shut", "is open: see `ops dead show", "from", "the sweep makes it again"] {
+        for said in ["PAUSED", "the bank is shut", "is open: see `ops dead show", "from", "the sweep publishes it again"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
 

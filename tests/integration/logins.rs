@@ -119,7 +119,7 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
 
         for (variables, why) in [
             (&[("KYHAN_ROLES_OPS_PASSWORD_FILE", path.as_str()), ("KYHAN_ROLES_OPS_PASSWORD", "x")][..], "both set"),
-            (&[("KYHAN_ROLES_OPS_PASSWORD", "")], "cannot be empty"),
+            (&[("KYHAN_ROLES_OPS_PASSWORD", "")], "must not be empty"),
             (&[("KYHAN_ROLES_OPS_PASSWORD_FILE", "/nonexistent")], "KYHAN_ROLES_OPS_PASSWORD_FILE"),
         ] {
             let done = ops_with(stage, &["roles", "install"], variables).await;

@@ -145,7 +145,10 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         assert!(!whole.expect("no failure"));
         stage.run("UPDATE policies SET went_on_at = now() - interval '1 hour'", []).await;
         let troubled = ops(stage, &["status"]).await;
-        assert!(troubled.code == 1 && troubled.out.contains("not all wake-ups are made"), "{troubled:?}");
+        assert!(
+            troubled.code == 1 && troubled.out.contains("some wake-ups of rows that are due earlier are missing"),
+            "{troubled:?}"
+        );
         // Another one comes first, about carts alone: with its wake-ups, those of the first are made.
         let file =
             File::new(&SHORTER.replace("after = \"7d\"", "after = \"1d\"").replacen("after = \"1d\"", "after = \"7d\"", 1));
@@ -155,7 +158,7 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         let carried_over = governed(stage).await.settings.policy.release(receipts()).cloned();
         assert_eq!(carried_over.as_ref(), applied.policy.release(receipts()), "what is not changed goes on");
         let calm = ops(stage, &["status"]).await;
-        assert!(!calm.out.contains("wake-ups are made"), "{calm:?}");
+        assert!(!calm.out.contains("some wake-ups"), "{calm:?}");
         let worker = stage.worker();
         stage.until("SELECT count(*) = 6 FROM order_status_history WHERE reason = 'confirm-receipt'").await;
         worker.stop().await;
@@ -289,7 +292,9 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
         let (file, bad) = (File::new(SHORTER), File::new(&SHORTER.replace("\"7d\"", "\"a week\"")));
         let asked = ops(stage, &["policy", "apply", file.path(), "--why", "nobody is there"]).await;
         assert!(
-            asked.code == 2 && asked.err.contains("Nobody is at a terminal") && asked.out.contains("6 rows fall due at once"),
+            asked.code == 2
+                && asked.err.contains("There is no terminal to ask at")
+                && asked.out.contains("6 rows fall due at once"),
             "{asked:?}"
         );
         let refused = ops(stage, &["policy", "apply", bad.path(), "--why", "a mistake", "--yes"]).await;
@@ -300,7 +305,7 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
         assert_eq!(stage.ask::<i64>(nothing).await, 0);
         // Where money is to move, a yes is not enough.
         short(stage, 7).await;
-        let (apply, question) = (format!("policy apply {} --why why", file.path()), "Type 7.001 ₫ to go on");
+        let (apply, question) = (format!("policy apply {} --why why", file.path()), "Type 7.001 ₫ to continue");
         assert_eq!(at_a_terminal(stage, &apply, question, "y\r").await, 1);
         assert_eq!(stage.ask::<i64>(nothing).await, 0);
         assert_eq!(at_a_terminal(stage, &apply, question, "7.001 ₫\r").await, 0);

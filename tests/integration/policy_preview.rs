@@ -98,7 +98,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
         assert_eq!(busiest["subjects"], 1);
         assert!(busiest["day"].as_str().expect("a day") <= stage.ask::<String>(day).await.as_str(), "of as busy ones the first");
         let shown = stage.ops(&["policy", "preview", file.path()]).await.expect("a preview");
-        for said in ["14d", "20d", "never due any more", "Rungs that are new", "ops topology prune"] {
+        for said in ["14d", "20d", "no longer due", "New rungs", "ops topology prune"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
         let at_once =

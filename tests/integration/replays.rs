@@ -346,7 +346,7 @@ async fn before_money_moves_the_amount_has_to_be_typed() {
         many_short(stage, 2).await;
         let run = format!("--as minh dead replay --run {}", plan(stage, &[]).await);
         for (keys, code, taken) in [("\r", 1, 0), ("y\r", 1, 0), ("100.000 ₫\r", 1, 0), ("200.000 ₫\r", 0, 2 * SHORT)] {
-            assert_eq!(at_a_terminal(stage, &run, "Type 200.000 ₫ to go on", keys).await, code, "{keys:?}");
+            assert_eq!(at_a_terminal(stage, &run, "Type 200.000 ₫ to continue", keys).await, code, "{keys:?}");
             assert_eq!(charged(stage).await, taken, "{keys:?}");
         }
     })

@@ -217,7 +217,7 @@ async fn a_hold_keeps_an_order_and_is_placed_listed_and_released_once_with_who_a
         let order = heard_of(stage, "now() - interval '2 years'").await;
         let code = format!("BG-{order}");
         let held = ops(stage, &["--as", "lan", "retention", "hold", &code, "--why", "khiếu nại"]).await;
-        assert!(held.code == 0 && held.out.contains("is held: it stays as it is"), "{held:?}");
+        assert!(held.code == 0 && held.out.contains("is held: it is neither hidden nor deleted"), "{held:?}");
         let twice = ops(stage, &["--as", "minh", "retention", "hold", &order.to_string(), "--why", "x"]).await;
         assert!(twice.code == 0 && twice.out.contains("by lan: khiếu nại; nothing was changed"), "{twice:?}");
         let list = json(stage, &["retention", "list", "--json"]).await;

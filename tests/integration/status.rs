@@ -84,7 +84,7 @@ async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_messag
         for _ in 0..3 {
             stage.run(shipped, [stage.delivering().await.into()]).await;
         }
-        let nothing_runs = "no worker consumes any lane, where 0 messages wait; is a worker running?";
+        let nothing_runs = "no worker consumes any lane (0 messages wait); is a worker running?";
         let (found, code) = json(stage).await;
         assert_eq!((troubles(&found), code), (vec![nothing_runs], 1), "an event may wait for a moment");
         stage.run("UPDATE outbox SET waiting_since = now() - interval '3 minutes'", []).await;
@@ -152,7 +152,7 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
         assert_eq!(found["swept"]["last_hour"], 1);
         assert_eq!((&found["audited"]["by"], &found["audited"]["off"]), (&"lan".into(), &0.into()));
         let (screen, _) = status(stage, &[]).await;
-        for said in ["1 of 2", "3 failures", "woke 1 subjects within an hour", "by lan: 0 checks off"] {
+        for said in ["1 of 2", "3 failures", "woke 1 subjects within the last hour", "by lan: 0 checks off"] {
             assert!(screen.contains(said), "{said}: {screen}");
         }
         // One that found something is wrong until the next one.
@@ -180,9 +180,9 @@ async fn what_is_due_for_longer_than_the_grace_is_wrong_and_no_index_tells_of_ar
         assert_eq!(json(stage).await.1, 0, "within the grace it is on its way");
         stage.run(due, [EXAMPLE_CUSTOMER.into(), "20 minutes".into()]).await;
         let (found, code) = json(stage).await;
-        assert!(code == 1 && troubles(&found)[0].starts_with("confirm-receipt: something is due for 12"), "{found:#}");
+        assert!(code == 1 && troubles(&found)[0].starts_with("confirm-receipt: rows have been due for 12"), "{found:#}");
         let (screen, _) = status(stage, &[]).await;
-        assert!(screen.contains("no index tells") && screen.contains("1 thing is wrong"), "{screen}");
+        assert!(screen.contains("not indexed") && screen.contains("1 thing is wrong"), "{screen}");
         worker.stop().await;
     })
     .await;

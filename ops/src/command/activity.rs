@@ -1,9 +1,8 @@
-//! `ops activity`: the sealed record of what was done.
+//! `ops activity`: verifies the sealed records of activity.
 
 use std::process::ExitCode;
 
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     activity::{self, Fault, Head, Removal},
     shown::moment,
@@ -11,43 +10,42 @@ use ops::{
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use super::{answer, table, with_schema};
+use super::{answer, options::Json, progress, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum Activity {
-    /// Compare every row of activity with what was sealed, and say which ranges differ
+    /// Compare every row of activity with its seal, and list the ranges that differ
     #[command(after_help = "\
-Workers seal activity about once a minute: ranges of rows are hashed into a chain. A row that somebody changed, removed or slipped in \
-afterwards is found here, whoever it was. Whoever may do everything could also make the whole chain anew; that is found with a seal \
-noted down outside of the database: the last line tells the newest one, and each worker's log tells those that it makes.
+Workers seal activity about once a minute: they hash ranges of rows into a chain. This command finds rows that were changed, removed or \
+inserted after that. An administrator of the database could rewrite the whole chain. To detect that, keep a seal outside the database and \
+pass it with --seal: the last line of this command shows the newest seal, and each worker logs the seals that it makes.
 
-With a login that may read the rows (of kyhan_order_system, or an administrator's) they are hashed by this program's own statement; \
-kyhan_ops asks a function of the database to do it.
+A login that may read the rows (kyhan_order_system, or an administrator) hashes them in this command's own statement. kyhan_ops calls a \
+function of the database instead.
 
-In the retention.mode \"delete\" old ranges are removed, and told as such. In any other mode a removed range is a fault.
+With retention.mode \"delete\" old ranges are removed, and listed as removed. In any other mode a removed range is a fault.
 
-Exit codes: 0 all is as it was sealed; 1 something is not, or a server is away; 2 wrong use.
+Exit codes: 0 every range matches its seal; 1 a range differs, or a server is away; 2 usage error.
 
 Examples:
   ops activity verify
   ops activity verify --seal 1042:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08")]
     Verify {
-        /// A seal that was noted down: it has to be part of the chain
+        /// A seal that you kept: it must be part of the chain
         #[arg(long, value_name = "NUMBER:HASH")]
         seal: Option<Head>,
-        /// Old ranges were removed while retention.mode was "delete", though it is not any more
+        /// Accept removed ranges, because retention.mode was "delete" before
         #[arg(long)]
         removed_before: bool,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
 pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let Activity::Verify { seal, removed_before, json } = command;
+    let Activity::Verify { seal, removed_before, json: Json { json } } = command;
     let db = with_schema(settings).await?;
-    let bar = ProgressBar::new(0).with_style(ProgressStyle::with_template("{wide_bar} {pos}/{len} seals {eta}")?);
+    let bar = progress::bar("seals", 0)?;
     let verified =
         activity::verify(&db, seal.as_ref(), removed_before || settings.retention.delete_after.is_some(), |done, all| {
             bar.set_length(all);
@@ -70,14 +68,14 @@ pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<
         say(&table.to_string());
     }
     say(&format!(
-        "{} rows in {} seals are as they were sealed; {} ranges were removed because of their age; {} rows are not sealed yet",
+        "{} rows in {} seals match; {} ranges were removed because of their age; {} rows are not sealed yet",
         verified.rows, verified.seals, verified.removed, verified.unsealed
     ));
     for Removal { first_seal, last_seal, first_id, last_id } in &verified.removals {
-        say(&format!("removed: seals {first_seal} to {last_seal}, ids {first_id} to {last_id} of activity"));
+        say(&format!("removed: seals {first_seal} to {last_seal}, activity ids {first_id} to {last_id}"));
     }
     if !verified.anchored {
-        say("not compared with a seal that was noted down earlier: see --seal");
+        say("not compared with an earlier seal; see --seal");
     }
     if let Some(head) = &verified.head {
         say(&format!("newest seal {head}"));

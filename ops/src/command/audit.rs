@@ -1,4 +1,4 @@
-//! `ops audit`: what is off between rows, ledger and broker. Exit code 1 when something is.
+//! `ops audit`: compares rows, ledger and broker. Exits 1 if anything is off.
 
 use std::process::ExitCode;
 
@@ -12,37 +12,36 @@ use sea_orm::DatabaseConnection;
 use shared::{
     broker::Broker,
     database::active_policy::Governed,
-    process::{cli::say, redact::told},
+    process::{cli::say, redact},
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{WrongUse, governed, table};
+use super::{UsageError, governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It only looks: nothing that it looks at is written, and no message is taken. That it was made, by whom and what it came to is recorded \
-in activity, for `ops status`. All counts of the database are of one moment.
+The audit changes nothing that it examines and takes no message. It counts the database in one snapshot. It records its result and the \
+operator's name in activity, where `ops status` finds them.
 
-  off   something is wrong
-  note  nothing is wrong, and somebody may have something to do, like replaying dead letters
-  ok    as it should be, or only told
+  off   a fault
+  note  not a fault, but an operator may have to act, for instance replay dead letters
+  ok    as expected, or for information
 
-The broker counts messages, not the subjects that they name. A message names at most topology.pack_max of them, so what is shown as \
-missing is certain, and there may be more: that the sweep finds once it is overdue. Where pack_max was lowered while wake-ups wait, \
-they may name more than it says. A count of 0 just after RabbitMQ was started means nothing, as its queues are still reading their \
-logs: wait a minute and look again.
+The broker counts messages, and a message names up to topology.pack_max subjects. So the wake-ups shown as missing are certainly missing, \
+and more may be. The sweep finds those once they are overdue. If pack_max was lowered while wake-ups wait, messages may name more \
+subjects than that. Just after a restart RabbitMQ reports 0 messages for queues that still read their logs: wait a minute and run the \
+audit again.
 
-Exit codes: 0 nothing is off, 1 something is off or could not be looked at.")]
+Exit codes: 0 nothing is off; 1 something is off, or could not be checked; 2 usage error.")]
 pub struct Audit {
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn audit(
     command: Audit,
-    actor: Result<Actor, WrongUse>,
+    actor: Result<Actor, UsageError>,
     settings: &Settings,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
@@ -51,19 +50,19 @@ pub async fn audit(
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     let report = stop.run_until_cancelled(audit::audit(&db, &broker, settings)).await.context("interrupted")??;
     broker.close().await;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&report)?);
     } else {
         show(&report);
     }
-    // What was found holds all the same, say on a standby, where nothing can be written.
+    // The result is valid even if it cannot be recorded, for instance on a read-only standby.
     if let Err(error) = remember(&db, actor, &report).await {
-        eprintln!("ops: what the audit came to is not recorded: {}", told(&*error));
+        eprintln!("ops: the result is not recorded: {}", redact::told(&*error));
     }
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn remember(db: &DatabaseConnection, actor: Result<Actor, WrongUse>, report: &Report) -> anyhow::Result<()> {
+async fn remember(db: &DatabaseConnection, actor: Result<Actor, UsageError>, report: &Report) -> anyhow::Result<()> {
     Ok(audit::remember(db, &actor?, report).await?)
 }
 
@@ -92,17 +91,17 @@ fn show(report: &Report) {
     section("Rungs", &rungs);
 
     let mut wakeups = table(["what waits", "count", "verdict"]);
-    let told = report.wakeups;
-    let perhaps = if told.perhaps_missing > told.missing { Verdict::Note } else { Verdict::Ok };
-    let stale = if told.verdict == Verdict::Note && told.perhaps_missing == 0 { Verdict::Note } else { Verdict::Ok };
-    let missing = if told.missing > 0 { Verdict::Off } else { Verdict::Ok };
+    let counts = report.wakeups;
+    let perhaps = if counts.perhaps_missing > counts.missing { Verdict::Note } else { Verdict::Ok };
+    let stale = if counts.verdict == Verdict::Note && counts.perhaps_missing == 0 { Verdict::Note } else { Verdict::Ok };
+    let missing = if counts.missing > 0 { Verdict::Off } else { Verdict::Ok };
     for (what, count, verdict) in [
-        ("subjects that need a wake-up", told.subjects, Verdict::Ok),
-        ("of them, whose event is still in the outbox", told.in_outbox, Verdict::Ok),
-        ("messages in rungs, lanes and quarantine", told.messages, stale),
-        ("of them canaries, which wake nothing", told.canaries, Verdict::Ok),
-        ("subjects without a wake-up, if those canaries are there", told.perhaps_missing, perhaps),
-        ("subjects that certainly have no wake-up", told.missing, missing),
+        ("subjects that need a wake-up", counts.subjects, Verdict::Ok),
+        ("of these, with their event still in the outbox", counts.in_outbox, Verdict::Ok),
+        ("messages in rungs, lanes and quarantine", counts.messages, stale),
+        ("of these, canaries, which wake nothing", counts.canaries, Verdict::Ok),
+        ("subjects without a wake-up, if no canary is lost", counts.perhaps_missing, perhaps),
+        ("subjects that certainly have no wake-up", counts.missing, missing),
     ] {
         wakeups.add_row([what, &count.to_string(), verdict.name()]);
     }
@@ -111,16 +110,16 @@ fn show(report: &Report) {
 
     say("");
     for kind in &report.paused {
-        say(&format!("{kind} is paused, so what is due of it waits; see `ops status`."));
+        say(&format!("{kind} is paused, so its due rows wait; see `ops status`."));
     }
     if report.due.iter().any(|due| due.overdue > 0 && !report.paused.iter().any(|kind| kind == due.kind)) {
-        say("The sweep wakes what is overdue, if a worker runs; what failed for good is in `ops dead list`.");
+        say("If a worker runs, the sweep wakes overdue rows. `ops dead list` shows what failed for good.");
     }
-    if told.perhaps_missing > 0 {
-        say("`ops rebuild` makes missing wake-ups again; what has one already comes to no harm.");
+    if counts.perhaps_missing > 0 {
+        say("`ops rebuild` publishes missing wake-ups. A second wake-up of a row is harmless.");
     }
     if report.queues.iter().any(|queue| queue.messages.is_none()) {
-        say("`ops topology declare` makes missing queues; what was in them, `ops rebuild`.");
+        say("`ops topology declare` creates missing queues, and `ops rebuild` the wake-ups that they held.");
     }
     say(&match report.off {
         0 => "nothing is off".to_owned(),

@@ -1,4 +1,4 @@
-//! `ops completions`: what a shell needs to complete the commands. It asks no server and reads no settings.
+//! `ops completions`: prints a shell completion script. It needs no server and no settings.
 
 use std::process::ExitCode;
 
@@ -11,7 +11,7 @@ use shared::process::cli::say;
   ops completions zsh > \"${fpath[1]}/_ops\"
   ops completions fish > ~/.config/fish/completions/ops.fish")]
 pub struct Completions {
-    /// Which shell
+    /// The shell
     pub shell: Shell,
 }
 

@@ -1,43 +1,42 @@
-//! Asking before something is done that cannot be taken back. Where nobody can be asked nothing is done, unless `--yes` said so
-//! beforehand.
+//! Questions before something that cannot be undone. Without a terminal the command refuses, unless `--yes` is given.
 
 use std::io::{IsTerminal, stderr, stdin};
 
 use dialoguer::{Confirm, Input};
 
-use super::WrongUse;
+use super::UsageError;
 
-/// Whether the operator answers yes to a question of one line; `yes` answers beforehand.
+/// Whether the operator answers a question of one line with yes. `yes` skips the question.
 ///
 /// # Errors
-/// [`WrongUse`] where nobody sits at a terminal, and `yes` is not given; the terminal's.
+/// [`UsageError`] without a terminal and without `yes`; errors of the terminal.
 pub fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }
-    somebody(question)?;
-    // One stray key must not be an answer: it counts with Enter, and Enter alone means no.
+    require_terminal(question)?;
+    // A stray key must not count as an answer: the answer needs Enter, and Enter alone means no.
     Ok(Confirm::new().with_prompt(question).default(false).wait_for_newline(true).interact()?)
 }
 
-/// Whether the operator types exactly what is expected, like the amount of money that is about to move: a question that nobody
-/// answers without having read it. `yes` answers beforehand.
+/// Whether the operator types exactly the expected text, such as the amount of money that is about to move. It cannot be answered
+/// without reading the question. `yes` skips the question.
 ///
 /// # Errors
-/// [`WrongUse`] where nobody sits at a terminal, and `yes` is not given; the terminal's.
+/// [`UsageError`] without a terminal and without `yes`; errors of the terminal.
 pub fn typed(question: &str, expected: &str, yes: bool) -> anyhow::Result<bool> {
     if yes {
         return Ok(true);
     }
-    somebody(question)?;
-    let prompt = format!("{question} Type {expected} to go on");
+    require_terminal(question)?;
+    let prompt = format!("{question} Type {expected} to continue");
     let answer: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text()?;
     Ok(answer.trim() == expected)
 }
 
-fn somebody(question: &str) -> Result<(), WrongUse> {
+fn require_terminal(question: &str) -> Result<(), UsageError> {
     if stdin().is_terminal() && stderr().is_terminal() {
         return Ok(());
     }
-    Err(WrongUse(format!("{question} Nobody is at a terminal to answer; say --yes beforehand")))
+    Err(UsageError(format!("{question} There is no terminal to ask at; pass --yes to confirm")))
 }

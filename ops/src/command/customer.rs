@@ -1,10 +1,10 @@
-//! `ops customer`: one customer, as staff may know them; all that is held about them; their erasure.
+//! `ops customer`: shows a customer masked, exports all data held about them, or erases them.
 
 use clap::Subcommand;
 use ops::{
     actor::Actor,
     customer,
-    shown::{moment, moment_or_dash, text},
+    shown::{self, moment, moment_or_dash},
 };
 use serde_json::json;
 use shared::{
@@ -15,89 +15,88 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{WrongUse, answer, confirm::typed, why};
+use super::{
+    UsageError, answer,
+    confirm::typed,
+    options::{Json, Why, Yes},
+};
 
 #[derive(Subcommand)]
 pub enum Customer {
-    /// Show a customer as staff may know them: masked
+    /// Show a customer with personal data masked
     Show {
         /// The customer's id
         id: Uuid,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        json: Json,
     },
-    /// Print all that is held about a customer, for that customer: personal data and sources of goods, as JSON
+    /// Print all data held about a customer as JSON, personal data and sources of goods included
     #[command(after_help = "\
-Its output is for the customer alone. It wants a login of kyhan_order_system in KYHAN_DATABASE_URL; the server refuses it to operators'. \
-That it was told is recorded.
+The output is for the customer alone. KYHAN_DATABASE_URL must be a login of kyhan_order_system; the server refuses kyhan_ops. The export \
+is recorded in activity.
 
 Example:
   (umask 077; ops customer export 5b0c… --why 'khách yêu cầu' > export.json)")]
     Export {
         /// The customer's id
         id: Uuid,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
+        #[command(flatten)]
+        why: Why,
     },
-    /// Clear a customer's personal data for ever
+    /// Erase a customer's personal data for ever
     #[command(after_help = "\
-Name, phone, email, address, what was said, what is in the cart, what was bought and where are cleared. Money, statuses and the sealed \
-record stay, and name ids alone. It is refused while the wallet holds or owes money, an order is under way or short of money, or a hold \
-stands. It wants a login of kyhan_order_system in KYHAN_DATABASE_URL.")]
+This erases name, phone, email, address, messages, cart items, products and sources of goods. Money, statuses and the sealed activity \
+stay; they hold only ids. The command refuses while the wallet holds or owes money, an order is under way or short of money, or a hold \
+exists. KYHAN_DATABASE_URL must be a login of kyhan_order_system.")]
     Erase {
         /// The customer's id
         id: Uuid,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
-        /// Ask nothing
-        #[arg(long)]
-        yes: bool,
-        /// One JSON document instead of text
-        #[arg(long)]
-        json: bool,
+        #[command(flatten)]
+        why: Why,
+        #[command(flatten)]
+        yes: Yes,
+        #[command(flatten)]
+        json: Json,
     },
 }
 
-pub async fn customer(command: Customer, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
+pub async fn customer(command: Customer, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Role::CustomerCare).await?;
     database::require_schema(&settings.database, &db).await?;
     match command {
-        Customer::Show { id, json } => {
+        Customer::Show { id, json: Json { json } } => {
             let masked = customer::show(&db, id).await?;
-            let told = format!(
-                "{}  {}  {}\nsince {}; {} orders, {} of them on line; wallet {}; erased {}",
-                text(&masked.name),
+            let text = format!(
+                "{}  {}  {}\nsince {}; {} orders, {} of them visible; wallet {}; erased {}",
+                shown::text(&masked.name),
                 masked.phone,
-                text(&masked.email),
+                shown::text(&masked.email),
                 moment(masked.created_at),
                 masked.orders,
                 masked.orders_on_line,
                 Dong(masked.balance),
                 moment_or_dash(masked.erased_at)
             );
-            answer(json, &json!(masked), &told)
+            answer(json, &json!(masked), &text)
         }
-        Customer::Export { id, why } => {
+        Customer::Export { id, why: Why { why } } => {
             let held = customer::export(&db, &actor?, id, &why).await?;
             say(&serde_json::to_string_pretty(held.expose())?);
             Ok(())
         }
-        Customer::Erase { id, why, yes, json } => {
+        Customer::Erase { id, why: Why { why }, yes: Yes { yes }, json: Json { json } } => {
             let actor = actor?;
             let masked = customer::show(&db, id).await?;
-            let question = format!("Erase the personal data of {} {} for ever?", text(&masked.name), masked.phone);
+            let question = format!("Erase the personal data of {} {} for ever?", shown::text(&masked.name), masked.phone);
             if !typed(&question, "erase", yes)? {
                 anyhow::bail!("nothing was erased");
             }
             let erased = customer::erase(&db, &actor, id, &why).await?;
-            let told = format!(
-                "erased: the customer, {} sources, {} messages, {} products, {} events' data; {} orders and the ledger stay, without a name",
+            let text = format!(
+                "erased: the customer, {} sources, {} messages, {} products, {} events' data; {} orders and the ledger stay, without personal data",
                 erased.sources, erased.messages, erased.products, erased.events, erased.orders
             );
-            answer(json, &json!(erased), &told)
+            answer(json, &json!(erased), &text)
         }
     }
 }

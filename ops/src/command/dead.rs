@@ -1,41 +1,50 @@
-//! `ops dead`: letters listed, explained, discarded and repaired, a file a command or two.
+//! `ops dead`: the commands on dead letters, one or two per file.
 
 use std::process::ExitCode;
 
-use clap::Subcommand;
+use clap::{Arg, Subcommand};
 use ops::actor::Actor;
 use shared::{database::active_policy::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{WrongUse, governed};
+use super::{UsageError, governed};
 
 mod decide;
 mod list;
 mod replay;
 mod show;
 
+/// `--reason` selects dead letters, so it is not an alias of `--why` here.
+fn without_alias(why: Arg) -> Arg {
+    why.visible_alias(None)
+}
+
+fn optional(why: Arg) -> Arg {
+    without_alias(why).required(false)
+}
+
 #[derive(Subcommand)]
 pub enum Dead {
-    /// List letters, those first that failed first; or count them by cause and by how their rows stand now
+    /// List dead letters, oldest failure first; or count them by cause and by the state of their rows
     List(list::List),
-    /// Explain one letter: what it was to do, what went wrong, and what its row looks like now
+    /// Explain one dead letter: its task, what failed, its row now, and what a replay would do
     Show(show::Show),
-    /// Give letters up for good, with a reason
+    /// Discard dead letters for good, with a reason
     Discard(decide::Discard),
-    /// Put right what a letter says it was to do: a wrong subject, a kind that was renamed
+    /// Correct the kind or the subject of a dead letter
     Repair(decide::Repair),
-    /// Plan what a replay of letters would do; run such a plan
+    /// Plan a replay of dead letters, or run a plan
     Replay(Box<replay::Replay>),
-    /// Approve somebody else's plan
+    /// Approve another operator's plan
     Approve(replay::Approve),
-    /// Plans, the newest first; or one of them, with what became of its letters
+    /// List plans, newest first; or show one, with the results of its dead letters
     Plans(replay::Plans),
 }
 
 pub async fn dead(
     command: Dead,
     settings: &Settings,
-    actor: Result<Actor, WrongUse>,
+    actor: Result<Actor, UsageError>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let Governed { db, settings } = governed(settings).await?;

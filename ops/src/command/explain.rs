@@ -1,4 +1,4 @@
-//! `ops explain`: one order's or cart item's whole life, and what is still to come.
+//! `ops explain`: the history of one order or cart item, and what falls due next.
 
 use std::process::ExitCode;
 
@@ -9,28 +9,27 @@ use ops::{
 };
 use shared::{database::active_policy::Governed, process::cli::say, settings::Settings};
 
-use super::{governed, table};
+use super::{governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It only looks, and asks the database alone. A wake-up is one message among many in a queue that cannot be searched, so where it waits is \
-what follows from the row: right for one that was published when its moment came.
+This reads only the database and changes nothing. A queue cannot be searched for one wake-up, so the place where it waits is computed from \
+the row. It is right for a wake-up that was published when it should have been.
 
-Rechecks that found nothing to do leave no row, and neither do attempts that are made again: they are in the traces, by the wake-up's id. \
-What customers, staff and the order system wrote freely is kept back.
+Rechecks that found nothing to do, and attempts that are retried, leave no row. Find them in the traces by the id of the wake-up. Free \
+text of customers, staff and the order system is not shown.
 
 Examples:
   ops explain BG-2026-001234
   ops explain 7f0c2b1e-5a34-4b7e-9c55-1f2a3b4c5d6e --json | jq '.subjects[].kinds[] | {kind, due_at, wakeup}'
 
-Exit codes: 0 told, 1 nothing is known by this name, or a server is away.")]
+Exit codes: 0 success; 1 nothing has this code or id, or a server is away; 2 usage error.")]
 pub struct Explain {
     /// An order's code, an order's id or a cart item's id
     #[arg(value_name = "CODE|ID")]
     pub name: String,
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -38,12 +37,12 @@ pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<Ex
     let settings = &settings;
     let Some(explanation) = explain::explain(&db, settings, &command.name).await? else {
         bail!(
-            "no order has the code or id {:?}, no cart item has this id, and nothing is on record about it; \
-             codes are told apart by capitals and spaces",
+            "no order has the code or id {:?}, no cart item has this id, and no record names it; \
+             codes are compared with case and spaces",
             command.name
         );
     };
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&explanation)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -51,7 +50,7 @@ pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<Ex
     for subject in &explanation.subjects {
         show(subject);
     }
-    say("\nRechecks that found nothing to do, and attempts that are made again, leave no row: see the traces.");
+    say("\nRechecks that found nothing to do, and attempts that are retried, leave no row; see the traces.");
     Ok(ExitCode::SUCCESS)
 }
 
@@ -59,7 +58,7 @@ fn show(subject: &Subject) {
     let code = subject.code.as_ref().map_or(String::new(), |code| format!(" {}", code.escape_debug()));
     match subject.table {
         Some(table) => say(&format!("\n{table}{code}  {}", subject.id)),
-        None => say(&format!("\n{}  there is no row of this id any more; this is on record", subject.id)),
+        None => say(&format!("\n{}  the row no longer exists; these are its records", subject.id)),
     }
     let mut timeline = table(["at", "what", "detail"]);
     for entry in &subject.timeline {
@@ -77,11 +76,11 @@ fn show_kind(kind: &Outlook) {
         say(&format!("    {}", line(counted, kind.candidate)));
     }
     if let Some(since) = kind.released_since {
-        say(&format!("    due at once by a policy that holds since {}, and released little by little", moment(since)));
+        say(&format!("    due at once by a policy active since {}, and released gradually", moment(since)));
     }
     match &kind.wakeup {
         Waiting::None { why } => say(&format!("    wake-up: none: {why}")),
-        Waiting::Outbox { event } => say(&format!("    wake-up: not made yet: {event} waits in the outbox for a relay")),
+        Waiting::Outbox { event } => say(&format!("    wake-up: not published yet: {event} waits in the outbox for a relay")),
         Waiting::Rung { queue, until, then } => {
             say(&format!("    wake-up: waits in {queue} until {}", moment(*until)));
             for hops in then {
@@ -90,7 +89,7 @@ fn show_kind(kind: &Outlook) {
             }
         }
         Waiting::Lane { queue, swept_from } => say(&format!(
-            "    wake-up: due: in the lane {queue}, in a worker's hands, or between two attempts; from {} on the sweep makes it again",
+            "    wake-up: due: in the lane {queue}, with a worker, or between two attempts; from {} on the sweep publishes it again",
             moment(*swept_from)
         )),
     }
@@ -99,18 +98,14 @@ fn show_kind(kind: &Outlook) {
     }
     if let Some(paused) = &kind.paused {
         let why = paused.why.escape_debug();
-        say(&format!(
-            "    PAUSED since {} by {}: {why}; nothing of the kind is applied",
-            moment(paused.at),
-            paused.by.escape_debug()
-        ));
+        say(&format!("    PAUSED since {} by {}: {why}; the kind is not applied", moment(paused.at), paused.by.escape_debug()));
     }
 }
 
-/// How an event counts, and, for a candidate, since when.
+/// The event that a kind counts from, the duration, and, for a candidate, when it happened.
 fn line(counted: &Counted, candidate: bool) -> String {
     let after = counted.after.as_ref().map_or("not used by the policy".to_owned(), |after| format!("+ {after}"));
-    let own = if counted.own_line || counted.after.is_none() { "" } else { " (no line of its own: the longest of the kind's)" };
+    let own = if counted.own_line || counted.after.is_none() { "" } else { " (no line of its own, so the longest of this kind)" };
     let at = match counted.moment {
         Some(at) => format!(": {}", moment(at)),
         None if candidate => ": has not happened".to_owned(),

@@ -1,4 +1,4 @@
-//! `ops forecast`: what falls due on each coming day, as a chart that fits the terminal.
+//! `ops forecast`: how many rows fall due on each coming day, as a chart that fits the terminal.
 
 use comfy_table::{ContentArrangement, Table};
 use ops::{
@@ -8,36 +8,35 @@ use ops::{
 };
 use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
-use super::{governed, table};
+use super::{governed, options::Json, table};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Days are those of Asia/Ho_Chi_Minh; today counts from now on. What is at stake is what the rows are short of now; a wallet's floor may \
-leave some of it outstanding, and what is paid or shipped until then changes it.
+Days are those of Asia/Ho_Chi_Minh, and today counts from now on. The amount at stake is what the rows are short of now. Payments and \
+shipments until then change it, and the floor of a wallet may leave a part uncollected.
 
-It reads the candidates of every kind: of collect-arrears each order that is delivering or received, with its accounts. That takes \
-seconds for some hundred thousand orders, and holds up no worker.
+The forecast reads the candidates of every kind; for collect-arrears these are all delivering or received orders with their accounts. It \
+takes seconds for some hundred thousand orders, and blocks no worker.
 
 Examples:
   ops forecast
   ops forecast --days 7 --json | jq '.kinds[] | {kind, overdue}'")]
 pub struct Forecast {
-    /// How many days, today included
+    /// The number of days, including today
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=366))]
     pub days: u16,
-    /// One JSON document instead of a chart
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
-/// Columns of a terminal that does not say how wide it is, or of a file.
+/// The width, in columns, if the output is a file or a terminal of unknown width.
 const WIDTH: u16 = 100;
 
 pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<()> {
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&forecast)?);
     } else {
         say(&format!("at {}", moment(forecast.at)));
@@ -46,8 +45,7 @@ pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<
     Ok(())
 }
 
-/// One column a kind, a row a day; each kind's bars are as long as its own busiest day allows. Nothing is broken over lines: the bars
-/// give way.
+/// One column per kind and one row per day. A kind's busiest day has the longest bar. Bars are shortened so that no cell wraps.
 fn chart(forecast: &forecast::Forecast) -> String {
     let mut table = table([]);
     table.set_content_arrangement(ContentArrangement::Disabled);
@@ -67,7 +65,7 @@ fn chart(forecast: &forecast::Forecast) -> String {
     table.to_string()
 }
 
-/// How many columns of the terminal are left for each kind's bars, beside frames, days, counts and amounts.
+/// The columns of the terminal that remain for each kind's bars, without frames, days, counts and amounts.
 fn cells(columns: &[Column], room: usize) -> usize {
     const FRAME: usize = 3;
     const CELLS: std::ops::RangeInclusive<usize> = 3..=40;
@@ -78,7 +76,7 @@ fn cells(columns: &[Column], room: usize) -> usize {
     left.clamp(*CELLS.start(), *CELLS.end())
 }
 
-/// A row's name, what falls due, and whether it has a bar: what is overdue and what comes later is more than a day.
+/// A row's name, what falls due, and whether it has a bar. The rows "overdue" and "later" cover more than a day and have none.
 type Row = (String, Falling, bool);
 
 /// A kind's rows.
@@ -88,7 +86,7 @@ struct Column {
 }
 
 impl Column {
-    /// In a narrow terminal days go without their names.
+    /// A narrow terminal shows no names of weekdays.
     fn of(kind: &forecast::Kind, room: usize) -> Self {
         let format = if room < usize::from(WIDTH) { "%Y-%m-%d" } else { "%Y-%m-%d %a" };
         let days = kind.days.iter().map(|day| (day.day.format(format).to_string(), day.falling, true));

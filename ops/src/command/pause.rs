@@ -1,9 +1,8 @@
-//! `ops pause` and `ops resume`: a kind across the fleet.
+//! `ops pause` and `ops resume`: stop and resume a kind across the fleet.
 
 use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::Actor,
     pause::{self, Paused, Resumed},
@@ -14,53 +13,54 @@ use serde_json::json;
 use shared::{domain::task::Shown, process::cli::say, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use super::{answer, task, why, with_schema};
+use super::{
+    answer,
+    options::{Json, Why},
+    progress, task, with_schema,
+};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-Once it has returned with 0, nothing more of this kind is applied until it is resumed, whatever becomes of any process. What falls \
-due waits, spends no attempt and is not buried. The other kinds go on.
+When this command has returned with 0, no process applies this kind until it is resumed. What falls due waits, spends no attempt and is \
+not dead-lettered. Other kinds continue.
 
-Workers leave the kind's lanes within some seconds; `ops status`, their /readyz and the metric kyhan.paused tell of it.
+Workers leave the kind's lanes within a few seconds. `ops status`, /readyz of each worker and the metric kyhan.paused show the pause.
 
-Exit codes: 0 it is paused; 1 it could not be, or a transaction that began before still goes on, which is said: run it again to wait on; \
-2 wrong use.
+Exit codes: 0 paused; 1 failure, or a transaction that began earlier is still open: run the command again to wait longer; 2 usage error.
 
 Examples:
   ops pause collect-arrears --why 'fees of November are wrong'
   ops pause confirm-receipt --why 'carrier on strike' --as lan --wait 600")]
 pub struct Pause {
-    /// The kind
+    /// The kind of task
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
-    /// Why, for the record and for whoever looks at it
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// How long to wait for what is being applied at this moment
+    #[command(flatten)]
+    pub why: Why,
+    /// How long to wait for transactions that are already applying the kind
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     pub wait: u64,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 #[derive(clap::Args)]
-#[command(after_help = "Workers come back within some seconds, and apply what has fallen due meanwhile.\n\n\
-                        Example:\n  ops resume collect-arrears --why 'fees are put right'")]
+#[command(
+    after_help = "Workers return to the kind's lanes within a few seconds and apply what has fallen due in the meantime.\n\n\
+                        Example:\n  ops resume collect-arrears --why 'the fees are corrected'"
+)]
 pub struct Resume {
-    /// The kind
+    /// The kind of task
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub why: Why,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Pause { kind: task, why, wait, json } = command;
+    let Pause { kind: task, why: Why { why }, wait, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let (pause, changed) = match pause::pause(&db, actor, task, &why).await? {
         Paused::Now(pause) => (pause, true),
@@ -68,32 +68,32 @@ pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &Ca
     };
     if !changed && !json {
         let (since, by, why) = (moment(pause.since), one_line(&pause.by), one_line(&pause.why));
-        say(&format!("{kind} is paused already, since {since} by {by}: {why}; nothing was changed"));
+        say(&format!("{kind} is already paused, since {since} by {by}: {why}; nothing was changed"));
     }
-    // Also where it was paused already: whoever paused it may not have waited to the end.
-    match nobody_applies(&db, task, Duration::from_secs(wait), stop).await? {
+    // Also for a kind that was already paused: the earlier command may not have waited to the end.
+    match wait_for_transactions(&db, task, Duration::from_secs(wait), stop).await? {
         0 => answer(
             json,
             &json!({ "paused": pause, "changed": changed }),
-            &format!("{kind} is paused: nothing more of it is applied until `ops resume {kind}`"),
+            &format!("{kind} is paused: it is not applied until `ops resume {kind}`"),
         )?,
-        left => bail!("{kind} is paused, but {} may still be committed; run it again to wait on", began_before(left)),
+        left => bail!("{kind} is paused, but {} may still commit; run the command again to wait longer", began_earlier(left)),
     }
     Ok(ExitCode::SUCCESS)
 }
 
-async fn nobody_applies(
+async fn wait_for_transactions(
     db: &DatabaseConnection,
     task: &dyn Shown,
     within: Duration,
     stop: &CancellationToken,
 ) -> anyhow::Result<usize> {
-    let waiting = |count| format!("waiting for {}", began_before(count));
-    let bar = ProgressBar::new_spinner().with_style(ProgressStyle::with_template("{spinner} {msg} {elapsed}")?);
-    // Where no bar is drawn, a line says it once.
-    let mut said = std::io::stderr().is_terminal();
+    let waiting = |count| format!("waiting for {}", began_earlier(count));
+    let bar = progress::spinner("waiting")?;
+    // Without a terminal there is no spinner, so one line is printed.
+    let mut printed = std::io::stderr().is_terminal();
     let left = pause::until_nobody_applies(db, task, within, stop, |count| {
-        if !std::mem::replace(&mut said, true) {
+        if !std::mem::replace(&mut printed, true) {
             eprintln!("ops: {}", waiting(count));
         }
         bar.set_message(waiting(count));
@@ -104,12 +104,12 @@ async fn nobody_applies(
     Ok(left)
 }
 
-fn began_before(count: usize) -> String {
-    format!("{count} transaction{} that began before", if count == 1 { "" } else { "s" })
+fn began_earlier(count: usize) -> String {
+    format!("{count} transaction{} that began earlier", if count == 1 { "" } else { "s" })
 }
 
 pub async fn resume(command: Resume, actor: &Actor, settings: &Settings) -> anyhow::Result<()> {
-    let Resume { kind: task, why, json } = command;
+    let Resume { kind: task, why: Why { why }, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let resumed = pause::resume(&db, actor, task, &why).await?;
     let document = json!({ "kind": kind, "changed": matches!(resumed, Resumed::Now(_)) });
@@ -120,9 +120,9 @@ pub async fn resume(command: Resume, actor: &Actor, settings: &Settings) -> anyh
             Resumed::Now(pause) => {
                 format!("{kind} is resumed; it was paused since {} by {}", moment(pause.since), one_line(&pause.by))
             }
-            Resumed::Before(None) => format!("{kind} is not paused, and never was; nothing was changed"),
+            Resumed::Before(None) => format!("{kind} was never paused; nothing was changed"),
             Resumed::Before(Some((at, by))) => {
-                format!("{kind} is not paused since {}, when {} resumed it; nothing was changed", moment(at), one_line(&by))
+                format!("{kind} is not paused: it was resumed at {} by {}; nothing was changed", moment(at), one_line(&by))
             }
         },
     )

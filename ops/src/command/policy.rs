@@ -1,4 +1,4 @@
-//! `ops policy`: the policy in force, what another one would do, and putting it in force. A file a command.
+//! `ops policy`: show the active policy, preview another one, apply it. One file per command.
 
 use std::{num::NonZeroU32, path::Path, process::ExitCode, time::Duration};
 
@@ -11,7 +11,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::WrongUse;
+use super::UsageError;
 
 mod apply;
 mod preview;
@@ -19,21 +19,21 @@ mod show;
 
 #[derive(Subcommand)]
 pub enum Policy {
-    /// Show the policy that is in force, as a kyhan.toml
+    /// Show the active policy, as a kyhan.toml
     Show(show::Show),
-    /// Say what another policy would do to the rows as they are now, and change nothing
+    /// Show what another policy would do to the current rows; changes nothing
     Preview(preview::Preview),
-    /// Put another policy in force across the fleet; what it makes due at once is released little by little
+    /// Make another policy the active one of the whole fleet; rows that become due at once are released gradually
     Apply(apply::Apply),
 }
 
-/// How many of a kind are released a second, unless it is said.
+/// The default of `--rate`: how many rows of a kind are released per second.
 const RATE: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 pub async fn policy(
     command: Policy,
     settings: &Settings,
-    actor: Result<Actor, WrongUse>,
+    actor: Result<Actor, UsageError>,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     match command {
@@ -44,13 +44,13 @@ pub async fn policy(
 }
 
 /// The policy of a file.
-fn policy_of(file: &Path) -> Result<policy::Policy, WrongUse> {
-    Settings::policy_of(file).map_err(|mistakes| WrongUse(format!("{}: {mistakes}", file.display())))
+fn policy_of(file: &Path) -> Result<policy::Policy, UsageError> {
+    Settings::policy_of(file).map_err(|mistakes| UsageError(format!("{}: {mistakes}", file.display())))
 }
 
-/// What falls due at once, and over how long it is released.
+/// How many rows fall due at once, and how long their release takes.
 fn at_once(kind: &Change, rate: NonZeroU32) -> String {
     let money = kind.at_once_amount.map_or(String::new(), |amount| format!(" and are short of {}", Dong(amount)));
     let over = HumanDuration(Duration::from_millis(rollout::over_ms(kind.at_once, rate)));
-    format!("{}: {} rows fall due at once{money}; at {rate} a second they are released over {over}", kind.kind, kind.at_once)
+    format!("{}: {} rows fall due at once{money}; at {rate} per second their release takes {over}", kind.kind, kind.at_once)
 }

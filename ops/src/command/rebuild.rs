@@ -1,7 +1,6 @@
-//! `ops rebuild`: every pending wake-up again from the rows.
+//! `ops rebuild`: publishes every pending wake-up again, from the rows.
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::{Actor, id_of},
     rebuild,
@@ -15,25 +14,26 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Json, answer, governed, kind};
+use super::{answer, governed, kind, options::Json, progress};
 
 #[derive(clap::Args)]
-#[command(after_help = "Running it on a healthy broker does no harm. Interrupted, it goes on where it stopped.\n\n\
+#[command(after_help = "Safe to run on a healthy broker: the second wake-up of a row finds nothing to do. \
+                        After an interruption the same command continues where it stopped.\n\n\
                         Examples:\n  ops rebuild --dry-run\n  ops rebuild --kind confirm-receipt")]
 pub struct Rebuild {
-    /// Only this kind
+    /// Rebuild only this kind
     #[arg(long, value_parser = kind)]
     pub kind: Option<&'static str>,
-    /// Only count what is pending
+    /// Count the pending wake-ups, and publish none
     #[arg(long)]
     pub dry_run: bool,
-    /// Most subjects a second
+    /// Publish at most this many subjects per second
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u32).range(1..))]
     pub rate: u32,
-    /// Begin at the beginning, even where an earlier rebuild was interrupted
+    /// Start from the beginning, even if an earlier rebuild was interrupted
     #[arg(long, conflicts_with = "resume")]
     pub restart: bool,
-    /// Go on after an earlier rebuild, even where that was interrupted over an hour ago
+    /// Continue an earlier rebuild, even if it was interrupted more than an hour ago
     #[arg(long)]
     pub resume: bool,
     #[command(flatten)]
@@ -58,7 +58,7 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
     }
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
-    // Those of a broker that was lost would be missed for as long as its longest rung.
+    // Canaries of a lost broker would count as overdue until the longest rung has passed.
     canaries::withdraw_all(&db, &settings.topology()).await?;
     for task in chosen {
         if restart {
@@ -68,34 +68,30 @@ pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop:
         if let Some(stands) = &stands {
             if !stands.lately && !resume {
                 bail!(
-                    "{}: a rebuild was interrupted at {}, and the broker may have been lost again since; \
-                     --restart begins anew, --resume goes on after it",
+                    "{}: a rebuild was interrupted at {}, more than an hour ago; the broker may have been lost again since then. \
+                     Pass --restart to start from the beginning, or --resume to continue",
                     task.kind(),
                     stands.at
                 );
             }
-            eprintln!("ops: {}: going on after the rebuild that was interrupted at {}", task.kind(), stands.at);
+            eprintln!("ops: {}: continuing the rebuild that was interrupted at {}", task.kind(), stands.at);
         }
         let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
-            Ok(pending) => {
-                let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-                ProgressBar::new(pending).with_style(style)
-            }
-            // Only the bar wants the count.
-            Err(_) => ProgressBar::new_spinner(),
+            Ok(pending) => progress::bar(task.kind(), pending)?,
+            // Only the bar needs the count.
+            Err(_) => progress::spinner(task.kind())?,
         };
-        let bar = bar.with_message(task.kind());
         let rebuilt = rebuild::rebuild(&db, &broker, settings, task, rate, stop, |count| bar.inc(count as u64)).await;
-        // To finish it puts it at its end, wherever that was expected.
+        // Before `finish`, which moves the bar to its end.
         let made = bar.position();
         bar.finish();
-        // Also of what ended too early: its wake-ups are made.
+        // Also after an interruption, because some wake-ups are published.
         let changed = json!({ "kind": task.kind(), "scheduled": made, "whole": matches!(rebuilt, Ok(true)) });
         let recorded = actor.record(&db, "wakeups.rebuilt", ("kind", id_of(task.kind())), None, changed).await;
         let whole = rebuilt?;
         recorded?;
         if !whole {
-            bail!("{}: interrupted after {made} subjects; run it again to go on", task.kind());
+            bail!("{}: interrupted after {made} subjects; run the command again to continue", task.kind());
         }
         lines.push(format!("{}: {made} subjects scheduled again", task.kind()));
         document.push(json!({ "kind": task.kind(), "scheduled": made }));

@@ -1,4 +1,4 @@
-//! `ops retention`: which orders are kept as they are, and putting a hidden one back on line.
+//! `ops retention`: holds orders as they are, and makes hidden orders visible.
 
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
@@ -10,18 +10,22 @@ use ops::{
 use serde_json::{Value, json};
 use shared::{process::cli::say, settings::Settings};
 
-use super::{Json, WrongUse, answer, table, why, with_schema};
+use super::{
+    UsageError, answer,
+    options::{Json, Why},
+    table, with_schema,
+};
 
 #[derive(Subcommand)]
 pub enum Retention {
-    /// Keep an order as it is: it is not hidden, and not deleted, until it is released
+    /// Hold an order: it is neither hidden nor deleted until it is released
     #[command(after_help = "Example:\n  ops retention hold BG-2026-001234 --why 'khiếu nại, đang kiểm tra'")]
     Hold(Change),
-    /// Let go of an order that was held
+    /// Release a held order
     Release(Change),
-    /// Put a hidden order back on line; it stays there for six months at least
+    /// Make a hidden order visible again, for at least six months
     Unhide(Change),
-    /// List what is held
+    /// List the held orders
     List(Json),
 }
 
@@ -30,32 +34,30 @@ pub struct Change {
     /// The order's code or id
     #[arg(value_name = "CODE|ID")]
     pub order: String,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// One JSON document instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub why: Why,
+    #[command(flatten)]
+    pub json: Json,
 }
 
-pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
+pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     match command {
-        Retention::Hold(Change { order, why, json }) => {
+        Retention::Hold(Change { order, why: Why { why }, json: Json { json } }) => {
             let (hold, changed) = match retention::hold(&db, &actor?, &order, &why).await? {
                 Done::Now(hold) => (hold, true),
                 Done::Before(hold) => (hold, false),
             };
             let code = hold.code.escape_debug();
             let text = if changed {
-                format!("{code} is held: it stays as it is until `ops retention release {code}`")
+                format!("{code} is held: it is neither hidden nor deleted until `ops retention release {code}`")
             } else {
                 let (since, by, why) = (moment(hold.since), one_line(&hold.by), one_line(&hold.why));
-                format!("{code} is held already, since {since} by {by}: {why}; nothing was changed")
+                format!("{code} is already held, since {since} by {by}: {why}; nothing was changed")
             };
             answer(json, &json!({ "hold": hold, "changed": changed }), &text)
         }
-        Retention::Release(Change { order, why, json }) => {
+        Retention::Release(Change { order, why: Why { why }, json: Json { json } }) => {
             let (code, hold) = retention::release(&db, &actor?, &order, &why).await?;
             let code = code.escape_debug();
             let text = match &hold {
@@ -64,21 +66,25 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             answer(json, &json!({ "hold": hold, "changed": hold.is_some() }), &text)
         }
-        Retention::Unhide(Change { order, why, json }) => match retention::unhide(&db, &actor?, &order, &why).await? {
-            Done::Now((code, since)) => {
-                answer(json, &unhidden(&code, since), &format!("{} is back on line", code.escape_debug()))
+        Retention::Unhide(Change { order, why: Why { why }, json: Json { json } }) => {
+            match retention::unhide(&db, &actor?, &order, &why).await? {
+                Done::Now((code, since)) => {
+                    answer(json, &unhidden(&code, since), &format!("{} is visible again", code.escape_debug()))
+                }
+                Done::Before((code, _)) => answer(
+                    json,
+                    &unhidden(&code, None),
+                    &format!("{} is already visible; nothing was changed", code.escape_debug()),
+                ),
             }
-            Done::Before((code, _)) => {
-                answer(json, &unhidden(&code, None), &format!("{} is on line; nothing was changed", code.escape_debug()))
-            }
-        },
+        }
         Retention::List(Json { json }) => {
             let holds = retention::holds(&db).await?;
             if json {
                 return answer(true, &json!({ "holds": holds }), "");
             }
             if holds.is_empty() {
-                say("nothing is held");
+                say("no orders are held");
                 return Ok(());
             }
             let mut table = table(["order", "id", "since", "by", "why"]);

@@ -1,4 +1,4 @@
-//! `ops migrate` and `ops triggers`: the database's schema, and its optional outbox triggers.
+//! `ops migrate` and `ops triggers`: the schema of the database, and its optional outbox triggers.
 
 use anyhow::Context;
 use clap::Subcommand;
@@ -16,29 +16,29 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Json, answer, table};
+use super::{answer, options::Json, table};
 
 #[derive(Subcommand)]
 pub enum Migrate {
-    /// Apply every migration that is to go
+    /// Apply every pending migration. Idempotent
     Up(Json),
-    /// Take migrations back, newest first; their tables' data is gone
+    /// Take migrations back, newest first; this deletes the data of their tables
     Down {
-        /// How many
+        /// How many migrations to take back
         #[arg(long, default_value_t = 1)]
         steps: u32,
         #[command(flatten)]
         json: Json,
     },
-    /// Show which migrations were applied
+    /// List migrations, applied and pending
     Status(Json),
 }
 
 #[derive(Subcommand)]
 pub enum Triggers {
-    /// Install them; again is no harm
+    /// Install the triggers. Idempotent
     Install(Json),
-    /// Remove them; again is no harm
+    /// Remove the triggers. Idempotent
     Remove(Json),
 }
 
@@ -55,7 +55,7 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
         }
         Migrate::Down { steps, json: Json { json } } => {
             let taken_back = schema::down(&db, steps).await.context("migrating down")?;
-            // Unless the record itself was taken back.
+            // Unless the table `activity` itself was taken back.
             if taken_back > 0 && has_record(&db).await? {
                 record(&db, actor, "schema.taken_back", json!({ "taken_back": taken_back })).await?;
             }
@@ -86,13 +86,17 @@ pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> 
             triggers::install(&tx).await?;
             record(&tx, actor, "triggers.installed", json!({ "installed": true })).await?;
             tx.commit().await?;
-            answer(json, &json!({ "installed": true }), "changes of orders and cart_items, and refunds, are events now")
+            answer(
+                json,
+                &json!({ "installed": true }),
+                "the triggers are installed; changes of orders and cart_items, and refunds, now become events",
+            )
         }
         Triggers::Remove(Json { json }) => {
             triggers::remove(&tx).await?;
             record(&tx, actor, "triggers.removed", json!({ "installed": false })).await?;
             tx.commit().await?;
-            answer(json, &json!({ "installed": false }), "the triggers are removed; events come from the order system itself")
+            answer(json, &json!({ "installed": false }), "the triggers are removed; the order system must now write the events")
         }
     }
 }

@@ -6,32 +6,35 @@ use ops::{actor::Actor, set_aside};
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use super::{Json, WrongUse, answer, table, why, with_schema};
+use super::{
+    UsageError, answer,
+    options::{Json, Why},
+    table, with_schema,
+};
 
 #[derive(Subcommand)]
 pub enum SetAside {
-    /// List the newest
+    /// List the newest events
     List {
-        /// At most so many
+        /// List at most this many
         #[arg(long, default_value_t = 100)]
         limit: u64,
         #[command(flatten)]
         json: Json,
     },
-    /// Put them back into the outbox
+    /// Put events back into the outbox
     Retry {
         #[command(flatten)]
         chosen: Chosen,
         #[command(flatten)]
         json: Json,
     },
-    /// Delete them: they are never scheduled
+    /// Delete events, so that they are never scheduled
     Discard {
         #[command(flatten)]
         chosen: Chosen,
-        /// Why, for the record
-        #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-        why: String,
+        #[command(flatten)]
+        why: Why,
         #[command(flatten)]
         json: Json,
     },
@@ -39,10 +42,10 @@ pub enum SetAside {
 
 #[derive(clap::Args)]
 pub struct Chosen {
-    /// Their ids
+    /// The ids of the events
     #[arg(required_unless_present = "all", conflicts_with = "all")]
     ids: Vec<i64>,
-    /// All of them
+    /// All events that are set aside
     #[arg(long)]
     all: bool,
 }
@@ -52,13 +55,13 @@ impl Chosen {
     /// An id that is not set aside.
     fn found(&self, done: u64, what: &str) -> anyhow::Result<()> {
         if done < self.ids.len() as u64 {
-            bail!("{done} events {what}; the other ids are not set aside: see `ops set-aside list`");
+            bail!("{done} events {what}; the other ids are not set aside; see `ops set-aside list`");
         }
         Ok(())
     }
 }
 
-pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, WrongUse>) -> anyhow::Result<()> {
+pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
     const NAME_SHOWN: usize = 80;
     let db = with_schema(settings).await?;
     match command {
@@ -68,7 +71,7 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 return answer(true, &json!({ "total": all, "events": found }), "");
             }
             if found.is_empty() {
-                say("nothing is set aside");
+                say("no events are set aside");
                 return Ok(());
             }
             let mut table = table(["id", "set aside at", "event", "subject", "occurred at", "reason"]);
@@ -88,7 +91,7 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 say(&format!("{more} more; see --limit"));
             }
         }
-        SetAside::Discard { chosen, why, json: Json { json } } => {
+        SetAside::Discard { chosen, why: Why { why }, json: Json { json } } => {
             let discarded = set_aside::discard(&db, &actor?, &chosen.ids, &why).await?;
             chosen.found(discarded, "are discarded")?;
             answer(json, &json!({ "discarded": discarded }), &format!("{discarded} events are discarded"))?;

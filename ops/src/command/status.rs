@@ -1,4 +1,4 @@
-//! `ops status`: the fleet on one screen, once or again and again.
+//! `ops status`: the state of the fleet on one screen, once or repeatedly.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -21,30 +21,33 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::with_schema;
+use super::{options::Json, with_schema};
 
 mod screen;
 
-/// The exit code for a server that is away: how the fleet is cannot be told.
+/// The exit code if a server is away, so that the state of the fleet is unknown.
 const EXIT_AWAY: u8 = 3;
-/// How long one look may take; then a server is away that says nothing.
+/// The time limit of one look. After it, a server that has not answered counts as away.
 const LOOK_WITHIN: Duration = Duration::from_secs(60);
 /// Between the two looks of one status.
 const BETWEEN_LOOKS: Duration = Duration::from_secs(1);
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-It looks twice, a second apart, as only two looks tell rates: by how many messages a second a queue grows (+) or drains (-), and how many \
-effects a second are recorded. With --watch it looks again and again until Ctrl-C: on a terminal the screen is drawn anew, else one block \
-follows the other, with --json one document a line.
+The command looks twice, one second apart, to compute rates: how many messages per second a queue gains (+) or loses (-), and how many \
+effects per second are recorded. With --watch it repeats until Ctrl-C. On a terminal it redraws the screen; otherwise it prints one block \
+after the other, and with --json one document per line.
 
-Something is wrong when a queue is missing, when no worker consumes a lane, when events wait in the outbox for over a minute or are set \
-aside, when a rung does not move, when something due is not applied within the sweep's grace, while dead letters are open, when the \
-wake-ups of an applied policy are not scheduled, and when the last recorded audit found a fault. \
-A paused kind is shown; neither the pause nor what waits for it is wrong.
+It reports as wrong
+  - a missing queue, or a lane that no worker consumes;
+  - events that wait in the outbox for more than a minute, and events that are set aside;
+  - a stalled rung, and rows that are due but not applied within the sweep's grace;
+  - open dead letters, and wake-ups of an applied policy that were not published;
+  - a fault that the last recorded audit found.
+A paused kind, and what waits because of it, is shown but not wrong.
 
-Exit codes, for monitoring; with --watch that of the last look: 0 nothing is wrong, 1 something is, 2 wrong use, 3 a server is away, so \
-that nothing can be told.
+Exit codes, for monitoring (with --watch, of the last look): 0 nothing is wrong; 1 something is wrong; 2 usage error; 3 a server is away, \
+so the state is unknown.
 
 Examples:
   ops status
@@ -52,22 +55,21 @@ Examples:
   ops status --json | jq -r '.troubles[]'
   ops status --json --watch 10 >> status.jsonl")]
 pub struct Status {
-    /// Print JSON
-    #[arg(long)]
-    pub json: bool,
-    /// Look again every so many seconds [default: 2]
+    #[command(flatten)]
+    pub json: Json,
+    /// Repeat after this many seconds [default: 2]
     #[arg(long, value_name = "SECONDS", num_args = 0..=1, default_missing_value = "2", value_parser = clap::value_parser!(u64).range(1..=3_600))]
     pub watch: Option<u64>,
 }
 
-/// Why nothing can be told.
+/// Why there is no status.
 enum Unseen {
     Away(anyhow::Error),
     Failed(anyhow::Error),
 }
 
 pub async fn status(command: Status, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Status { json, watch: every } = command;
+    let Status { json: Json { json }, watch: every } = command;
     let (mut servers, mut watch) = (None, Watch::default());
     let Some(every) = every.map(Duration::from_secs) else {
         return match Box::pin(twice(&mut servers, &mut watch, settings)).await {
@@ -99,7 +101,7 @@ pub async fn status(command: Status, settings: &Settings, stop: &CancellationTok
             }
         };
         let drawn = if json { line(&text) } else { draw(&text) };
-        // A reader that has gone wants no more.
+        // A closed pipe ends the command.
         if drawn.is_err() || stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
             break;
         }
@@ -125,14 +127,14 @@ async fn look(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> 
     looked.unwrap_or_else(|_| Err(Unseen::Away(anyhow::anyhow!("a server did not answer within {LOOK_WITHIN:?}"))))
 }
 
-/// Looks, and once more: only two looks tell rates.
+/// Looks twice, because rates need two looks.
 async fn twice(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> Result<status::Status, Unseen> {
     look(servers, watch, settings).await?;
     tokio::time::sleep(BETWEEN_LOOKS).await;
     look(servers, watch, settings).await
 }
 
-/// Whether a server is away, or something else has failed.
+/// Whether the error means that a server is away, or another failure.
 fn unseen(error: anyhow::Error) -> Unseen {
     let outage = |error: &DbErr| trouble(error).is_outage();
     let away = error.chain().any(|cause| {
@@ -159,7 +161,7 @@ fn line(text: &str) -> io::Result<()> {
     writeln!(out, "{text}").and_then(|()| out.flush())
 }
 
-/// On a terminal in place of what was there, as much as has room; else a block and an empty line.
+/// Redraws a terminal with as many lines as fit; otherwise prints a block and an empty line.
 fn draw(text: &str) -> io::Result<()> {
     if !io::stdout().is_terminal() {
         return line(&format!("{text}\n"));

@@ -14,13 +14,13 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Json, answer, governed, table};
+use super::{answer, governed, options::Json, table};
 
 #[derive(Subcommand)]
 pub enum Topology {
-    /// Show every queue: depth, consumers, arguments
+    /// Show depth, consumers and arguments of every queue
     Show(Json),
-    /// Declare what is missing; again is no harm
+    /// Declare missing exchanges and queues. Idempotent
     Declare(Json),
     /// Remove empty rungs that the policy no longer uses
     Prune(Json),
@@ -32,9 +32,9 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
         Topology::Show(Json { json }) => {
             let topology = match governed(settings).await {
                 Ok(governed) => governed.settings.topology(),
-                // The broker can be looked at all the same.
+                // The queues can still be shown.
                 Err(error) => {
-                    eprintln!("ops: {error:#}; these are the rungs of this process's own policy");
+                    eprintln!("ops: {error:#}; showing the rungs of this process's own policy");
                     settings.topology()
                 }
             };
@@ -70,7 +70,7 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
             let (exchanges, queues) = (topology.exchanges().len(), topology.queues().len());
             let document = json!({ "exchanges": exchanges, "queues": queues });
             record(&db, actor, "topology.declared", document.clone()).await?;
-            answer(json, &document, &format!("{exchanges} exchanges and {queues} queues are there"))?;
+            answer(json, &document, &format!("{exchanges} exchanges and {queues} queues exist"))?;
         }
         Topology::Prune(Json { json }) => {
             let Governed { db, settings } = governed(settings).await?;
@@ -80,14 +80,14 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
             if !removed.is_empty() {
                 record(&db, actor, "topology.pruned", json!({ "queues": removed })).await?;
             }
-            let told = |(queue, done): &(String, Pruned)| match done {
+            let line = |(queue, done): &(String, Pruned)| match done {
                 Pruned::Removed => format!("{queue}: removed"),
-                Pruned::Gone => format!("{queue}: was gone already"),
-                Pruned::Waiting(count) => format!("{queue}: still holds {count} wake-ups; prune again when they have expired"),
+                Pruned::Gone => format!("{queue}: did not exist"),
+                Pruned::Waiting(count) => format!("{queue}: still holds {count} wake-ups; prune it after they have expired"),
             };
             let text = match pruned.as_slice() {
-                [] => "the policy uses every rung there is".to_owned(),
-                pruned => pruned.iter().map(told).collect::<Vec<_>>().join("\n"),
+                [] => "the policy uses every rung".to_owned(),
+                pruned => pruned.iter().map(line).collect::<Vec<_>>().join("\n"),
             };
             let waiting = pruned.iter().filter(|(_, done)| matches!(done, Pruned::Waiting(_))).map(|(queue, _)| queue);
             answer(json, &json!({ "removed": removed, "waiting": waiting.collect::<Vec<_>>() }), &text)?;

@@ -1,5 +1,5 @@
-//! What an operator has to do something about, in words. A pause is no trouble, and what waits because of it is none either; open dead
-//! letters are one.
+//! What is wrong, one sentence each with what to do next. Open dead letters are listed. Pauses are not, nor the work that waits for
+//! them.
 
 use chrono::TimeDelta;
 use shared::{
@@ -10,9 +10,9 @@ use shared::{
 use super::Status;
 use crate::shown::moment;
 
-/// For how long no wake-up of a policy may be made while some are to be; then whoever applied it was interrupted.
+/// How long an applied policy may publish no wake-ups although some are missing. After that, `ops policy apply` was interrupted.
 const UNSCHEDULED_MAX: TimeDelta = TimeDelta::minutes(10);
-/// A relay takes events at once, and a burst of a million in less than that; for longer they wait only where no relay works.
+/// How long events may wait in the outbox. A relay takes a burst of a million in less time.
 const OUTBOX_WAIT_MAX_S: f64 = 60.0;
 
 pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
@@ -25,7 +25,7 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     rungs(status, &topology, grace_s, &mut troubles);
     for kind in status.kinds.iter().filter(|kind| !is_paused(status, kind.kind)) {
         if let Some(due_for_s) = kind.due_for_s.filter(|due_for_s| *due_for_s > grace_s) {
-            troubles.push(format!("{}: something is due for {due_for_s:.0} s and not applied; see `ops audit`", kind.kind));
+            troubles.push(format!("{}: rows have been due for {due_for_s:.0} s and are not applied; see `ops audit`", kind.kind));
         }
     }
     if status.letters.open > 0 {
@@ -35,7 +35,7 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
         status.policy.as_ref().filter(|policy| !policy.scheduled && status.at - policy.went_on_at > UNSCHEDULED_MAX)
     {
         troubles.push(format!(
-            "policy {}: not all wake-ups are made of what it made due earlier; apply the same file again",
+            "policy {}: some wake-ups of rows that are due earlier are missing; apply the same file again",
             policy.number
         ));
     }
@@ -54,8 +54,8 @@ fn missing(status: &Status, troubles: &mut Vec<String>) {
     }
 }
 
-/// Every worker consumes every lane, the quarantine and the dead letters, but no lane of a paused kind. An empty queue without a consumer is
-/// wrong, too: what falls due next is not applied.
+/// Workers consume the quarantine, the dead letters and all lanes except those of paused kinds. An empty queue without a consumer is
+/// also wrong, because what falls due next is not applied.
 fn unconsumed(status: &Status, topology: &Topology, troubles: &mut Vec<String>) {
     let paused: Vec<String> = status.pauses.iter().flat_map(|pause| topology.lanes(&pause.kind)).collect();
     let lanes = status.lanes.iter().map(|lane| (&lane.queue, lane.messages, lane.consumers));
@@ -64,12 +64,12 @@ fn unconsumed(status: &Status, topology: &Topology, troubles: &mut Vec<String>) 
     let without = || consumed.iter().filter(|(.., consumers)| *consumers == Some(0));
     let waiting: u64 = without().filter_map(|(_, messages, _)| *messages).map(u64::from).sum();
     if !consumed.is_empty() && without().count() == consumed.len() {
-        troubles.push(format!("no worker consumes any lane, where {waiting} messages wait; is a worker running?"));
+        troubles.push(format!("no worker consumes any lane ({waiting} messages wait); is a worker running?"));
         return;
     }
     for (queue, messages, _) in without() {
         let messages = messages.unwrap_or_default();
-        troubles.push(format!("no worker consumes {queue}, where {messages} messages wait; see the workers' logs and /readyz"));
+        troubles.push(format!("no worker consumes {queue} ({messages} messages wait); see the workers' logs and /readyz"));
     }
 }
 
@@ -88,17 +88,18 @@ fn events(status: &Status, troubles: &mut Vec<String>) {
 
 fn rungs(status: &Status, topology: &Topology, grace_s: f64, troubles: &mut Vec<String>) {
     let overdue = || status.rungs.iter().filter(|rung| rung.overdue_s > grace_s);
-    // Canaries that nobody has taken from their lane have left their rungs.
+    // Canaries that wait in their lane have left their rungs, so an overdue one may be there.
     let canaries: Vec<String> = topology.lanes(CANARY).collect();
     let kept = status.lanes.iter().find(|lane| canaries.contains(&lane.queue) && lane.messages > Some(0));
     match kept {
         Some(lane) if overdue().next().is_some() => {
-            troubles.push(format!("{} holds canaries that no worker has noted; whether the rungs move is not known", lane.queue));
+            troubles
+                .push(format!("{} holds canaries that no worker has taken, so it is unknown whether the rungs move", lane.queue));
         }
         Some(_) => {}
         None => {
             troubles.extend(
-                overdue().map(|rung| format!("{} does not move: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s)),
+                overdue().map(|rung| format!("{} has stalled: its canary is overdue by {:.0} s", rung.queue, rung.overdue_s)),
             );
         }
     }

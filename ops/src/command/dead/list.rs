@@ -1,4 +1,4 @@
-//! `ops dead list`: a page of letters, or their groups, for people, for scripts and for spreadsheets.
+//! `ops dead list`: a page of dead letters, or their groups, as text, JSON or CSV.
 
 use std::process::ExitCode;
 
@@ -12,19 +12,19 @@ use serde::Serialize;
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use crate::command::table;
+use crate::command::{options::Json, table};
 
-/// How much of a cause a table shows; `ops dead show` shows it whole.
+/// Most characters of a cause in a table. `ops dead show` shows all.
 const CAUSE_SHOWN: usize = 100;
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-How a row stands, with --groups:
-  due         a candidate, and due: a replay would apply it, if nothing fails
-  waits       a candidate that is not due yet
-  moot        the row is there, and there is nothing to do about it any more
-  gone        there is no such row
-  unreadable  nobody knows which row it is: no kind, no subject, or an unknown kind
+The states of a row, with --groups:
+  due         a replay would apply it, if nothing fails
+  waits       it is not due yet
+  moot        the row exists and nothing is left to do
+  gone        the row does not exist
+  unreadable  the kind or the subject is missing or unknown
 
 Examples:
   ops dead list --groups
@@ -32,31 +32,30 @@ Examples:
   ops dead list --order BG-20261124-17 --state all
   ops dead list --group 3f9a0c1d2e --csv > letters.csv
 
-Times are those of Asia/Ho_Chi_Minh; in JSON and CSV they are RFC 3339, in UTC. With --csv, the counts go to stderr.
+Times are those of Asia/Ho_Chi_Minh; in JSON and CSV they are RFC 3339 in UTC. With --csv the counts go to stderr.
 
-Exit codes: 0 done, also where nothing is found, 1 failed, 2 wrong use.")]
+Exit codes: 0 success, also if nothing matches; 1 failure; 2 usage error.")]
 pub struct List {
     #[command(flatten)]
     filter: Filter,
-    /// Count them by cause and by how their rows stand now
+    /// Count them by cause and by the state of their rows now
     #[arg(long = "groups", conflicts_with = "after")]
     grouped: bool,
-    /// One JSON document
-    #[arg(long, conflicts_with = "csv")]
-    json: bool,
-    /// Comma-separated values with a line of names
-    #[arg(long)]
+    #[command(flatten)]
+    json: Json,
+    /// Print CSV with a header line
+    #[arg(long, conflicts_with = "json")]
     csv: bool,
-    /// At most so many
+    /// List at most this many
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     limit: u32,
-    /// Go on behind the page that ended with this
+    /// Continue after the page that ended with this cursor
     #[arg(long, value_name = "CURSOR")]
     after: Option<Cursor>,
 }
 
 pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let List { filter, grouped, json, csv, limit, after } = command;
+    let List { filter, grouped, json: Json { json }, csv, limit, after } = command;
     if grouped {
         let found = groups::groups(db, &settings.policy, &filter, limit).await?;
         if json {
@@ -84,7 +83,7 @@ pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -
 
 fn show_page(page: &Page, total: u64) {
     if page.letters.is_empty() {
-        say(if total == 0 { "no dead letters" } else { "no dead letters behind that" });
+        say(if total == 0 { "no dead letters" } else { "no more dead letters" });
         return;
     }
     let mut table = table(["id", "state", "last failed", "reason", "kind", "subject", "attempts", "group", "cause"]);
@@ -105,9 +104,9 @@ fn show_page(page: &Page, total: u64) {
     say(&paged(page, total));
 }
 
-/// How many there are, and on the last line how to go on.
+/// How many there are and, if there are more, the option for the next page on the last line.
 fn paged(page: &Page, total: u64) -> String {
-    let counted = format!("{} of {total} letters", page.letters.len());
+    let counted = format!("{} of {total} dead letters", page.letters.len());
     page.next.map_or(counted.clone(), |next| format!("{counted}\nnext page: --after {next}"))
 }
 
@@ -136,7 +135,7 @@ fn show_groups(found: &Groups) {
 }
 
 fn counted(found: &Groups) -> String {
-    format!("{} of {} groups; {} letters in all", found.groups.len(), found.all, found.letters)
+    format!("{} of {} groups; {} dead letters in total", found.groups.len(), found.all, found.letters)
 }
 
 fn beginning(cause: &str) -> String {
@@ -199,7 +198,7 @@ fn group_cells(group: &Group) -> impl Serialize + use<> {
     )
 }
 
-/// A text from outside that no spreadsheet takes for a formula. <https://owasp.org/www-community/attacks/CSV_Injection>
+/// A text from outside, quoted so that a spreadsheet does not run it as a formula. <https://owasp.org/www-community/attacks/CSV_Injection>
 fn cell(text: &str) -> String {
     let guard = if text.starts_with(['=', '+', '-', '@', '\t', '\r']) { "'" } else { "" };
     format!("{guard}{text}")
@@ -219,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_cause_is_no_formula_and_keeps_its_commas_quotes_and_line_ends() {
+    fn a_cause_is_not_a_formula_and_keeps_its_commas_quotes_and_line_ends() {
         let rows = [(cell("=HYPERLINK(\"x\")"), cell("a, \"b\"\nc"))];
         assert_eq!(lines(&["x", "y"], rows.iter()).unwrap(), "x,y\n\"'=HYPERLINK(\"\"x\"\")\",\"a, \"\"b\"\"\nc\"\n");
     }

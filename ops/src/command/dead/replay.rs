@@ -1,9 +1,9 @@
-//! `ops dead replay`, `approve` and `plans`: replays, planned before they are run.
+//! `ops dead replay`, `approve` and `plans`: each replay is planned before it is run.
 
 use std::{num::NonZeroU32, process::ExitCode};
 
 use anyhow::bail;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use ops::{
     actor::Actor,
     dead::{
@@ -25,87 +25,86 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use crate::command::{WrongUse, answer, confirm, table, why};
+use super::optional;
+use crate::command::{
+    UsageError, answer, confirm,
+    options::{Json, Why, Yes},
+    progress, table,
+};
 
 #[derive(clap::Args)]
 #[command(
-    after_help = "A replay is planned first: every letter is tried against the rows of this moment, in a transaction that is rolled back. \
-                        The plan is run as it is, or refused when the rows have moved on.\n\n\
-                        Examples:\n  ops dead replay --group 3f2a91c0 --plan --why 'the constraint is gone'\n  \
+    mut_arg("why", optional),
+    after_help = "A plan tries each dead letter against the current rows, in a transaction that is rolled back. A run applies exactly the \
+                        plan. It refuses if the rows have changed by more than the plan tolerates.\n\n\
+                        Examples:\n  ops dead replay --group 3f2a91c0de --plan --why 'the constraint is gone'\n  \
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
-                        Exit codes: 0 done, 1 refused, stopped before the end, or some letters failed, 2 wrong use."
+                        Exit codes: 0 success; 1 refused, stopped early, or dead letters failed; 2 usage error."
 )]
-#[expect(clippy::struct_excessive_bools, reason = "each is an option of its own")]
 pub struct Replay {
     #[command(flatten)]
     filter: Filter,
-    /// Every open letter
+    /// Plan every open dead letter
     #[arg(long)]
     all: bool,
-    /// Check each letter that is found, change nothing, and keep what a replay would do
+    /// Try each matching dead letter, change nothing, and store what a replay would do
     #[arg(long, required_unless_present = "run", requires = "why")]
     plan: bool,
-    /// Run this plan, exactly
+    /// Run this plan
     #[arg(long, value_name = "PLAN", conflicts_with_all = ["plan", "all"])]
     run: Option<Uuid>,
-    /// Why, for the record
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: Option<String>,
-    /// Plan at most so many letters, the oldest
+    #[command(flatten)]
+    why: Option<Why>,
+    /// Plan at most this many dead letters, oldest first
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     limit: u32,
-    /// A run of this plan is refused when more letters than that would come to something else by then
+    /// Refuse to run this plan if the result has changed for more dead letters than this
     #[arg(long, default_value_t = 0, value_name = "LETTERS")]
     tolerance_letters: u32,
-    /// … or when the money differs by more than that
+    /// Refuse to run this plan if the amount has changed by more than this
     #[arg(long, default_value = "0", value_parser = dong, value_name = "ĐỒNG")]
     tolerance_amount: i64,
-    /// Replay at most so many letters a second [default: dead_letters.rate]
+    /// Replay at most this many dead letters per second [default: dead_letters.rate]
     #[arg(long)]
     rate: Option<NonZeroU32>,
-    /// Stop after so many letters that failed or came to something else
+    /// Stop after this many dead letters that failed or had another result than planned
     #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..))]
     failures_max: u32,
-    /// Stop after so many letters
+    /// Stop after this many dead letters
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
     letters_max: Option<u32>,
-    /// Stop before more than so much money is moved
+    /// Stop before more than this amount has moved
     #[arg(long, value_parser = dong, value_name = "ĐỒNG")]
     amount_max: Option<i64>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    yes: Yes,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(clap::Args)]
-#[command(after_help = "Exit codes: 0 approved, 1 refused, 2 wrong use.")]
+#[command(mut_arg("why", optional))]
+#[command(after_help = "Exit codes: 0 approved; 1 refused; 2 usage error.")]
 pub struct Approve {
-    /// The plan
+    /// The plan's id
     plan: Uuid,
-    /// Why, for the record
-    #[arg(long, value_name = "TEXT", value_parser = why)]
-    why: Option<String>,
-    /// Do not ask
-    #[arg(long)]
-    yes: bool,
-    /// One JSON document instead of text
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    why: Option<Why>,
+    #[command(flatten)]
+    yes: Yes,
+    #[command(flatten)]
+    json: Json,
 }
 
 #[derive(clap::Args)]
 pub struct Plans {
-    /// Only this one, with what became of its letters
+    /// Show only this plan, with the results of its dead letters
     plan: Option<Uuid>,
-    /// At most so many, the newest
+    /// List at most this many
     #[arg(long, default_value_t = 20)]
     limit: u32,
-    /// Print one JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 /// `5000000`, `5.000.000` or `5.000.000 ₫`.
@@ -115,11 +114,11 @@ fn dong(text: &str) -> Result<i64, String> {
         .parse()
         .ok()
         .filter(|amount| *amount >= 0)
-        .ok_or_else(|| "write a number of đồng, like 5000000 or 5.000.000".to_owned())
+        .ok_or_else(|| "must be an amount in đồng, for instance 5000000 or 5.000.000".to_owned())
 }
 
 pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    // The fleet's own sessions: what a replay changes raises its events by itself.
+    // As a worker: events for what a replay changes come from the replay itself, not from the triggers.
     let db = database::connect(&settings.database, Role::Worker).await?;
     let replays = Replays::new(settings);
     match command.run {
@@ -136,19 +135,21 @@ async fn make(
     actor: &Actor,
 ) -> anyhow::Result<ExitCode> {
     if command.filter.names_nothing() && !command.all {
-        return Err(WrongUse("say which letters, or --all".to_owned()).into());
+        return Err(
+            UsageError("select dead letters with --kind, --group, --id or another filter, or pass --all".to_owned()).into()
+        );
     }
     let request = Request {
         filter: command.filter,
-        why: command.why.unwrap_or_default(),
+        why: command.why.map(|Why { why }| why).unwrap_or_default(),
         limit: command.limit,
         tolerance: Tolerance { letters: command.tolerance_letters, amount: command.tolerance_amount },
         approval_above: settings.dead_letters.approval_above,
     };
-    let bar = bar("checked")?;
-    let plan = plan::make(db, replays, &request, actor, told(&bar)).await;
+    let bar = progress::bar("checked", 0)?;
+    let plan = plan::make(db, replays, &request, actor, advance(&bar)).await;
     bar.finish_and_clear();
-    show(db, &plan?, command.json).await?;
+    show(db, &plan?, command.json.json).await?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -169,22 +170,22 @@ async fn run(
         let agreed = if amount > 0 {
             let (amount, all, customers) = (Dong(amount), Dong(plan.amount), plan.customers);
             let question = format!(
-                "This takes {amount} from wallets, for {letters} letters (the whole plan: {all} of {customers} customers)."
+                "This takes {amount} from wallets for {letters} dead letters (the whole plan: {all} from {customers} customers)."
             );
-            confirm::typed(&question, &amount.to_string(), command.yes)?
+            confirm::typed(&question, &amount.to_string(), command.yes.yes)?
         } else {
-            confirm::confirmed(&format!("Replay {letters} letters? No money moves."), command.yes)?
+            confirm::confirmed(&format!("Replay {letters} dead letters? No money moves."), command.yes.yes)?
         };
         if !agreed {
-            bail!("nothing is replayed");
+            bail!("not confirmed; nothing is replayed");
         }
     }
     let rate = command.rate.unwrap_or(settings.dead_letters.rate);
     let limits = Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
-    let (checking, running) = (bar("checked again")?, bar("replayed")?);
+    let (checking, running) = (progress::bar("checked again", 0)?, progress::bar("replayed", 0)?);
     let run = Run { db, replays, actor, rate, limits, shutdown: stop };
     let ran = run
-        .run(id, told(&checking), |report: &Report| {
+        .run(id, advance(&checking), |report: &Report| {
             checking.finish_and_clear();
             running.set_length(checking.length().unwrap_or_default());
             running.set_position(report.done().into());
@@ -194,51 +195,51 @@ async fn run(
     checking.finish_and_clear();
     running.finish_and_clear();
     let report = ran?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&json!({ "plan": id, "run": report }))?);
     } else {
-        say(&told_of(&report));
+        say(&summary(&report));
         if report.stopped.is_some() {
-            say(&format!("the rest: ops dead replay --run {id}"));
+            say(&format!("to continue: ops dead replay --run {id}"));
         }
     }
     let whole = report.stopped.is_none() && report.failed + report.changed == 0;
     Ok(if whole { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// What a run came to, in words.
-fn told_of(report: &Report) -> String {
+/// The result of a run, in words.
+fn summary(report: &Report) -> String {
     let Report { applied, moot, failed, changed, left, amount, stopped } = report;
     let end = stopped.as_ref().map_or("done".to_owned(), |why| format!("stopped: {why}"));
     format!(
-        "{applied} replayed, {} moved; {moot} moot and closed; {failed} failed; {changed} came to something else and were left; \
-         {left} were not to be replayed\n{end}",
+        "{applied} replayed, {} moved; {moot} moot and closed; {failed} failed; {changed} skipped, because their result has changed; \
+         {left} not part of the run\n{end}",
         Dong(*amount)
     )
 }
 
 pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, command.plan).await?;
-    if !command.json {
+    if !command.json.json {
         show(db, &plan, false).await?;
     }
     let amount = Dong(plan.amount);
-    if !confirm::typed("Approve it?", &amount.to_string(), command.yes)? {
-        bail!("not approved");
+    if !confirm::typed("Approve this plan?", &amount.to_string(), command.yes.yes)? {
+        bail!("not confirmed; the plan is not approved");
     }
-    let plan = plan::approve(db, command.plan, actor, command.why.as_deref()).await?;
-    let said = format!("approved by {}; now: ops dead replay --run {}", actor.name(), plan.id);
-    answer(command.json, &json!({ "plan": plan }), &said)?;
+    let plan = plan::approve(db, command.plan, actor, command.why.as_ref().map(|Why { why }| why.as_str())).await?;
+    let text = format!("approved by {}; to run it: ops dead replay --run {}", actor.name(), plan.id);
+    answer(command.json.json, &json!({ "plan": plan }), &text)?;
     Ok(ExitCode::SUCCESS)
 }
 
 pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<ExitCode> {
     if let Some(id) = command.plan {
-        show(db, &plan::find(db, id).await?, command.json).await?;
+        show(db, &plan::find(db, id).await?, command.json.json).await?;
         return Ok(ExitCode::SUCCESS);
     }
     let plans = plan::newest(db, command.limit).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&plans)?);
         return Ok(ExitCode::SUCCESS);
     }
@@ -263,7 +264,7 @@ fn approval(plan: &Plan) -> String {
     plan.approved_by.clone().unwrap_or_else(|| if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() })
 }
 
-/// A plan and what its letters would come to, and did.
+/// Prints a plan, with the planned and actual results of its dead letters.
 async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Result<()> {
     let tallies = plan::tallies(db, plan.id).await?;
     if as_json {
@@ -285,12 +286,14 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
     say(&format!("plan {id}, made by {made_by} at {}: {}\n{table}", moment(plan.made_at), plan.why.escape_debug()));
     say(&format!("takes {} from the wallets of {} customers", Dong(plan.amount), plan.customers));
     let Tolerance { letters, amount } = plan.tolerance();
-    say(&format!("refused when more than {letters} letters, or {}, would come to something else by then", Dong(amount)));
+    say(&format!("a run is refused if more than {letters} results, or more than {}, have changed by then", Dong(amount)));
     match state.as_str() {
         "done" => {
-            say(&format!("run by {} and done at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)));
+            say(&format!("run by {}, finished at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)));
         }
-        _ if plan.waits_for_approval() => say(&format!("somebody other than {made_by} has to approve it: ops dead approve {id}")),
+        _ if plan.waits_for_approval() => {
+            say(&format!("an operator other than {made_by} must approve it: ops dead approve {id}"));
+        }
         state => {
             let stopped = plan.stopped_why.as_ref().map_or(String::new(), |why| format!(", {why}"));
             say(&format!("{state}{stopped}; to run it: ops dead replay --run {id}"));
@@ -299,12 +302,7 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
     Ok(())
 }
 
-fn bar(what: &str) -> anyhow::Result<ProgressBar> {
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-    Ok(ProgressBar::new(0).with_style(style).with_message(what.to_owned()))
-}
-
-fn told(bar: &ProgressBar) -> impl Fn(usize, usize) + '_ {
+fn advance(bar: &ProgressBar) -> impl Fn(usize, usize) + '_ {
     |done, of| {
         bar.set_length(of as u64);
         bar.set_position(done as u64);

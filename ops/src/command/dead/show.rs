@@ -1,4 +1,4 @@
-//! `ops dead show`: one letter explained. What came from outside is escaped, and of the row only what its task lets operators see.
+//! `ops dead show`: explains one dead letter. Texts from outside are escaped. Of the row it shows only what the task lets operators see.
 
 use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
@@ -21,7 +21,9 @@ use shared::{
     settings::Settings,
 };
 
-/// How many of the original bytes are shown; `--bytes` writes them all.
+use crate::command::options::Json;
+
+/// Most bytes of the message that are shown. `--bytes` writes all of them.
 const BYTES_SHOWN: usize = 4_096;
 
 #[derive(clap::Args)]
@@ -31,62 +33,61 @@ Examples:
   ops dead show 5f0c1d2e --bytes message.bin
   ops dead show 5f0c1d2e-… --json
 
-In JSON the original bytes are base64, and times RFC 3339, in UTC.
+In JSON the original bytes are base64, and times are RFC 3339 in UTC.
 
-Exit codes: 0 done, 1 failed or no such letter, 2 wrong use.")]
+Exit codes: 0 success; 1 failure, or the dead letter does not exist; 2 usage error.")]
 pub struct Show {
-    /// The letter's id, or the first eight digits of it or more
+    /// The id of the dead letter, or at least its first eight digits
     id: IdPrefix,
-    /// Write the original bytes, all of them, into this file
+    /// Write all of the original bytes to this file
     #[arg(long, value_name = "FILE")]
     bytes: Option<PathBuf>,
-    /// One JSON document
-    #[arg(long)]
-    json: bool,
+    #[command(flatten)]
+    json: Json,
 }
 
 pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
     let id = letter::named(db, &command.id).await?;
-    let Some(letter) = letter::by_id(db, id).await? else { bail!("the letter {id} is gone") };
-    let Some(stands) = subject::stands(db, &settings.policy, id).await? else { bail!("the letter {id} is gone") };
+    let Some(letter) = letter::by_id(db, id).await? else { bail!("dead letter {id} no longer exists") };
+    let Some(stands) = subject::stands(db, &settings.policy, id).await? else { bail!("dead letter {id} no longer exists") };
     let task = letter.summary.kind.as_deref().and_then(tasks::find);
     let row = match (task, letter.summary.subject_id) {
         (Some(task), Some(id)) => subject::seen(db, task, id).await?,
         _ => None,
     };
     let replay = what_a_replay_would_do(db, settings, &letter).await?;
-    if command.json {
+    if command.json.json {
         say(&serde_json::to_string_pretty(&json!({ "letter": letter, "stands": stands, "row": row, "replay": replay }))?);
     } else {
         say(&explained(&letter, task, stands, row.as_ref(), &replay)?);
     }
     if let Some(path) = command.bytes {
         std::fs::write(&path, &letter.body).with_context(|| path.display().to_string())?;
-        if !command.json {
+        if !command.json.json {
             say(&format!("\n{} bytes written to {}", letter.body.len(), path.display()));
         }
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// What a replay of this letter would do now, in a sentence: tried, and rolled back.
+/// What a replay of this dead letter would do now, in one sentence. It is tried in a transaction that is rolled back.
 async fn what_a_replay_would_do(db: &DatabaseConnection, settings: &Settings, letter: &Letter) -> anyhow::Result<String> {
     let summary = &letter.summary;
     if summary.state != "open" {
-        return Ok("nothing: only an open letter is replayed".to_owned());
+        return Ok("would do nothing, because only open dead letters are replayed".to_owned());
     }
     let about = About { letter: summary.id, kind: summary.kind.clone(), subject: summary.subject_id, wakeup: letter.wakeup_id };
     let Trial { verdict, why, amount, customers } = Replays::new(settings).would(db, &about).await?;
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     Ok(match verdict {
         Verdict::Applies if amount > 0 => {
-            format!("it would apply it and take {} from the wallets of {} customers{why}", Dong(amount), customers.len())
+            format!("would apply it and take {} from the wallets of {} customers{why}", Dong(amount), customers.len())
         }
-        Verdict::Applies => format!("it would apply it; no money moves{why}"),
-        Verdict::Moot => format!("nothing, and the letter would be closed{why}"),
-        Verdict::Waits => format!("nothing yet{why}"),
-        Verdict::Fails => format!("it would fail again{why}"),
-        Verdict::Unreadable => format!("nothing{why}; see `ops dead repair`"),
+        Verdict::Applies => format!("would apply it; no money would move{why}"),
+        Verdict::Moot => format!("would do nothing and close the dead letter{why}"),
+        Verdict::Waits => format!("would do nothing yet{why}"),
+        Verdict::Fails => format!("would fail again{why}"),
+        Verdict::Unreadable => format!("would do nothing{why}; see `ops dead repair`"),
     })
 }
 
@@ -112,12 +113,12 @@ fn explained(
         line(&mut text, "repaired as", &id)?;
     }
     for plan in &letter.plans {
-        let result = plan.result.as_deref().map_or("not run".to_owned(), |result| format!("came to: {result}"));
+        let result = plan.result.as_deref().map_or("not run".to_owned(), |result| format!("result: {result}"));
         let (id, state, verdict) = (plan.plan_id, &plan.plan_state, &plan.verdict);
-        line(&mut text, "plan", &format!("{id} ({state}): checked: {verdict}; {result} {}", shown::moment_or_dash(plan.at)))?;
+        line(&mut text, "plan", &format!("{id} ({state}): planned: {verdict}; {result} {}", shown::moment_or_dash(plan.at)))?;
     }
 
-    heading(&mut text, "What it was to do")?;
+    heading(&mut text, "Task")?;
     line(&mut text, "kind", &shown::text_or_dash(summary.kind.as_deref()))?;
     line(&mut text, "subject", &summary.subject_id.map_or("-".to_owned(), |id| id.to_string()))?;
     line(&mut text, "wake-up", &letter.wakeup_id.map_or("-".to_owned(), |id| id.to_string()))?;
@@ -151,7 +152,7 @@ fn explained(
     line(&mut text, "bytes", &letter.body.len())?;
     writeln!(text, "{}", letter.body[..letter.body.len().min(BYTES_SHOWN)].escape_ascii())?;
     if letter.body.len() > BYTES_SHOWN {
-        writeln!(text, "… {} more; --bytes FILE writes them all", letter.body.len() - BYTES_SHOWN)?;
+        writeln!(text, "… {} more; --bytes FILE writes all of them", letter.body.len() - BYTES_SHOWN)?;
     }
     Ok(text)
 }
@@ -172,7 +173,7 @@ fn fields(text: &mut String, row: &Value, part: &str, shown: impl Fn(&Value) -> 
     Ok(())
 }
 
-/// A moment of PostgreSQL; `infinity` and such as it writes them.
+/// A time from PostgreSQL; `infinity` and the like are shown unchanged.
 fn moment(value: &Value) -> String {
     let text = value.as_str().unwrap_or_default();
     text.parse::<DateTime<Utc>>().map_or_else(|_| text.to_owned(), shown::moment)
@@ -189,7 +190,7 @@ fn headers(text: &mut String, headers: &[u8]) -> std::fmt::Result {
     Ok(())
 }
 
-/// A header's value, as text where it is one.
+/// A header's value, as text if possible.
 fn header(value: &AMQPValue) -> String {
     match value {
         AMQPValue::LongString(text) => {

@@ -1,10 +1,9 @@
-//! `ops policy apply`: another policy is put in force.
+//! `ops policy apply`: makes another policy the active one.
 
 use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use clap::ValueHint;
-use indicatif::{ProgressBar, ProgressStyle};
 use ops::{
     actor::Actor,
     preview::{self, Preview},
@@ -26,47 +25,48 @@ use shared::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    super::{confirm, governed, why},
+    super::{
+        confirm, governed,
+        options::{Json, Why, Yes},
+        progress,
+    },
     RATE, policy_of,
     preview::shown,
 };
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-FILE is a kyhan.toml, as for `ops policy preview`. Its policy is in force in this database from the moment of its commit on, whatever \
-lies in the files of the workers and relays: they learn of it within seconds and begin anew by it, without a restart. The other settings \
-of FILE are checked and not used.
+FILE is a kyhan.toml, as for `ops policy preview`. Its policy is active from its commit on, and the files of the workers and relays no \
+longer decide it. Workers and relays adopt it within seconds, without a restart. The other settings of FILE are checked and not used.
 
-What it makes due later, or never, is so at once. What it makes due at once is released evenly at --rate, each row at a moment of its \
-own and never later than it was due before; what falls due in the days to come does so when it does. Their wake-ups are made anew. \
-Nobody has to wait for the release, and it needs nobody: it is part of the policy.
+Rows that become due later, or never, change at once. Rows that become due at once are released evenly at --rate, each at a time of its own \
+and never later than it was due before. The command publishes new wake-ups for all rows that fall due earlier. The release is part of the \
+policy, so nothing has to run for it to continue.
 
-Interrupted, the same command goes on. To take a policy back, apply the one before: what is not released by then is not. To release it \
-more slowly, take it back, and apply it once more.
+If the command is interrupted, run it again to continue. To take a policy back, apply the one before: rows that are not released yet get \
+their old deadline again. To release more slowly, take it back and apply it again.
 
-Every process has to run a version that knows of this: an older one goes by its file, whatever was applied.
+All processes must run a version that supports applied policies. An older one follows its file.
 
 Examples:
-  ops policy apply kyhan-new.toml --why 'ten days are enough, says the board'
-  ops policy apply kyhan-new.toml --why 'ten days are enough' --rate 5 --yes --json
+  ops policy apply kyhan-new.toml --why 'the board decided on ten days'
+  ops policy apply kyhan-new.toml --why 'the board decided on ten days' --rate 5 --yes --json
 
-Exit codes: 0 it is in force and every wake-up is made; 1 not so, which is said; 2 FILE cannot hold, or nobody could be asked.")]
+Exit codes: 0 the policy is active and every wake-up is published; 1 failure; 2 usage error, invalid FILE, or neither a terminal nor \
+--yes.")]
 pub struct Apply {
-    /// A kyhan.toml with the other policy
+    /// A kyhan.toml with the new policy
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// Why, for the record
-    #[arg(long, visible_alias = "reason", value_name = "TEXT", value_parser = why)]
-    pub why: String,
-    /// How many of a kind are released a second
+    #[command(flatten)]
+    pub why: Why,
+    /// How many rows of a kind to release per second
     #[arg(long, value_name = "SUBJECTS", default_value_t = RATE)]
     pub rate: NonZeroU32,
-    /// Do not ask
-    #[arg(long)]
-    pub yes: bool,
-    /// One JSON document when all is done, instead of text
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub yes: Yes,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
@@ -81,50 +81,49 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
         eprintln!("ops: {FIRST}");
     }
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
-    if !command.json {
+    if !command.json.json {
         say(&shown(&preview, command.rate));
     }
-    if !agreed(&preview, command.yes)? {
-        bail!("nothing was changed");
+    if !agreed(&preview, command.yes.yes)? {
+        bail!("not confirmed; nothing was changed");
     }
-    // What was shown may have been read for long.
+    // Rows may have changed while the operator read the preview.
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
     let settings = governed.settings.with_policy(new.clone());
-    // Before the commit: a rung that cannot be had must not be waited for by a fleet that needs it.
+    // Before the commit: if a rung cannot be declared, the fleet must not start to need it.
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
     database::rungs::remember(&governed.db, &settings.topology()).await?;
-    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why };
+    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why.why };
     let applied = rollout::put_in_force(&governed, actor, rollout).await?;
-    if !command.json {
-        say(&format!("\npolicy {} is in force", applied.number));
+    if !command.json.json {
+        say(&format!("\npolicy {} is active", applied.number));
         for (kind, release) in applied.policy.releases() {
             say(&format!("{kind}: released from {} to {}", moment(release.from), moment(release.until())));
         }
     }
     let scheduled = schedule(&governed.db, &broker, &settings, &applied, Some(&preview), stop).await?;
     broker.close().await;
-    told(&command, &applied, scheduled)
+    report(&command, &applied, scheduled)
 }
 
-/// What whoever applies the first policy has to know.
-const FIRST: &str = "no policy was applied to this database yet: the fleet goes by its files, and what is said here is said of a fleet that goes by \
-                     the settings of this process. Name another file of settings with --config where they differ";
+/// A warning before the first policy.
+const FIRST: &str = "no policy was applied to this database yet: the fleet follows its files, and this preview compares with the settings of this \
+                     process. If they differ, pass the fleet's file with --config";
 
-/// It is in force already; perhaps whoever applied it was interrupted.
+/// For a policy that is already active: publishes the wake-ups that an interrupted `apply` left out.
 async fn again(command: &Apply, governed: &Governed, applied: &Applied, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let since =
-        format!("policy {} is in force since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
+    let since = format!("policy {} is active since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
     if applied.scheduled_at.is_some() {
-        eprintln!("ops: {since}; every wake-up is made; nothing was changed");
-        return told(command, applied, 0);
+        eprintln!("ops: {since}; every wake-up is published; nothing was changed");
+        return report(command, applied, 0);
     }
-    eprintln!("ops: {since}; going on with its wake-ups");
+    eprintln!("ops: {since}; publishing the missing wake-ups");
     let broker = Broker::connect(&governed.settings.amqp, "kyhan ops").await?;
     broker.declare(&governed.settings.topology()).await?;
     let scheduled = schedule(&governed.db, &broker, &governed.settings, applied, None, stop).await?;
     broker.close().await;
-    told(command, applied, scheduled)
+    report(command, applied, scheduled)
 }
 
 fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
@@ -132,13 +131,13 @@ fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
     let amount: i64 = preview.kinds.iter().filter_map(|kind| kind.at_once_amount).sum();
     if amount > 0 {
         let amount = Dong(amount);
-        let question = format!("This makes {at_once} rows due at once, and takes up to {amount} from wallets, little by little.");
+        let question = format!("This makes {at_once} rows due at once, and gradually takes up to {amount} from wallets.");
         return confirm::typed(&question, &amount.to_string(), yes);
     }
-    confirm::confirmed(&format!("Put this policy in force across the fleet? It makes {at_once} rows due at once."), yes)
+    confirm::confirmed(&format!("Apply this policy to the whole fleet? It makes {at_once} rows due at once."), yes)
 }
 
-/// Makes the wake-ups; how many.
+/// Publishes the wake-ups, and returns how many.
 async fn schedule(
     db: &DatabaseConnection,
     broker: &Broker,
@@ -147,15 +146,14 @@ async fn schedule(
     preview: Option<&Preview>,
     stop: &CancellationToken,
 ) -> anyhow::Result<u64> {
+    const WHAT: &str = "waiting until the fleet has adopted the policy, then publishing wake-ups";
     let bar = match preview {
         Some(preview) => {
             let earlier: i64 = preview.kinds.iter().map(|kind| kind.earlier + kind.appear).sum();
-            let style = ProgressStyle::with_template("{msg} {wide_bar} {human_pos}/{human_len} {per_sec} {eta}")?;
-            ProgressBar::new(earlier.unsigned_abs()).with_style(style)
+            progress::bar(WHAT, earlier.unsigned_abs())?
         }
-        None => ProgressBar::new_spinner(),
+        None => progress::spinner(WHAT)?,
     };
-    let bar = bar.with_message("the fleet learns of it; then the wake-ups");
     bar.tick();
     let mut made = 0;
     let whole = rollout::schedule(db, broker, settings, applied, stop, |count| {
@@ -164,21 +162,22 @@ async fn schedule(
     });
     let whole = whole.await;
     bar.finish_and_clear();
-    let unmade =
-        || format!("policy {} is in force, but not all wake-ups are made; apply the same file again to go on", applied.number);
+    let unmade = || {
+        format!("policy {} is active, but some wake-ups are missing; apply the same file again to publish them", applied.number)
+    };
     anyhow::ensure!(whole.with_context(unmade)?, unmade());
     Ok(made)
 }
 
-fn told(command: &Apply, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
-    if command.json {
+fn report(command: &Apply, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
+    if command.json.json {
         let release = |(kind, release): (&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
         let releases: Vec<_> = applied.policy.releases().map(release).collect();
-        let told = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });
-        say(&serde_json::to_string_pretty(&told)?);
+        let document = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });
+        say(&serde_json::to_string_pretty(&document)?);
         return Ok(ExitCode::SUCCESS);
     }
-    say(&format!("{scheduled} wake-ups were made of what is due earlier than it was"));
-    say("lay `ops policy show` into the kyhan.toml of every process, so that the files say what holds");
+    say(&format!("{scheduled} wake-ups were published for rows that are due earlier than before"));
+    say("put the output of `ops policy show` into the kyhan.toml of every process, so that the files agree");
     Ok(ExitCode::SUCCESS)
 }

@@ -1,4 +1,4 @@
-//! `ops policy preview`: what another policy would do.
+//! `ops policy preview`: shows what another policy would do.
 
 use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 
@@ -10,43 +10,42 @@ use ops::{
 use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
 
 use super::{
-    super::{governed, table},
+    super::{governed, options::Json, table},
     RATE, at_once, policy_of,
 };
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-FILE is a kyhan.toml. All of it has to hold as settings, and it needs a [[policy]] of its own; only that is compared, with the policy that \
-is in force. Everything is counted in one snapshot, by the same definition of due that the workers apply. It says how much falls due at \
-once because of the change, not what an effect leads to: an order that is received by itself has its arrears checked later for that.
+FILE is a kyhan.toml with a [[policy]] table. All of its settings must be valid, but only the policy is compared with the active one. \
+Everything is counted in one snapshot, by the definition of \"due\" that the workers use. The counts do not include what follows from an \
+effect: an order that is received has its arrears checked later because of that.
 
 Examples:
   ops policy preview kyhan-new.toml
   ops policy preview kyhan-new.toml --rate 5
   ops policy preview kyhan-new.toml --json | jq '.kinds[] | {kind, at_once, at_once_amount}'
 
-Exit codes: 0 told, 1 a server is away, 2 FILE cannot hold.")]
+Exit codes: 0 success; 1 failure, for instance a server is away; 2 usage error or invalid FILE.")]
 pub struct Preview {
-    /// A kyhan.toml with the other policy
+    /// A kyhan.toml with the new policy
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
-    /// How many of a kind `ops policy apply` would release a second
+    /// How many rows of a kind `ops policy apply` would release per second
     #[arg(long, value_name = "SUBJECTS", default_value_t = RATE)]
     pub rate: NonZeroU32,
-    /// One JSON document instead of tables
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn preview(command: Preview, settings: &Settings) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let Governed { db, settings, .. } = governed(settings).await?;
     let preview = preview::preview(&db, &settings, &new).await?;
-    say(&if command.json { serde_json::to_string_pretty(&preview)? } else { shown(&preview, command.rate) });
+    say(&if command.json.json { serde_json::to_string_pretty(&preview)? } else { shown(&preview, command.rate) });
     Ok(ExitCode::SUCCESS)
 }
 
-/// A preview as tables, and over how long what falls due at once is released.
+/// A preview as tables, with the duration of the release.
 pub(super) fn shown(preview: &preview::Preview, rate: NonZeroU32) -> String {
     let mut parts = vec![format!("at {}", moment(preview.at))];
     let mut lines = table(["kind", "on", "now after", "then after"]);
@@ -64,13 +63,13 @@ pub(super) fn shown(preview: &preview::Preview, rate: NonZeroU32) -> String {
     for (name, shown) in MEASURES {
         counts.add_row([name.to_owned()].into_iter().chain(preview.kinds.iter().map(shown)));
     }
-    parts.push(format!("\nWhat it does to the rows\n{counts}"));
+    parts.push(format!("\nEffect on the rows\n{counts}"));
     if !preview.rungs_new.is_empty() {
-        parts.push(format!("\nRungs that are new: {}", preview.rungs_new.join(", ")));
+        parts.push(format!("\nNew rungs: {}", preview.rungs_new.join(", ")));
     }
     if !preview.rungs_forgotten.is_empty() {
         let rungs = preview.rungs_forgotten.join(", ");
-        parts.push(format!("\nRungs that drain, and that `ops topology prune` removes once they are empty: {rungs}"));
+        parts.push(format!("\nUnused rungs, which `ops topology prune` removes once they are empty: {rungs}"));
     }
     let at_once = preview.kinds.iter().filter(|kind| kind.at_once > 0).map(|kind| at_once(kind, rate));
     parts.extend(at_once.map(|at_once| format!("\n{at_once}")));
@@ -84,10 +83,10 @@ const MEASURES: [(&str, Shown); 13] = [
     ("candidates", |kind| kind.candidates.to_string()),
     ("due earlier", |kind| kind.earlier.to_string()),
     ("due later", |kind| kind.later.to_string()),
-    ("due when they were", |kind| kind.same.to_string()),
-    ("due, and were never", |kind| kind.appear.to_string()),
-    ("never due any more", |kind| kind.vanish.to_string()),
-    ("never due, as before", |kind| kind.never.to_string()),
+    ("due as before", |kind| kind.same.to_string()),
+    ("due, but never before", |kind| kind.appear.to_string()),
+    ("no longer due", |kind| kind.vanish.to_string()),
+    ("not due, as before", |kind| kind.never.to_string()),
     ("overdue now", |kind| kind.due_before.to_string()),
     ("overdue then", |kind| kind.due_after.to_string()),
     ("due at once by the change", |kind| kind.at_once.to_string()),

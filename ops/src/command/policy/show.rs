@@ -1,4 +1,4 @@
-//! `ops policy show`: the policy that is in force.
+//! `ops policy show`: shows the active policy.
 
 use std::process::ExitCode;
 
@@ -14,20 +14,19 @@ use shared::{
     settings::Settings,
 };
 
-use super::super::with_schema;
+use super::super::{options::Json, with_schema};
 
 #[derive(clap::Args)]
 #[command(after_help = "\
-A database in which no policy was applied has that of each process's settings. What is printed is a [[policy]] for a kyhan.toml: lay it \
-there, so that the files say what holds.
+The output is a [[policy]] table for a kyhan.toml. Put it into the file of every process, so that the files agree with the active policy. \
+If no policy was applied to the database, each process follows its own settings, and this command shows those of `ops`.
 
 Examples:
   ops policy show
   ops policy show --json | jq '.lines'")]
 pub struct Show {
-    /// One JSON document instead of a kyhan.toml
-    #[arg(long)]
-    pub json: bool,
+    #[command(flatten)]
+    pub json: Json,
 }
 
 pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode> {
@@ -37,7 +36,7 @@ pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode
     let policy = applied.as_ref().map_or(&settings.policy, |applied| &applied.policy);
     let differs = !policy.says_the_same(&settings.policy);
     let releases: Vec<_> = policy.releases().filter(|(_, release)| release.until() > now).collect();
-    say(&if command.json {
+    say(&if command.json.json {
         document(applied.as_ref(), policy, &releases, differs)?
     } else {
         toml(applied.as_ref(), policy, &releases, differs)
@@ -45,7 +44,7 @@ pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode
     Ok(ExitCode::SUCCESS)
 }
 
-/// Of a kind, what is not over.
+/// The releases that have not ended, with their kinds.
 type Releases<'a> = [(&'static str, &'a Release)];
 
 fn document(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>, differs: bool) -> serde_json::Result<String> {
@@ -66,20 +65,20 @@ fn document(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>,
 fn toml(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>, differs: bool) -> String {
     let mut lines = Vec::new();
     match applied {
-        None => lines.push("# That of this process's settings: no policy was applied in this database.".to_owned()),
+        None => lines.push("# From the settings of this process: no policy was applied to this database.".to_owned()),
         Some(Applied { number, at, by, why, scheduled_at, .. }) => {
             lines.push(format!("# Policy {number}, applied {} by {}: {}", moment(*at), one_line(by), one_line(why)));
             for (kind, release) in releases {
                 let (from, until) = (moment(release.from), moment(release.until()));
-                lines.push(format!("# {kind}: what it made due at once is released from {from} to {until}."));
+                lines.push(format!("# {kind}: rows that became due at once are released from {from} to {until}."));
             }
             if scheduled_at.is_none() {
-                lines.push("# Not all wake-ups of what it made due earlier are made: apply it once more.".to_owned());
+                lines.push("# Some wake-ups of rows that are due earlier are missing: apply the policy again.".to_owned());
             }
         }
     }
     if differs {
-        lines.push("# The settings of this process say something else.".to_owned());
+        lines.push("# The settings of this process differ from it.".to_owned());
     }
     format!("{}\n\n{policy}", lines.join("\n"))
 }

@@ -1,4 +1,4 @@
-//! The screen: a status as text, the verdict first, then what it rests on. Long lists are cut and say so.
+//! The screen: a status as text, with the verdict first. Long lists are cut, and end with how many entries are left out.
 
 use comfy_table::Table;
 use console::style;
@@ -9,14 +9,14 @@ use ops::{
 
 use super::super::table;
 
-/// Most rows of a table.
+/// Most rows in a table.
 const ROWS_MAX: usize = 14;
 /// Most characters of a cause or a reason in a table.
 const TEXT_MAX: usize = 70;
-/// Of what is due for longer than about that, only so much is known, in seconds: one looks back an hour.
+/// In seconds. The query looks back one hour, so a longer time is only known to be longer than about this.
 const KNOWN_MAX_S: f64 = 3_540.0;
 
-/// Everything.
+/// The whole screen.
 pub fn of(status: &Status) -> String {
     let at = moment(status.at);
     let mut parts = vec![match status.troubles.len() {
@@ -38,11 +38,11 @@ pub fn of(status: &Status) -> String {
     parts.push(format!("set aside  {} events", status.set_aside));
     let swept = &status.swept;
     parts.push(format!(
-        "sweep      woke {} subjects within an hour, the last {}",
+        "sweep      woke {} subjects within the last hour, the latest at {}",
         swept.last_hour,
         moment_or_dash(swept.last_at)
     ));
-    parts.push(status.audited.as_ref().map_or("audit      none is recorded".to_owned(), |audited| {
+    parts.push(status.audited.as_ref().map_or("audit      none recorded".to_owned(), |audited| {
         format!("audit      {} by {}: {} checks off", moment(audited.at), one_line(&audited.by), audited.off)
     }));
     parts.extend(letters(status));
@@ -52,8 +52,8 @@ pub fn of(status: &Status) -> String {
 
 fn policy(policy: &InForce) -> Vec<String> {
     let (at, by, why) = (moment(policy.at), one_line(&policy.by), one_line(&policy.why));
-    let files = if policy.settings_differ { "; the settings here say something else" } else { "" };
-    let applied = format!("policy     {} in force since {at}, applied by {by}: {why}{files}", policy.number);
+    let files = if policy.settings_differ { "; the settings of this process differ" } else { "" };
+    let applied = format!("policy     {} active since {at}, applied by {by}: {why}{files}", policy.number);
     let release = |release: &Release| {
         let (from, until) = (moment(release.from), moment(release.until));
         format!("           {}: released from {from} to {until}", release.kind)
@@ -61,29 +61,29 @@ fn policy(policy: &InForce) -> Vec<String> {
     [applied].into_iter().chain(policy.releases.iter().map(release)).collect()
 }
 
-/// In place of everything, when a server is away.
+/// Instead of the screen, if a server is away.
 pub fn away(error: &anyhow::Error) -> String {
-    format!("{}    {error:#}; looking again", style("AWAY").red().bold())
+    format!("{}    {error:#}; trying again", style("AWAY").red().bold())
 }
 
-/// The lines of a text that have room.
+/// As many lines of a text as fit into `room`.
 pub fn cut(text: &str, room: usize) -> Vec<String> {
     let mut lines: Vec<String> = text.lines().map(ToOwned::to_owned).collect();
     if lines.len() > room {
         let more = lines.len() - room.saturating_sub(1);
         lines.truncate(room.saturating_sub(1));
-        lines.push(format!("… {more} more lines; the terminal is too low"));
+        lines.push(format!("… {more} more lines; the terminal is too small"));
     }
     lines
 }
 
-/// What is shown of a list, and how many are not.
+/// The entries of a list that are shown, and how many are left out.
 struct First<'a, T> {
     shown: Vec<&'a T>,
     more: usize,
 }
 
-/// The first of a list; of one that is too long rather those that are not `quiet`.
+/// The first entries of a list. If it is too long, entries that are not `quiet` come first.
 fn first<T>(all: &[T], quiet: impl Fn(&T) -> bool) -> First<'_, T> {
     let mut shown: Vec<&T> = all.iter().collect();
     if shown.len() > ROWS_MAX {
@@ -116,7 +116,7 @@ fn kinds(status: &Status) -> Table {
     let mut table = table(["kind", "the oldest is due for", "effects"]);
     for kind in &status.kinds {
         let due_for = match kind.due_for_s {
-            None => "no index tells".to_owned(),
+            None => "not indexed".to_owned(),
             Some(0.0) => "-".to_owned(),
             Some(due_for_s) if due_for_s > KNOWN_MAX_S => "1 h or more".to_owned(),
             Some(due_for_s) => format!("{due_for_s:.1} s"),
@@ -152,13 +152,13 @@ fn kept(status: &Status) -> Table {
     table
 }
 
-/// Nothing where no letter is open.
+/// Nothing if no dead letter is open.
 fn letters(status: &Status) -> Vec<String> {
     let letters = &status.letters;
     if letters.open == 0 {
         return Vec::new();
     }
-    let mut table = table(["open letters", "kind", "reason", "cause", "oldest"]);
+    let mut table = table(["open dead letters", "kind", "reason", "cause", "oldest"]);
     for Group { kind, reason, cause, letters, oldest } in &letters.largest {
         let kind = kind.as_deref().map_or("-".to_owned(), short);
         table.add_row([letters.to_string(), kind, short(reason), short(cause), moment(*oldest)]);
@@ -167,7 +167,7 @@ fn letters(status: &Status) -> Vec<String> {
     [table.to_string()].into_iter().chain((left > 0).then(|| format!("… {left} more groups"))).collect()
 }
 
-/// Nothing where no plan runs or was stopped.
+/// Nothing if no plan runs or was stopped.
 fn plans(status: &Status) -> Vec<String> {
     let plans = &status.plans;
     if plans.count == 0 {
@@ -201,7 +201,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_list_that_is_too_long_shows_what_is_not_quiet_and_how_many_more_there_are() {
+    fn a_list_that_is_too_long_shows_what_is_not_quiet_and_counts_the_rest() {
         let all: Vec<usize> = (0..20).collect();
         let shown = first(&all, |one| *one < 10);
         assert_eq!((shown.shown[0], shown.shown[9], shown.shown[10], shown.more), (&10, &19, &0, 6));
@@ -210,8 +210,8 @@ mod tests {
     }
 
     #[test]
-    fn a_screen_that_is_too_low_says_how_much_is_missing() {
+    fn a_screen_that_is_too_small_counts_the_missing_lines() {
         assert_eq!(cut("a\nb\nc", 3), ["a", "b", "c"]);
-        assert_eq!(cut("a\nb\nc\nd", 3), ["a", "b", "… 2 more lines; the terminal is too low"]);
+        assert_eq!(cut("a\nb\nc\nd", 3), ["a", "b", "… 2 more lines; the terminal is too small"]);
     }
 }
