@@ -36,6 +36,9 @@ const ROUND_MAX: Duration = Duration::from_secs(600);
 /// How long one statement of a duty may take, in case PostgreSQL does not cancel it.
 const ANSWER_WITHIN: Duration = Duration::from_secs(60);
 
+/// What follows a duty that was cut short.
+const NEXT_ROUND: &str = "the next round continues";
+
 /// The leader's duties, in this order. The first four need no broker, and a failure of theirs does not stop the sweep.
 fn duties() -> Vec<Box<dyn Duty>> {
     vec![
@@ -58,6 +61,9 @@ trait Duty: Send {
         false
     }
 
+    /// Drops what this process remembers of rounds as the leader, because another worker may lead next.
+    fn forget(&mut self) {}
+
     /// Runs one round. The next round continues one that was cut short.
     fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>>;
 }
@@ -65,13 +71,14 @@ trait Duty: Send {
 /// What the duties share during one round.
 struct Round<'a> {
     context: &'a Context,
-    broker: OnceCell<Broker>,
+    broker: OnceCell<Result<Broker, BrokerError>>,
 }
 
 impl Round<'_> {
-    /// The round's connection to RabbitMQ, opened on first use.
+    /// The round's connection to RabbitMQ, opened on first use. A failed attempt counts for the whole round.
     async fn broker(&self) -> Result<&Broker, BrokerError> {
-        self.broker.get_or_try_init(|| Broker::connect(&self.context.settings.amqp, "kyhan sweep")).await
+        let connected = self.broker.get_or_init(|| Broker::connect(&self.context.settings.amqp, "kyhan sweep")).await;
+        connected.as_ref().map_err(Clone::clone)
     }
 }
 
@@ -91,15 +98,16 @@ impl From<sqlx::Error> for DutyError {
 }
 
 impl DutyError {
-    /// Logs the error. An outage is logged at debug level, because the consumers log it already.
-    fn log(&self, duty: &'static str, kind: Option<&'static str>) {
-        const CUT_SHORT: &str = "a duty of the leader was cut short; the next round continues";
+    /// Logs that a duty was cut short, and what follows. An outage is logged at debug level, because the consumers log it already.
+    fn log(&self, duty: &'static str, kind: Option<&'static str>, then: &'static str) {
         match self {
             Self::Database(error) if trouble(error).is_outage() => {
-                tracing::debug!(duty, kind, error = told(error), CUT_SHORT);
+                tracing::debug!(duty, kind, error = told(error), "a duty of the leader was cut short; {then}");
             }
-            Self::Broker(error @ BrokerError::Connect { .. }) => tracing::debug!(duty, kind, %error, CUT_SHORT),
-            error => tracing::warn!(duty, kind, error = told(error), CUT_SHORT),
+            Self::Broker(error @ BrokerError::Connect { .. }) => {
+                tracing::debug!(duty, kind, %error, "a duty of the leader was cut short; {then}");
+            }
+            error => tracing::warn!(duty, kind, error = told(error), "a duty of the leader was cut short; {then}"),
         }
     }
 }
@@ -122,8 +130,8 @@ async fn rounds(context: &Context, leads: watch::Sender<bool>) {
         if let Err((duty, error)) = done.unwrap_or_else(|_| Err(("all", unanswered().into()))) {
             // Dropping the connection releases the lock.
             lock = None;
-            list = duties();
-            error.log(duty, None);
+            list.iter_mut().for_each(|duty| duty.forget());
+            error.log(duty, None, "another worker may lead now");
         }
         leads.send_replace(lock.is_some());
     }
@@ -143,11 +151,11 @@ async fn round(
     for duty in duties {
         match duty.round(&round).await {
             Ok(()) => {}
-            Err(error) if duty.decides_leadership() => done = done.and(Err((duty.name(), error))),
-            Err(error) => error.log(duty.name(), None),
+            Err(error) if duty.decides_leadership() && done.is_ok() => done = Err((duty.name(), error)),
+            Err(error) => error.log(duty.name(), None, NEXT_ROUND),
         }
     }
-    if let Some(broker) = round.broker.into_inner() {
+    if let Some(Ok(broker)) = round.broker.into_inner() {
         broker.close().await;
     }
     done

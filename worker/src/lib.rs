@@ -22,7 +22,7 @@ use shared::{
         active_policy::{self, Governed},
         statements::Statements,
     },
-    domain::tasks,
+    domain::{span::signed_ms, tasks},
     process::{
         backoff::backoff,
         health::{Health, Part, UNREACHED},
@@ -191,7 +191,7 @@ async fn finish(mut lanes: JoinSet<()>, context: &Context, grace: Duration) -> R
     let ended = tokio::select! {
         ended = all(&mut lanes) => ended,
         () = out_of_patience => {
-            tracing::warn!(grace_ms = context.settings.worker.grace.as_millis(), "worker.grace_ms is over; unsettled messages return to their queues");
+            tracing::warn!(grace_ms = signed_ms(context.settings.worker.grace), "worker.grace_ms is over; unsettled messages return to their queues");
             Ok(())
         }
     };

@@ -39,6 +39,12 @@ impl Attempts {
         Self { conflicts: 0, cuts: 0, conflicts_max, cuts_max }
     }
 
+    /// How often the connection broke so far.
+    #[must_use]
+    pub const fn cuts(&self) -> u32 {
+        self.cuts
+    }
+
     /// Counts a failure and decides what to do.
     pub fn after(&mut self, trouble: Trouble) -> Next {
         match trouble {

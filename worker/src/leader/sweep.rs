@@ -25,7 +25,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{Duty, DutyError, Round};
+use super::{Duty, DutyError, NEXT_ROUND, Round};
 use crate::context::Context;
 
 mod overdue;
@@ -72,7 +72,7 @@ impl Sweep {
             match swept {
                 Ok(()) => {}
                 // The other kinds are still swept.
-                Err(error @ DutyError::Database(_)) => error.log(NAME, Some(task.kind())),
+                Err(error @ DutyError::Database(_)) => error.log(NAME, Some(task.kind()), NEXT_ROUND),
                 Err(error) => done = Err(error),
             }
         }
@@ -88,6 +88,10 @@ impl Duty for Sweep {
 
     fn decides_leadership(&self) -> bool {
         true
+    }
+
+    fn forget(&mut self) {
+        self.views.clear();
     }
 
     fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
@@ -161,7 +165,7 @@ async fn dive(
             Ok(found) => found,
             Err(error) => {
                 view.stumbled();
-                DutyError::from(error).log("a look at rows overdue for long", Some(task.kind()));
+                DutyError::from(error).log("a look at rows overdue for long", Some(task.kind()), NEXT_ROUND);
                 break;
             }
         };

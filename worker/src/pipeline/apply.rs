@@ -45,7 +45,7 @@ struct Part {
 ///
 /// # Errors
 /// [`Unanswered`]: the whole batch will be redelivered.
-#[tracing::instrument(skip_all, level = "debug", fields(messages = batch.len()))]
+#[tracing::instrument(skip_all, level = "debug", fields(subjects))]
 pub(crate) async fn apply(
     batch: Batch,
     statements: Option<&Statements>,
@@ -56,7 +56,9 @@ pub(crate) async fn apply(
     let mut outcomes = HashMap::new();
     let mut parts = Vec::new();
     if let Some(statements) = statements {
-        parts.push(Part { asked: batch.asked(), attempt: Attempt::first() });
+        let asked = batch.asked();
+        tracing::Span::current().record("subjects", asked.len());
+        parts.push(Part { asked, attempt: Attempt::first() });
         while let Some(mut part) = parts.pop() {
             if part.asked.is_empty() {
                 continue;

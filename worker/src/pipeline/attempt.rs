@@ -73,7 +73,7 @@ impl Attempt {
             },
             Next::Again(pause) => {
                 if *trouble == Trouble::Cut {
-                    tracing::warn!(error = told(error), "the connection to PostgreSQL broke; retrying");
+                    tracing::warn!(error = told(error), cuts = self.0.cuts(), "the connection to PostgreSQL broke; retrying");
                 }
                 sleep(pause).await;
                 After::Again

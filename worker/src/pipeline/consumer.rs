@@ -19,7 +19,7 @@ use lapin::{
 use shared::{
     broker::{Broker, BrokerError, close_channel},
     database::pause::Pause,
-    domain::tasks,
+    domain::{span::signed_ms, tasks},
     message::topology::{CANARY, Topology},
     process::{
         backoff::backoff,
@@ -234,7 +234,7 @@ impl Consumers {
         }
         tracing::warn!(
             lane = self.queue,
-            hold_ms = hold.as_millis(),
+            hold_ms = signed_ms(hold),
             "a batch waited longer than worker.hold_ms; it returns to its queue"
         );
         part.down("waiting for a server; holds no messages");

@@ -1,6 +1,11 @@
 //! The handler of the canaries' lane: records that canaries have arrived.
 
-use shared::{broker::BrokerError, database::canaries, message::canary::Canary, process::redact::told};
+use shared::{
+    broker::BrokerError,
+    database::{canaries, failure::Trouble},
+    message::canary::Canary,
+    process::redact::told,
+};
 
 use crate::pipeline::{
     attempt::{After, Attempt, transaction},
@@ -35,6 +40,13 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
         match attempt.after(&failed, patience).await {
             After::Again => {}
             After::Abandoned => return Ok(Some(Stop::Shutdown)),
+            // No row is at fault: it is the connection, or a missing right. Noting an arrival late is better than not at all.
+            After::Blame if failed.1 == Trouble::Cut => {
+                if patience.for_postgres(&failed.0).await.is_none() {
+                    return Ok(Some(Stop::Shutdown));
+                }
+                attempt = Attempt::first();
+            }
             After::Blame => {
                 tracing::error!(
                     error = told(&failed.0),
