@@ -56,7 +56,7 @@ impl std::str::FromStr for Head {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || "write it as NUMBER:HASH, as `ops activity verify` and the workers' log tell them".to_owned();
+        let wrong = || "write it as NUMBER:HASH, as `ops activity verify` and the workers' log progress them".to_owned();
         let (number, hash) = text.trim().split_once(':').ok_or_else(wrong)?;
         let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
         let hash = hash.to_ascii_lowercase();
@@ -137,7 +137,7 @@ impl Seal {
 }
 
 /// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier, `removals_expected` whether old ranges may
-/// have been removed at all. `tell` is told how many seals were looked at of how many.
+/// have been removed at all. `progress` is told how many seals were looked at of how many.
 ///
 /// # Errors
 /// The database's.
@@ -145,7 +145,7 @@ pub async fn verify(
     db: &DatabaseConnection,
     noted: Option<&Head>,
     removals_expected: bool,
-    mut tell: impl FnMut(u64, u64),
+    mut progress: impl FnMut(u64, u64),
 ) -> Result<Verified, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let all: i64 = scalar(&snapshot, statement("SELECT count(*) FROM activity_seals", [])).await?;
@@ -186,7 +186,7 @@ pub async fn verify(
             (number, last_id) = (seal.number, seal.last_id);
             hash.clone_from(&seal.hash);
             verified.seals += 1;
-            tell(verified.seals, u64::try_from(all).unwrap_or_default());
+            progress(verified.seals, u64::try_from(all).unwrap_or_default());
         }
         if page.is_empty() {
             break;

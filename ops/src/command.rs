@@ -5,7 +5,7 @@ use sea_orm::DatabaseConnection;
 use serde_json::Value;
 use shared::{
     database::{
-        self, Role,
+        self, Client,
         active_policy::{self, Governed},
     },
     domain::{
@@ -48,14 +48,14 @@ fn kind(name: &str) -> Result<&'static str, String> {
 
 /// The database, with its schema checked. For commands that need no policy.
 async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> {
-    let db = database::connect(&settings.database, Role::Ops).await?;
+    let db = database::connect(&settings.database, Client::Ops).await?;
     database::require_schema(&settings.database, &db).await?;
     Ok(db)
 }
 
 /// The database, and the settings with its active policy.
 async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
-    let db = database::connect(&settings.database, Role::Ops).await?;
+    let db = database::connect(&settings.database, Client::Ops).await?;
     Ok(active_policy::of(db, settings).await?)
 }
 

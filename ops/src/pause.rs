@@ -1,4 +1,4 @@
-//! Pausing and resuming a kind across the fleet. Once a kind is paused and [`until_nobody_applies`] leaves nobody over, nothing more of
+//! Pausing and resuming a kind across the fleet. Once a kind is paused and [`until_idle`] leaves nobody over, nothing more of
 //! it is applied before it is resumed.
 //!
 //! Whoever applies looks for the pause in the statement that locks its rows ([`shared::database::statements::Statements`]). So only those go on that had
@@ -94,21 +94,21 @@ pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, wh
 }
 
 /// Waits until every transaction that applies this kind, and may not have seen its pause, has ended: `within` so long, or until told
-/// to `stop`. How many go on. While it waits, `tell` is told how many there are.
+/// to `stop`. How many go on. While it waits, `progress` is told how many there are.
 ///
 /// # Errors
 /// The database's.
-pub async fn until_nobody_applies(
+pub async fn until_idle(
     db: &DatabaseConnection,
     task: &dyn Shown,
     within: Duration,
     stop: &CancellationToken,
-    mut tell: impl FnMut(usize),
+    mut progress: impl FnMut(usize),
 ) -> Result<usize, DbErr> {
     let deadline = Instant::now() + within;
     let mut applying = applying(db, task, None).await?;
     while !applying.is_empty() && Instant::now() < deadline && !stop.is_cancelled() {
-        tell(applying.len());
+        progress(applying.len());
         stop.run_until_cancelled(sleep(POLL)).await;
         applying = self::applying(db, task, Some(applying)).await?;
     }

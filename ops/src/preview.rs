@@ -15,7 +15,7 @@ use shared::{
         task::Shown,
         tasks,
     },
-    message::topology::{Role, Topology},
+    message::topology::{QueueRole, Topology},
     settings::Settings,
 };
 
@@ -184,5 +184,5 @@ fn lines(task: &dyn Shown, old: &Policy, new: &Policy) -> Vec<LineChange> {
 }
 
 fn rungs(topology: &Topology) -> Vec<String> {
-    topology.queues().into_iter().filter(|queue| queue.role == Role::Rung).map(|queue| queue.name).collect()
+    topology.queues().into_iter().filter(|queue| queue.role == QueueRole::Rung).map(|queue| queue.name).collect()
 }

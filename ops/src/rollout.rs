@@ -77,7 +77,7 @@ pub struct Rollout<'a> {
 ///
 /// # Errors
 /// [`RolloutError`].
-pub async fn put_in_force(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) -> Result<Applied, RolloutError> {
+pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) -> Result<Applied, RolloutError> {
     let tx = governed.db.begin().await?;
     tx.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [ROLLING.into()])).await?;
     let last = active_policy::read(&tx).await?;

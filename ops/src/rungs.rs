@@ -7,7 +7,7 @@ use sea_orm::{ColumnTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter, 
 use shared::{
     broker::{Broker, BrokerError},
     database::entity::rungs,
-    message::topology::{Role, Topology},
+    message::topology::{QueueRole, Topology},
 };
 
 use crate::OpsError;
@@ -45,7 +45,7 @@ pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology
 
 /// The queues of the rungs that a topology has.
 fn used(topology: &Topology) -> Vec<String> {
-    topology.queues().into_iter().filter(|queue| queue.role == Role::Rung).map(|queue| queue.name).collect()
+    topology.queues().into_iter().filter(|queue| queue.role == QueueRole::Rung).map(|queue| queue.name).collect()
 }
 
 /// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.

@@ -14,7 +14,7 @@ use shared::{
         pause::{self, Pause},
     },
     domain::span::compact,
-    message::topology::{Queue, Role, Topology},
+    message::topology::{Queue, QueueRole, Topology},
     settings::Settings,
 };
 use tokio::time::Instant;
@@ -25,7 +25,7 @@ mod active_policy;
 mod rows;
 mod troubles;
 
-pub use active_policy::{InForce, Release};
+pub use active_policy::{ActivePolicy, Release};
 
 pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
 
@@ -39,7 +39,7 @@ pub struct Status {
     /// Kinds of which nothing is applied. That is nobody's mistake, and no trouble.
     pub pauses: Vec<Pause>,
     /// The policy that was applied last; `None`: that of each process's settings is in force.
-    pub policy: Option<InForce>,
+    pub policy: Option<ActivePolicy>,
     /// Due wake-ups, and the canaries that have come.
     pub lanes: Vec<Lane>,
     pub kinds: Vec<Kind>,
@@ -131,9 +131,9 @@ impl Watch {
                 Some((f64::from(depth) - f64::from(*were)) / over_s?)
             };
             match queue.role {
-                Role::Lane | Role::Canaries => lanes.push(lane(&queue, seen, growth_per_s())),
-                Role::Rung => rungs.extend(rung(&queue, messages, growth_per_s(), &topology, &ages)),
-                Role::Dead | Role::Unrouted | Role::Quarantine => {
+                QueueRole::Lane | QueueRole::Canaries => lanes.push(lane(&queue, seen, growth_per_s())),
+                QueueRole::Rung => rungs.extend(rung(&queue, messages, growth_per_s(), &topology, &ages)),
+                QueueRole::Dead | QueueRole::Unrouted | QueueRole::Quarantine => {
                     kept.push(Kept { queue: queue.name.clone(), messages, consumers: seen.map(|seen| seen.consumers) });
                 }
             }
@@ -144,7 +144,7 @@ impl Watch {
             at,
             troubles: Vec::new(),
             pauses: pause::all(db).await?,
-            policy: applied.map(|applied| active_policy::told(applied, own, at)),
+            policy: applied.map(|applied| active_policy::summary(applied, own, at)),
             lanes,
             kinds: rows::kinds(db, settings, before.map(|before| &before.last).zip(over_s), &mut now.last).await?,
             rungs,

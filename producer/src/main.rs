@@ -9,7 +9,7 @@ use producer::{Producer, relay};
 use sea_orm::ConnectionTrait;
 use shared::{
     database::{
-        self, Role,
+        self, Client,
         active_policy::{self, Governed},
         statement,
     },
@@ -72,7 +72,7 @@ async fn main() -> ExitCode {
 }
 
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
-    let db = database::connect(&settings.database, Role::Producer).await?;
+    let db = database::connect(&settings.database, Client::Producer).await?;
     let Governed { db, settings } = active_policy::of(db, settings).await?;
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {

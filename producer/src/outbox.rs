@@ -32,7 +32,7 @@ pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -
         let event_ids: Vec<Uuid> = row.try_get("", "event_ids")?;
         if let Some(reason) = row.try_get::<Option<String>>("", "reason")? {
             for event_id in &event_ids {
-                tell(*event_id, &reason);
+                log_set_aside(*event_id, &reason);
             }
             taken.set_aside += event_ids.len();
         } else {
@@ -108,7 +108,7 @@ pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Res
     const REASON: &str = "a deadline of this event lies beyond the end of the calendar";
     let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason) VALUES ($1, $2, $3, $4, $5)";
     for event in beyond {
-        tell(event.id, REASON);
+        log_set_aside(event.id, REASON);
         let values =
             [event.id.into(), event.event_type.name().into(), event.subject.into(), event.occurred_at.into(), REASON.into()];
         tx.execute_raw(statement(sql, values)).await?;
@@ -116,6 +116,6 @@ pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Res
     Ok(())
 }
 
-fn tell(event_id: Uuid, reason: &str) {
+fn log_set_aside(event_id: Uuid, reason: &str) {
     tracing::warn!(%event_id, reason, "an event was set aside");
 }

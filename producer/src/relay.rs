@@ -20,7 +20,7 @@ use sea_orm::{
 use shared::{
     broker::{Broker, BrokerError, Publisher},
     database::{
-        self, DatabaseError, Role,
+        self, Client, DatabaseError,
         active_policy::{self, Governed},
         failure::trouble,
         unanswered,
@@ -30,7 +30,7 @@ use shared::{
         backoff::backoff,
         health::{Health, Part, UNREACHED},
         outage::Outage,
-        redact::told,
+        redact::redacted,
         telemetry::trace_context,
     },
     settings::Settings,
@@ -112,7 +112,7 @@ async fn live(
 ) -> Result<(), RelayError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
-    let Some(governed) = active_policy::connect_until(settings, Role::Producer, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Client::Producer, shutdown).await? else { return Ok(()) };
     let Governed { db, settings } = governed;
     postgresql.up();
     let relay = Relay { topology: settings.topology(), settings, postgresql, rabbitmq, done };
@@ -258,9 +258,9 @@ impl Relay<'_> {
                     listener = None;
                     let away = trouble(&error).is_outage();
                     // The text of a statement's error may quote a row, so it is not shown on /readyz.
-                    self.postgresql.down(if away { told(&error) } else { "a statement fails; see the log".into() });
+                    self.postgresql.down(if away { redacted(&error) } else { "a statement fails; see the log".into() });
                     let pauses = outage.get_or_insert_with(|| {
-                        tracing::warn!(error = told(&error), away, "the relay cannot use PostgreSQL; retrying");
+                        tracing::warn!(error = redacted(&error), away, "the relay cannot use PostgreSQL; retrying");
                         Box::new(backoff())
                     });
                     let pause = pauses.next().unwrap_or_default();

@@ -30,17 +30,17 @@ pub async fn describe(stage: &Stage) -> Result<Machine> {
     let db = Database::connect(&stage.pair.servers.database_url).await?;
     let mut settings = Vec::new();
     for name in SETTINGS {
-        settings.push(format!("{name} = {}", told(&db, &format!("SELECT current_setting('{name}')")).await?));
+        settings.push(format!("{name} = {}", setting(&db, &format!("SELECT current_setting('{name}')")).await?));
     }
     let machine = Machine(vec![
-        ("date", told(&db, "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')").await?),
+        ("date", setting(&db, "SELECT to_char(now() AT TIME ZONE 'UTC', 'YYYY-MM-DD')").await?),
         ("commit", commit()),
         ("CPU", cpu.model_name(0).unwrap_or("unnamed").to_owned()),
         ("cores", std::thread::available_parallelism()?.to_string()),
         ("memory", format!("{memory} MiB")),
         ("kernel", std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned()),
         ("disk", disk()?),
-        ("PostgreSQL", format!("{}; {}", told(&db, "SELECT current_setting('server_version')").await?, settings.join(", "))),
+        ("PostgreSQL", format!("{}; {}", setting(&db, "SELECT current_setting('server_version')").await?, settings.join(", "))),
         ("RabbitMQ", format!("{}, one node, quorum queues", stage.pair.rabbitmq_version().await?)),
         ("processes", "servers, fleet and bench together on this machine, over 127.0.0.1".to_owned()),
     ]);
@@ -61,7 +61,7 @@ impl Machine {
     }
 }
 
-async fn told(db: &DatabaseConnection, sql: &str) -> Result<String> {
+async fn setting(db: &DatabaseConnection, sql: &str) -> Result<String> {
     let row = db.query_one_raw(statement(sql, [])).await?.context("no row")?;
     Ok(row.try_get_by_index(0)?)
 }

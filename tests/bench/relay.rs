@@ -11,7 +11,7 @@ use sea_orm::{
     ConnectionTrait, TransactionTrait,
     sqlx::{self, Connection},
 };
-use shared::database::{self, Role};
+use shared::database::{self, Client};
 use tests::sandbox::Sandbox;
 use tokio::time::Instant;
 
@@ -85,7 +85,7 @@ async fn deleted(sandbox: &Sandbox, count: usize) -> Result<f64> {
     const TAKE: &str =
         "DELETE FROM outbox WHERE id = ANY (ARRAY(SELECT id FROM outbox ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED))
                         RETURNING event_id, event_type, subject_id, data::text, occurred_at";
-    let db = database::connect(&sandbox.settings.database, Role::Producer).await?;
+    let db = database::connect(&sandbox.settings.database, Client::Producer).await?;
     let mut connection = db.get_postgres_connection_pool().acquire().await?;
     let (mut began, mut taken) = (None, 0);
     loop {

@@ -42,7 +42,7 @@ impl Report {
             }
         }
         say(&table.to_string());
-        say(&self.told());
+        say(&self.row());
     }
 
     pub fn write(&self, folder: &Path) -> Result<()> {
@@ -61,12 +61,12 @@ impl Report {
     fn markdown(&self) -> String {
         let mut lines = vec![format!("| {} |", HEADER.join(" | ")), "| --- | ---: | ---: | ---: | ---: | --- | --- |".to_owned()];
         lines.extend(self.figures.iter().map(|figure| format!("| {} |", row(figure).join(" | "))));
-        lines.extend([String::new(), self.told(), String::new(), self.machine.markdown()]);
+        lines.extend([String::new(), self.row(), String::new(), self.machine.markdown()]);
         lines.join("\n")
     }
 
     /// An explanation of the table.
-    fn told(&self) -> String {
+    fn row(&self) -> String {
         let minutes = self.took.as_secs_f64() / 60.0;
         let smoke = if self.quick { " A quick run: a smoke test of the bench, no measurement." } else { "" };
         format!(

@@ -13,7 +13,7 @@ use sea_orm::{
 };
 use shared::{
     database::{
-        self, Role,
+        self, Client,
         failure::{Trouble, trouble},
         statements::Statements,
     },
@@ -74,7 +74,7 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
     let texts: Vec<Arc<str>> =
         Statements::new(task, &sandbox.settings.policy, sandbox.settings.arrears.wallet_floor).texts().map(Arc::from).collect();
     // The worker's own pool, because of its session settings.
-    let db = database::connect(&sandbox.settings.database, Role::Worker).await?;
+    let db = database::connect(&sandbox.settings.database, Client::Worker).await?;
     let pool = db.get_postgres_connection_pool();
     let batches: Arc<Vec<Vec<Uuid>>> = Arc::new(ids.chunks(shape.batch).map(<[Uuid]>::to_vec).collect());
     let (next, ready) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(shape.connections + 1)));

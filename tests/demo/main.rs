@@ -13,7 +13,7 @@ use clap::Parser;
 use sea_orm::ConnectionTrait;
 use shared::{
     broker::Broker,
-    database::{roles::Named, schema::triggers, statement},
+    database::{roles::DatabaseRole, schema::triggers, statement},
 };
 use tests::{fleet, sandbox::Sandbox};
 use tokio::{process::Child, time::Instant};
@@ -98,7 +98,7 @@ async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     triggers::install(&sandbox.db).await?;
     population::prepare(&sandbox.db).await?;
     // The order system logs in with its own role.
-    let order_system = sandbox.connect_as(Named::OrderSystem).await?;
+    let order_system = sandbox.connect_as(DatabaseRole::OrderSystem).await?;
     let mut fleet = Fleet::start(&sandbox.env)?;
     let broker = sandbox.broker().await?;
     let mut progress = Progress::new(sandbox, &broker, orders);

@@ -42,7 +42,7 @@ impl<'a> Progress<'a> {
         let waiting = self.sandbox.depth(self.broker, "rung.").await?;
         let due = self.sandbox.depth(self.broker, "due.").await?;
         self.quiet = outbox == 0 && due == 0;
-        let told = told(logs)?;
+        let told = logged(logs)?;
         let of = |name: &str| told.get(name).copied().unwrap_or_default();
         let line = format!(
             "day {:>2} · events {} · waiting wake-ups {waiting} · due {due} · applied {} · stale {} · postponed {} · retried {} · dead {}",
@@ -76,7 +76,7 @@ impl<'a> Progress<'a> {
 
 /// The sum of the last counts that each process has logged. A restarted process counts from zero, so the last counts of each run are
 /// added.
-fn told(logs: &Path) -> Result<BTreeMap<String, u64>> {
+fn logged(logs: &Path) -> Result<BTreeMap<String, u64>> {
     let mut sums = BTreeMap::new();
     for file in std::fs::read_dir(logs)?.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "log")) {
         let mut life = BTreeMap::new();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
 use shared::{
-    database::{roles::Named, statement},
+    database::{roles::DatabaseRole, statement},
     domain::task::EXAMPLE_CUSTOMER,
 };
 use tests::{fleet, sandbox::always};
@@ -130,7 +130,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
             )
             .await;
         assert_eq!(verified(stage, &[]).await.1, 0, "operators may only ask the function");
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await;
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await;
         let db = db.expect("a login");
         let read = ::ops::activity::verify(&db, None, false, |_, _| {}).await.expect("verified");
         assert!(read.read_directly && read.faults.len() == 1, "{read:?}");
@@ -207,7 +207,7 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
 async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
     on_stage(QUICK, async |stage| {
         let order = stage.delivering().await;
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let said = "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'người nói', $2)";
         // By SQL, and by the library, each in the caller's transaction; in a customer's name and in staff's.
         let tx = db.begin().await.expect("a transaction");
@@ -259,7 +259,7 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
 async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators_learn_only_that_it_was() {
     on_stage(QUICK, async |stage| {
         let order = stage.delivering().await;
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let action = producer::record::Action {
             actor: producer::record::Actor::Customer(EXAMPLE_CUSTOMER),
             action: "order.address_changed",

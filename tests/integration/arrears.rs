@@ -14,9 +14,9 @@ use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, FromQueryResult, TransactionTrait};
 use shared::{
     database::{
-        self, Role,
+        self, Client,
         failure::{Trouble, trouble},
-        roles::Named,
+        roles::DatabaseRole,
         statement,
         statements::Statements,
     },
@@ -133,7 +133,7 @@ async fn sums_are_zero(stage: &Stage) {
 
 /// Applies the task to these orders, by itself.
 async fn collect(stage: &Stage, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
-    let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
+    let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
     let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &stage.settings().policy, floor);
     let mut asked: Vec<_> = orders.iter().map(|order| (*order, Uuid::new_v4())).collect();
     asked.sort_unstable();
@@ -436,7 +436,7 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
         let mut hammers = Vec::new();
         for seed in 0..HAMMERS {
             let (orders, over) = (Arc::clone(&orders), Arc::clone(&over));
-            let db = database::connect(&stage.settings().database, Role::Producer).await.expect("a database");
+            let db = database::connect(&stage.settings().database, Client::Producer).await.expect("a database");
             hammers.push(tokio::spawn(async move {
                 let mut random = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
                 let mut acted = 0u32;

@@ -5,7 +5,7 @@ use serde_json::Value;
 use shared::{
     database::statement,
     domain::task::{EXAMPLE_CUSTOMER, Exampled},
-    message::topology::Role,
+    message::topology::QueueRole,
 };
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
@@ -306,7 +306,7 @@ async fn wakeups_purged_from_a_rung_are_missing_as_far_as_counts_can_tell() {
 async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_are_a_note() {
     on_stage(&patient(), async |stage| {
         let broker = stage.sandbox.broker().await.expect("a broker");
-        let rung = stage.topology().queues().into_iter().find(|queue| queue.role == Role::Rung).expect("a rung");
+        let rung = stage.topology().queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung");
         broker.delete_queue(&stage.topology().lane("purge-cart-item", 0)).await.expect("deleted");
         broker.delete_queue(&rung.name).await.expect("deleted");
         broker.close().await;

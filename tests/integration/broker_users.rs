@@ -19,7 +19,7 @@ use producer::{Producer, schedule::event};
 use shared::{
     broker::{Broker, BrokerError, close_channel},
     domain::event::EventType,
-    message::{ladder::Hop, outgoing::Outgoing, topology::Role},
+    message::{ladder::Hop, outgoing::Outgoing, topology::QueueRole},
     settings::Settings,
 };
 use tests::{
@@ -340,7 +340,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
 }
 
 /// Every line of a log that tells what to run.
-fn told(log: &Path) -> Vec<String> {
+fn missing_logged(log: &Path) -> Vec<String> {
     let log = std::fs::read_to_string(log).unwrap_or_default();
     log.lines().filter(|line| line.contains("run `ops topology declare` with")).map(str::to_owned).collect()
 }
@@ -354,7 +354,7 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
         assert!(nothing.contains(&stage.topology().due_exchange()) && nothing.contains("perhaps more is missing"), "{nothing}");
         ops(stage, &users.ops, &["topology", "declare"]).await;
         let topology = stage.topology();
-        let rung = topology.queues().into_iter().find(|queue| queue.role == Role::Rung).expect("a rung").name;
+        let rung = topology.queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung").name;
         let operator = broker_of(stage, &users.ops).await;
         operator.delete_queue(&rung).await.expect("deleted");
         let exchange = topology.exchange_of(Hop::Rung(*topology.ladder().rungs().last().expect("a rung")));
@@ -377,15 +377,15 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
         let order = stage.delivering().await;
         stage.event("order.shipped", order).await;
         for name in ["producer", "worker"] {
-            eventually("it says what is missing", SOON, async || Ok(!told(&log(name)).is_empty())).await;
+            eventually("it says what is missing", SOON, async || Ok(!missing_logged(&log(name)).is_empty())).await;
         }
         // They have tried again by then, more than once.
         always("both have said it once, and run", Duration::from_secs(3), async || {
-            let once = ["producer", "worker"].iter().all(|name| told(&log(name)).len() == 1);
+            let once = ["producer", "worker"].iter().all(|name| missing_logged(&log(name)).len() == 1);
             Ok(once && processes.iter_mut().all(|process| matches!(process.try_wait(), Ok(None))))
         })
         .await;
-        for line in ["producer", "worker"].map(|name| told(&log(name)).remove(0)) {
+        for line in ["producer", "worker"].map(|name| missing_logged(&log(name)).remove(0)) {
             assert!(line.contains(&rung) && line.contains(&exchange) && line.contains("WARN"), "{line}");
         }
         assert_eq!(operator.observe(&rung).await.expect("an answer"), None, "nobody has declared it");

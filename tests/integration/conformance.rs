@@ -3,7 +3,7 @@
 use sea_orm::TransactionTrait;
 use shared::{
     database::{
-        roles::Named,
+        roles::DatabaseRole,
         statement,
         statements::{NotApplied, Statements},
     },
@@ -11,7 +11,7 @@ use shared::{
         task::{Exampled, Recorded},
         tasks,
     },
-    message::topology::Role as QueueRole,
+    message::topology::QueueRole,
 };
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
@@ -230,7 +230,7 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
             let taken = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await;
             let delivery = taken.expect("an answer").expect("the message").delivery;
             let wakeup = worker::pipeline::intake::take(delivery, Some(task.kind())).content.expect("a wake-up");
-            let db = stage.sandbox.connect_as(Named::Worker).await.expect("a database");
+            let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
             let tx = db.begin().await.expect("a transaction");
             let statements = Statements::new(*task, &stage.settings().policy, stage.settings().arrears.wallet_floor);
             statements.apply(&tx, &[(subject, wakeup.id)]).await.expect("an effect");

@@ -1,7 +1,7 @@
 //! One customer (policy point 7): masked for staff, exported whole for the customer, erased when nothing is open; each on record.
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{database::roles::Named, domain::task::EXAMPLE_CUSTOMER};
+use shared::{database::roles::DatabaseRole, domain::task::EXAMPLE_CUSTOMER};
 use uuid::Uuid;
 
 use crate::{
@@ -131,7 +131,7 @@ async fn operators_logins_are_refused_by_the_server_to_export_or_erase() {
     on_stage(QUICK, async |stage| {
         furnish(stage).await;
         let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
-        for role in [Named::Ops, Named::Worker, Named::Producer] {
+        for role in [DatabaseRole::Ops, DatabaseRole::Worker, DatabaseRole::Producer] {
             let db = stage.sandbox.connect_as(role).await.expect("a login");
             let exported = ::ops::customer::export(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
             let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
@@ -213,7 +213,7 @@ async fn an_erasure_sees_an_order_that_is_just_being_made() {
         let ordering = stage.sandbox.db.begin().await.expect("a transaction");
         let sql = format!("INSERT INTO orders (id, code, customer_id, status) VALUES (gen_random_uuid(), 'BG-2', '{EXAMPLE_CUSTOMER}', 'deposited')");
         ordering.execute_unprepared(&sql).await.expect("an order");
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let erasing = tokio::spawn(async move {
             let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
             let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
@@ -277,7 +277,7 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
 async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
     on_stage(QUICK, async |stage| {
         let order = furnish(stage).await;
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let erase = "UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = now()";
         let tried = async |sql: &str| db.execute_unprepared(sql).await.expect_err(sql).to_string();
         for (opens, closes) in [

@@ -3,7 +3,7 @@
 use producer::{Producer, schedule};
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use shared::{
-    database::{roles::Named, schema::triggers},
+    database::{roles::DatabaseRole, schema::triggers},
     domain::{event::EventType, task::EXAMPLE_CUSTOMER},
 };
 use tests::sandbox::eventually;
@@ -107,7 +107,7 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
             "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE public.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
              CREATE TABLE shop.orders (LIKE public.orders); GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA shop TO PUBLIC",
         ).await.expect("a shop");
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         for path in ["shop", "''", "pg_temp, shop, public"] {
             stage.run("DELETE FROM outbox", []).await;
             let tx = db.begin().await.expect("a transaction");

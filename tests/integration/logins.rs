@@ -6,7 +6,7 @@ use std::process::{Output, Stdio};
 use opentelemetry_proto::tonic::collector::{logs::v1::ExportLogsServiceRequest, trace::v1::ExportTraceServiceRequest};
 use prost::Message;
 use sea_orm::{ConnectOptions, ConnectionTrait, Database, DbErr};
-use shared::database::{roles::Named, statement};
+use shared::database::{roles::DatabaseRole, statement};
 use tests::{fleet, sandbox::url_as_role};
 
 use crate::{
@@ -158,23 +158,23 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         // The sandbox's logins, with passwords that nothing else resembles.
         let env = &stage.sandbox.env;
         let admin = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
-        let login = |role: Named| {
+        let login = |role: DatabaseRole| {
             let url = url::Url::parse(&url_as_role(&env["KYHAN_DATABASE_URL"], role).expect("a URL")).expect("a URL");
             (url.username().to_owned(), format!("{role}'s \"mật khẩu\" \\ %2f"))
         };
-        for role in Named::ALL {
+        for role in DatabaseRole::ALL {
             let (name, password) = login(role);
             let set = format!("ALTER ROLE {name} PASSWORD '{}'", password.replace('\'', "''"));
             stage.sandbox.db.execute_unprepared(&set).await.expect("set");
         }
         let users = [&pair.users.producer, &pair.users.worker, &pair.users.ops, &env["KYHAN_AMQP_URL"]];
         let amqp = users.map(|url| url::Url::parse(url).expect("a URL").password().expect("a password").to_owned());
-        let mut secrets: Vec<String> = Named::ALL.map(|role| login(role).1).into_iter().chain(amqp).collect();
+        let mut secrets: Vec<String> = DatabaseRole::ALL.map(|role| login(role).1).into_iter().chain(amqp).collect();
         secrets.extend([TOKEN, "given by hand 77", PASSWORD].map(ToOwned::to_owned));
         secrets.extend(admin.password().map(ToOwned::to_owned));
 
         let (endpoint, received) = collector().await;
-        let command = |name: &str, arguments: &[&str], role: Named, amqp: &str| {
+        let command = |name: &str, arguments: &[&str], role: DatabaseRole, amqp: &str| {
             let mut command = fleet::command(name, env, arguments).expect("built");
             let (user, password) = login(role);
             command
@@ -191,8 +191,8 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         };
         let mut outputs = Vec::new();
         let (relay, worker) = (
-            command("producer", &["relay"], Named::Producer, &pair.users.producer).spawn().expect("started"),
-            command("worker", &[], Named::Worker, &pair.users.worker).spawn().expect("started"),
+            command("producer", &["relay"], DatabaseRole::Producer, &pair.users.producer).spawn().expect("started"),
+            command("worker", &[], DatabaseRole::Worker, &pair.users.worker).spawn().expect("started"),
         );
         // Read while they run, or a full pipe would stop them.
         let pids = [relay.id(), worker.id()].map(|pid| pid.expect("it runs"));
@@ -202,7 +202,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
 
         let id = order.to_string();
-        let mut emit = command("producer", &["emit", "order.shipped", &id], Named::Producer, &pair.users.producer);
+        let mut emit = command("producer", &["emit", "order.shipped", &id], DatabaseRole::Producer, &pair.users.producer);
         outputs.push(emit.output().await.expect("run"));
         for arguments in [
             &["status"][..],
@@ -214,12 +214,12 @@ async fn no_password_is_logged_or_exported_at_any_level() {
             &["policy", "show"],
             &["--print-config"],
         ] {
-            let done = command("ops", arguments, Named::Ops, &pair.users.ops).output().await.expect("run");
+            let done = command("ops", arguments, DatabaseRole::Ops, &pair.users.ops).output().await.expect("run");
             assert!(done.status.code().is_some_and(|code| code <= 1), "{arguments:?}: {done:?}");
             outputs.push(done);
         }
-        outputs.push(command("ops", &["migrate", "up"], Named::Owner, &pair.users.ops).output().await.expect("run"));
-        let mut install = command("ops", &["roles", "install"], Named::Owner, &pair.users.ops);
+        outputs.push(command("ops", &["migrate", "up"], DatabaseRole::Owner, &pair.users.ops).output().await.expect("run"));
+        let mut install = command("ops", &["roles", "install"], DatabaseRole::Owner, &pair.users.ops);
         install.env("KYHAN_DATABASE_URL", admin.as_str()).env("KYHAN_ROLES_ORDER_SYSTEM_PASSWORD", "given by hand 77");
         outputs.push(install.output().await.expect("run"));
         for pid in pids {
@@ -229,16 +229,16 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         outputs.extend([relay.expect("an end"), worker.expect("an end")]);
 
         // Refused, by PostgreSQL and by RabbitMQ.
-        let (user, _) = login(Named::Worker);
+        let (user, _) = login(DatabaseRole::Worker);
         for (database, broker) in [
             (url(stage, &user, PASSWORD), pair.users.worker.clone()),
-            (url(stage, &user, &login(Named::Worker).1), {
+            (url(stage, &user, &login(DatabaseRole::Worker).1), {
                 let mut url = url::Url::parse(&pair.users.worker).expect("a URL");
                 url.set_password(Some(&PASSWORD.replace('%', "%25"))).expect("a host");
                 url.into()
             }),
         ] {
-            let mut refused = command("worker", &[], Named::Worker, &broker);
+            let mut refused = command("worker", &[], DatabaseRole::Worker, &broker);
             let done = refused.env("KYHAN_DATABASE_URL", database).output().await.expect("run");
             assert_eq!(done.status.code(), Some(1), "{done:?}");
             outputs.push(done);

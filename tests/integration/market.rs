@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use sea_orm::ConnectionTrait;
-use shared::database::{roles::Named, statement};
+use shared::database::{roles::DatabaseRole, statement};
 use uuid::Uuid;
 
 use crate::stage::{QUICK, Stage, on_stage};
@@ -35,7 +35,7 @@ async fn more(stage: &Stage, customer: Uuid, months: i32, orders: i64, goods: i6
 
 /// Publishes as a worker does, by the rule of five customers and a half at most.
 async fn publish(stage: &Stage) {
-    let db = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+    let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
     loop {
         let row =
             db.query_one_raw(statement("SELECT kyhan_publish_statistics(5, 0.5)::text AS month", [])).await.expect("an answer");
@@ -48,7 +48,7 @@ async fn publish(stage: &Stage) {
 
 /// What operators see, group by group: months before this one, band, orders, quantity, value.
 async fn shown(stage: &Stage) -> Vec<String> {
-    let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
+    let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
     let sql = "SELECT concat_ws(' | ', (extract(year FROM age) * 12 + extract(month FROM age))::int, price_band, orders, quantity, value)
                  FROM market_statistics, age(date_trunc('month', now() AT TIME ZONE 'Asia/Ho_Chi_Minh'), month) AS age
                 ORDER BY month, price_band";
@@ -142,7 +142,7 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             .await;
         assert!(least >= 5, "{least}");
         // A condition that is worked out before the view's own would tell of the rows that it keeps back.
-        let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let leaky = "SELECT 1 FROM market_statistics WHERE 1 / (customers_of(orders)) > 0";
         stage
             .run(
@@ -158,7 +158,7 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             assert!(refused.expect_err(table).to_string().contains("permission denied"));
         }
         // A stricter rule holds for what was published before, and a laxer one is refused.
-        let worker = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+        let worker = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         worker.execute_unprepared("SELECT kyhan_publish_statistics(6, 0.5)").await.expect("a rule");
         assert_eq!(db.query_all_raw(statement("SELECT FROM market_statistics", [])).await.expect("rows").len(), 2);
         let lax = worker.execute_unprepared("SELECT kyhan_publish_statistics(2, 0.5)").await.expect_err("refused").to_string();

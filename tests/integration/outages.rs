@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
-use shared::message::topology::{LANE_DELIVERY_LIMIT, Role};
+use shared::message::topology::{LANE_DELIVERY_LIMIT, QueueRole};
 use tests::sandbox::{always, eventually};
 
 use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
@@ -184,7 +184,7 @@ async fn a_consumer_whose_lane_is_deleted_declares_it_again_and_goes_on() {
         let worker = stage.worker();
         stage.until_consumed().await;
         let broker = stage.sandbox.broker().await.expect("a broker");
-        for lane in stage.topology().queues().iter().filter(|queue| queue.role == Role::Lane) {
+        for lane in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Lane) {
             broker.delete_queue(&lane.name).await.expect("deleted");
         }
         broker.close().await;

@@ -43,16 +43,11 @@ async fn governed(stage: &Stage) -> Governed {
 }
 
 /// Puts a policy in force that releases so many of a kind a second, with or without its wake-ups.
-async fn put_in_force(
-    stage: &Stage,
-    under: &Governed,
-    policy: &Policy,
-    rate: u32,
-) -> Result<active_policy::Applied, RolloutError> {
+async fn activate(stage: &Stage, under: &Governed, policy: &Policy, rate: u32) -> Result<active_policy::Applied, RolloutError> {
     let preview = preview::preview(&stage.sandbox.db, &under.settings, policy).await.expect("a preview");
     let rate = NonZeroU32::new(rate).expect("a rate");
     let rollout = Rollout { policy: policy.clone(), preview: &preview, rate, lead: Duration::ZERO, why: "a test" };
-    rollout::put_in_force(under, &lan(), rollout).await
+    rollout::activate(under, &lan(), rollout).await
 }
 
 fn receipts() -> &'static dyn shared::domain::task::Shown {
@@ -119,7 +114,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let shown = ops(stage, &["policy", "show"]).await.out;
         assert!(shown.contains("applied") && shown.contains("by lan: the board") && shown.contains("after = \"6h\""), "{shown}");
         let again = settings(stage, &shown).policy;
-        assert!(again.says_the_same(&applied.policy), "what is shown is a file of settings");
+        assert!(again.is_equivalent(&applied.policy), "what is shown is a file of settings");
         worker.stop().await;
         relay.stop().await;
     })
@@ -132,7 +127,7 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         delivering(stage, 13).await;
         let before = governed(stage).await;
         let new = settings(stage, SHORTER).policy;
-        let (one, other) = futures::join!(put_in_force(stage, &before, &new, 10), put_in_force(stage, &before, &new, 10));
+        let (one, other) = futures::join!(activate(stage, &before, &new, 10), activate(stage, &before, &new, 10));
         let (applied, refused) = if one.is_ok() { (one, other) } else { (other, one) };
         let applied = applied.expect("one of them");
         assert!(matches!(refused, Err(RolloutError::Changed { .. })), "{refused:?}");
@@ -256,17 +251,17 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
             let slowly: Vec<_> = policy.releases().map(slowly).collect();
             slowly.into_iter().fold(policy.clone(), |policy, (kind, release)| policy.releasing(kind, release))
         };
-        let first = put_in_force(stage, &governed(stage).await, &shorter, 1).await.expect("applied");
+        let first = activate(stage, &governed(stage).await, &shorter, 1).await.expect("applied");
         // Over a day: what is released within the test is nothing.
         let slowly = in_a_day(&first.policy);
         active_policy::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
         // Nine days are longer than seven, and yet earlier for what is not released: four rows, one a second.
         let longer = settings(stage, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
-        let longer = put_in_force(stage, &governed(stage).await, &longer, 1).await.expect("applied");
+        let longer = activate(stage, &governed(stage).await, &longer, 1).await.expect("applied");
         assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
         active_policy::apply(&stage.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
-        let back = put_in_force(stage, &governed(stage).await, &published, 1).await.expect("applied");
+        let back = activate(stage, &governed(stage).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
         // Shorter and shorter: each release lies in the one before, up to so many.
         let mut policy = slowly;
@@ -275,7 +270,7 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
             let depth = policy.release(receipts()).expect("a release").depth(receipts());
             assert!(depth <= 3);
             let next = settings(stage, &SHORTER.replace("\"7d\"", &format!("\"{}d\"", 6 - depth))).policy;
-            match put_in_force(stage, &governed(stage).await, &next, 1).await {
+            match activate(stage, &governed(stage).await, &next, 1).await {
                 Ok(applied) => policy = in_a_day(&applied.policy),
                 Err(error) => break error,
             }

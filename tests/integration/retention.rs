@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use sea_orm::{ConnectionTrait, IsolationLevel, TransactionTrait};
 use shared::{
-    database::{roles::Named, statement},
+    database::{roles::DatabaseRole, statement},
     domain::{due, task::EXAMPLE_CUSTOMER, tasks},
 };
 use tests::sandbox::{always, eventually};
@@ -43,7 +43,7 @@ async fn clock(stage: &Stage) {
     ] {
         stage.run(sql, []).await;
     }
-    let login = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+    let login = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
     let row = login.query_one_raw(statement("SELECT session_user::text AS login", [])).await.expect("asked").expect("a row");
     let worker: String = row.try_get("", "login").expect("a name");
     login.close().await.expect("closed");
@@ -387,7 +387,7 @@ async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_
 async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
     on_stage(&every_kind(QUICK), async |stage| {
         let (old, young) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '5 months'").await);
-        let worker = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+        let worker = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
         let changed = worker.execute_unprepared(&format!("UPDATE orders SET status = 'cancelled', hidden_at = now() WHERE id = '{old}'")).await;
         assert!(changed.expect_err("refused").to_string().contains("hidden as it is"));
@@ -401,7 +401,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             let refused = hide(order, at).await.expect_err("refused").to_string();
             assert!(refused.contains("six months after the last news"), "{refused}");
         }
-        let order_system = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let order_system = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let account = "INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1)";
         stage.run(account, [old.into()]).await;
         for (news, back_again) in [
@@ -461,7 +461,7 @@ async fn money_that_moves_between_two_orders_is_news_of_both() {
         // Seven too many were paid for the one, and are missing for the other.
         stage.run("INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('goods', $2)", [from.into(), to.into()]).await;
         stage.as_superuser(&format!("UPDATE accounts SET balance = 7 WHERE order_id = '{from}'; UPDATE orders SET goods_due = 7 WHERE id = '{to}'")).await;
-        let order_system = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let order_system = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         for named in [from, to] {
             let moved = format!(
                 "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)

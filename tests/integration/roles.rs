@@ -2,7 +2,7 @@
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use shared::{
-    database::{failure::is_refused, roles::Named, schema::triggers, statement},
+    database::{failure::is_refused, roles::DatabaseRole, schema::triggers, statement},
     domain::task::EXAMPLE_CUSTOMER,
 };
 use tests::{fleet, sandbox::url_as_role};
@@ -13,8 +13,8 @@ use crate::{
 };
 
 /// What nobody may but those who are named.
-const FORBIDDEN: [(&str, &[Named]); 44] = {
-    use Named::{Ops, OrderSystem, Owner, Worker};
+const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
+    use DatabaseRole::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
         ("SELECT full_name FROM customers", &[OrderSystem, Owner]),
@@ -135,7 +135,7 @@ async fn populate(stage: &Stage) {
 async fn the_server_refuses_each_role_what_it_must_not_do() {
     on_stage(QUICK, async |stage| {
         populate(stage).await;
-        for role in Named::ALL {
+        for role in DatabaseRole::ALL {
             let db = stage.sandbox.connect_as(role).await.expect("a login");
             for (sql, allowed) in FORBIDDEN {
                 let done = tried(&db, sql).await;
@@ -199,7 +199,7 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() {
     on_stage(QUICK, async |stage| {
-        let (shop, _) = login_of(stage, Named::OrderSystem);
+        let (shop, _) = login_of(stage, DatabaseRole::OrderSystem);
         let owners = "SELECT string_agg(relname || ' ' || pg_get_userbyid(relowner), ', ' ORDER BY relname) FROM pg_class
                        WHERE relnamespace = 'shop'::regnamespace AND relkind IN ('r', 'v')";
         let install = async || {
@@ -264,7 +264,7 @@ async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then
 }
 
 /// The sandbox's login of a role, and its password.
-fn login_of(stage: &Stage, role: Named) -> (String, String) {
+fn login_of(stage: &Stage, role: DatabaseRole) -> (String, String) {
     let url = url_as_role(&stage.sandbox.env["KYHAN_DATABASE_URL"], role).expect("a URL");
     let url = url::Url::parse(&url).expect("a URL");
     (url.username().to_owned(), url.password().unwrap_or_default().to_owned())
@@ -274,7 +274,7 @@ fn login_of(stage: &Stage, role: Named) -> (String, String) {
 async fn a_worker_locks_what_it_judges_and_changes_no_more_than_its_effects_do() {
     on_stage(QUICK, async |stage| {
         populate(stage).await;
-        let db = stage.sandbox.connect_as(Named::Worker).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         for sql in [
             "SELECT FROM accounts FOR NO KEY UPDATE",
             "SELECT FROM orders FOR NO KEY UPDATE",
@@ -327,7 +327,7 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         assert_eq!(refused.code, 0, "{refused:?}");
         // What an operator's login may not, it is told.
         let id = EXAMPLE_CUSTOMER.to_string();
-        let db = stage.sandbox.connect_as(Named::Ops).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let error =
             ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
         let said = error.expect_err("refused").to_string();

@@ -3,7 +3,7 @@
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
-    database::{roles::Named, statement},
+    database::{roles::DatabaseRole, statement},
     domain::task::EXAMPLE_CUSTOMER,
 };
 use uuid::Uuid;
@@ -37,7 +37,7 @@ async fn seen(tx: &DatabaseTransaction, sql: &str) -> Vec<String> {
 async fn a_source_is_written_by_the_order_system_and_seen_by_the_owning_customer_alone() {
     on_stage(QUICK, async |stage| {
         let (own, others) = two_customers(stage).await;
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let written = "INSERT INTO order_sources (order_id, supplier_name, supplier_url) VALUES ($1, $2, 'https://example.cn')";
         for (order, supplier) in [(own, "Xưởng A"), (others, "Xưởng B")] {
             db.execute_raw(statement(written, [order.into(), supplier.into()])).await.expect("written");
@@ -82,12 +82,12 @@ async fn even_the_owner_of_the_tables_sees_no_source_and_a_nonsense_customer_is_
     on_stage(QUICK, async |stage| {
         let (own, _) = two_customers(stage).await;
         stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [own.into()]).await;
-        let owner = stage.sandbox.connect_as(Named::Owner).await.expect("a login");
+        let owner = stage.sandbox.connect_as(DatabaseRole::Owner).await.expect("a login");
         let tx = owner.begin().await.expect("a transaction");
         assert!(seen(&tx, "SELECT supplier_name FROM order_sources").await.is_empty());
         tx.rollback().await.expect("rolled back");
         owner.close().await.expect("closed");
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let tx = db.begin().await.expect("a transaction");
         tx.execute_unprepared("SET LOCAL kyhan.customer_id = 'x'' OR true'").await.expect("set");
         let error = tx.execute_unprepared("SELECT FROM order_sources").await.expect_err("an error").to_string();
@@ -105,7 +105,7 @@ async fn an_import_history_is_the_customers_own_with_what_was_bought() {
         for (order, supplier) in [(own, "Xưởng A"), (others, "Xưởng B")] {
             stage.run("INSERT INTO order_sources VALUES ($1, $2, 'https://example.cn', NULL)", [order.into(), supplier.into()]).await;
         }
-        let db = stage.sandbox.connect_as(Named::OrderSystem).await.expect("a login");
+        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let tx = db.begin().await.expect("a transaction");
         let history = "SELECT concat_ws(' ', supplier_name, products -> 0 ->> 'product', products -> 0 ->> 'quantity') FROM own_imports";
         assert!(seen(&tx, history).await.is_empty());

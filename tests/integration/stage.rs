@@ -10,7 +10,7 @@ use lapin::{
 };
 use sea_orm::{ConnectionTrait, QueryResult, TransactionTrait, TryGetable, Value};
 use shared::{
-    database::{roles::Named, statement},
+    database::{roles::DatabaseRole, statement},
     domain::{
         task::{EXAMPLE_CUSTOMER, Exampled},
         tasks,
@@ -20,7 +20,7 @@ use shared::{
         ladder::{Hop, Ladder},
         outgoing::Outgoing,
         pack::{Waiting, pack},
-        topology::{Argument, Arguments, Role, Topology},
+        topology::{Argument, Arguments, QueueRole, Topology},
         wakeup::TraceContext,
     },
     process::health::Health,
@@ -113,7 +113,7 @@ impl<T> Running<T> {
 
 /// A worker with other settings than its stage's.
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
-    let settings = as_role(settings, Named::Worker).expect("a sandbox's settings");
+    let settings = as_role(settings, DatabaseRole::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
@@ -122,7 +122,7 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
 
 /// A relay with other settings than its stage's.
 pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
-    let settings = as_role(settings, Named::Producer).expect("a sandbox's settings");
+    let settings = as_role(settings, DatabaseRole::Producer).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle =
@@ -274,7 +274,7 @@ impl Stage {
     /// Waits until a worker consumes every queue but the rungs.
     pub async fn until_consumed(&self) {
         let broker = self.sandbox.broker().await.expect("a broker");
-        let consumed = self.topology().queues().into_iter().filter(|queue| queue.role != Role::Rung).map(|queue| queue.name);
+        let consumed = self.topology().queues().into_iter().filter(|queue| queue.role != QueueRole::Rung).map(|queue| queue.name);
         for lane in consumed {
             eventually("the queue is consumed", SOON, async || {
                 Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers > 0))

@@ -5,7 +5,7 @@ use std::time::Duration;
 use lapin::types::{AMQPValue, FieldTable};
 use shared::{
     broker::BrokerError,
-    message::topology::{Role, Topology},
+    message::topology::{QueueRole, Topology},
 };
 use tests::fleet;
 
@@ -144,7 +144,7 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
         let pruned = stage.ops(&["topology", "prune"]).await.expect("pruned");
         assert!(pruned.contains("rung.3s: removed"), "{pruned}");
         assert!(stage.ops(&["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
-        for queue in stage.topology().queues().iter().filter(|queue| queue.role == Role::Rung) {
+        for queue in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
             assert!(broker.observe(&queue.name).await.expect("an answer").is_some(), "{} is used", queue.name);
         }
         broker.close().await;

@@ -9,7 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
-use shared::database::roles::Named;
+use shared::database::roles::DatabaseRole;
 use tokio::process::{Child, Command};
 
 use crate::sandbox::url_as_role;
@@ -25,31 +25,31 @@ pub fn binary(name: &str) -> Result<PathBuf> {
 }
 
 /// The role with which a command logs in to PostgreSQL; `None` for an administrator.
-fn role(name: &str, arguments: &[OsString]) -> Option<Named> {
+fn role(name: &str, arguments: &[OsString]) -> Option<DatabaseRole> {
     const TELLING: [&str; 4] = ["migrate", "triggers", "roles", "customer"];
     // Options may stand before the command.
     let words: Vec<&str> = arguments.iter().filter_map(|word| word.to_str()).collect();
     let at = words.iter().position(|word| TELLING.contains(word)).unwrap_or(0);
     let word = |at: usize| words.get(at).copied().unwrap_or_default();
     match (name, word(at), word(at + 1)) {
-        ("worker", ..) => Some(Named::Worker),
-        ("producer", ..) => Some(Named::Producer),
-        ("ops", "migrate" | "triggers", _) => Some(Named::Owner),
-        ("ops", "customer", "export" | "erase") => Some(Named::OrderSystem),
+        ("worker", ..) => Some(DatabaseRole::Worker),
+        ("producer", ..) => Some(DatabaseRole::Producer),
+        ("ops", "migrate" | "triggers", _) => Some(DatabaseRole::Owner),
+        ("ops", "customer", "export" | "erase") => Some(DatabaseRole::OrderSystem),
         ("ops", "roles", _) => None,
-        ("ops", ..) => Some(Named::Ops),
+        ("ops", ..) => Some(DatabaseRole::Ops),
         _ => None,
     }
 }
 
 /// The AMQP URL of a role. A broker that `deploy/services` started has a user for each program; with another broker all programs use the
 /// given URL.
-fn broker_user(role: Named, broker: Option<&String>) -> Option<String> {
+fn broker_user(role: DatabaseRole, broker: Option<&String>) -> Option<String> {
     let name = match role {
-        Named::Producer => "KYHAN_SERVICES_PRODUCER_AMQP_URL",
-        Named::Worker => "KYHAN_SERVICES_WORKER_AMQP_URL",
-        Named::Ops => "KYHAN_SERVICES_OPS_AMQP_URL",
-        Named::OrderSystem | Named::Owner => return None,
+        DatabaseRole::Producer => "KYHAN_SERVICES_PRODUCER_AMQP_URL",
+        DatabaseRole::Worker => "KYHAN_SERVICES_WORKER_AMQP_URL",
+        DatabaseRole::Ops => "KYHAN_SERVICES_OPS_AMQP_URL",
+        DatabaseRole::OrderSystem | DatabaseRole::Owner => return None,
     };
     env::var(name).ok().filter(|_| env::var("KYHAN_AMQP_URL").ok().as_ref() == broker)
 }

@@ -7,8 +7,8 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
     database::{
-        self, Role,
-        roles::{self, Deletes, Named, Passwords},
+        self, Client,
+        roles::{self, DatabaseRole, Deletes, Passwords},
         schema,
     },
     settings::{SecretUrl, Settings},
@@ -83,13 +83,13 @@ impl Sandbox {
         std::fs::write(&path, file)?;
         let settings = Settings::read(Some(&path), env.clone())?;
         env.insert("KYHAN_CONFIG".into(), path.to_string_lossy().into_owned());
-        let db = database::connect(&settings.database, Role::Ops).await?;
+        let db = database::connect(&settings.database, Client::Ops).await?;
         roles::install(&db, &Passwords::new(), Deletes(settings.retention.deletes())).await.context("installing the roles")?;
-        for role in Named::ALL {
+        for role in DatabaseRole::ALL {
             let (login, password) = login(&database, role);
             db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
         }
-        let owner = roles::connect_as_owner(&as_role(settings.clone(), Named::Owner)?.database).await?;
+        let owner = roles::connect_as_owner(&as_role(settings.clone(), DatabaseRole::Owner)?.database).await?;
         schema::up(&owner).await?;
         roles::grant(&owner, Deletes(settings.retention.deletes())).await?;
         owner.close().await?;
@@ -100,12 +100,12 @@ impl Sandbox {
     ///
     /// # Errors
     /// When it cannot be opened.
-    pub async fn connect_as(&self, role: Named) -> Result<DatabaseConnection> {
+    pub async fn connect_as(&self, role: DatabaseRole) -> Result<DatabaseConnection> {
         let door = match role {
-            Named::Producer => Role::Producer,
-            Named::Worker => Role::Worker,
-            Named::Ops | Named::OrderSystem => Role::Ops,
-            Named::Owner => Role::Owner,
+            DatabaseRole::Producer => Client::Producer,
+            DatabaseRole::Worker => Client::Worker,
+            DatabaseRole::Ops | DatabaseRole::OrderSystem => Client::Ops,
+            DatabaseRole::Owner => Client::Owner,
         };
         Ok(database::connect(&as_role(self.settings.clone(), role)?.database, door).await?)
     }
@@ -170,7 +170,7 @@ impl Sandbox {
             .execute_unprepared(&format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.database))
             .await
             .context(self.database.clone())?;
-        for role in Named::ALL {
+        for role in DatabaseRole::ALL {
             admin.execute_unprepared(&format!("DROP ROLE {}", login(&self.database, role).0)).await?;
         }
         admin.close().await?;
@@ -192,7 +192,7 @@ impl Sandbox {
 }
 
 /// The login of a role in a sandbox's database, and its password.
-fn login(database: &str, role: Named) -> (String, String) {
+fn login(database: &str, role: DatabaseRole) -> (String, String) {
     let own = database.rsplit('_').next().unwrap_or(database);
     (format!("kyhan_{own}_{}", role.name().trim_start_matches("kyhan_")), own.to_owned())
 }
@@ -201,7 +201,7 @@ fn login(database: &str, role: Named) -> (String, String) {
 ///
 /// # Errors
 /// When the URL is invalid.
-pub fn url_as_role(url: &str, role: Named) -> Result<String> {
+pub fn url_as_role(url: &str, role: DatabaseRole) -> Result<String> {
     let mut url = url::Url::parse(url)?;
     let (user, password) = login(url.path().trim_start_matches('/'), role);
     let set = url.set_username(&user).and_then(|()| url.set_password(Some(&password)));
@@ -213,7 +213,7 @@ pub fn url_as_role(url: &str, role: Named) -> Result<String> {
 ///
 /// # Errors
 /// When its URL is invalid.
-pub fn as_role(mut settings: Settings, role: Named) -> Result<Settings> {
+pub fn as_role(mut settings: Settings, role: DatabaseRole) -> Result<Settings> {
     let url = url_as_role(settings.database.url.expose(), role)?;
     settings.database.url = SecretUrl::parse(&url, &["postgres", "postgresql"]).map_err(anyhow::Error::msg)?;
     Ok(settings)

@@ -49,7 +49,7 @@ async fn walk() -> Result<()> {
 
 async fn story(sandbox: &Sandbox) -> Result<()> {
     sandbox.declare().await?;
-    tell(INTRODUCTION);
+    print(INTRODUCTION);
     for sql in [
         "INSERT INTO customers (id, full_name, phone, email, address)
          SELECT gen_random_uuid(), 'Khách ' || n, '09', 'k@example.vn', 'Hà Nội' FROM generate_series(1, $1::bigint) AS n",
@@ -70,41 +70,41 @@ async fn story(sandbox: &Sandbox) -> Result<()> {
     })
     .await;
 
-    tell("## Something is wrong");
+    print("## Something is wrong");
     shown(sandbox, &["status"]).await?;
     shown(sandbox, &["dead", "list", "--groups"]).await?;
     let groups = said(sandbox, &["dead", "list", "--groups", "--json"]).await?;
     let group = first_group(&groups).with_context(|| groups.clone())?;
     let letter: String = ask(sandbox, "SELECT left(id::text, 8) FROM dead_letters ORDER BY last_failed_at, id LIMIT 1").await?;
-    tell("One of them, with what a replay would do at this moment:");
+    print("One of them, with what a replay would do at this moment:");
     shown(sandbox, &["dead", "show", &letter]).await?;
 
-    tell("## It is paused, mended, and planned\n\nNothing more is charged once this has returned:");
+    print("## It is paused, mended, and planned\n\nNothing more is charged once this has returned:");
     shown(
         sandbox,
         &["--as", "lan", "pause", "collect-arrears", "--why", "wallets may be negative by the policy; a constraint forbids it"],
     )
     .await?;
-    tell("```sql\nALTER TABLE accounts DROP CONSTRAINT wallets_are_not_negative;\n```");
+    print("```sql\nALTER TABLE accounts DROP CONSTRAINT wallets_are_not_negative;\n```");
     sandbox.db.execute_unprepared("ALTER TABLE accounts DROP CONSTRAINT wallets_are_not_negative").await?;
     shown(sandbox, &["--as", "lan", "resume", "collect-arrears", "--why", "the constraint is gone"]).await?;
     shown(sandbox, &["--as", "lan", "dead", "replay", "--group", &group, "--plan", "--why", "the constraint is gone"]).await?;
     let plan: String = ask(sandbox, "SELECT id::text FROM replay_plans").await?;
 
-    tell("## A second operator approves it");
+    print("## A second operator approves it");
     shown(sandbox, &["--as", "lan", "dead", "replay", "--run", &plan, "--yes"]).await?;
     shown(sandbox, &["--as", "lan", "dead", "approve", &plan, "--yes"]).await?;
     shown(sandbox, &["--as", "hoa", "dead", "approve", &plan, "--yes", "--why", "checked three orders by hand"]).await?;
 
-    tell("## It is run, first with a limit of money");
+    print("## It is run, first with a limit of money");
     let run = ["--as", "lan", "dead", "replay", "--run", &plan, "--yes", "--rate", "500"];
     shown(sandbox, &[&run[..], &["--amount-max", "1.000.000"]].concat()).await?;
     shown(sandbox, &run).await?;
-    tell("Pressed once more:");
+    print("Pressed once more:");
     shown(sandbox, &run).await?;
     shown(sandbox, &["dead", "plans", &plan]).await?;
 
-    tell("## It is audited");
+    print("## It is audited");
     shown(sandbox, &["audit"]).await?;
     shown(sandbox, &["dead", "list"]).await?;
     shown(sandbox, &["explain", "BG-00001"]).await?;
@@ -150,7 +150,7 @@ async fn said(sandbox: &Sandbox, arguments: &[&str]) -> Result<String> {
 }
 
 /// A part of the page, and an empty line.
-fn tell(part: &str) {
+fn print(part: &str) {
     say(part);
     say("");
 }
@@ -161,6 +161,6 @@ async fn shown(sandbox: &Sandbox, arguments: &[&str]) -> Result<()> {
     let (said, code) = output(sandbox, arguments).await?;
     let said = said.lines().map(str::trim_end).collect::<Vec<_>>().join("\n");
     let code = if code == 0 { String::new() } else { format!("(exit code {code})\n") };
-    tell(&format!("```console\n$ ops {}\n{said}\n{code}```", typed.collect::<Vec<_>>().join(" ")));
+    print(&format!("```console\n$ ops {}\n{said}\n{code}```", typed.collect::<Vec<_>>().join(" ")));
     Ok(())
 }

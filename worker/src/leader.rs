@@ -11,7 +11,7 @@ use sea_orm::{
 use shared::{
     broker::{Broker, BrokerError},
     database::{failure::trouble, unanswered},
-    process::redact::told,
+    process::redact::redacted,
 };
 use tokio::sync::{OnceCell, watch};
 
@@ -102,12 +102,12 @@ impl DutyError {
     fn log(&self, duty: &'static str, kind: Option<&'static str>, then: &'static str) {
         match self {
             Self::Database(error) if trouble(error).is_outage() => {
-                tracing::debug!(duty, kind, error = told(error), "a duty of the leader was cut short; {then}");
+                tracing::debug!(duty, kind, error = redacted(error), "a duty of the leader was cut short; {then}");
             }
             Self::Broker(error @ BrokerError::Connect { .. }) => {
                 tracing::debug!(duty, kind, %error, "a duty of the leader was cut short; {then}");
             }
-            error => tracing::warn!(duty, kind, error = told(error), "a duty of the leader was cut short; {then}"),
+            error => tracing::warn!(duty, kind, error = redacted(error), "a duty of the leader was cut short; {then}"),
         }
     }
 }

@@ -18,7 +18,7 @@ use sea_orm::DatabaseConnection;
 use shared::{
     broker::{Broker, BrokerError},
     database::{
-        self, DatabaseError, Role,
+        self, Client, DatabaseError,
         active_policy::{self, Governed},
         statements::Statements,
     },
@@ -27,7 +27,7 @@ use shared::{
         backoff::backoff,
         health::{Health, Part, UNREACHED},
         outage::Outage,
-        redact::told,
+        redact::redacted,
     },
     settings::Settings,
 };
@@ -84,7 +84,7 @@ struct Kept {
 async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
-    let Some(governed) = active_policy::connect_until(settings, Role::Worker, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Client::Worker, shutdown).await? else { return Ok(()) };
     let Governed { db, settings } = governed;
     let topology = settings.topology();
     postgresql.up();
@@ -94,7 +94,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
         return Ok(());
     }
     if let Err(error) = database::rungs::remember(&db, &topology).await {
-        tracing::warn!(error = told(&error), "the rungs could not be recorded; `ops topology prune` will not find them");
+        tracing::warn!(error = redacted(&error), "the rungs could not be recorded; `ops topology prune` will not find them");
     }
     let context = Arc::new(Context {
         topology,

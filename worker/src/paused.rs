@@ -26,14 +26,14 @@ impl Paused {
     /// Starts without any pause.
     pub(crate) fn new() -> Self {
         let known = watch::Sender::new(Known::new());
-        let told = known.subscribe();
+        let seen = known.subscribe();
         let _registered = global::meter("kyhan")
             .u64_observable_gauge("kyhan.paused")
             .with_description("1 while an operator has paused the kind, else 0")
             .with_callback(move |observer| {
-                let told = told.borrow();
+                let seen = seen.borrow();
                 for kind in tasks::kinds() {
-                    observer.observe(told.contains_key(kind).into(), &[KeyValue::new("kind", kind)]);
+                    observer.observe(seen.contains_key(kind).into(), &[KeyValue::new("kind", kind)]);
                 }
             })
             .build();

@@ -9,8 +9,8 @@ use std::{
 };
 
 use shared::{
-    database::{DatabaseError, Role, active_policy, probe::Probe},
-    process::{health::Part, redact::told},
+    database::{Client, DatabaseError, active_policy, probe::Probe},
+    process::{health::Part, redact::redacted},
 };
 
 use crate::context::Context;
@@ -21,13 +21,13 @@ pub(crate) struct Watch {
     database: Probe,
     part: Part,
     /// Whether this probe began the current outage. An outage that a batch began is ended by that batch.
-    told: bool,
+    began_here: bool,
 }
 
 impl Watch {
     pub(crate) fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
-        let database = Probe::new(&context.settings.database, Role::Worker)?;
-        Ok(Self { context, database, part, told: false })
+        let database = Probe::new(&context.settings.database, Client::Worker)?;
+        Ok(Self { context, database, part, began_here: false })
     }
 
     pub(crate) async fn run(mut self) {
@@ -42,7 +42,7 @@ impl Watch {
         match self.database.ask().await {
             Ok(()) => {
                 self.part.up();
-                if std::mem::take(&mut self.told) {
+                if std::mem::take(&mut self.began_here) {
                     self.context.postgres.ends();
                 }
                 match self.database.decided().await {
@@ -53,12 +53,12 @@ impl Watch {
                         }
                     }
                     // The pauses and the policy read before stay valid.
-                    Err(error) => tracing::warn!(error = told(&error), "pauses and the active policy could not be read"),
+                    Err(error) => tracing::warn!(error = redacted(&error), "pauses and the active policy could not be read"),
                 }
             }
             Err(error) => {
-                self.part.down(told(&error));
-                self.told |= self.context.postgres.begins(&error);
+                self.part.down(redacted(&error));
+                self.began_here |= self.context.postgres.begins(&error);
             }
         }
     }

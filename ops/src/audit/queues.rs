@@ -4,7 +4,7 @@
 use serde::Serialize;
 use shared::{
     broker::{Broker, BrokerError},
-    message::topology::{Role, Topology},
+    message::topology::{QueueRole, Topology},
 };
 
 use super::Verdict;
@@ -26,7 +26,7 @@ pub struct Queue {
 pub(super) struct Seen {
     pub queue: String,
     /// `None`: the topology no longer has it.
-    role: Option<Role>,
+    role: Option<QueueRole>,
     pub exchange: String,
     pub messages: Option<u32>,
     consumers: Option<u32>,
@@ -53,7 +53,7 @@ impl Seen {
 
     /// Whether what lies here comes to a worker by itself.
     pub const fn wakes(&self) -> bool {
-        matches!(self.role, Some(Role::Rung | Role::Lane | Role::Quarantine) | None)
+        matches!(self.role, Some(QueueRole::Rung | QueueRole::Lane | QueueRole::Quarantine) | None)
     }
 
     /// A forgotten rung that is gone is as it should be, and is passed over. Nobody takes from lanes that are `resting`.
@@ -62,21 +62,21 @@ impl Seen {
         let verdict = match (self.role, self.messages) {
             (None, None) => return None,
             (Some(_), None) => Verdict::Off,
-            (Some(Role::Lane), Some(_)) if resting.contains(&self.queue) => Verdict::note_if(waits),
-            (Some(Role::Lane | Role::Canaries | Role::Quarantine), Some(_)) => {
+            (Some(QueueRole::Lane), Some(_)) if resting.contains(&self.queue) => Verdict::note_if(waits),
+            (Some(QueueRole::Lane | QueueRole::Canaries | QueueRole::Quarantine), Some(_)) => {
                 Verdict::off_if(waits && self.consumers == Some(0))
             }
             // A worker's to store; until then nothing is lost, and nobody can see it.
-            (Some(Role::Dead | Role::Unrouted), Some(_)) => Verdict::note_if(waits),
-            (Some(Role::Rung) | None, Some(_)) => Verdict::Ok,
+            (Some(QueueRole::Dead | QueueRole::Unrouted), Some(_)) => Verdict::note_if(waits),
+            (Some(QueueRole::Rung) | None, Some(_)) => Verdict::Ok,
         };
         let role = match self.role {
-            Some(Role::Dead) => "dead",
-            Some(Role::Unrouted) => "unrouted",
-            Some(Role::Quarantine) => "quarantine",
-            Some(Role::Lane) => "lane",
-            Some(Role::Canaries) => "canaries",
-            Some(Role::Rung) => "rung",
+            Some(QueueRole::Dead) => "dead",
+            Some(QueueRole::Unrouted) => "unrouted",
+            Some(QueueRole::Quarantine) => "quarantine",
+            Some(QueueRole::Lane) => "lane",
+            Some(QueueRole::Canaries) => "canaries",
+            Some(QueueRole::Rung) => "rung",
             None => "forgotten rung",
         };
         let Self { queue, messages, consumers, .. } = self.clone();

@@ -57,7 +57,7 @@ pub async fn audit(
     }
     // The result is valid even if it cannot be recorded, for instance on a read-only standby.
     if let Err(error) = remember(&db, actor, &report).await {
-        eprintln!("ops: the result is not recorded: {}", redact::told(&*error));
+        eprintln!("ops: the result is not recorded: {}", redact::redacted(&*error));
     }
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -8,7 +8,7 @@ use ops::{
 };
 use serde_json::json;
 use shared::{
-    database::{self, Role},
+    database::{self, Client},
     domain::money::Dong,
     process::cli::say,
     settings::Settings,
@@ -61,7 +61,7 @@ exists. KYHAN_DATABASE_URL must be a login of kyhan_order_system.")]
 }
 
 pub async fn customer(command: Customer, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
-    let db = database::connect(&settings.database, Role::CustomerCare).await?;
+    let db = database::connect(&settings.database, Client::CustomerCare).await?;
     database::require_schema(&settings.database, &db).await?;
     match command {
         Customer::Show { id, json: Json { json } } => {

@@ -92,7 +92,7 @@ async fn wait_for_transactions(
     let bar = progress::spinner("waiting")?;
     // Without a terminal there is no spinner, so one line is printed.
     let mut printed = std::io::stderr().is_terminal();
-    let left = pause::until_nobody_applies(db, task, within, stop, |count| {
+    let left = pause::until_idle(db, task, within, stop, |count| {
         if !std::mem::replace(&mut printed, true) {
             eprintln!("ops: {}", waiting(count));
         }

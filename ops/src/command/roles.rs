@@ -7,8 +7,8 @@ use ops::actor::{Actor, id_of};
 use serde_json::json;
 use shared::{
     database::{
-        self, Role,
-        roles::{self, Deletes, Named, Passwords},
+        self, Client,
+        roles::{self, DatabaseRole, Deletes, Passwords},
     },
     domain::confidential::Confidential,
     settings::Settings,
@@ -39,9 +39,9 @@ The passwords of other roles stay unchanged. You can also use logins of your own
 pub async fn roles(command: Roles, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
     let Roles::Install(Json { json }) = command;
     let passwords = passwords()?;
-    let db = database::connect(&settings.database, Role::Ops).await?;
+    let db = database::connect(&settings.database, Client::Ops).await?;
     let installed = roles::install(&db, &passwords, Deletes(settings.retention.deletes())).await?;
-    let names = |roles: &[Named]| roles.iter().map(|role| role.name()).collect::<Vec<_>>();
+    let names = |roles: &[DatabaseRole]| roles.iter().map(|role| role.name()).collect::<Vec<_>>();
     let (created, logins) = (names(&installed.created), names(&installed.logins));
     if installed.granted {
         let changed = json!({ "created": created, "passwords": logins });
@@ -56,7 +56,7 @@ pub async fn roles(command: Roles, settings: &Settings, actor: &Actor) -> anyhow
 /// The passwords from the environment, or from the files that it names.
 fn passwords() -> Result<Passwords, UsageError> {
     let mut passwords = Passwords::new();
-    for role in Named::ALL {
+    for role in DatabaseRole::ALL {
         let name = role.password_variable();
         let file = format!("{name}_FILE");
         let password = match (env::var(name).ok(), env::var_os(&file)) {

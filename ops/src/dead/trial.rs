@@ -16,7 +16,7 @@ use shared::{
         statements::{NotApplied, Statements},
     },
     domain::{outcome::Outcome, tasks},
-    process::redact::told,
+    process::redact::redacted,
     settings::Settings,
 };
 use uuid::Uuid;
@@ -197,7 +197,7 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
     match trouble(&error) {
         Away | Cut => Err(error),
         Conflict if tries < CONFLICTS_MAX => Ok(None),
-        Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, told(&error)))),
+        Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, redacted(&error)))),
     }
 }
 

@@ -10,20 +10,20 @@ use uuid::Uuid;
 
 /// A row by its table, or an id that no row has.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Named {
+pub(super) struct DatabaseRole {
     pub table: Option<&'static str>,
     pub id: Uuid,
     pub code: Option<String>,
 }
 
 /// Codes before ids. An id that no row has is given as well: there may be records of it.
-pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<Vec<Named>, DbErr> {
+pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<Vec<DatabaseRole>, DbErr> {
     let tables = tables();
-    let mut found: Vec<Named> = Vec::new();
+    let mut found: Vec<DatabaseRole> = Vec::new();
     for (table, code) in tables.iter().filter_map(|(table, known_by)| Some((*table, (*known_by)?))) {
         let sql = format!("SELECT id FROM {table} WHERE {code} = $1");
         let ids: Vec<Uuid> = column(snapshot, statement(&sql, [name.into()])).await?;
-        found.extend(ids.into_iter().map(|id| Named { table: Some(table), id, code: Some(name.to_owned()) }));
+        found.extend(ids.into_iter().map(|id| DatabaseRole { table: Some(table), id, code: Some(name.to_owned()) }));
     }
     let Ok(id) = Uuid::parse_str(name.trim()) else { return Ok(found) };
     let mut is_row = false;
@@ -31,14 +31,14 @@ pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<V
         let sql = format!("SELECT {}::text FROM {table} WHERE id = $1", known_by.unwrap_or("NULL"));
         if let Some(row) = snapshot.query_one_raw(statement(&sql, [id.into()])).await? {
             is_row = true;
-            let named = Named { table: Some(table), id, code: row.try_get_by_index(0)? };
+            let named = DatabaseRole { table: Some(table), id, code: row.try_get_by_index(0)? };
             if !found.contains(&named) {
                 found.push(named);
             }
         }
     }
     if !is_row {
-        found.push(Named { table: None, id, code: None });
+        found.push(DatabaseRole { table: None, id, code: None });
     }
     Ok(found)
 }

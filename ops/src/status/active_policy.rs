@@ -6,7 +6,7 @@ use shared::{database::active_policy::Applied, settings::Settings};
 
 /// A policy that was applied.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct InForce {
+pub struct ActivePolicy {
     pub number: i64,
     pub at: DateTime<Utc>,
     pub by: String,
@@ -29,10 +29,10 @@ pub struct Release {
     pub until: DateTime<Utc>,
 }
 
-pub(super) fn told(applied: Applied, own: &Settings, now: DateTime<Utc>) -> InForce {
+pub(super) fn summary(applied: Applied, own: &Settings, now: DateTime<Utc>) -> ActivePolicy {
     let Applied { number, policy, at, by, why, went_on_at, scheduled_at } = applied;
     let releases = policy.releases().filter(|(_, release)| release.until() > now);
-    InForce {
+    ActivePolicy {
         number,
         at,
         by,
@@ -40,6 +40,6 @@ pub(super) fn told(applied: Applied, own: &Settings, now: DateTime<Utc>) -> InFo
         scheduled: scheduled_at.is_some(),
         went_on_at,
         releases: releases.map(|(kind, release)| Release { kind, from: release.from, until: release.until() }).collect(),
-        settings_differ: !policy.says_the_same(&own.policy),
+        settings_differ: !policy.is_equivalent(&own.policy),
     }
 }

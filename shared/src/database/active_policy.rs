@@ -11,7 +11,7 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    DatabaseError, Role,
+    Client, DatabaseError,
     connection::{self, ANSWER_WITHIN},
     entity::policies,
     failure::{Trouble, trouble},
@@ -120,14 +120,14 @@ pub async fn of(db: DatabaseConnection, settings: &Settings) -> Result<Governed,
 /// [`DatabaseError`] when waiting would not help.
 pub async fn connect_until(
     settings: &Settings,
-    role: Role,
+    role: Client,
     shutdown: &CancellationToken,
 ) -> Result<Option<Governed>, DatabaseError> {
     loop {
         let Some(db) = connection::connect_until(&settings.database, role, shutdown).await? else { return Ok(None) };
         match within(ANSWER_WITHIN, read(&db)).await {
             Ok(applied) => {
-                tell(settings, applied.as_ref());
+                log_active(settings, applied.as_ref());
                 return Ok(Some(govern(db, settings, applied.as_ref())));
             }
             Err(error) if trouble(&error) != Trouble::Failure => {
@@ -152,10 +152,10 @@ fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>
 }
 
 /// Logs which policy is active, because a user who edited a file expects it to apply.
-fn tell(settings: &Settings, applied: Option<&Applied>) {
+fn log_active(settings: &Settings, applied: Option<&Applied>) {
     let Some(Applied { number, policy, at, by, .. }) = applied else { return };
     let at = at.to_rfc3339();
-    if settings.policy.says_the_same(policy) {
+    if settings.policy.is_equivalent(policy) {
         tracing::info!(number, at, by, "the applied policy is active");
     } else {
         tracing::warn!(

@@ -22,7 +22,7 @@ use crate::{
 
 /// The program of a connection, shown in `pg_stat_activity`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum Client {
     Producer,
     /// Its sessions set `kyhan.effect`: their changes raise events themselves, so the outbox triggers do nothing.
     Worker,
@@ -33,7 +33,7 @@ pub enum Role {
     Owner,
 }
 
-impl Role {
+impl Client {
     const fn application_name(self) -> &'static str {
         match self {
             Self::Producer => "kyhan producer",
@@ -68,7 +68,7 @@ impl DatabaseError {
 ///
 /// # Errors
 /// [`DatabaseError::Connect`], with the address but never its password.
-pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnection, DatabaseError> {
+pub async fn connect(settings: &Database, role: Client) -> Result<DatabaseConnection, DatabaseError> {
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     let acquire_timeout = settings.acquire_timeout;
     let tuned = tuned(settings, role);
@@ -93,10 +93,14 @@ pub async fn connect(settings: &Database, role: Role) -> Result<DatabaseConnecti
 }
 
 /// The settings of every session.
-pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+pub(super) fn tuned(settings: &Database, role: Client) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
     let (lock, statement) = (
         settings.lock_timeout,
-        if matches!(role, Role::Ops | Role::CustomerCare | Role::Owner) { Duration::ZERO } else { settings.statement_timeout },
+        if matches!(role, Client::Ops | Client::CustomerCare | Client::Owner) {
+            Duration::ZERO
+        } else {
+            settings.statement_timeout
+        },
     );
     move |options| {
         let options = options.application_name(role.application_name()).options([
@@ -110,9 +114,9 @@ pub(super) fn tuned(settings: &Database, role: Role) -> impl Fn(PgConnectOptions
             ("client_min_messages", "error".to_owned()),
         ]);
         match role {
-            Role::Worker => options.options([("kyhan.effect", "on")]),
-            Role::Owner => options.options([("role", roles::OWNER)]),
-            Role::Producer | Role::Ops | Role::CustomerCare => options,
+            Client::Worker => options.options([("kyhan.effect", "on")]),
+            Client::Owner => options.options([("role", roles::OWNER)]),
+            Client::Producer | Client::Ops | Client::CustomerCare => options,
         }
     }
 }
@@ -156,7 +160,7 @@ pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbE
 /// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
 pub async fn connect_until(
     settings: &Database,
-    role: Role,
+    role: Client,
     shutdown: &CancellationToken,
 ) -> Result<Option<DatabaseConnection>, DatabaseError> {
     let mut pauses = backoff();

@@ -12,7 +12,7 @@ use sea_orm::{
 
 use super::{
     active_policy,
-    connection::{DatabaseError, Role, conn_error, silence, still_good, tuned, unanswered},
+    connection::{Client, DatabaseError, conn_error, silence, still_good, tuned, unanswered},
     pause::{self, Pause},
 };
 use crate::settings::Database;
@@ -30,7 +30,7 @@ impl Probe {
     ///
     /// # Errors
     /// An invalid URL.
-    pub fn new(settings: &Database, role: Role) -> Result<Self, DatabaseError> {
+    pub fn new(settings: &Database, role: Client) -> Result<Self, DatabaseError> {
         let options = settings.url.expose().parse().map_err(conn_error);
         let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
         let within = settings.acquire_timeout;

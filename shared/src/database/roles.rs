@@ -6,14 +6,14 @@ use std::{collections::BTreeMap, fmt};
 use postgres_protocol::password::scram_sha_256;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 
-use super::{DatabaseError, Role, connection, failure::is_duplicate, scalar, schema, statement};
+use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, schema, statement};
 use crate::{domain::confidential::Confidential, settings::Database};
 
 mod own;
 
 /// A role. Roles belong to the whole server, grants to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Named {
+pub enum DatabaseRole {
     /// The relay, and the library for Rust callers.
     Producer,
     /// The fleet.
@@ -26,7 +26,7 @@ pub enum Named {
     Owner,
 }
 
-impl Named {
+impl DatabaseRole {
     pub const ALL: [Self; 5] = [Self::Producer, Self::Worker, Self::Ops, Self::OrderSystem, Self::Owner];
 
     /// Its name in PostgreSQL.
@@ -55,17 +55,17 @@ impl Named {
     }
 }
 
-impl fmt::Display for Named {
+impl fmt::Display for DatabaseRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
 }
 
-/// The name of [`Named::Owner`].
+/// The name of [`DatabaseRole::Owner`].
 pub(crate) const OWNER: &str = "kyhan_owner";
 
 /// Passwords of some roles.
-pub type Passwords = BTreeMap<Named, Confidential<String>>;
+pub type Passwords = BTreeMap<DatabaseRole, Confidential<String>>;
 
 /// Whether workers may delete what is old enough, see `retention.mode`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,9 +75,9 @@ pub struct Deletes(pub bool);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Installed {
     /// Roles that did not exist before.
-    pub created: Vec<Named>,
+    pub created: Vec<DatabaseRole>,
     /// Roles that received a password, and so may log in.
-    pub logins: Vec<Named>,
+    pub logins: Vec<DatabaseRole>,
     /// Whether the schema exists, so that privileges on it were granted. Otherwise `ops migrate up` grants them.
     pub granted: bool,
 }
@@ -92,7 +92,7 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
     // Before a role is created, and once more when it is this process's turn.
     own::Schema::read(db).await?;
     let mut installed = Installed::default();
-    for role in Named::ALL {
+    for role in DatabaseRole::ALL {
         if create(db, role).await? {
             installed.created.push(role);
         }
@@ -139,7 +139,7 @@ pub async fn grant(db: &DatabaseConnection, deletes: Deletes) -> Result<(), DbEr
 
 /// Creates a role without privileges that cannot log in; returns whether it did not exist before. Another process may be
 /// creating it right now, in another database. A role with more privileges than ours is refused.
-async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
+async fn create(db: &DatabaseConnection, role: DatabaseRole) -> Result<bool, DbErr> {
     let sql = "SELECT rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication
                       OR (rolname <> $2 AND EXISTS (SELECT FROM pg_auth_members WHERE member = pg_roles.oid)) AS powerful
                  FROM pg_roles WHERE rolname = $1";
@@ -163,14 +163,14 @@ async fn create(db: &DatabaseConnection, role: Named) -> Result<bool, DbErr> {
 /// # Errors
 /// [`DatabaseError`].
 pub async fn connect_as_owner(settings: &Database) -> Result<DatabaseConnection, DatabaseError> {
-    let db = connection::connect(settings, Role::Ops).await?;
+    let db = connection::connect(settings, Client::Ops).await?;
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     // A role of this name may be another database's: it has a privilege here only if the roles were installed here.
     let sql = "SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, current_schema(), 'CREATE')
                                   FROM pg_roles WHERE rolname = $1), false) AS may";
     if scalar(&db, statement(sql, [OWNER.into()])).await.map_err(refused)? {
         let _ = db.close().await;
-        return connection::connect(settings, Role::Owner).await;
+        return connection::connect(settings, Client::Owner).await;
     }
     Ok(db)
 }

@@ -6,7 +6,7 @@ use super::{
     connection::{ANSWER_WITHIN, within},
     statement,
 };
-use crate::message::topology::{Role, Topology};
+use crate::message::topology::{QueueRole, Topology};
 
 /// Records the rungs that were declared, so that `ops topology prune` finds those that the policy no longer uses.
 ///
@@ -14,7 +14,7 @@ use crate::message::topology::{Role, Topology};
 /// A database error.
 pub async fn remember(db: &impl ConnectionTrait, topology: &Topology) -> Result<(), DbErr> {
     let (queues, exchanges): (Vec<String>, Vec<String>) =
-        topology.queues().into_iter().filter(|q| q.role == Role::Rung).map(|q| (q.name, q.exchange)).unzip();
+        topology.queues().into_iter().filter(|q| q.role == QueueRole::Rung).map(|q| (q.name, q.exchange)).unzip();
     let sql = "INSERT INTO rungs (queue, exchange) SELECT * FROM unnest($1::text[], $2::text[]) ON CONFLICT DO NOTHING";
     within(ANSWER_WITHIN, db.execute_raw(statement(sql, [queues.into(), exchanges.into()]))).await.map(|_| ())
 }

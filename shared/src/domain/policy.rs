@@ -107,7 +107,7 @@ impl Policy {
     pub fn carrying_over(mut self, before: &Self) -> Self {
         for (kind, release) in before.releases() {
             let of_kind = |policy: &Self| policy.of_kind(kind, DateTime::<Utc>::MAX_UTC);
-            if of_kind(&self).says_the_same(&of_kind(before)) {
+            if of_kind(&self).is_equivalent(&of_kind(before)) {
                 self.releases.insert(kind, release.clone());
             }
         }
@@ -158,7 +158,7 @@ impl Policy {
 
     /// Whether both have the same lines, in any order.
     #[must_use]
-    pub fn says_the_same(&self, other: &Self) -> bool {
+    pub fn is_equivalent(&self, other: &Self) -> bool {
         let within = |one: &Self, other: &Self| one.lines.iter().all(|line| other.lines.contains(line));
         within(self, other) && within(other, self)
     }

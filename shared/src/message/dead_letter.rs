@@ -271,10 +271,10 @@ mod tests {
             let body = Wakeup { failed_at: failed_at.map(|at| at.parse().unwrap()), ..wakeup.clone() }.body();
             DeadLetter::new(&death(), "confirm-receipt.0", None, &body)
         };
-        let told = [None, Some("2026-11-24T05:06:07Z"), Some("2026-11-24T05:06:08Z")].map(|at| letter(at).id);
-        assert_eq!((told[0], told[1]), (told[1], told[2]));
+        let ids = [None, Some("2026-11-24T05:06:07Z"), Some("2026-11-24T05:06:08Z")].map(|at| letter(at).id);
+        assert_eq!((ids[0], ids[1]), (ids[1], ids[2]));
         let again = DeadLetter::new(&Death { attempts: 7, ..death() }, "confirm-receipt.0", None, &letter(None).body);
-        assert_ne!(again.id, told[0]);
+        assert_ne!(again.id, ids[0]);
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct Exchange {
 
 /// The role of a queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
+pub enum QueueRole {
     Dead,
     Unrouted,
     Quarantine,
@@ -64,7 +64,7 @@ pub const CANARY: &str = "canary";
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queue {
     pub name: String,
-    pub role: Role,
+    pub role: QueueRole,
     pub arguments: Arguments,
     pub exchange: String,
     pub routing_key: String,
@@ -198,9 +198,12 @@ impl Topology {
     /// minutes.
     #[must_use]
     pub fn queues(&self) -> Vec<Queue> {
-        let mut queues =
-            vec![Self::kept(Role::Dead, self.dead()), Self::kept(Role::Unrouted, self.unrouted()), self.quarantine_queue()];
-        for (kind, role) in tasks::kinds().map(|kind| (kind, Role::Lane)).chain([(CANARY, Role::Canaries)]) {
+        let mut queues = vec![
+            Self::kept(QueueRole::Dead, self.dead()),
+            Self::kept(QueueRole::Unrouted, self.unrouted()),
+            self.quarantine_queue(),
+        ];
+        for (kind, role) in tasks::kinds().map(|kind| (kind, QueueRole::Lane)).chain([(CANARY, QueueRole::Canaries)]) {
             queues.extend((0..self.shards).map(|shard| self.lane_queue(kind, role, shard)));
         }
         for rung in self.ladder.rungs() {
@@ -209,7 +212,7 @@ impl Topology {
         queues
     }
 
-    fn kept(role: Role, name: String) -> Queue {
+    fn kept(role: QueueRole, name: String) -> Queue {
         Queue {
             role,
             arguments: vec![
@@ -227,14 +230,14 @@ impl Topology {
     fn quarantine_queue(&self) -> Queue {
         Queue {
             name: self.quarantine(),
-            role: Role::Quarantine,
+            role: QueueRole::Quarantine,
             arguments: given_up(QUARANTINE_DELIVERY_LIMIT, self.dead()),
             exchange: self.quarantine(),
             routing_key: "#".into(),
         }
     }
 
-    fn lane_queue(&self, kind: &str, role: Role, shard: u16) -> Queue {
+    fn lane_queue(&self, kind: &str, role: QueueRole, shard: u16) -> Queue {
         Queue {
             name: self.lane(kind, shard),
             role,
@@ -247,7 +250,7 @@ impl Topology {
     fn rung_of(&self, rung: Rung, shard: u16) -> Queue {
         Queue {
             name: self.rung_queue(rung, shard),
-            role: Role::Rung,
+            role: QueueRole::Rung,
             arguments: vec![
                 ("x-queue-type", Argument::Text("quorum".into())),
                 // One duration per queue: no message waits behind a longer one.
@@ -333,7 +336,7 @@ mod tests {
         for queue in topology(2).queues() {
             let named = |name: &str| queue.arguments.iter().any(|(argument, _)| *argument == name);
             assert!(named("x-queue-type") && named("x-delivery-limit"), "{}", queue.name);
-            if !matches!(queue.role, Role::Dead | Role::Unrouted) {
+            if !matches!(queue.role, QueueRole::Dead | QueueRole::Unrouted) {
                 assert!(named("x-dead-letter-strategy") && named("x-overflow"), "{}", queue.name);
             }
         }

@@ -11,7 +11,7 @@ use crate::{
         admin::AdminPort,
         health::Health,
         lifecycle::shutdown_on_signals,
-        redact::told,
+        redact::redacted,
         telemetry::{Telemetry, TelemetryError},
     },
     settings::{Settings, SettingsError},
@@ -117,7 +117,7 @@ pub async fn run<E: Into<Failure>>(
         Err(error) => return complain(service, &error, EXIT_USAGE),
     };
     let done = work(&settings, shutdown).await;
-    let code = done.unwrap_or_else(|error| complain(service, &told(&*error.into()), 1));
+    let code = done.unwrap_or_else(|error| complain(service, &redacted(&*error.into()), 1));
     // Exporters wait for their own runtime threads, which an async thread must not block on.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     code

@@ -5,7 +5,7 @@ use std::error::Error;
 
 use tokio::sync::watch;
 
-use crate::process::redact::told;
+use crate::process::redact::redacted;
 
 /// Whether a server is away, as far as this process has noticed.
 pub struct Outage {
@@ -24,7 +24,7 @@ impl Outage {
     pub fn begins(&self, error: &(dyn Error + 'static)) -> bool {
         let first = !self.away.send_replace(true);
         if first {
-            tracing::warn!(error = told(error), "{} is away; retrying until it is back", self.server);
+            tracing::warn!(error = redacted(error), "{} is away; retrying until it is back", self.server);
         }
         first
     }

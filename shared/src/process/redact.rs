@@ -12,7 +12,7 @@ use sea_orm::{
 /// message that a function raised, its SQLSTATE and where it was raised remain, unless the function is this system's; of a
 /// message that quotes a value, the part before the value.
 #[must_use]
-pub fn told(error: &(dyn Error + 'static)) -> String {
+pub fn redacted(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
     let mut text = String::new();
     for cause in &causes {
@@ -37,7 +37,7 @@ pub fn told(error: &(dyn Error + 'static)) -> String {
             of_made_up_sql: matches!(said.position(), Some(PgErrorPosition::Internal { .. })),
         };
         if !words.message.is_empty() {
-            text = text.replace(&said.to_string(), &words.told());
+            text = text.replace(&said.to_string(), &words.redacted());
         }
     }
     text
@@ -61,7 +61,7 @@ struct Words<'a> {
 }
 
 impl Words<'_> {
-    fn told(&self) -> String {
+    fn redacted(&self) -> String {
         let Self { sqlstate, message, .. } = *self;
         // P0 is PL/pgSQL's own class; HV is that of foreign data, which passes on the message of another server.
         let passed_on = OTHERS.iter().any(|begins| self.file.starts_with(begins))
@@ -128,12 +128,12 @@ mod tests {
 
     #[test]
     fn the_servers_own_words_are_told() {
-        assert_eq!(SERVER.told(), SERVER.message);
+        assert_eq!(SERVER.redacted(), SERVER.message);
         let raised = "PL/pgSQL function kyhan_ledger_has_its_orders() line 9 at RAISE";
         let ours = Words { message: "accounts names an order that does not exist", context: raised, file: "pl_exec.c", ..SERVER };
-        assert_eq!(ours.told(), ours.message);
+        assert_eq!(ours.redacted(), ours.message);
         let elsewhere = Words { context: "PL/pgSQL function baogam.kyhan_keeps() line 1 at RAISE", ..ours };
-        assert_eq!(elsewhere.told(), ours.message);
+        assert_eq!(elsewhere.redacted(), ours.message);
     }
 
     #[test]
@@ -145,36 +145,39 @@ mod tests {
             file: "pl_exec.c",
             of_made_up_sql: false,
         };
-        assert_eq!(raised.told(), "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its words are kept back");
+        assert_eq!(
+            raised.redacted(),
+            "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its words are kept back"
+        );
         let python = Words { context: "Traceback (most recent call last):\n  PL/Python …", file: "plpy_elog.c", ..raised };
-        assert_eq!(python.told(), "SQLSTATE P0001; its words are kept back");
+        assert_eq!(python.redacted(), "SQLSTATE P0001; its words are kept back");
         let block = Words { context: "PL/pgSQL function inline_code_block line 4 at RAISE", ..raised };
-        assert_eq!(block.told(), raised.message);
+        assert_eq!(block.redacted(), raised.message);
         let of_theirs = "PL/pgSQL function inline_code_block line 4 at RAISE\nSQL statement \"DO …\"\nPL/pgSQL function label() line 1 at EXECUTE";
-        assert!(Words { context: of_theirs, ..raised }.told().contains("kept back"));
+        assert!(Words { context: of_theirs, ..raised }.redacted().contains("kept back"));
         let imitated = "PL/pgSQL function label(kyhan_) line 12 at RAISE\nPL/pgSQL function kyhan_x() line 1 at PERFORM";
-        assert!(Words { context: imitated, ..raised }.told().contains("kept back"));
+        assert!(Words { context: imitated, ..raised }.redacted().contains("kept back"));
     }
 
     #[test]
     fn quoted_values_are_not() {
         let cast = Words { sqlstate: "22P02", message: "invalid input syntax for type integer: \"0901234567\"", ..SERVER };
-        assert_eq!(cast.told(), "invalid input syntax for type integer: \"…\"");
+        assert_eq!(cast.redacted(), "invalid input syntax for type integer: \"…\"");
         let made_up = Words { sqlstate: "42703", message: "column \"mẫu\" does not exist", of_made_up_sql: true, ..SERVER };
-        assert_eq!(made_up.told(), "column \"…\"");
+        assert_eq!(made_up.redacted(), "column \"…\"");
         let german = Words { message: "ungültige Eingabesyntax für Typ integer: „0901234567“", ..cast };
-        assert_eq!(german.told(), "ungültige Eingabesyntax für Typ integer: \"…\"");
+        assert_eq!(german.redacted(), "ungültige Eingabesyntax für Typ integer: \"…\"");
         let vietnamese =
             Words { context: "Hàm PL/pgSQL kyhan_ledger_has_its_orders() dòng 9 tại RAISE", file: "pl_exec.c", ..SERVER };
-        assert_eq!(vietnamese.told(), vietnamese.message);
+        assert_eq!(vietnamese.redacted(), vietnamese.message);
         let remote = Words { sqlstate: "23514", message: "no label for Mẫu", context: "", file: "connection.c", ..SERVER };
-        assert_eq!(remote.told(), "SQLSTATE 23514; its words are kept back");
+        assert_eq!(remote.redacted(), "SQLSTATE 23514; its words are kept back");
         let quoted = Words { context: "SQL statement \"SELECT 'PL/x Mẫu'\"", sqlstate: "P0001", ..remote };
-        assert_eq!(quoted.told(), "SQLSTATE P0001; its words are kept back");
+        assert_eq!(quoted.redacted(), "SQLSTATE P0001; its words are kept back");
         // A text search for what a row holds; in a query of ours, the same class names a column.
         let searched = Words { sqlstate: "42601", message: "syntax error in tsquery: \"Mẫu &\"", ..SERVER };
-        assert_eq!(searched.told(), "syntax error in tsquery: \"…\"");
+        assert_eq!(searched.redacted(), "syntax error in tsquery: \"…\"");
         let own = Words { sqlstate: "42703", message: "column \"statuss\" does not exist", context: "", ..SERVER };
-        assert_eq!(own.told(), own.message);
+        assert_eq!(own.redacted(), own.message);
     }
 }

@@ -47,9 +47,9 @@ impl Forecast {
     /// Registers an observable gauge, which, unlike a recorded one, exports nothing that it does not observe again. Counts expire after
     /// [`ROUNDS_MISSED_MAX`] periods, so that a round that hangs does not freeze them.
     pub(crate) fn new(settings: settings::Forecast) -> Self {
-        let told = Self::default();
-        let Some(every) = settings.every else { return told };
-        let (asked, lasts) = (told.clone(), every * ROUNDS_MISSED_MAX);
+        let forecast = Self::default();
+        let Some(every) = settings.every else { return forecast };
+        let (asked, lasts) = (forecast.clone(), every * ROUNDS_MISSED_MAX);
         let _registered = global::meter("kyhan")
             .u64_observable_gauge("kyhan.forecast.due")
             .with_unit("{subject}")
@@ -57,33 +57,33 @@ impl Forecast {
                 "Subjects that fall due within this time, by kind; at -1h, those that fell due and are not applied yet",
             )
             .with_callback(move |observer| {
-                let told = asked.0.lock().unwrap_or_else(PoisonError::into_inner);
-                let points = told.iter().filter(|(at, _)| at.elapsed() < lasts).flat_map(|(_, points)| points);
+                let forecast = asked.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let points = forecast.iter().filter(|(at, _)| at.elapsed() < lasts).flat_map(|(_, points)| points);
                 for Point { kind, within, due } in points {
                     observer.observe(*due, &[KeyValue::new("kind", *kind), KeyValue::new("within", *within)]);
                 }
             })
             .build();
-        told
+        forecast
     }
 
-    fn tell(&self, points: Option<Vec<Point>>) {
+    fn publish(&self, points: Option<Vec<Point>>) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = points.map(|points| (Instant::now(), points));
     }
 }
 
 /// Forecasts while `leads` is true, until its sender is dropped.
-pub(super) async fn run(context: &Context, told: Forecast, mut leads: watch::Receiver<bool>) {
+pub(super) async fn run(context: &Context, forecast: Forecast, mut leads: watch::Receiver<bool>) {
     let Some(every) = context.settings.forecast.every else { return };
     // Withdraw the counts of the policy before.
-    told.tell(None);
+    forecast.publish(None);
     while leads.wait_for(|leads| *leads).await.is_ok() {
         let sweeps = tokio::select! {
-            never = rounds(context, every, &told) => match never {},
+            never = rounds(context, every, &forecast) => match never {},
             deposed = leads.wait_for(|leads| !*leads) => deposed.is_ok(),
         };
         // Another process leads now; withdraw these counts, so that only one process exports them.
-        told.tell(None);
+        forecast.publish(None);
         if !sweeps {
             return;
         }
@@ -91,7 +91,7 @@ pub(super) async fn run(context: &Context, told: Forecast, mut leads: watch::Rec
 }
 
 /// Counts round after round.
-async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallible {
+async fn rounds(context: &Context, every: Duration, forecast: &Forecast) -> Infallible {
     let mut ticks = tokio::time::interval(every);
     // Do not catch up on ticks that a slow round missed.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -105,20 +105,20 @@ async fn rounds(context: &Context, every: Duration, told: &Forecast) -> Infallib
                 Err(error) if trouble(&error).is_outage() => {
                     tracing::debug!(
                         kind = task.kind(),
-                        error = shared::process::redact::told(&error),
+                        error = shared::process::redact::redacted(&error),
                         "a kind could not be forecast"
                     );
                 }
                 Err(error) => {
                     tracing::warn!(
                         kind = task.kind(),
-                        error = shared::process::redact::told(&error),
+                        error = shared::process::redact::redacted(&error),
                         "a kind could not be forecast"
                     );
                 }
             }
         }
-        told.tell(Some(points));
+        forecast.publish(Some(points));
     }
 }
 

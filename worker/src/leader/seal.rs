@@ -29,7 +29,7 @@ struct Closing {
     /// Virtual ids of the transactions that have not ended.
     open: Vec<String>,
     since: Instant,
-    told: bool,
+    logged: bool,
 }
 
 impl Seal {
@@ -51,7 +51,7 @@ impl Seal {
         if closing.open.is_empty() {
             return self.seal(db, closing.until).await;
         }
-        if closing.since.elapsed() > TOO_LONG && !std::mem::replace(&mut closing.told, true) {
+        if closing.since.elapsed() > TOO_LONG && !std::mem::replace(&mut closing.logged, true) {
             tracing::warn!(transactions = ?closing.open, "sealing activity is delayed by open transactions that may write to it");
         }
         self.closing = Some(closing);
@@ -95,7 +95,7 @@ impl Closing {
     async fn begin(db: &DatabaseConnection) -> Result<Self, DbErr> {
         let sql = "SELECT coalesce(max(id), 0) FROM activity";
         let until = within(ANSWER_WITHIN, scalar(db, statement(sql, []))).await?;
-        Ok(Self { until, open: writing(db, None).await?, since: Instant::now(), told: false })
+        Ok(Self { until, open: writing(db, None).await?, since: Instant::now(), logged: false })
     }
 }
 

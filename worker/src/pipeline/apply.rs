@@ -12,7 +12,7 @@ use shared::{
         statements::{NotApplied, Statements},
     },
     domain::outcome::Outcome,
-    process::redact::told,
+    process::redact::redacted,
     settings,
 };
 use uuid::Uuid;
@@ -77,7 +77,7 @@ pub(crate) async fn apply(
                     After::Abandoned => return Err(Unanswered::Abandoned),
                     After::Blame => match part.asked.as_slice() {
                         [(subject, _)] => {
-                            outcomes.insert(*subject, Outcome::Retry { cause: told(&failed.0) });
+                            outcomes.insert(*subject, Outcome::Retry { cause: redacted(&failed.0) });
                         }
                         _ => parts.extend(part.halves(&failed)),
                     },

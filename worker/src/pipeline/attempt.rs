@@ -10,7 +10,7 @@ use shared::{
         failure::{Trouble, trouble},
         unanswered,
     },
-    process::redact::told,
+    process::redact::redacted,
     settings,
 };
 use tokio::time::{sleep, timeout};
@@ -73,7 +73,7 @@ impl Attempt {
             },
             Next::Again(pause) => {
                 if *trouble == Trouble::Cut {
-                    tracing::warn!(error = told(error), cuts = self.0.cuts(), "the connection to PostgreSQL broke; retrying");
+                    tracing::warn!(error = redacted(error), cuts = self.0.cuts(), "the connection to PostgreSQL broke; retrying");
                 }
                 sleep(pause).await;
                 After::Again

@@ -4,7 +4,7 @@ use shared::{
     broker::BrokerError,
     database::{canaries, failure::Trouble},
     message::canary::Canary,
-    process::redact::told,
+    process::redact::redacted,
 };
 
 use crate::pipeline::{
@@ -49,7 +49,7 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
             }
             After::Blame => {
                 tracing::error!(
-                    error = told(&failed.0),
+                    error = redacted(&failed.0),
                     "the arrival of canaries could not be recorded; they will be reported as lost"
                 );
                 break;

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use shared::{
     broker::BrokerError,
     message::dead_letter::{self, DeadLetter},
-    process::{backoff::backoff, redact::told},
+    process::{backoff::backoff, redact::redacted},
 };
 use tokio::time::sleep;
 use uuid::Uuid;
@@ -89,18 +89,18 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
             After::Abandoned => return None,
             // One by one, so that a letter that cannot be stored does not block the others.
             After::Blame if part.letters.len() > 1 => {
-                let (error, letters) = (told(&failed.0), part.letters.len());
+                let (error, letters) = (redacted(&failed.0), part.letters.len());
                 tracing::warn!(error, letters, "dead letters could not be stored together; storing them one by one");
                 parts.extend(part.letters.into_iter().map(|letter| Part::of(vec![letter])));
                 continue;
             }
             After::Blame if part.letters.iter().any(|letter| !letter.reduced) => {
-                let cause = told(&failed.0);
+                let cause = redacted(&failed.0);
                 part = Part::of(part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect());
             }
             // A reduced letter holds nothing unusual, so the table is at fault. Keep the letter unacked until an operator repairs it.
             After::Blame => {
-                tracing::error!(queue, error = told(&failed.0), "a dead letter could not be stored; retrying");
+                tracing::error!(queue, error = redacted(&failed.0), "a dead letter could not be stored; retrying");
                 context.shutdown.run_until_cancelled(sleep(pauses.next().unwrap_or_default())).await?;
             }
         }

@@ -17,7 +17,7 @@ use ops::{
 use sea_orm::DatabaseConnection;
 use serde_json::json;
 use shared::{
-    database::{self, Role},
+    database::{self, Client},
     domain::money::Dong,
     process::cli::say,
     settings::Settings,
@@ -119,7 +119,7 @@ fn dong(text: &str) -> Result<i64, String> {
 
 pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     // As a worker: events for what a replay changes come from the replay itself, not from the triggers.
-    let db = database::connect(&settings.database, Role::Worker).await?;
+    let db = database::connect(&settings.database, Client::Worker).await?;
     let replays = Replays::new(settings);
     match command.run {
         Some(id) => run(&command, id, &db, &replays, settings, actor, stop).await,

@@ -72,7 +72,7 @@ pub struct Apply {
 pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let governed = governed(settings).await?;
-    if new.says_the_same(&governed.settings.policy)
+    if new.is_equivalent(&governed.settings.policy)
         && let Some(applied) = active_policy::read(&governed.db).await?
     {
         return again(&command, &governed, &applied, stop).await;
@@ -95,7 +95,7 @@ pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &Ca
     broker.declare(&settings.topology()).await?;
     database::rungs::remember(&governed.db, &settings.topology()).await?;
     let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why.why };
-    let applied = rollout::put_in_force(&governed, actor, rollout).await?;
+    let applied = rollout::activate(&governed, actor, rollout).await?;
     if !command.json.json {
         say(&format!("\npolicy {} is active", applied.number));
         for (kind, release) in applied.policy.releases() {

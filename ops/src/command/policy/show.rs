@@ -34,7 +34,7 @@ pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode
     let applied = active_policy::read(&db).await?;
     let now = database::now(&db).await?;
     let policy = applied.as_ref().map_or(&settings.policy, |applied| &applied.policy);
-    let differs = !policy.says_the_same(&settings.policy);
+    let differs = !policy.is_equivalent(&settings.policy);
     let releases: Vec<_> = policy.releases().filter(|(_, release)| release.until() > now).collect();
     say(&if command.json.json {
         document(applied.as_ref(), policy, &releases, differs)?

@@ -4,7 +4,7 @@ use comfy_table::Table;
 use console::style;
 use ops::{
     shown::{moment, moment_or_dash, one_line},
-    status::{Group, InForce, Lane, Plan, Release, Rung, Status},
+    status::{ActivePolicy, Group, Lane, Plan, Release, Rung, Status},
 };
 
 use super::super::table;
@@ -50,7 +50,7 @@ pub fn of(status: &Status) -> String {
     parts.join("\n")
 }
 
-fn policy(policy: &InForce) -> Vec<String> {
+fn policy(policy: &ActivePolicy) -> Vec<String> {
     let (at, by, why) = (moment(policy.at), one_line(&policy.by), one_line(&policy.why));
     let files = if policy.settings_differ { "; the settings of this process differ" } else { "" };
     let applied = format!("policy     {} active since {at}, applied by {by}: {why}{files}", policy.number);

@@ -130,19 +130,19 @@ impl DeadLetter {
             },
             _ => None,
         };
-        let told = |name: &str| match death.as_ref()?.inner().get(name) {
+        let header = |name: &str| match death.as_ref()?.inner().get(name) {
             Some(AMQPValue::LongString(text)) => Some(text.to_string()),
             _ => None,
         };
-        let queue = cut(&told("queue").unwrap_or_default(), NAME_MAX);
+        let queue = cut(&header("queue").unwrap_or_default(), NAME_MAX);
         let (reason, cause) = if unrouted {
             ("unrouted".to_owned(), format!("no lane takes the routing key {routing_key:?}"))
-        } else if told("reason").as_deref() == Some("delivery_limit") {
+        } else if header("reason").as_deref() == Some("delivery_limit") {
             (
                 Reason::DeliveryLimit.name().to_owned(),
                 format!("delivered too often from {queue} without an answer: it may stop its worker"),
             )
-        } else if let Some(reason) = told("reason") {
+        } else if let Some(reason) = header("reason") {
             (cut(&reason, NAME_MAX), format!("RabbitMQ took it out of {queue}"))
         } else {
             ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
