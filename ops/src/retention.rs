@@ -9,7 +9,10 @@ use sea_orm::{
 use serde::Serialize;
 use serde_json::json;
 use shared::{
-    database::{entity::retention_holds, statement},
+    database::{
+        entity::{outbox, retention_holds},
+        statement,
+    },
     domain::event::EventType,
 };
 use uuid::Uuid;
@@ -119,8 +122,12 @@ pub async fn unhide(
     tx.execute_raw(statement("UPDATE orders SET hidden_at = NULL WHERE id = $1", [id.into()])).await?;
     actor.record(&tx, "order.unhidden", ("order", id), Some(why), json!({ "hidden_at": null })).await?;
     // A wake-up to hide it again, as it has none any more.
-    let sql = "INSERT INTO outbox (event_type, subject_id, occurred_at) VALUES ($1, $2, now())";
-    tx.execute_raw(statement(sql, [EventType::OrderRecorded.name().into(), id.into()])).await?;
+    let event = outbox::ActiveModel {
+        event_type: Set(EventType::OrderRecorded.name().to_owned()),
+        subject_id: Set(id),
+        ..Default::default()
+    };
+    outbox::Entity::insert(event).exec_without_returning(&tx).await?;
     tx.commit().await?;
     Ok(Done::Now((code, hidden_at)))
 }

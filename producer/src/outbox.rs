@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
+use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryResult};
 use shared::{
-    database::statement,
+    database::{entity::set_aside, statement},
     domain::event::{Event, EventType},
 };
 use uuid::Uuid;
@@ -106,12 +106,17 @@ fn events(row: &QueryResult, ids: Vec<Uuid>) -> Result<impl Iterator<Item = Even
 /// Sets events aside that have a deadline beyond the end of the calendar.
 pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Result<(), DbErr> {
     const REASON: &str = "a deadline of this event lies beyond the end of the calendar";
-    let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason) VALUES ($1, $2, $3, $4, $5)";
     for event in beyond {
         log_set_aside(event.id, REASON);
-        let values =
-            [event.id.into(), event.event_type.name().into(), event.subject.into(), event.occurred_at.into(), REASON.into()];
-        tx.execute_raw(statement(sql, values)).await?;
+        let row = set_aside::ActiveModel {
+            event_id: Set(event.id),
+            event_type: Set(event.event_type.name().to_owned()),
+            subject_id: Set(event.subject),
+            occurred_at: Set(event.occurred_at),
+            reason: Set(REASON.to_owned()),
+            ..Default::default()
+        };
+        set_aside::Entity::insert(row).exec_without_returning(tx).await?;
     }
     Ok(())
 }

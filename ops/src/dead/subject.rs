@@ -1,5 +1,5 @@
 //! The rows that letters are about, as they are now. *Due* is what it is everywhere ([`due::query`]), and what operators may see of
-//! a row, its task says ([`Task::shown`]): no kind is known here.
+//! a row, its task says ([`Shown::shown`]): no kind is known here.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -66,7 +66,7 @@ pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) ->
     Stands::find_by_statement(statement(&sql, values)).one(db).await
 }
 
-/// What operators may see of a subject now, as [`Task::shown`] has it; `None` where there is no such row.
+/// What operators may see of a subject now, as [`Shown::shown`] has it; `None` where there is no such row.
 ///
 /// # Errors
 /// The database's.

@@ -32,6 +32,13 @@ pub(super) struct Schema {
     open: bool,
 }
 
+/// The schema in which unqualified names are created.
+#[derive(FromQueryResult)]
+struct Current {
+    name: String,
+    open: bool,
+}
+
 /// An object of the schema.
 #[derive(FromQueryResult)]
 struct Found {
@@ -55,8 +62,9 @@ impl Schema {
                           EXISTS (SELECT FROM aclexplode(coalesce(nspacl, acldefault('n', nspowner))) AS acl
                                    WHERE acl.grantee = 0 AND acl.privilege_type = 'CREATE') AS open
                      FROM pg_namespace WHERE nspname = current_schema()";
-        let Some(row) = db.query_one_raw(statement(sql, [])).await? else { return Err(custom(&Foreign::NoSchema)) };
-        let mut schema = Self { name: row.try_get("", "name")?, ours: Vec::new(), open: row.try_get("", "open")? };
+        let current = Current::find_by_statement(statement(sql, [])).one(db).await?;
+        let Some(Current { name, open }) = current else { return Err(custom(&Foreign::NoSchema)) };
+        let mut schema = Self { name, ours: Vec::new(), open };
 
         let (mut made, mut others) = (vec![schema::TABLE.to_owned()], Vec::new());
         let applied = schema::applied(db).await?;
