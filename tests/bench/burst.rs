@@ -14,8 +14,8 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, Round, number},
+    harness::{Harness, PATIENCE},
     population::CONFIRM_RECEIPT,
-    stage::{PATIENCE, Stage},
     wakeups,
 };
 
@@ -29,18 +29,18 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The lead in addition to the time that publishing takes.
 const SPARE: Duration = Duration::from_secs(1);
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let count = stage.of(100_000, 10_000);
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let count = harness.of(100_000, 10_000);
     let mut figures: Vec<Figure> = NAMES.iter().map(|name| Figure::plain(*name, "messages/s", [])).collect();
     // An estimate first, then twice the time that publishing took.
     let mut lead = Duration::from_micros(u64::try_from(count)? * 150) + SPARE;
-    for round in stage.rounds(3) {
-        for (figure, shards) in figures.iter_mut().zip(SHARDS).filter(|(figure, _)| stage.wants(&figure.name)) {
-            let sandbox = stage.sandbox("burst", CONFIRM_RECEIPT.policy, &[("KYHAN_TOPOLOGY_SHARDS", shards)]).await?;
+    for round in harness.rounds(3) {
+        for (figure, shards) in figures.iter_mut().zip(SHARDS).filter(|(figure, _)| harness.wants(&figure.name)) {
+            let sandbox = harness.sandbox("burst", CONFIRM_RECEIPT.policy, &[("KYHAN_TOPOLOGY_SHARDS", shards)]).await?;
             let (value, published_in) = burst(&sandbox, count, lead).await?;
             lead = published_in * 2 + SPARE;
             sandbox.remove().await?;
-            stage.say(&figure.name, round, value, None, figure.unit);
+            harness.say(&figure.name, round, value, None, figure.unit);
             figure.rounds.push(Round { value, ceiling: None });
         }
     }

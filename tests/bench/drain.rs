@@ -12,9 +12,9 @@ use tests::sandbox::Sandbox;
 use crate::{
     clock::millis,
     figure::number,
+    harness::{Harness, ask, rest, rows, settle, until, until_depth},
     population::{Load, due_of},
     process::Running,
-    stage::{Stage, ask, rest, rows, settle, until, until_depth},
     usage::{Cpu, Memory},
     wakeups,
 };
@@ -54,7 +54,7 @@ struct Commit {
 }
 
 impl Drain<'_> {
-    pub async fn run(&self, stage: &Stage, sandbox: &Sandbox) -> Result<Drained> {
+    pub async fn run(&self, harness: &Harness, sandbox: &Sandbox) -> Result<Drained> {
         let Self { load, count, each, workers } = *self;
         let ids = load.make(sandbox, count).await?;
         let broker = sandbox.broker().await?;
@@ -62,14 +62,14 @@ impl Drain<'_> {
         let messages = wakeups::put(sandbox, &broker, load.kind, &ids, each).await?;
         until_depth(sandbox, &broker, &lane, messages).await?;
         settle(sandbox).await?;
-        rest(stage).await?;
+        rest(harness).await?;
 
         let wal = Wal::so_far(sandbox).await?;
-        let before = Cpu::now(&stage.pair, &[])?;
+        let before = Cpu::now(&harness.pair, &[])?;
         let running = (0..workers).map(|_| Running::worker(sandbox)).collect::<Result<Vec<_>>>()?;
         let pids: Vec<u32> = running.iter().map(|worker| worker.pid).collect();
         self.until_applied(sandbox).await?;
-        let cpu = Cpu::now(&stage.pair, &pids)?.since(before);
+        let cpu = Cpu::now(&harness.pair, &pids)?.since(before);
         let memory = pids.iter().map(|pid| Ok(Memory::of(*pid)?.most)).collect::<Result<Vec<_>>>()?;
         // Only stale subjects can be left in the lane now, and they are about to be taken.
         until_depth(sandbox, &broker, &lane, 0).await?;

@@ -10,9 +10,9 @@ use shared::domain::event::EventType;
 
 use crate::{
     figure::{Figure, Reach, number},
+    harness::{Harness, settle, until, until_depth},
     population::{CONFIRM_RECEIPT, due_of},
     process::Running,
-    stage::{Stage, settle, until, until_depth},
     usage::Cpu,
 };
 
@@ -30,31 +30,31 @@ const POLICY: &str = r#"
     every_ms = 3600000
 "#;
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("job", POLICY, &[]).await?;
-    let (load, count) = (&CONFIRM_RECEIPT, stage.of(200_000, 50_000));
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("job", POLICY, &[]).await?;
+    let (load, count) = (&CONFIRM_RECEIPT, harness.of(200_000, 50_000));
     let mut values = Vec::new();
-    for round in stage.rounds(3) {
+    for round in harness.rounds(3) {
         let ids = load.make(&sandbox, count).await?;
         settle(&sandbox).await?;
         let broker = sandbox.broker().await?;
         let producer = Producer::connect(&sandbox.settings).await?;
         let worker = Running::worker(&sandbox)?;
         let events: Vec<_> = ids.iter().map(|id| event(EventType::OrderShipped, *id)).collect();
-        let before = Cpu::now(&stage.pair, &[])?;
+        let before = Cpu::now(&harness.pair, &[])?;
         producer.schedule(&events).await?;
         until("every job is done", Duration::from_millis(100), async || {
             Ok(load.begun(&sandbox).await? >= due_of(count) && load.applied(&sandbox).await? >= due_of(count))
         })
         .await?;
-        let used = Cpu::now(&stage.pair, &[worker.pid])?.since(before);
+        let used = Cpu::now(&harness.pair, &[worker.pid])?.since(before);
         producer.close().await;
         until_depth(&sandbox, &broker, "", 0).await?;
         broker.close().await;
         worker.stop().await?;
         load.check(&sandbox, count).await?;
         let value = used.sum() * 1e6 / number(count);
-        stage.say(JOB, round, value, None, "µs");
+        harness.say(JOB, round, value, None, "µs");
         values.push(value);
     }
     sandbox.remove().await?;

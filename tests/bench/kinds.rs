@@ -6,8 +6,8 @@ use anyhow::Result;
 use crate::{
     drain::Drain,
     figure::{Figure, Reach},
+    harness::{Harness, settle},
     population::{COLLECT_ARREARS, HIDE_ORDER, Load, PURGE_CART_ITEM},
-    stage::{Stage, settle},
     statements,
 };
 
@@ -17,31 +17,31 @@ const HIDE: &str = "drain hide-order";
 
 pub const NAMES: &[&str] = &[PURGE, ARREARS, HIDE];
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let kinds = [
-        (PURGE, &PURGE_CART_ITEM, stage.of(150_000, 20_000)),
-        (ARREARS, &COLLECT_ARREARS, stage.of(20_000, 5_000)),
-        (HIDE, &HIDE_ORDER, stage.of(40_000, 5_000)),
+        (PURGE, &PURGE_CART_ITEM, harness.of(150_000, 20_000)),
+        (ARREARS, &COLLECT_ARREARS, harness.of(20_000, 5_000)),
+        (HIDE, &HIDE_ORDER, harness.of(40_000, 5_000)),
     ];
-    for (name, load, count) in kinds.into_iter().filter(|(name, ..)| stage.wants(name)) {
-        figures.push(kind(stage, name, load, count).await?);
+    for (name, load, count) in kinds.into_iter().filter(|(name, ..)| harness.wants(name)) {
+        figures.push(kind(harness, name, load, count).await?);
     }
     Ok(figures)
 }
 
-async fn kind(stage: &Stage, name: &'static str, load: &Load, count: usize) -> Result<Figure> {
-    let sandbox = stage.sandbox("kinds", load.policy, &[]).await?;
-    let shape = statements::best_shape(stage, &sandbox, load, count).await?;
+async fn kind(harness: &Harness, name: &'static str, load: &Load, count: usize) -> Result<Figure> {
+    let sandbox = harness.sandbox("kinds", load.policy, &[]).await?;
+    let shape = statements::best_shape(harness, &sandbox, load, count).await?;
     let drain = Drain { load, count, each: sandbox.settings.naming.pack_max, workers: 1 };
     let (mut values, mut ceilings) = (Vec::new(), Vec::new());
-    for round in stage.rounds(usize::MAX) {
-        let value = drain.run(stage, &sandbox).await?.rate;
+    for round in harness.rounds(usize::MAX) {
+        let value = drain.run(harness, &sandbox).await?.rate;
         let ids = load.make(&sandbox, count).await?;
         settle(&sandbox).await?;
         let ceiling = statements::run(&sandbox, load, &ids, shape).await?;
         load.check(&sandbox, count).await?;
-        stage.say(name, round, value, Some(ceiling), "subjects/s");
+        harness.say(name, round, value, Some(ceiling), "subjects/s");
         values.push(value);
         ceilings.push(ceiling);
     }

@@ -24,9 +24,9 @@ use crate::{
     bare::Bare,
     clock::Clock,
     figure::{Figure, Reach, Round, number, quantile},
+    harness::{Harness, rows, settle, until},
     population::emptied,
     process::Running,
-    stage::{Stage, rows, settle, until},
     wakeups,
 };
 
@@ -56,16 +56,16 @@ struct Late {
     max: f64,
 }
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("lateness", POLICY, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("lateness", POLICY, &[]).await?;
     let mut figures = Vec::new();
-    for (name, rate) in NAMES.iter().zip(RATES).filter(|(name, _)| stage.wants(name)) {
-        let count = rate * stage.of(15, 2);
+    for (name, rate) in NAMES.iter().zip(RATES).filter(|(name, _)| harness.wants(name)) {
+        let count = rate * harness.of(15, 2);
         let mut lates = Vec::new();
-        for round in stage.rounds(ROUNDS) {
+        for round in harness.rounds(ROUNDS) {
             let fleet = fleet(&sandbox, rate, count).await?;
             let broker = broker_alone(&sandbox, rate, count).await?;
-            stage.say(&format!("{name}, p99"), round, fleet.p99, Some(broker.p99), "ms");
+            harness.say(&format!("{name}, p99"), round, fleet.p99, Some(broker.p99), "ms");
             lates.push((fleet, broker));
         }
         let of = |what: fn(&Late) -> f64| {

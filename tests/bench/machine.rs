@@ -7,7 +7,7 @@ use procfs::{CpuInfo, Current, Meminfo, process::Process};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::database::statement;
 
-use crate::stage::{FOLDER, Stage};
+use crate::harness::{FOLDER, Harness};
 
 /// Settings of PostgreSQL that affect its speed.
 const SETTINGS: [&str; 8] = [
@@ -24,10 +24,10 @@ const SETTINGS: [&str; 8] = [
 /// Names and values of the machine's properties.
 pub struct Machine(Vec<(&'static str, String)>);
 
-pub async fn describe(stage: &Stage) -> Result<Machine> {
+pub async fn describe(harness: &Harness) -> Result<Machine> {
     let cpu = CpuInfo::current()?;
     let memory = Meminfo::current()?.mem_total / (1 << 20);
-    let db = Database::connect(&stage.pair.servers.database_url).await?;
+    let db = Database::connect(&harness.pair.servers.database_url).await?;
     let mut settings = Vec::new();
     for name in SETTINGS {
         settings.push(format!("{name} = {}", setting(&db, &format!("SELECT current_setting('{name}')")).await?));
@@ -41,7 +41,7 @@ pub async fn describe(stage: &Stage) -> Result<Machine> {
         ("kernel", std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned()),
         ("disk", disk()?),
         ("PostgreSQL", format!("{}; {}", setting(&db, "SELECT current_setting('server_version')").await?, settings.join(", "))),
-        ("RabbitMQ", format!("{}, one node, quorum queues", stage.pair.rabbitmq_version().await?)),
+        ("RabbitMQ", format!("{}, one node, quorum queues", harness.pair.rabbitmq_version().await?)),
         ("processes", "servers, fleet and bench together on this machine, over 127.0.0.1".to_owned()),
     ]);
     db.close().await?;

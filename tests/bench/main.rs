@@ -7,6 +7,7 @@ mod chart;
 mod clock;
 mod drain;
 mod figure;
+mod harness;
 mod job;
 mod kinds;
 mod lateness;
@@ -17,7 +18,6 @@ mod receipts;
 mod relay;
 mod report;
 mod schedule;
-mod stage;
 mod start;
 mod statements;
 mod taking;
@@ -32,8 +32,8 @@ use clap::Parser;
 use futures::future::LocalBoxFuture;
 
 use figure::Figure;
+use harness::{FOLDER, Harness};
 use report::Report;
-use stage::{FOLDER, Stage};
 
 /// Measures the fleet and its ceilings on private servers
 #[derive(Parser)]
@@ -58,19 +58,19 @@ struct Arguments {
 /// Figures that are measured together.
 struct Group {
     names: &'static [&'static str],
-    measure: for<'a> fn(&'a Stage) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
+    measure: for<'a> fn(&'a Harness) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
 }
 
 const GROUPS: &[Group] = &[
-    Group { names: schedule::NAMES, measure: |stage| Box::pin(schedule::measure(stage)) },
-    Group { names: relay::NAMES, measure: |stage| Box::pin(relay::measure(stage)) },
-    Group { names: receipts::NAMES, measure: |stage| Box::pin(receipts::measure(stage)) },
-    Group { names: kinds::NAMES, measure: |stage| Box::pin(kinds::measure(stage)) },
-    Group { names: lateness::NAMES, measure: |stage| Box::pin(lateness::measure(stage)) },
-    Group { names: waiting::NAMES, measure: |stage| Box::pin(waiting::measure(stage)) },
-    Group { names: start::NAMES, measure: |stage| Box::pin(start::measure(stage)) },
-    Group { names: job::NAMES, measure: |stage| Box::pin(job::measure(stage)) },
-    Group { names: burst::NAMES, measure: |stage| Box::pin(burst::measure(stage)) },
+    Group { names: schedule::NAMES, measure: |harness| Box::pin(schedule::measure(harness)) },
+    Group { names: relay::NAMES, measure: |harness| Box::pin(relay::measure(harness)) },
+    Group { names: receipts::NAMES, measure: |harness| Box::pin(receipts::measure(harness)) },
+    Group { names: kinds::NAMES, measure: |harness| Box::pin(kinds::measure(harness)) },
+    Group { names: lateness::NAMES, measure: |harness| Box::pin(lateness::measure(harness)) },
+    Group { names: waiting::NAMES, measure: |harness| Box::pin(waiting::measure(harness)) },
+    Group { names: start::NAMES, measure: |harness| Box::pin(start::measure(harness)) },
+    Group { names: job::NAMES, measure: |harness| Box::pin(job::measure(harness)) },
+    Group { names: burst::NAMES, measure: |harness| Box::pin(burst::measure(harness)) },
 ];
 
 #[tokio::main]
@@ -89,7 +89,7 @@ async fn main() -> ExitCode {
     }
 }
 
-/// Measures and always clears the stage: dropping it stops its processes and servers. Returns the figures that miss their target.
+/// Measures and always clears the harness: dropping it stops its processes and servers. Returns the figures that miss their target.
 async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
     let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     tokio::select! {
@@ -109,13 +109,13 @@ async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let rounds = rounds.map_or(if *quick { 1 } else { 5 }, usize::from);
     eprintln!("bench: starting servers of its own");
-    let stage = Stage::set(*quick, rounds, only.clone(), *waiting).await?;
-    let machine = machine::describe(&stage).await?;
+    let harness = Harness::set(*quick, rounds, only.clone(), *waiting).await?;
+    let machine = machine::describe(&harness).await?;
     let mut figures = Vec::new();
     for group in groups {
-        figures.extend((group.measure)(&stage).await.with_context(|| group.names.join("; "))?);
+        figures.extend((group.measure)(&harness).await.with_context(|| group.names.join("; "))?);
     }
-    let report = Report { figures, machine, took: stage.elapsed(), quick: *quick };
+    let report = Report { figures, machine, took: harness.elapsed(), quick: *quick };
     report.print();
     report.write(out)?;
     Ok(report.missed())

@@ -10,7 +10,7 @@ use shared::database::statement;
 use tests::sandbox::Sandbox;
 use uuid::Uuid;
 
-use crate::stage::ask;
+use crate::harness::ask;
 
 /// Subjects of one kind, and how its task's effects are counted.
 pub struct Load {

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use tests::{fleet, sandbox::Sandbox};
 use tokio::process::Child;
 
-use crate::stage::FOLDER;
+use crate::harness::FOLDER;
 
 /// How long a process may take to stop.
 const STOP: Duration = Duration::from_secs(60);

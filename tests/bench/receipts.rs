@@ -6,8 +6,8 @@ use anyhow::Result;
 use crate::{
     drain::{Drain, Drained},
     figure::{Figure, Reach, number},
+    harness::{Harness, settle},
     population::{CONFIRM_RECEIPT, due_of},
-    stage::{Stage, settle},
     statements, taking,
 };
 
@@ -44,28 +44,29 @@ impl Way {
     }
 }
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("receipts", CONFIRM_RECEIPT.policy, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("receipts", CONFIRM_RECEIPT.policy, &[]).await?;
     let pack_max = sandbox.settings.naming.pack_max;
-    let wants = |names: &[&str]| names.iter().any(|name| stage.wants(name));
+    let wants = |names: &[&str]| names.iter().any(|name| harness.wants(name));
     // The drain by one process is the reference of the others, and the source of CPU, memory and log.
     let mut packed = wants(&[PACKED, TWO, FOUR, MEMORY, CPU_PACKED, WAL]).then(|| Way::new(PACKED, pack_max, 1));
     let mut unpacked = wants(&[UNPACKED, CPU_UNPACKED]).then(|| Way::new(UNPACKED, 1, 1));
     let mut several: Vec<Way> = [(TWO, 2), (FOUR, 4)]
         .into_iter()
-        .filter(|(name, _)| stage.wants(name))
+        .filter(|(name, _)| harness.wants(name))
         .map(|(name, n)| Way::new(name, pack_max, n))
         .collect();
 
     let load = &CONFIRM_RECEIPT;
-    let count = stage.of(150_000, 20_000);
-    let shape = if wants(&[PACKED, UNPACKED]) { Some(statements::best_shape(stage, &sandbox, load, count).await?) } else { None };
+    let count = harness.of(150_000, 20_000);
+    let shape =
+        if wants(&[PACKED, UNPACKED]) { Some(statements::best_shape(harness, &sandbox, load, count).await?) } else { None };
     let (mut ceilings, mut taken) = (Vec::new(), Vec::new());
-    for round in stage.rounds(usize::MAX) {
+    for round in harness.rounds(usize::MAX) {
         for way in packed.iter_mut().chain(&mut unpacked).chain(&mut several) {
             let drain = Drain { load, count, each: way.each, workers: way.workers };
-            let drained = drain.run(stage, &sandbox).await?;
-            stage.say(way.name, round, drained.rate, None, "subjects/s");
+            let drained = drain.run(harness, &sandbox).await?;
+            harness.say(way.name, round, drained.rate, None, "subjects/s");
             way.drained.push(drained);
         }
         if let Some(shape) = shape {
@@ -73,12 +74,12 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
             settle(&sandbox).await?;
             let ceiling = statements::run(&sandbox, load, &ids, shape).await?;
             load.check(&sandbox, count).await?;
-            stage.say("its SQL alone", round, ceiling, None, "subjects/s");
+            harness.say("its SQL alone", round, ceiling, None, "subjects/s");
             ceilings.push(ceiling);
         }
         if wants(&[taking::NAME]) {
-            let round_taken = taking::round(stage, &sandbox, load.kind, count).await?;
-            stage.say(taking::NAME, round, round_taken.rate, None, "messages/s");
+            let round_taken = taking::round(harness, &sandbox, load.kind, count).await?;
+            harness.say(taking::NAME, round, round_taken.rate, None, "messages/s");
             taken.push(round_taken);
         }
     }
@@ -109,7 +110,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
     if !taken.is_empty() {
         figures.extend(taking::figures(&taken));
     }
-    figures.retain(|figure| NAMES.iter().any(|name| figure.name.starts_with(name) && stage.wants(name)));
+    figures.retain(|figure| NAMES.iter().any(|name| figure.name.starts_with(name) && harness.wants(name)));
     Ok(figures)
 }
 

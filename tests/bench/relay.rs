@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use crate::{
     bare::Bare,
     figure::{Figure, Reach, number},
+    harness::{Harness, ask, settle, until},
     population::CONFIRM_RECEIPT,
     process::Running,
-    stage::{Stage, ask, settle, until},
     wakeups,
 };
 
@@ -31,19 +31,19 @@ pub const NAMES: &[&str] = &[RELAY];
 /// The pause between two looks for a row.
 const LOOK: Duration = Duration::from_millis(2);
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("relay", CONFIRM_RECEIPT.policy, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("relay", CONFIRM_RECEIPT.policy, &[]).await?;
     let bare = Bare::connect(&sandbox.settings).await?;
-    let count = stage.of(300_000, 30_000);
+    let count = harness.of(300_000, 30_000);
     let subjects = CONFIRM_RECEIPT.make(&sandbox, count).await?;
     let (mut values, mut ceilings) = (Vec::new(), Vec::new());
-    for round in stage.rounds(usize::MAX) {
+    for round in harness.rounds(usize::MAX) {
         fill(&sandbox).await?;
         let value = relayed(&sandbox, count).await?;
         wakeups::take_all(&sandbox, &bare, &subjects).await?;
         fill(&sandbox).await?;
         let ceiling = deleted(&sandbox, count).await?;
-        stage.say(RELAY, round, value, Some(ceiling), "rows/s");
+        harness.say(RELAY, round, value, Some(ceiling), "rows/s");
         values.push(value);
         ceilings.push(ceiling);
     }

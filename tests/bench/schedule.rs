@@ -22,8 +22,8 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, Reach, median, number},
+    harness::{Harness, until_depth},
     population::CONFIRM_RECEIPT,
-    stage::{Stage, until_depth},
     wakeups,
 };
 
@@ -35,20 +35,20 @@ pub const NAMES: &[&str] = &[BULK, SINGLY];
 /// How many callers share one producer.
 const CALLERS: usize = 64;
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("schedule", CONFIRM_RECEIPT.policy, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("schedule", CONFIRM_RECEIPT.policy, &[]).await?;
     let (broker, bare) = (sandbox.broker().await?, Bare::connect(&sandbox.settings).await?);
     let producer = Arc::new(Producer::connect(&sandbox.settings).await?);
-    let (bulk, singly) = (stage.of(2_000_000, 300_000), stage.of(1_500, 200));
+    let (bulk, singly) = (harness.of(2_000_000, 300_000), harness.of(1_500, 200));
     let [mut bulks, mut bare_bulks, mut singles, mut bare_singles] = [const { Vec::new() }; 4];
-    for round in stage.rounds(usize::MAX) {
-        if stage.wants(BULK) {
+    for round in harness.rounds(usize::MAX) {
+        if harness.wants(BULK) {
             let value = in_bulk(&sandbox, &broker, &producer, bulk).await?;
             empty(&sandbox, &broker, &bare).await?;
             let messages = ready_made(&sandbox.settings, &events(bulk), sandbox.settings.naming.pack_max)?;
             let ceiling = bare.publish(&messages).await? * number(bulk) / number(messages.len());
             empty(&sandbox, &broker, &bare).await?;
-            stage.say(BULK, round, value, Some(ceiling), "subjects/s");
+            harness.say(BULK, round, value, Some(ceiling), "subjects/s");
             bulks.push(value);
             bare_bulks.push(ceiling);
         }
@@ -57,10 +57,10 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
         let ceiling = bare.publish(&messages).await?;
         empty(&sandbox, &broker, &bare).await?;
         bare_singles.push(ceiling);
-        if stage.wants(SINGLY) {
+        if harness.wants(SINGLY) {
             let value = one_by_one(&sandbox, &bare, &producer, singly).await?;
             empty(&sandbox, &broker, &bare).await?;
-            stage.say(SINGLY, round, value, Some(ceiling), "subjects/s");
+            harness.say(SINGLY, round, value, Some(ceiling), "subjects/s");
             singles.push(value);
         }
     }
@@ -74,7 +74,7 @@ pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
         Figure::beside(BULK, "subjects/s", &bulks, &bare_bulks, reach),
         Figure::beside(SINGLY, "subjects/s", &singles, &bare_singles, Reach::OfCeiling(0.8)),
     ];
-    Ok(figures.into_iter().filter(|figure| stage.wants(&figure.name)).collect())
+    Ok(figures.into_iter().filter(|figure| harness.wants(&figure.name)).collect())
 }
 
 /// Schedules a large slice in one call; returns the subjects per second until the last confirm.

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::{
     clock::{Clock, millis},
     figure::{Figure, Reach, median},
+    harness::{Harness, ask, settle, until},
     population::CONFIRM_RECEIPT,
     process::Running,
-    stage::{Stage, ask, settle, until},
     usage::Memory,
     wakeups,
 };
@@ -28,27 +28,27 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// A round is the median of this many starts, of one in a quick run.
 const STARTS: usize = 3;
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("start", CONFIRM_RECEIPT.policy, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("start", CONFIRM_RECEIPT.policy, &[]).await?;
     let (mut starts, mut idle) = (Vec::new(), Vec::new());
-    if stage.wants(START) {
-        for round in stage.rounds(usize::MAX) {
+    if harness.wants(START) {
+        for round in harness.rounds(usize::MAX) {
             let mut of_round = Vec::new();
-            for _ in 0..stage.of(STARTS, 1) {
+            for _ in 0..harness.of(STARTS, 1) {
                 of_round.push(start(&sandbox).await?);
             }
             let value = median(of_round);
-            stage.say(START, round, value, None, "ms");
+            harness.say(START, round, value, None, "ms");
             starts.push(value);
         }
     }
-    if stage.wants(IDLE) {
-        for round in stage.rounds(3) {
+    if harness.wants(IDLE) {
+        for round in harness.rounds(3) {
             let worker = Running::worker(&sandbox)?;
             tokio::time::sleep(IDLE_AFTER).await;
             let memory = Memory::of(worker.pid)?.now;
             worker.stop().await?;
-            stage.say(IDLE, round, memory, None, "MiB");
+            harness.say(IDLE, round, memory, None, "MiB");
             idle.push(memory);
         }
     }

@@ -25,8 +25,8 @@ use uuid::Uuid;
 
 use crate::{
     figure::{number, shown},
+    harness::{Harness, settle},
     population::Load,
-    stage::{Stage, settle},
 };
 
 /// After this many conflicts of one batch the bench fails.
@@ -41,7 +41,7 @@ pub struct Shape {
 
 /// The best of 1, 2 and 4 connections, with a worker's batches and with batches four times as large, each over a slice of one population.
 /// A slice with fewer than two batches per connection is not run with several connections.
-pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
+pub async fn best_shape(harness: &Harness, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
     let batch = sandbox.settings.worker.batch_max;
     let shapes: Vec<Shape> =
         [batch, 4 * batch].into_iter().flat_map(|batch| [1, 2, 4].map(|connections| Shape { connections, batch })).collect();
@@ -59,7 +59,7 @@ pub async fn best_shape(stage: &Stage, sandbox: &Sandbox, load: &Load, count: us
     }
     let (rate, shape) = best.context("no shape")?;
     let Shape { connections, batch } = shape;
-    let at = stage.elapsed().as_secs();
+    let at = harness.elapsed().as_secs();
     eprintln!(
         "{at:>5} s  {}: its SQL alone is fastest over {connections} connections in batches of {batch}: {}/s",
         load.kind,

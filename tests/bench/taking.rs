@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, number},
-    stage::{Stage, rest, until_depth},
+    harness::{Harness, rest, until_depth},
     usage::Cpu,
     wakeups,
 };
@@ -26,16 +26,16 @@ pub struct Taken {
 }
 
 /// Publishes `count` messages of one subject each into a kind's lane and takes them out again.
-pub async fn round(stage: &Stage, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<Taken> {
+pub async fn round(harness: &Harness, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<Taken> {
     let ids: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
     let (broker, lane) = (sandbox.broker().await?, sandbox.settings.topology().lanes(kind).next().context("no lane")?);
     wakeups::put(sandbox, &broker, kind, &ids, 1).await?;
     until_depth(sandbox, &broker, &format!("due.{kind}."), count).await?;
-    rest(stage).await?;
+    rest(harness).await?;
     let bare = Bare::connect(&sandbox.settings).await?;
-    let (before, began) = (Cpu::now(&stage.pair, &[])?, Instant::now());
+    let (before, began) = (Cpu::now(&harness.pair, &[])?, Instant::now());
     bare.take(&lane, count, |_| Ok(())).await?;
-    let (took, cpu) = (began.elapsed(), Cpu::now(&stage.pair, &[])?.since(before));
+    let (took, cpu) = (began.elapsed(), Cpu::now(&harness.pair, &[])?.since(before));
     bare.close().await?;
     broker.close().await;
     let each = |seconds: f64| seconds / number(count);

@@ -13,10 +13,9 @@ use crate::{
     bare::Bare,
     drain::Drain,
     figure::{Figure, Reach, median, number, shown},
+    harness::{Harness, rest, until_depth},
     population::CONFIRM_RECEIPT,
-    schedule,
-    stage::{Stage, rest, until_depth},
-    wakeups,
+    schedule, wakeups,
 };
 
 const SCHEDULE: &str = "waiting: schedule";
@@ -35,53 +34,53 @@ const PORTION: usize = 25_000;
 /// The results of one phase, by figure and round.
 type Phase = [Vec<f64>; 3];
 
-pub async fn measure(stage: &Stage) -> Result<Vec<Figure>> {
-    let sandbox = stage.sandbox("waiting", CONFIRM_RECEIPT.policy, &[]).await?;
+pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+    let sandbox = harness.sandbox("waiting", CONFIRM_RECEIPT.policy, &[]).await?;
     let broker = sandbox.broker().await?;
-    let count = stage.waiting();
+    let count = harness.waiting();
 
-    rest(stage).await?;
-    let before = phase(stage, &sandbox, &broker, "none waiting yet").await?;
+    rest(harness).await?;
+    let before = phase(harness, &sandbox, &broker, "none waiting yet").await?;
     empty(&sandbox, &broker).await?;
     let rate = fill(&sandbox, count).await?;
     until_depth(&sandbox, &broker, "rung.", count).await?;
-    rest(stage).await?;
-    stage.say("made to wait", 1, rate, None, "messages/s");
-    let with = phase(stage, &sandbox, &broker, &format!("{} waiting", shown(number(count)))).await?;
+    rest(harness).await?;
+    harness.say("made to wait", 1, rate, None, "messages/s");
+    let with = phase(harness, &sandbox, &broker, &format!("{} waiting", shown(number(count)))).await?;
     ensure!(sandbox.depth(&broker, "rung.").await? >= u32::try_from(count)?, "what waited is gone");
     empty(&sandbox, &broker).await?;
-    rest(stage).await?;
-    let after = phase(stage, &sandbox, &broker, "none waiting any more").await?;
+    rest(harness).await?;
+    let after = phase(harness, &sandbox, &broker, "none waiting any more").await?;
     broker.close().await;
     sandbox.remove().await?;
 
     let with_how_many = format!("with {}", shown(number(count)));
-    let figures = NAMES.iter().enumerate().filter(|(_, name)| stage.wants(name)).map(|(at, name)| {
+    let figures = NAMES.iter().enumerate().filter(|(_, name)| harness.wants(name)).map(|(at, name)| {
         let ceilings: Vec<f64> = before[at].iter().zip(&after[at]).map(|(before, after)| before.midpoint(*after)).collect();
         Figure::beside(format!("{with_how_many} {name}"), "subjects/s", &with[at], &ceilings, Reach::OfCeiling(0.9))
     });
     Ok(figures.collect())
 }
 
-async fn phase(stage: &Stage, sandbox: &Sandbox, broker: &Broker, now: &str) -> Result<Phase> {
+async fn phase(harness: &Harness, sandbox: &Sandbox, broker: &Broker, now: &str) -> Result<Phase> {
     let producer = Producer::connect(&sandbox.settings).await?;
     let load = &CONFIRM_RECEIPT;
     let drain = |count, each| Drain { load, count, each, workers: 1 };
     let [mut scheduled, mut packed, mut unpacked] = Phase::default();
-    for round in stage.rounds(ROUNDS) {
-        if stage.wants(SCHEDULE) {
-            scheduled.push(schedule::in_bulk(sandbox, broker, &producer, stage.of(1_000_000, 200_000)).await?);
+    for round in harness.rounds(ROUNDS) {
+        if harness.wants(SCHEDULE) {
+            scheduled.push(schedule::in_bulk(sandbox, broker, &producer, harness.of(1_000_000, 200_000)).await?);
         }
-        if stage.wants(PACKED) {
-            let drain = drain(stage.of(100_000, 10_000), sandbox.settings.naming.pack_max);
-            packed.push(drain.run(stage, sandbox).await?.rate);
+        if harness.wants(PACKED) {
+            let drain = drain(harness.of(100_000, 10_000), sandbox.settings.naming.pack_max);
+            packed.push(drain.run(harness, sandbox).await?.rate);
         }
-        if stage.wants(UNPACKED) {
-            unpacked.push(drain(stage.of(100_000, 10_000), 1).run(stage, sandbox).await?.rate);
+        if harness.wants(UNPACKED) {
+            unpacked.push(drain(harness.of(100_000, 10_000), 1).run(harness, sandbox).await?.rate);
         }
         for (name, values) in [(SCHEDULE, &scheduled), (PACKED, &packed), (UNPACKED, &unpacked)] {
             if let Some(value) = values.last() {
-                stage.say(&format!("{name}, {now}"), round, *value, None, "subjects/s");
+                harness.say(&format!("{name}, {now}"), round, *value, None, "subjects/s");
             }
         }
     }

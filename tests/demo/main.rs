@@ -82,18 +82,18 @@ async fn demo(orders: u32) -> Result<bool> {
     let shutdown = shared::process::lifecycle::shutdown_on_signals()?;
     std::fs::create_dir_all(FOLDER).context(FOLDER)?;
     let sandbox = Sandbox::new("demo", POLICY, &[]).await?;
-    let played = tokio::select! {
+    let done = tokio::select! {
         () = shutdown.cancelled() => Err(anyhow::anyhow!("interrupted; everything is cleaned up")),
-        played = play(&sandbox, orders) => played,
+        done = run_fleet(&sandbox, orders) => done,
     };
     // The fleet's processes were killed when their handles were dropped.
     let removed = sandbox.remove().await;
-    let right = played?;
+    let right = done?;
     removed?;
     Ok(right)
 }
 
-async fn play(sandbox: &Sandbox, orders: u32) -> Result<bool> {
+async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     sandbox.declare().await?;
     triggers::install(&sandbox.db).await?;
     population::prepare(&sandbox.db).await?;

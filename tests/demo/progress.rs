@@ -1,4 +1,4 @@
-//! Live progress: one line with the current day and the counts of each stage.
+//! Live progress: one line with the current day and the counts of each harness.
 
 use std::{
     collections::BTreeMap,

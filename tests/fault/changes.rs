@@ -8,9 +8,9 @@ use rand::{RngExt, rngs::StdRng};
 use crate::{
     acts, checker,
     checker::Spans,
+    harness::{Harness, Terms},
     population::{Pace, tolerable},
-    scenario::Play,
-    stage::{Stage, Terms},
+    scenario::Running,
 };
 
 const PLAYERS: [&str; 3] = ["relay", "worker-1", "worker-2"];
@@ -33,67 +33,67 @@ pub fn begins_long() -> Terms {
 }
 
 /// Wake-ups of the old policy arrive too early and have to be postponed.
-pub fn policy_lengthened(stage: &Stage, _rng: StdRng) -> Play<'_> {
-    Box::pin(change_policy(stage, LONG))
+pub fn policy_lengthened(harness: &Harness, _rng: StdRng) -> Running<'_> {
+    Box::pin(change_policy(harness, LONG))
 }
 
 /// Wake-ups of the old policy arrive too late: the sweep has to find the rows.
-pub fn policy_shortened(stage: &Stage, _rng: StdRng) -> Play<'_> {
-    Box::pin(change_policy(stage, SHORT))
+pub fn policy_shortened(harness: &Harness, _rng: StdRng) -> Running<'_> {
+    Box::pin(change_policy(harness, SHORT))
 }
 
 /// Under the old policy only the relay runs, so everything waits where the old policy put it, and nothing has had its effect.
-async fn change_policy(stage: &Stage, spans: Spans) -> Result<()> {
-    stage.relay(&[])?;
-    stage.populate_during(std::future::ready(Ok(()))).await?;
-    stage.fleet.stop_all().await?;
-    stage.judge_by(spans);
-    stage.start_with(&[stage.policy(spans)?])?;
-    stage.note(format!("arrears after {} ms instead of {}", spans.arrears, stage.spans_at_first().arrears));
+async fn change_policy(harness: &Harness, spans: Spans) -> Result<()> {
+    harness.relay(&[])?;
+    harness.populate_during(std::future::ready(Ok(()))).await?;
+    harness.fleet.stop_all().await?;
+    harness.judge_by(spans);
+    harness.start_with(&[harness.policy(spans)?])?;
+    harness.note(format!("arrears after {} ms instead of {}", spans.arrears, harness.spans_at_first().arrears));
     Ok(())
 }
 
-pub fn rolling_restart(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn rolling_restart(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let rounds = stage.setting.form(1, 3);
+        harness.start()?;
+        let rounds = harness.setting.form(1, 3);
         let pace = Pace { slices: 50 * i64::from(rounds), over: Duration::from_secs(11) * rounds };
         let roll = async {
             tokio::time::sleep(Duration::from_secs(3)).await;
             for _ in 0..rounds {
                 for name in PLAYERS {
-                    stage.fleet.stop(name).await?;
+                    harness.fleet.stop(name).await?;
                     if name == "relay" {
-                        stage.relay(&[])?;
+                        harness.relay(&[])?;
                     } else {
-                        stage.worker(name, &[])?;
+                        harness.worker(name, &[])?;
                     }
                     tokio::time::sleep(Duration::from_millis(rng.random_range(1_000..=2_000))).await;
                 }
             }
             Ok(())
         };
-        stage.populate_at(pace, roll).await?;
-        stage.until_over().await?;
-        let gap = checker::longest_gap_ms(&stage.sandbox.db).await?;
-        stage.note(format!("each process replaced {rounds} times; longest time without an effect {gap} ms"));
+        harness.populate_at(pace, roll).await?;
+        harness.until_over().await?;
+        let gap = checker::longest_gap_ms(&harness.sandbox.db).await?;
+        harness.note(format!("each process replaced {rounds} times; longest time without an effect {gap} ms"));
         if gap > GAP_MAX_MS {
-            stage.unexpected(1, "a gap of over 5 s under load");
+            harness.unexpected(1, "a gap of over 5 s under load");
         }
         Ok(())
     })
 }
 
 /// Everything falls due at once, while fees, payments and parcels change on the same rows.
-pub fn order_system_at_work(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn order_system_at_work(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let (enough, mut turns, mut refused) = (stage.setting.form(150, 600), 0, 0);
+        harness.start()?;
+        let (enough, mut turns, mut refused) = (harness.setting.form(150, 600), 0, 0);
         let busy = async {
             let end = tokio::time::Instant::now() + BUSY_MAX;
             while turns < enough && tokio::time::Instant::now() < end {
                 for act in acts::BUSY {
-                    match act.busily(&stage.sandbox.db, rng.random()).await {
+                    match act.busily(&harness.sandbox.db, rng.random()).await {
                         Ok(acted) => turns += u32::from(acted),
                         Err(error) => {
                             refused += 1;
@@ -105,8 +105,8 @@ pub fn order_system_at_work(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             }
             Ok(())
         };
-        stage.populate_at(Pace::BURST, busy).await?;
-        stage.note(format!("{turns} transactions of the order system, 20 rows each; {refused} lost to the fleet's locks"));
+        harness.populate_at(Pace::BURST, busy).await?;
+        harness.note(format!("{turns} transactions of the order system, 20 rows each; {refused} lost to the fleet's locks"));
         Ok(())
     })
 }

@@ -32,16 +32,16 @@ const SIGTERM: i32 = 15;
 type Env = BTreeMap<String, String>;
 
 pub struct Fleet {
-    players: Players,
+    drivers: Drivers,
     folder: PathBuf,
     watch: JoinHandle<()>,
 }
 
 /// The running processes; a proxy, for example, uses it to kill one.
 #[derive(Clone, Default)]
-pub struct Players(Arc<Mutex<Vec<Player>>>, Arc<AtomicU32>);
+pub struct Drivers(Arc<Mutex<Vec<Driver>>>, Arc<AtomicU32>);
 
-struct Player {
+struct Driver {
     name: String,
     binary: &'static str,
     arguments: Vec<&'static str>,
@@ -54,24 +54,24 @@ struct Player {
 impl Fleet {
     /// A fleet without processes, which will log to `folder`.
     pub fn new(folder: &Path) -> Self {
-        let players = Players::default();
-        let watched = players.clone();
+        let drivers = Drivers::default();
+        let watched = drivers.clone();
         let watch = tokio::spawn(async move {
             loop {
                 watched.look();
                 tokio::time::sleep(LOOK).await;
             }
         });
-        Self { players, folder: folder.to_owned(), watch }
+        Self { drivers, folder: folder.to_owned(), watch }
     }
 
-    pub fn players(&self) -> Players {
-        self.players.clone()
+    pub fn drivers(&self) -> Drivers {
+        self.drivers.clone()
     }
 
     /// Starts a process and keeps it running.
     pub fn start(&self, name: &str, binary: &'static str, arguments: &[&'static str], env: &Env) -> Result<()> {
-        let mut player = Player {
+        let mut driver = Driver {
             name: name.to_owned(),
             binary,
             arguments: arguments.to_vec(),
@@ -80,42 +80,42 @@ impl Fleet {
             child: None,
             died: None,
         };
-        player.spawn()?;
-        self.players.all().push(player);
+        driver.spawn()?;
+        self.drivers.all().push(driver);
         Ok(())
     }
 
     /// Stops a process with SIGTERM and waits until it has exited successfully.
     pub async fn stop(&self, name: &str) -> Result<()> {
-        let mut player = self.players.take(name)?;
-        let Some(mut child) = player.child.take() else { return Ok(()) };
+        let mut driver = self.drivers.take(name)?;
+        let Some(mut child) = driver.child.take() else { return Ok(()) };
         if fleet::terminate(&child).await.is_err() {
             // It crashed just before.
             return Ok(());
         }
         let Ok(status) = timeout(STOP, child.wait()).await else {
             child.kill().await?;
-            bail!("{name} does not stop {} s after SIGTERM; see {}", STOP.as_secs(), player.log.display());
+            bail!("{name} does not stop {} s after SIGTERM; see {}", STOP.as_secs(), driver.log.display());
         };
         let status = status?;
         // A process that has just started has no signal handler yet, and nothing to finish.
         ensure!(
             status.success() || status.signal() == Some(SIGTERM),
             "{name}: {status} after SIGTERM; see {}",
-            player.log.display()
+            driver.log.display()
         );
         Ok(())
     }
 
     /// Stops every process.
     pub async fn stop_all(&self) -> Result<()> {
-        let names = self.players.all().iter().map(|player| player.name.clone()).collect::<Vec<_>>();
+        let names = self.drivers.all().iter().map(|driver| driver.name.clone()).collect::<Vec<_>>();
         futures::future::try_join_all(names.iter().map(|name| self.stop(name))).await.map(|_| ())
     }
 
     /// How often processes were restarted.
     pub fn restarts(&self) -> u32 {
-        self.players.1.load(Ordering::Relaxed)
+        self.drivers.1.load(Ordering::Relaxed)
     }
 }
 
@@ -123,42 +123,42 @@ impl Drop for Fleet {
     fn drop(&mut self) {
         self.watch.abort();
         // Dropping the processes kills them.
-        self.players.all().clear();
+        self.drivers.all().clear();
     }
 }
 
-impl Players {
-    fn all(&self) -> MutexGuard<'_, Vec<Player>> {
+impl Drivers {
+    fn all(&self) -> MutexGuard<'_, Vec<Driver>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, name: &str) -> Result<Player> {
-        let mut players = self.all();
-        let at = players.iter().position(|player| player.name == name).with_context(|| format!("no process {name}"))?;
-        Ok(players.remove(at))
+    fn take(&self, name: &str) -> Result<Driver> {
+        let mut drivers = self.all();
+        let at = drivers.iter().position(|driver| driver.name == name).with_context(|| format!("no process {name}"))?;
+        Ok(drivers.remove(at))
     }
 
     /// Kills a process with `kill -9`; returns whether it was alive.
     pub fn kill(&self, name: &str) -> bool {
-        let mut players = self.all();
-        let child = players.iter_mut().find(|player| player.name == name).and_then(|player| player.child.as_mut());
+        let mut drivers = self.all();
+        let child = drivers.iter_mut().find(|driver| driver.name == name).and_then(|driver| driver.child.as_mut());
         child.is_some_and(|child| matches!(child.try_wait(), Ok(None)) && child.start_kill().is_ok())
     }
 
     fn look(&self) {
-        for player in self.all().iter_mut() {
-            if player.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
-                player.child = None;
-                player.died = Some(Instant::now());
+        for driver in self.all().iter_mut() {
+            if driver.child.as_mut().is_some_and(|child| !matches!(child.try_wait(), Ok(None))) {
+                driver.child = None;
+                driver.died = Some(Instant::now());
             }
-            if player.died.is_some_and(|died| died.elapsed() > PAUSE) && player.spawn().is_ok() {
+            if driver.died.is_some_and(|died| died.elapsed() > PAUSE) && driver.spawn().is_ok() {
                 self.1.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 }
 
-impl Player {
+impl Driver {
     fn spawn(&mut self) -> Result<()> {
         self.child = Some(fleet::start(fleet::command(self.binary, &self.env, &self.arguments)?, &self.log)?);
         self.died = None;

@@ -10,6 +10,7 @@ mod checker;
 mod cluster;
 mod disk;
 mod fleet;
+mod harness;
 mod messages;
 mod network;
 mod nodes;
@@ -21,7 +22,6 @@ mod proxy;
 mod rabbitmq;
 mod report;
 mod scenario;
-mod stage;
 mod suspicion;
 mod tap;
 mod worker;
@@ -37,9 +37,9 @@ use tests::{
 };
 use tokio_util::sync::CancellationToken;
 
+use harness::Setting;
 use report::Line;
 use scenario::{Disturbs, Scenario};
-use stage::Setting;
 
 /// The seed of the quick form, fixed so that a test is reproducible.
 const QUICK_SEED: u64 = 1;
@@ -123,7 +123,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
     let head = describe(&setting.pair.servers).await?;
     suspicion::the_checker_finds_what_is_wrong(&setting).await.context("the checker itself")?;
 
-    let mut lines = play(chosen, &setting, &interrupted).await;
+    let mut lines = run(chosen, &setting, &interrupted).await;
     anyhow::ensure!(!interrupted.is_cancelled(), "interrupted; everything is removed");
     lines.sort_by_key(|line| chosen.iter().position(|scenario| scenario.name == line.scenario));
     let markdown =
@@ -143,7 +143,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
 }
 
 /// Runs scenarios that disturb nothing in parallel, and the others one after the other.
-async fn play(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
+async fn run(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
     let run = async |disturbs: Disturbs, at_once: usize| {
         let mut lines = Vec::new();
         let mut running = futures::stream::iter(chosen.iter().filter(|scenario| scenario.disturbs == disturbs))

@@ -8,7 +8,7 @@ use sea_orm::ConnectionTrait;
 use shared::{database::statement, message::outgoing::Outgoing};
 use uuid::Uuid;
 
-use crate::{scenario::Play, stage::Stage};
+use crate::{harness::Harness, scenario::Running};
 
 /// A trigger that writes every event of the outbox twice.
 const TWICE: &str = "
@@ -21,62 +21,62 @@ const TWICE: &str = "
     END $$;
     CREATE TRIGGER fault_twice AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION fault_twice();";
 
-pub fn twice_and_out_of_order(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn twice_and_out_of_order(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.sandbox.db.execute_unprepared(TWICE).await?;
-        stage.start()?;
+        harness.sandbox.db.execute_unprepared(TWICE).await?;
+        harness.start()?;
         let mut copies = 0;
-        stage
+        harness
             .populate_during(async {
                 // Also publish two copies of each wake-up directly into the lanes, due or not, in random order.
                 for _ in 0..8 {
                     tokio::time::sleep(Duration::from_millis(600)).await;
-                    let mut messages = all(stage).await?;
+                    let mut messages = all(harness).await?;
                     messages.extend(messages.clone());
                     messages.shuffle(&mut rng);
                     copies += messages.len();
-                    stage.publish(messages).await?;
+                    harness.publish(messages).await?;
                 }
                 Ok(())
             })
             .await?;
-        stage.note(format!("every event twice, {copies} copies of wake-ups on top"));
+        harness.note(format!("every event twice, {copies} copies of wake-ups on top"));
         Ok(())
     })
 }
 
 /// Wake-ups of each kind for everything in the book so far.
-async fn all(stage: &Stage) -> Result<Vec<Outgoing>> {
+async fn all(harness: &Harness) -> Result<Vec<Outgoing>> {
     let mut messages = Vec::new();
     for (kind, is_item) in [("confirm-receipt", false), ("collect-arrears", false), ("purge-cart-item", true)] {
         let sql = "SELECT coalesce(array_agg(subject), '{}') AS subjects FROM fault_book WHERE (final IS NULL) = $1";
-        let row = stage.sandbox.db.query_one_raw(statement(sql, [is_item.into()])).await?;
+        let row = harness.sandbox.db.query_one_raw(statement(sql, [is_item.into()])).await?;
         let subjects: Vec<Uuid> = row.map(|row| row.try_get("", "subjects")).transpose()?.unwrap_or_default();
-        messages.extend(stage.wakeup(kind, &subjects));
+        messages.extend(harness.wakeup(kind, &subjects));
     }
     Ok(messages)
 }
 
-pub fn garbage_mixed_in(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn garbage_mixed_in(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let count = stage.setting.subjects / 100;
+        harness.start()?;
+        let count = harness.setting.subjects / 100;
         // Identical garbage is stored as one letter.
         let mut different = BTreeSet::new();
-        stage
+        harness
             .populate_during(async {
                 for _ in 0..count {
                     tokio::time::sleep(Duration::from_millis(rng.random_range(20..=80))).await;
-                    let sound = stage.wakeup("confirm-receipt", &[Uuid::from_u128(rng.random())]);
+                    let sound = harness.wakeup("confirm-receipt", &[Uuid::from_u128(rng.random())]);
                     let garbage = sound.into_iter().map(|message| Outgoing { body: garbage(&message.body, &mut rng), ..message });
                     let garbage: Vec<Outgoing> = garbage.collect();
                     different.extend(garbage.iter().map(|message| message.body.clone()));
-                    stage.publish(garbage).await?;
+                    harness.publish(garbage).await?;
                 }
                 Ok(())
             })
             .await?;
-        stage.expect_letters(i64::try_from(different.len())?);
+        harness.expect_letters(i64::try_from(different.len())?);
         Ok(())
     })
 }
@@ -110,10 +110,10 @@ pub fn lacks_faketime() -> Option<String> {
         .then(|| "a worker's clock is set by libfaketime, which is not installed (apt-get install faketime)".to_owned())
 }
 
-pub fn clocks_an_hour_wrong(stage: &Stage, _rng: StdRng) -> Play<'_> {
+pub fn clocks_an_hour_wrong(harness: &Harness, _rng: StdRng) -> Running<'_> {
     Box::pin(async move {
         let library = faketime().unwrap_or_default().to_string_lossy().into_owned();
-        stage.relay(&[])?;
+        harness.relay(&[])?;
         for (name, skew) in [("worker-1", "+3600"), ("worker-2", "-3600")] {
             let clock = [
                 ("LD_PRELOAD", library.clone()),
@@ -122,10 +122,10 @@ pub fn clocks_an_hour_wrong(stage: &Stage, _rng: StdRng) -> Play<'_> {
                 ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
                 ("DONT_FAKE_MONOTONIC", "1".to_owned()),
             ];
-            stage.worker(name, &clock)?;
+            harness.worker(name, &clock)?;
         }
-        stage.populate_during(std::future::ready(Ok(()))).await?;
-        stage.note("one worker an hour ahead, one an hour behind");
+        harness.populate_during(std::future::ready(Ok(()))).await?;
+        harness.note("one worker an hour ahead, one an hour behind");
         Ok(())
     })
 }

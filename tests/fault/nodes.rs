@@ -6,10 +6,10 @@ use anyhow::Context;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::{
+    harness::{Harness, Terms},
     place::Place,
     population::Pace,
-    scenario::Play,
-    stage::{Stage, Terms},
+    scenario::Running,
 };
 
 pub fn three() -> Terms {
@@ -18,35 +18,35 @@ pub fn three() -> Terms {
     Terms { place: Place::Cluster, patience, ..Terms::with(&[("KYHAN_TOPOLOGY_PACK_MAX", "1")]) }
 }
 
-pub fn leader_killed_in_a_burst(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn leader_killed_in_a_burst(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let lane = stage.settings().topology().lane("confirm-receipt", 0);
-        let mut cluster = stage.standing.cluster().await.context("no cluster")?;
+        harness.start()?;
+        let lane = harness.settings().topology().lane("confirm-receipt", 0);
+        let mut cluster = harness.standing.cluster().await.context("no cluster")?;
         let leader = cluster.leader(&lane).await?;
-        stage
+        harness
             .populate_at(Pace::BURST, async {
                 // The first subjects fall due two seconds after they were made.
                 tokio::time::sleep(Duration::from_millis(rng.random_range(2_500..=4_500))).await;
                 cluster.kill(leader)?;
-                tokio::time::sleep(stage.setting.form(Duration::from_secs(3), Duration::from_secs(15))).await;
+                tokio::time::sleep(harness.setting.form(Duration::from_secs(3), Duration::from_secs(15))).await;
                 cluster.revive(leader).await
             })
             .await?;
-        stage.note("the leader of a lane killed with -9, and started again");
+        harness.note("the leader of a lane killed with -9, and started again");
         Ok(())
     })
 }
 
-pub fn node_partitioned_away(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn node_partitioned_away(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let span = stage.setting.form(Duration::from_secs(10), Duration::from_secs(30));
-        let cluster = stage.standing.cluster().await.context("no cluster")?;
-        let lane = stage.settings().topology().lane("confirm-receipt", 0);
+        harness.start()?;
+        let span = harness.setting.form(Duration::from_secs(10), Duration::from_secs(30));
+        let cluster = harness.standing.cluster().await.context("no cluster")?;
+        let lane = harness.settings().topology().lane("confirm-receipt", 0);
         // Cut off the leader, which has the largest effect.
         let leader = cluster.leader(&lane).await?;
-        stage
+        harness
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(1_500..=2_500))).await;
                 cluster.partition(leader, true).await?;
@@ -55,7 +55,7 @@ pub fn node_partitioned_away(stage: &Stage, mut rng: StdRng) -> Play<'_> {
                 cluster.await_nodes(3).await
             })
             .await?;
-        stage.note(format!("a lane's leader cut off for {} s: {}", span.as_secs(), cluster.means()));
+        harness.note(format!("a lane's leader cut off for {} s: {}", span.as_secs(), cluster.means()));
         Ok::<_, anyhow::Error>(())
     })
 }

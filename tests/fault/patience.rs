@@ -6,8 +6,8 @@ use rand::{RngExt, rngs::StdRng};
 use tests::pair::{self, Server};
 
 use crate::{
-    scenario::Play,
-    stage::{Stage, Terms},
+    harness::{Harness, Terms},
+    scenario::Running,
     worker::newest,
 };
 
@@ -17,29 +17,29 @@ pub fn impatient() -> Terms {
 }
 
 /// A memory alarm: RabbitMQ stops reading from connections that publish.
-pub fn blocks_publishers(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn blocks_publishers(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        let span = stage.setting.form(Duration::from_secs(5), Duration::from_secs(20));
-        let pair = &stage.setting.pair;
-        stage
+        harness.start()?;
+        let span = harness.setting.form(Duration::from_secs(5), Duration::from_secs(20));
+        let pair = &harness.setting.pair;
+        harness
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(1_200..=1_800))).await;
                 // Subjects woken too early have to be postponed, and the follow-up cannot be published.
                 for (kind, situation) in
                     [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")]
                 {
-                    let subjects = newest(stage, situation).await?;
-                    stage.publish(stage.wakeup(kind, &subjects)).await?;
+                    let subjects = newest(harness, situation).await?;
+                    harness.publish(harness.wakeup(kind, &subjects)).await?;
                 }
                 pair.rabbitmqctl(&["set_vm_memory_high_watermark", "absolute", "1MB"]).await?;
                 tokio::time::sleep(span).await;
                 pair.rabbitmqctl(&["set_vm_memory_high_watermark", "0.4"]).await
             })
             .await?;
-        stage.note(format!("an alarm of {} s", span.as_secs()));
-        if !stage.logs_contain("blocks its publishers")? {
-            stage.unexpected(1, "RabbitMQ blocked no publisher");
+        harness.note(format!("an alarm of {} s", span.as_secs()));
+        if !harness.logs_contain("blocks its publishers")? {
+            harness.unexpected(1, "RabbitMQ blocked no publisher");
         }
         Ok(())
     })
@@ -51,18 +51,18 @@ pub fn long_hold() -> Terms {
 }
 
 /// RabbitMQ's `consumer_timeout` closes the channel of a consumer that holds a message for too long.
-pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn loses_patience(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        let pair = &stage.setting.pair;
+        let pair = &harness.setting.pair;
         let set = |timeout: &str, tick: &str| {
             format!(
                 "application:set_env(rabbit, consumer_timeout, {timeout}), application:set_env(rabbit, channel_tick_interval, {tick})."
             )
         };
         pair.rabbitmqctl(&["eval", &set("1500", "300")]).await?;
-        stage.start()?;
-        let span = stage.setting.form(Duration::from_secs(6), Duration::from_secs(20));
-        let disturbed = stage
+        harness.start()?;
+        let span = harness.setting.form(Duration::from_secs(6), Duration::from_secs(20));
+        let disturbed = harness
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(2_500..=3_000))).await;
                 pair.stop(Server::Postgres).await?;
@@ -72,9 +72,9 @@ pub fn loses_patience(stage: &Stage, mut rng: StdRng) -> Play<'_> {
             .await;
         pair.rabbitmqctl(&["eval", &set("1800000", "60000")]).await?;
         disturbed?;
-        stage.note(format!("batches held for {} s, consumer_timeout 1.5 s", span.as_secs()));
-        if !stage.logs_contain("invalid channel state: Closed")? {
-            stage.unexpected(1, "RabbitMQ closed no channel");
+        harness.note(format!("batches held for {} s, consumer_timeout 1.5 s", span.as_secs()));
+        if !harness.logs_contain("invalid channel state: Closed")? {
+            harness.unexpected(1, "RabbitMQ closed no channel");
         }
         Ok(())
     })

@@ -6,7 +6,7 @@ use anyhow::Result;
 use tests::sandbox::Servers;
 use tokio::sync::{Mutex, MutexGuard};
 
-use crate::{cluster::Cluster, disk::Disk, stage::Setting};
+use crate::{cluster::Cluster, disk::Disk, harness::Setting};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {

@@ -21,7 +21,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// Over some seconds, so that the fault affects every stage of the pipeline.
+    /// Over some seconds, so that the fault affects every harness of the pipeline.
     pub const STEADY: Self = Self { slices: 20, over: Duration::from_millis(2_500) };
     /// At once, so that everything falls due at once.
     pub const BURST: Self = Self { slices: 4, over: Duration::from_millis(100) };

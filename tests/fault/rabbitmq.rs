@@ -11,56 +11,56 @@ use tests::{
 
 use crate::{
     checker::Spans,
+    harness::{Harness, Terms},
     postgres::stopped_for_a_while,
-    scenario::Play,
-    stage::{Stage, Terms},
+    scenario::Running,
 };
 
-pub fn restarted(stage: &Stage, rng: StdRng) -> Play<'_> {
-    Box::pin(async move { again(stage, rng, stage.setting.form(1, 3), async |pair| pair.stop(Server::RabbitMq).await).await })
+pub fn restarted(harness: &Harness, rng: StdRng) -> Running<'_> {
+    Box::pin(async move { again(harness, rng, harness.setting.form(1, 3), async |pair| pair.stop(Server::RabbitMq).await).await })
 }
 
-pub fn killed(stage: &Stage, rng: StdRng) -> Play<'_> {
-    Box::pin(async move { again(stage, rng, stage.setting.form(1, 4), async |pair| pair.kill(Server::RabbitMq).await).await })
+pub fn killed(harness: &Harness, rng: StdRng) -> Running<'_> {
+    Box::pin(async move { again(harness, rng, harness.setting.form(1, 4), async |pair| pair.kill(Server::RabbitMq).await).await })
 }
 
-async fn again(stage: &Stage, mut rng: StdRng, times: u32, down: impl AsyncFn(&Pair) -> Result<()>) -> Result<()> {
-    stage.start()?;
-    stage
+async fn again(harness: &Harness, mut rng: StdRng, times: u32, down: impl AsyncFn(&Pair) -> Result<()>) -> Result<()> {
+    harness.start()?;
+    harness
         .populate_during(async {
             for _ in 0..times {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(1_500..=3_500))).await;
-                down(&stage.setting.pair).await?;
-                stage.setting.pair.up().await?;
+                down(&harness.setting.pair).await?;
+                harness.setting.pair.up().await?;
             }
             Ok(())
         })
         .await?;
-    stage.note(format!("{times} times"));
+    harness.note(format!("{times} times"));
     Ok(())
 }
 
-pub fn stopped(stage: &Stage, rng: StdRng) -> Play<'_> {
-    Box::pin(stopped_for_a_while(stage, rng, Server::RabbitMq))
+pub fn stopped(harness: &Harness, rng: StdRng) -> Running<'_> {
+    Box::pin(stopped_for_a_while(harness, rng, Server::RabbitMq))
 }
 
-pub fn wiped_and_rebuilt(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn wiped_and_rebuilt(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        stage
+        harness.start()?;
+        harness
             .populate_during(async {
                 tokio::time::sleep(Duration::from_millis(rng.random_range(2_600..=3_000))).await;
-                stage.setting.pair.kill(Server::RabbitMq).await?;
-                stage.setting.pair.wipe_rabbitmq()?;
-                stage.setting.pair.up().await?;
+                harness.setting.pair.kill(Server::RabbitMq).await?;
+                harness.setting.pair.wipe_rabbitmq()?;
+                harness.setting.pair.up().await?;
                 // What an operator does when the broker has come back empty.
                 for arguments in [&["topology", "declare"][..], &["rebuild"]] {
-                    fleet::output(fleet::command("ops", &stage.env(&[]), arguments)?).await?;
+                    fleet::output(fleet::command("ops", &harness.env(&[]), arguments)?).await?;
                 }
                 Ok(())
             })
             .await?;
-        stage.note("rebuilt by `ops rebuild`; no sweep within an hour");
+        harness.note("rebuilt by `ops rebuild`; no sweep within an hour");
         Ok(())
     })
 }

@@ -6,7 +6,7 @@ use std::{fmt::Write as _, path::Path, time::Duration};
 use anyhow::{Context, Result};
 use serde_json::json;
 
-use crate::stage::{Ended, Setting};
+use crate::harness::{Ended, Setting};
 
 pub struct Line {
     pub scenario: &'static str,

@@ -7,14 +7,15 @@ use futures::future::BoxFuture;
 use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
-    changes, cluster, disk, messages, network, nodes, patience, postgres, rabbitmq,
+    changes, cluster, disk,
+    harness::{Ended, Harness, Setting, Terms},
+    messages, network, nodes, patience, postgres, rabbitmq,
     report::{Line, Verdict},
-    stage::{Ended, Setting, Stage, Terms},
     worker,
 };
 
 /// The body of a scenario: starts the fleet, makes the population, and disturbs both. All scenarios share the same end.
-pub type Play<'a> = BoxFuture<'a, Result<()>>;
+pub type Running<'a> = BoxFuture<'a, Result<()>>;
 
 pub struct Scenario {
     pub name: &'static str,
@@ -22,7 +23,7 @@ pub struct Scenario {
     pub terms: fn() -> Terms,
     /// Why the scenario cannot run on this machine, if so.
     pub lacks: fn() -> Option<String>,
-    pub play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>,
+    pub run: for<'a> fn(&'a Harness, StdRng) -> Running<'a>,
 }
 
 /// Which shared servers a scenario disturbs. No scenario that needs them may run at the same time.
@@ -36,8 +37,8 @@ pub enum Disturbs {
 }
 
 impl Scenario {
-    const fn new(name: &'static str, play: for<'a> fn(&'a Stage, StdRng) -> Play<'a>) -> Self {
-        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, play }
+    const fn new(name: &'static str, run: for<'a> fn(&'a Harness, StdRng) -> Running<'a>) -> Self {
+        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, run: run }
     }
 
     const fn disturbs(self, disturbs: Disturbs) -> Self {
@@ -103,12 +104,12 @@ pub const ALL: &[Scenario] = &[
 const LONGEST: Duration = Duration::from_secs(420);
 
 impl Scenario {
-    /// Runs the scenario on its own stage, which is always removed. Its random numbers depend only on the seed and its name.
+    /// Runs the scenario on its own harness, which is always removed. Its random numbers depend only on the seed and its name.
     pub async fn run(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Line {
         let began = tokio::time::Instant::now();
         let verdict = match (self.lacks)() {
             Some(why) => Verdict::NotRun(why),
-            None => match self.played(setting, interrupted).await {
+            None => match self.attempt(setting, interrupted).await {
                 Ok(ended) => Verdict::Counted(ended),
                 Err(error) => Verdict::Broken(format!("{error:#}")),
             },
@@ -116,23 +117,23 @@ impl Scenario {
         Line { scenario: self.name, verdict, took: began.elapsed() }
     }
 
-    async fn played(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Result<Ended> {
+    async fn attempt(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Result<Ended> {
         let rng = StdRng::seed_from_u64(setting.seed ^ hash(self.name));
         let terms = (self.terms)();
-        let stage = tokio::select! {
+        let harness = tokio::select! {
             () = interrupted.cancelled() => anyhow::bail!("interrupted"),
-            stage = Stage::set(setting, self.name, &terms) => stage?,
+            harness = Harness::set(setting, self.name, &terms) => harness?,
         };
         let ended = tokio::select! {
             () = interrupted.cancelled() => Err(anyhow::anyhow!("interrupted")),
             () = tokio::time::sleep(LONGEST) => Err(anyhow::anyhow!("not over after {} s", LONGEST.as_secs())),
             ended = async {
-                (self.play)(&stage, rng).await?;
-                stage.finish().await
+                (self.run)(&harness, rng).await?;
+                harness.finish().await
             } => ended,
         };
-        let folder = stage.folder.clone();
-        let cleared = stage.clear().await;
+        let folder = harness.folder.clone();
+        let cleared = harness.clear().await;
         let ended = ended?;
         cleared?;
         if ended.counts.is_right() {

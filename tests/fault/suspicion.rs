@@ -8,8 +8,8 @@ use tests::sandbox::Sandbox;
 use crate::{
     book,
     checker::{self, Counts},
+    harness::{Setting, Terms, file},
     population::{Pace, populate},
-    stage::{Setting, Terms, file},
 };
 
 const SUBJECTS: u32 = 200;

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::{fleet::Players, proxy::Way};
+use crate::{fleet::Drivers, proxy::Way};
 
 /// The protocol header before the client's first frame: "AMQP" and a version.
 const GREETING: usize = 8;
@@ -29,7 +29,7 @@ pub enum Deadly {
 
 /// The tap of one worker, over all of its connections and restarts.
 pub struct Tap {
-    players: Players,
+    drivers: Drivers,
     name: String,
     deadly: Deadly,
     state: Mutex<State>,
@@ -74,9 +74,9 @@ struct Method {
 
 impl Tap {
     /// A tap that kills the named worker once per pause; a pause is the number of matching acks to let pass before.
-    pub fn new(players: Players, name: &str, deadly: Deadly, pauses: Vec<u32>) -> Self {
+    pub fn new(drivers: Drivers, name: &str, deadly: Deadly, pauses: Vec<u32>) -> Self {
         let state = State { pauses: pauses.into(), kills: 0, confirmed: Vec::new() };
-        Self { players, name: name.to_owned(), deadly, state: Mutex::new(state) }
+        Self { drivers, name: name.to_owned(), deadly, state: Mutex::new(state) }
     }
 
     pub fn kills(&self) -> u32 {
@@ -97,7 +97,7 @@ impl Tap {
                     let Some(kind) = frames.lanes.get(&method.channel) else { continue };
                     let follows = state.confirmed.iter().any(|confirmed| confirmed == kind);
                     state.confirmed.retain(|confirmed| confirmed != kind);
-                    if (self.deadly == Deadly::AfterCommit || follows) && state.is_time() && self.players.kill(&self.name) {
+                    if (self.deadly == Deadly::AfterCommit || follows) && state.is_time() && self.drivers.kill(&self.name) {
                         state.pauses.pop_front();
                         state.kills += 1;
                         state.confirmed.clear();

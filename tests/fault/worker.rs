@@ -9,50 +9,50 @@ use shared::database::statement;
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, Terms},
     proxy::{Conduct, Proxy, address},
-    scenario::Play,
-    stage::{Stage, Terms},
+    scenario::Running,
     tap::{Deadly, Tap},
 };
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 
 /// The undisturbed run, to compare the others with.
-pub fn left_alone(stage: &Stage, _rng: StdRng) -> Play<'_> {
+pub fn left_alone(harness: &Harness, _rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
-        stage.populate_during(std::future::ready(Ok(()))).await
+        harness.start()?;
+        harness.populate_during(std::future::ready(Ok(()))).await
     })
 }
 
-pub fn killed_ten_times(stage: &Stage, mut rng: StdRng) -> Play<'_> {
+pub fn killed_ten_times(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     Box::pin(async move {
-        stage.start()?;
+        harness.start()?;
         let kills = 10;
-        stage
+        harness
             .populate_during(async {
                 for _ in 0..kills {
                     tokio::time::sleep(Duration::from_millis(rng.random_range(100..=900))).await;
                     // If this worker is still starting, kill the other one.
                     let first = rng.random_range(0..WORKERS.len());
-                    while !(stage.fleet.players().kill(WORKERS[first]) || stage.fleet.players().kill(WORKERS[1 - first])) {
+                    while !(harness.fleet.drivers().kill(WORKERS[first]) || harness.fleet.drivers().kill(WORKERS[1 - first])) {
                         tokio::time::sleep(Duration::from_millis(10)).await;
                     }
                 }
                 Ok(())
             })
             .await?;
-        stage.note(format!("{kills} kills"));
+        harness.note(format!("{kills} kills"));
         Ok(())
     })
 }
 
-pub fn killed_between_commit_and_ack(stage: &Stage, rng: StdRng) -> Play<'_> {
-    Box::pin(killed_at_an_ack(stage, rng, Deadly::AfterCommit))
+pub fn killed_between_commit_and_ack(harness: &Harness, rng: StdRng) -> Running<'_> {
+    Box::pin(killed_at_an_ack(harness, rng, Deadly::AfterCommit))
 }
 
-pub fn killed_between_confirm_and_ack(stage: &Stage, rng: StdRng) -> Play<'_> {
-    Box::pin(killed_at_an_ack(stage, rng, Deadly::AfterConfirm))
+pub fn killed_between_confirm_and_ack(harness: &Harness, rng: StdRng) -> Running<'_> {
+    Box::pin(killed_at_an_ack(harness, rng, Deadly::AfterConfirm))
 }
 
 /// With one consumer per lane, a confirm and the next ack belong together.
@@ -61,16 +61,16 @@ pub fn one_consumer() -> Terms {
 }
 
 /// Each worker has its own tap, which kills it at acks chosen beforehand.
-async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Result<()> {
-    let kills = stage.setting.form(3, 10);
-    let amqp_url = &stage.setting.pair.servers.amqp_url;
+async fn killed_at_an_ack(harness: &Harness, mut rng: StdRng, deadly: Deadly) -> Result<()> {
+    let kills = harness.setting.form(3, 10);
+    let amqp_url = &harness.setting.pair.servers.amqp_url;
     let (mut taps, mut proxies) = (Vec::new(), Vec::new());
-    stage.relay(&[])?;
+    harness.relay(&[])?;
     for name in WORKERS {
         let pauses = (0..kills).map(|_| rng.random_range(0..8)).collect();
-        let tap = Arc::new(Tap::new(stage.fleet.players(), name, deadly, pauses));
+        let tap = Arc::new(Tap::new(harness.fleet.drivers(), name, deadly, pauses));
         let proxy = Proxy::start(vec![address(amqp_url)?], Conduct::Tapped(Arc::clone(&tap))).await?;
-        stage.worker(name, &[("KYHAN_AMQP_URL", proxy.url(amqp_url)?)])?;
+        harness.worker(name, &[("KYHAN_AMQP_URL", proxy.url(amqp_url)?)])?;
         taps.push(tap);
         proxies.push(proxy);
     }
@@ -79,28 +79,28 @@ async fn killed_at_an_ack(stage: &Stage, mut rng: StdRng, deadly: Deadly) -> Res
         for _ in 0..20 {
             tokio::time::sleep(Duration::from_millis(150)).await;
             for (kind, situation) in [("confirm-receipt", "paid"), ("collect-arrears", "short"), ("purge-cart-item", "in-cart")] {
-                let subjects = newest(stage, situation).await?;
-                stage.publish(stage.wakeup(kind, &subjects)).await?;
+                let subjects = newest(harness, situation).await?;
+                harness.publish(harness.wakeup(kind, &subjects)).await?;
             }
         }
         Ok(())
     };
-    stage.populate_during(wake_early).await?;
-    let ended = stage.until_over().await;
+    harness.populate_during(wake_early).await?;
+    let ended = harness.until_over().await;
     let killed: u32 = taps.iter().map(|tap| tap.kills()).sum();
-    stage.note(format!("{killed} kills"));
+    harness.note(format!("{killed} kills"));
     if killed == 0 {
-        stage.unexpected(1, "no worker was killed: the tap saw no such ack");
+        harness.unexpected(1, "no worker was killed: the tap saw no such ack");
     }
     // Stop the workers before their proxies.
-    stage.fleet.stop_all().await?;
+    harness.fleet.stop_all().await?;
     ended
 }
 
 /// Some subjects that are not due yet.
-pub async fn newest(stage: &Stage, situation: &str) -> Result<Vec<Uuid>> {
+pub async fn newest(harness: &Harness, situation: &str) -> Result<Vec<Uuid>> {
     let sql = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
                    SELECT subject FROM fault_book WHERE situation = $1 ORDER BY at DESC, subject LIMIT 40) AS picked";
-    let row = stage.sandbox.db.query_one_raw(statement(sql, [situation.into()])).await?;
+    let row = harness.sandbox.db.query_one_raw(statement(sql, [situation.into()])).await?;
     Ok(row.map(|row| row.try_get("", "chosen")).transpose()?.unwrap_or_default())
 }

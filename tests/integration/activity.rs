@@ -13,8 +13,8 @@ use tests::{fleet, sandbox::always};
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, with_harness},
     letters::ops,
-    stage::{QUICK, Stage, on_stage},
 };
 
 /// The quick policy with a leader that looks every 100 ms.
@@ -22,17 +22,17 @@ fn sealing() -> String {
     QUICK.replace("every_ms = 3600000", "every_ms = 100")
 }
 
-async fn recorded(stage: &Stage, count: i64) {
+async fn recorded(harness: &Harness, count: i64) {
     let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
                SELECT 'staff', 'order.noted', 'order', gen_random_uuid(), jsonb_build_object('n', n) FROM generate_series(1, $1::bigint) AS n";
-    stage.run(sql, [count.into()]).await;
+    harness.run(sql, [count.into()]).await;
 }
 
 const ALL_SEALED: &str = "SELECT coalesce((SELECT max(last_id) FROM activity_seals), 0) >= (SELECT max(id) FROM activity)";
 
 /// What `ops activity verify` says, and its exit code.
-async fn verified(stage: &Stage, more: &[&str]) -> (Value, i32) {
-    let done = ops(stage, &[&["activity", "verify", "--json"][..], more].concat()).await;
+async fn verified(harness: &Harness, more: &[&str]) -> (Value, i32) {
+    let done = ops(harness, &[&["activity", "verify", "--json"][..], more].concat()).await;
     (serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{done:?}")), done.code)
 }
 
@@ -47,26 +47,26 @@ fn only_fault(verified: &(Value, i32)) -> (i64, i64, String) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_its_range_named() {
-    on_stage(&sealing(), async |stage| {
-        let worker = stage.worker();
+    with_harness(&sealing(), async |harness| {
+        let worker = harness.worker();
         for _ in 0..3 {
-            recorded(stage, 40).await;
-            stage.until(ALL_SEALED).await;
+            recorded(harness, 40).await;
+            harness.until(ALL_SEALED).await;
         }
         worker.stop().await;
-        let (said, code) = verified(stage, &[]).await;
+        let (said, code) = verified(harness, &[]).await;
         assert_eq!((code, &said["rows"], &said["unsealed"]), (0, &120.into(), &0.into()), "{said}");
         let seals = said["seals"].as_i64().expect("a count");
         assert!(seals >= 3, "{said}");
         let head = format!("{}:{}", said["head"]["number"], said["head"]["hash"].as_str().expect("a hash"));
-        assert_eq!(verified(stage, &["--seal", &head]).await.1, 0);
+        assert_eq!(verified(harness, &["--seal", &head]).await.1, 0);
 
         let range = "SELECT jsonb_build_array(first_id, last_id) FROM activity_seals WHERE 60 BETWEEN first_id AND last_id";
-        let range: Value = stage.ask(range).await;
+        let range: Value = harness.ask(range).await;
         let of_range = (range[0].as_i64().expect("an id"), range[1].as_i64().expect("an id"));
         // The same moment in other words, the same JSON in another order: no change. Every column counts.
-        stage.as_superuser("UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
-        assert_eq!(verified(stage, &[]).await.1, 0);
+        harness.as_superuser("UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
+        assert_eq!(verified(harness, &[]).await.1, 0);
         for (change, back) in [
             ("at = at + interval '1 microsecond'", "at = at - interval '1 microsecond'"),
             ("actor_kind = 'system'", "actor_kind = 'staff'"),
@@ -75,53 +75,55 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
             ("subject_kind = 'orders'", "subject_kind = 'order'"),
             ("detail = '{\"n\": 21}'", "detail = '{\"n\": 20}'"),
         ] {
-            stage.as_superuser(&format!("UPDATE activity SET {change} WHERE id = 60")).await;
-            let (first, last, what) = only_fault(&verified(stage, &[]).await);
+            harness.as_superuser(&format!("UPDATE activity SET {change} WHERE id = 60")).await;
+            let (first, last, what) = only_fault(&verified(harness, &[]).await);
             assert_eq!((first, last), of_range, "{change}");
             assert_eq!(what, "its rows are not what was sealed: at least one was changed");
-            stage.as_superuser(&format!("UPDATE activity SET {back} WHERE id = 60")).await;
-            assert_eq!(verified(stage, &[]).await.1, 0, "{back}");
+            harness.as_superuser(&format!("UPDATE activity SET {back} WHERE id = 60")).await;
+            assert_eq!(verified(harness, &[]).await.1, 0, "{back}");
         }
-        stage.as_superuser("CREATE TABLE kept AS SELECT * FROM activity WHERE id = 60; DELETE FROM activity WHERE id = 60").await;
-        let (first, last, what) = only_fault(&verified(stage, &[]).await);
+        harness
+            .as_superuser("CREATE TABLE kept AS SELECT * FROM activity WHERE id = 60; DELETE FROM activity WHERE id = 60")
+            .await;
+        let (first, last, what) = only_fault(&verified(harness, &[]).await);
         assert_eq!((first, last), of_range);
         assert!(what.ends_with("39 are there") || what.contains("rows were sealed, and"), "{what}");
-        stage.as_superuser("INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
-        assert_eq!(verified(stage, &[]).await.1, 0);
+        harness.as_superuser("INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
+        assert_eq!(verified(harness, &[]).await.1, 0);
         let slipped = "INSERT INTO activity (id, actor_kind, action, subject_kind, subject_id) OVERRIDING SYSTEM VALUE
                        VALUES (-1, 'system', 'x', 'x', gen_random_uuid())";
-        stage.as_superuser(slipped).await;
-        assert!(only_fault(&verified(stage, &[]).await).2.contains("slipped in"));
-        stage.as_superuser("DELETE FROM activity WHERE id = -1").await;
+        harness.as_superuser(slipped).await;
+        assert!(only_fault(&verified(harness, &[]).await).2.contains("slipped in"));
+        harness.as_superuser("DELETE FROM activity WHERE id = -1").await;
 
         // Whoever makes the chain anew is found with a seal that was noted down; who cuts it short, too.
         let last = "DELETE FROM activity_seals WHERE number = (SELECT max(number) FROM activity_seals)";
-        stage.as_superuser(last).await;
-        assert_eq!(verified(stage, &[]).await.1, 0);
-        assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("cut short"));
-        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 1").await;
-        stage.as_superuser("DELETE FROM activity_seals").await;
+        harness.as_superuser(last).await;
+        assert_eq!(verified(harness, &[]).await.1, 0);
+        assert!(only_fault(&verified(harness, &["--seal", &head]).await).2.contains("cut short"));
+        harness.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 1").await;
+        harness.as_superuser("DELETE FROM activity_seals").await;
         let forged = format!("SELECT kyhan_seal_activity(1000, 120 / {seals})");
         for _ in 0..seals {
-            stage.run(&forged, []).await;
+            harness.run(&forged, []).await;
         }
-        assert_eq!(verified(stage, &[]).await.1, 0, "by itself the forged chain is sound");
-        assert!(only_fault(&verified(stage, &["--seal", &head]).await).2.contains("the chain was rewritten"));
+        assert_eq!(verified(harness, &[]).await.1, 0, "by itself the forged chain is sound");
+        assert!(only_fault(&verified(harness, &["--seal", &head]).await).2.contains("the chain was rewritten"));
         // A seal in the middle that is changed does not follow any more.
-        stage.as_superuser("UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
-        assert!(only_fault(&verified(stage, &[]).await).2.contains("does not follow from the seals before it"));
+        harness.as_superuser("UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
+        assert!(only_fault(&verified(harness, &[]).await).2.contains("does not follow from the seals before it"));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
-    on_stage(QUICK, async |stage| {
-        recorded(stage, 10).await;
-        stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
-        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
+    with_harness(QUICK, async |harness| {
+        recorded(harness, 10).await;
+        harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+        harness.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
         // Somebody who may do everything makes the function say what was sealed.
-        stage
+        harness
             .run(
                 "CREATE OR REPLACE FUNCTION kyhan_seal_holds(number bigint, OUT rows bigint, OUT holds boolean)
                  LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS
@@ -129,8 +131,8 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
                 [],
             )
             .await;
-        assert_eq!(verified(stage, &[]).await.1, 0, "operators may only ask the function");
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await;
+        assert_eq!(verified(harness, &[]).await.1, 0, "operators may only ask the function");
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await;
         let db = db.expect("a login");
         let read = ::ops::activity::verify(&db, None, false, |_, _| {}).await.expect("verified");
         assert!(read.read_directly && read.faults.len() == 1, "{read:?}");
@@ -141,19 +143,19 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sealed_that_a_transaction_may_still_add_to() {
-    on_stage(&sealing(), async |stage| {
+    with_harness(&sealing(), async |harness| {
         // It has its id, and has not committed; another one with a later id has.
-        let slow = stage.sandbox.db.begin().await.expect("a transaction");
+        let slow = harness.sandbox.db.begin().await.expect("a transaction");
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'slow', 'order', gen_random_uuid())";
         slow.execute_unprepared(sql).await.expect("written");
-        recorded(stage, 5).await;
-        let worker = stage.worker();
+        recorded(harness, 5).await;
+        let worker = harness.worker();
         let unsealed = "SELECT count(*) = 0 FROM activity_seals";
-        always("it is not sealed", Duration::from_millis(800), async || Ok(stage.ask::<bool>(unsealed).await)).await;
+        always("it is not sealed", Duration::from_millis(800), async || Ok(harness.ask::<bool>(unsealed).await)).await;
         slow.commit().await.expect("a commit");
-        stage.until(ALL_SEALED).await;
+        harness.until(ALL_SEALED).await;
         worker.stop().await;
-        let (said, code) = verified(stage, &[]).await;
+        let (said, code) = verified(harness, &[]).await;
         assert_eq!((code, &said["rows"]), (0, &6.into()), "{said}");
     })
     .await;
@@ -161,12 +163,12 @@ async fn nothing_is_sealed_that_a_transaction_may_still_add_to() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
-    on_stage(&sealing(), async |stage| {
-        let mut worker = stage.worker();
+    with_harness(&sealing(), async |harness| {
+        let mut worker = harness.worker();
         for round in 0..6 {
             let writers: Vec<_> = (0..4)
                 .map(|_| {
-                    let db = stage.sandbox.db.clone();
+                    let db = harness.sandbox.db.clone();
                     tokio::spawn(async move {
                         for n in 0..20_i64 {
                             let tx = db.begin().await.expect("a transaction");
@@ -186,17 +188,17 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
             for writer in writers {
                 writer.await.expect("no panic");
             }
-            stage.until("SELECT count(*) > 0 FROM activity_seals").await;
+            harness.until("SELECT count(*) > 0 FROM activity_seals").await;
             if round % 2 == 1 {
-                stage.until(ALL_SEALED).await;
+                harness.until(ALL_SEALED).await;
                 worker.stop().await;
-                worker = stage.worker();
+                worker = harness.worker();
             }
         }
-        stage.until(ALL_SEALED).await;
+        harness.until(ALL_SEALED).await;
         worker.stop().await;
-        let (said, code) = verified(stage, &[]).await;
-        let rows: i64 = stage.ask("SELECT count(*) FROM activity").await;
+        let (said, code) = verified(harness, &[]).await;
+        let rows: i64 = harness.ask("SELECT count(*) FROM activity").await;
         assert_eq!((code, said["rows"].as_i64()), (0, Some(rows)), "{said}");
         assert!(rows > 1_000 && said["seals"].as_i64() >= Some(3), "{said}");
     })
@@ -205,9 +207,9 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let said = "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'người nói', $2)";
         // By SQL, and by the library, each in the caller's transaction; in a customer's name and in staff's.
         let tx = db.begin().await.expect("a transaction");
@@ -224,11 +226,11 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
 
         let recorded = "SELECT string_agg(actor_kind || ' ' || coalesce(actor_id::text, '-') || ' ' || subject_id, ', ' ORDER BY id) FROM activity
                          WHERE action = 'order.message_recorded'";
-        assert_eq!(stage.ask::<String>(recorded).await, format!("customer {EXAMPLE_CUSTOMER} {order}, staff - {order}"));
-        let whole: String = stage.ask("SELECT string_agg(to_jsonb(activity)::text, ' ') FROM activity").await;
+        assert_eq!(harness.ask::<String>(recorded).await, format!("customer {EXAMPLE_CUSTOMER} {order}, staff - {order}"));
+        let whole: String = harness.ask("SELECT string_agg(to_jsonb(activity)::text, ' ') FROM activity").await;
         assert!(!whole.contains("Ngày mai") && !whole.contains("người nói"), "{whole}");
-        assert_eq!(verified(stage, &[]).await.1, 0);
-        let unsaid = stage.sandbox.db.execute_unprepared("UPDATE order_messages SET body = 'khác', salt = NULL").await;
+        assert_eq!(verified(harness, &[]).await.1, 0);
+        let unsaid = harness.sandbox.db.execute_unprepared("UPDATE order_messages SET body = 'khác', salt = NULL").await;
         assert!(unsaid.expect_err("refused").to_string().contains("order_messages_check"), "only what was erased has no salt");
         for change in [
             "body = 'Hôm nay.'",
@@ -238,18 +240,18 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
             // As an erasure would, of a customer who was not erased.
             "body = '', author = '', salt = NULL",
         ] {
-            let tx = stage.sandbox.db.begin().await.expect("a transaction");
+            let tx = harness.sandbox.db.begin().await.expect("a transaction");
             tx.execute_raw(statement(&format!("CREATE TABLE before AS SELECT * FROM order_messages WHERE id = '{id}'"), [])).await.expect("kept");
             tx.execute_raw(statement(&format!("UPDATE order_messages SET {change} WHERE id = '{id}'"), [])).await.expect("changed");
             tx.commit().await.expect("a commit");
-            let found = verified(stage, &[]).await;
+            let found = verified(harness, &[]).await;
             assert!(only_fault(&found).2.contains(&id.to_string()), "{change}");
-            stage.run("UPDATE order_messages AS m SET body = b.body, author = b.author, at = b.at, salt = b.salt FROM before AS b WHERE b.id = m.id", []).await;
-            stage.run("DROP TABLE before", []).await;
-            assert_eq!(verified(stage, &[]).await.1, 0);
+            harness.run("UPDATE order_messages AS m SET body = b.body, author = b.author, at = b.at, salt = b.salt FROM before AS b WHERE b.id = m.id", []).await;
+            harness.run("DROP TABLE before", []).await;
+            assert_eq!(verified(harness, &[]).await.1, 0);
         }
-        stage.run("DELETE FROM order_messages WHERE id = $1", [id.into()]).await;
-        assert!(only_fault(&verified(stage, &[]).await).2.contains("is gone"));
+        harness.run("DELETE FROM order_messages WHERE id = $1", [id.into()]).await;
+        assert!(only_fault(&verified(harness, &[]).await).2.contains("is gone"));
         db.close().await.expect("closed");
     })
     .await;
@@ -257,9 +259,9 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators_learn_only_that_it_was() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let action = producer::record::Action {
             actor: producer::record::Actor::Customer(EXAMPLE_CUSTOMER),
             action: "order.address_changed",
@@ -273,8 +275,8 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
         producer::record::action(&tx, &action).await.expect("recorded");
         tx.commit().await.expect("a commit");
         db.close().await.expect("closed");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
-        let told = stage.ops(&["explain", &order.to_string()]).await.expect("told");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
+        let told = harness.ops(&["explain", &order.to_string()]).await.expect("told");
         assert!(told.contains("recorded of customer") && told.contains("order.address_changed"), "{told}");
         assert!(!told.contains("Hàng Bài"), "{told}");
     })
@@ -283,53 +285,53 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
 
 #[tokio::test(flavor = "multi_thread")]
 async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed_ones_stay() {
-    on_stage(&format!("{}\n    [retention]\n    mode = \"delete\"", sealing()), async |stage| {
-        let (hidden, online) = (stage.delivering().await, stage.delivering().await);
+    with_harness(&format!("{}\n    [retention]\n    mode = \"delete\"", sealing()), async |harness| {
+        let (hidden, online) = (harness.delivering().await, harness.delivering().await);
         // Over, so that nothing is done about them here.
-        stage.as_superuser("UPDATE orders SET status = 'cancelled'").await;
-        stage.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = '{hidden}'")).await;
+        harness.as_superuser("UPDATE orders SET status = 'cancelled'").await;
+        harness.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = '{hidden}'")).await;
         let about = async |order: Uuid| {
             let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'order.noted', 'order', $1)";
-            stage.run(sql, [order.into()]).await;
-            stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+            harness.run(sql, [order.into()]).await;
+            harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
         };
         for order in [hidden, online, hidden, Uuid::new_v4(), hidden, hidden] {
             about(order).await;
         }
         // Five of the six are older than six months; the chain is made anew with those moments, as nobody can wait for it.
-        stage.as_superuser("CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
+        harness.as_superuser("CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
         let anew = "INSERT INTO activity_seals SELECT number, first_id, last_id, rows, salt, digest, sealed, kyhan_seal_hash(coalesce((SELECT hash FROM activity_seals ORDER BY number DESC LIMIT 1), ''), number, first_id, last_id, rows, digest, sealed)
                       FROM ranges CROSS JOIN LATERAL (SELECT CASE WHEN number <> 5 THEN now() - interval '13 months' ELSE now() - interval '5 months' END AS sealed) AS s WHERE number = $1";
         for number in 1..=6_i64 {
-            stage.run(anew, [number.into()]).await;
+            harness.run(anew, [number.into()]).await;
         }
-        assert_eq!(verified(stage, &[]).await.1, 0);
-        stage.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 6").await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 3 FROM activity_removals").await;
-        stage.until(ALL_SEALED).await;
+        assert_eq!(verified(harness, &[]).await.1, 0);
+        harness.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 6").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 3 FROM activity_removals").await;
+        harness.until(ALL_SEALED).await;
         worker.stop().await;
-        let found = verified(stage, &[]).await;
+        let found = verified(harness, &[]).await;
         assert!(only_fault(&found).2.contains("at least one was changed"), "what somebody has altered is kept: {found:?}");
         assert_eq!(found.0["removed"], 3);
         assert_eq!(found.0["removals"][0]["first_seal"], 1, "{found:?}");
-        stage.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
+        harness.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
         let left = "SELECT string_agg(subject_id::text, ',' ORDER BY id) FROM activity WHERE action = 'order.noted'";
-        assert_eq!(stage.ask::<String>(left).await, format!("{online},{hidden},{hidden}"), "of one on line, young, altered");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'activity.removed'").await, 3, "it is recorded");
+        assert_eq!(harness.ask::<String>(left).await, format!("{online},{hidden},{hidden}"), "of one on line, young, altered");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'activity.removed'").await, 3, "it is recorded");
         // Nobody removes a young range, by whichever way; and what is slipped into a removed one is found.
         for sql in [
             "DELETE FROM activity",
             "INSERT INTO activity_removals VALUES (5, now(), 1)",
             "INSERT INTO activity_removals VALUES (2, now() - interval '1 year', 1)",
         ] {
-            stage.sandbox.db.execute_unprepared(sql).await.expect_err(sql);
+            harness.sandbox.db.execute_unprepared(sql).await.expect_err(sql);
         }
-        assert_eq!(stage.ask::<i64>("SELECT kyhan_remove_activity(now() + interval '1 year', 100)").await, 1, "the one that was put right");
-        assert_eq!(verified(stage, &[]).await.1, 0);
+        assert_eq!(harness.ask::<i64>("SELECT kyhan_remove_activity(now() + interval '1 year', 100)").await, 1, "the one that was put right");
+        assert_eq!(verified(harness, &[]).await.1, 0);
         // Where nothing is to be deleted, that is what somebody has done who may do everything.
         let verify = async |arguments: &[&str]| {
-            let mut command = fleet::command("ops", &stage.sandbox.env, ["activity", "verify"].iter().chain(arguments)).expect("built");
+            let mut command = fleet::command("ops", &harness.sandbox.env, ["activity", "verify"].iter().chain(arguments)).expect("built");
             let done = command.env("KYHAN_RETENTION_MODE", "hide").output().await.expect("run");
             (done.status.code(), String::from_utf8_lossy(&done.stdout).into_owned())
         };
@@ -343,11 +345,11 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
             ("(2, now(), 1)", "no record says so"),
         ] {
             let number = &removed[1..2];
-            stage.as_superuser(&format!("CREATE TABLE kept AS SELECT activity.* FROM activity, activity_seals WHERE number = {number} AND id BETWEEN first_id AND last_id")).await;
-            stage.as_superuser(&format!("INSERT INTO activity_removals VALUES {removed}; {}", gone.replace('5', number))).await;
-            assert!(only_fault(&verified(stage, &[]).await).2.contains(what), "{removed}");
-            stage.as_superuser(&format!("DELETE FROM activity_removals WHERE number = {number}; INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept; DROP TABLE kept")).await;
-            assert_eq!(verified(stage, &[]).await.1, 0);
+            harness.as_superuser(&format!("CREATE TABLE kept AS SELECT activity.* FROM activity, activity_seals WHERE number = {number} AND id BETWEEN first_id AND last_id")).await;
+            harness.as_superuser(&format!("INSERT INTO activity_removals VALUES {removed}; {}", gone.replace('5', number))).await;
+            assert!(only_fault(&verified(harness, &[]).await).2.contains(what), "{removed}");
+            harness.as_superuser(&format!("DELETE FROM activity_removals WHERE number = {number}; INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept; DROP TABLE kept")).await;
+            assert_eq!(verified(harness, &[]).await.1, 0);
         }
     })
     .await;

@@ -14,7 +14,7 @@ use shared::database::statement;
 use tests::{fleet, sandbox::eventually};
 use tokio::process::Child;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::harness::{QUICK, SOON, with_harness};
 
 /// The binaries that stay, each with its arguments.
 const LONG_RUNNING: [(&str, &[&str]); 2] = [("worker", &[]), ("producer", &["relay"])];
@@ -105,9 +105,9 @@ fn why<'a>(report: &'a Value, part: &str) -> Option<&'a str> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_is_ready_once_it_has_its_servers_and_answers_nothing_else() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for (name, arguments) in LONG_RUNNING {
-            let process = Process::start(name, arguments, &stage.sandbox.env);
+            let process = Process::start(name, arguments, &harness.sandbox.env);
             let address = process.address().await;
             assert!(alive(address), "{name}");
             let report = until_ready(address).await;
@@ -126,13 +126,13 @@ async fn a_process_is_ready_once_it_has_its_servers_and_answers_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_whose_server_is_away_is_alive_and_names_what_it_waits_for() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for (name, arguments) in LONG_RUNNING {
             for (variable, closed, part) in [
                 ("KYHAN_DATABASE_URL", "postgres://kyhan:hunter2@127.0.0.1:9/kyhan", "postgresql"),
                 ("KYHAN_AMQP_URL", "amqp://kyhan:hunter2@127.0.0.1:9/%2f", "rabbitmq"),
             ] {
-                let mut env = stage.sandbox.env.clone();
+                let mut env = harness.sandbox.env.clone();
                 env.insert(variable.into(), closed.into());
                 let process = Process::start(name, arguments, &env);
                 let address = process.address().await;
@@ -153,11 +153,11 @@ async fn a_process_whose_server_is_away_is_alive_and_names_what_it_waits_for() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
-    on_stage(QUICK, async |stage| {
-        let relay = Process::start("producer", &["relay"], &stage.sandbox.env);
+    with_harness(QUICK, async |harness| {
+        let relay = Process::start("producer", &["relay"], &harness.sandbox.env);
         let address = relay.address().await;
         until_ready(address).await;
-        let name: String = stage.ask("SELECT current_database()::text").await;
+        let name: String = harness.ask("SELECT current_database()::text").await;
         let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
         for sql in [
             format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
@@ -181,11 +181,11 @@ async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for (name, arguments) in LONG_RUNNING {
             // Its way to RabbitMQ, which the test can close.
             let way = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-            let mut env = stage.sandbox.env.clone();
+            let mut env = harness.sandbox.env.clone();
             let mut url = url::Url::parse(&env["KYHAN_AMQP_URL"]).expect("a URL");
             let there = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(5672));
             url.set_port(way.local_addr().ok().map(|own| own.port())).expect("a port");
@@ -214,18 +214,18 @@ async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
-    on_stage(QUICK, async |stage| {
-        let worker = Process::start("worker", &[], &stage.sandbox.env);
+    with_harness(QUICK, async |harness| {
+        let worker = Process::start("worker", &[], &harness.sandbox.env);
         let address = worker.address().await;
         until_ready(address).await;
         // It cannot finish as long as somebody holds the row.
-        let subject = stage.delivering().await;
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+        let subject = harness.delivering().await;
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
         blocker.execute_raw(lock).await.expect("a lock");
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[subject])]).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[subject])]).await;
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        stage.until(waiting).await;
+        harness.until(waiting).await;
         fleet::terminate(&worker.child).await.expect("told");
         eventually("it is stopping", SOON, async || {
             let (status, report) = readiness(address)?;
@@ -243,10 +243,10 @@ async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_refused_by_name_and_does_not_concern_commands_that_end() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = taken.local_addr().expect("an address").to_string();
-        let mut env = stage.sandbox.env.clone();
+        let mut env = harness.sandbox.env.clone();
         env.insert("KYHAN_ADMIN_LISTEN".into(), address.clone());
         for (name, arguments) in LONG_RUNNING {
             let refused = tokio::time::timeout(SOON, fleet::command(name, &env, arguments).expect("built").output());
@@ -255,7 +255,7 @@ async fn a_port_in_use_is_refused_by_name_and_does_not_concern_commands_that_end
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains("admin.listen: cannot listen on") && said.contains(&address), "{said}");
         }
-        let order = stage.delivering().await.to_string();
+        let order = harness.delivering().await.to_string();
         for (name, arguments) in [("producer", &["emit", "order.shipped", &order][..]), ("ops", &["dead", "list"])] {
             fleet::output(fleet::command(name, &env, arguments).expect("built")).await.expect("it needs no port");
         }
@@ -265,11 +265,11 @@ async fn a_port_in_use_is_refused_by_name_and_does_not_concern_commands_that_end
 
 #[tokio::test(flavor = "multi_thread")]
 async fn none_opens_no_port() {
-    on_stage(QUICK, async |stage| {
-        let mut env = stage.sandbox.env.clone();
+    with_harness(QUICK, async |harness| {
+        let mut env = harness.sandbox.env.clone();
         env.insert("KYHAN_ADMIN_LISTEN".into(), "none".into());
         let worker = Process::start("worker", &[], &env);
-        stage.until_consumed().await;
+        harness.until_consumed().await;
         let said = worker.said().expect("a log");
         assert!(said.contains("worker started") && !said.contains("admin port"), "{said}");
         worker.stop().await;
@@ -279,8 +279,8 @@ async fn none_opens_no_port() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn clients_that_say_nothing_keep_nobody_out_for_long() {
-    on_stage(QUICK, async |stage| {
-        let relay = Process::start("producer", &["relay"], &stage.sandbox.env);
+    with_harness(QUICK, async |harness| {
+        let relay = Process::start("producer", &["relay"], &harness.sandbox.env);
         let address = relay.address().await;
         let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(address).expect("a connection")).collect();
         assert!(alive(address));

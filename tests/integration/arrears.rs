@@ -24,7 +24,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage, worker_with};
+use crate::harness::{Harness, QUICK, with_harness, worker_with};
 
 const COMPONENTS: [&str; 3] = ["goods", "shipping", "service"];
 
@@ -36,9 +36,9 @@ struct Money {
 }
 
 /// An order in a status, long ago, with payments of long ago.
-async fn order(stage: &Stage, customer: Uuid, status: &str, money: Money) -> Uuid {
+async fn order(harness: &Harness, customer: Uuid, status: &str, money: Money) -> Uuid {
     let id = Uuid::new_v4();
-    stage
+    harness
         .run(
             "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since,
                                  goods_due, shipping_due, service_due)
@@ -50,21 +50,21 @@ async fn order(stage: &Stage, customer: Uuid, status: &str, money: Money) -> Uui
         .await;
     for (component, paid) in COMPONENTS.into_iter().zip(money.paid) {
         if paid > 0 {
-            pay(stage, customer, id, component, paid).await;
+            pay(harness, customer, id, component, paid).await;
         }
     }
     id
 }
 
 /// A payment from the customer's wallet, a year ago.
-async fn pay(stage: &Stage, customer: Uuid, order: Uuid, component: &str, amount: i64) {
-    let wallet = account(stage, "wallet", Some(customer), None).await;
-    let account = account(stage, component, None, Some(order)).await;
-    transfer(stage, wallet, account, amount, Some(order)).await;
+async fn pay(harness: &Harness, customer: Uuid, order: Uuid, component: &str, amount: i64) {
+    let wallet = account(harness, "wallet", Some(customer), None).await;
+    let account = account(harness, component, None, Some(order)).await;
+    transfer(harness, wallet, account, amount, Some(order)).await;
 }
 
-async fn account(stage: &Stage, kind: &str, customer: Option<Uuid>, order: Option<Uuid>) -> Uuid {
-    stage
+async fn account(harness: &Harness, kind: &str, customer: Option<Uuid>, order: Option<Uuid>) -> Uuid {
+    harness
         .run(
             "INSERT INTO accounts (kind, customer_id, order_id) SELECT $1, $2, $3
               WHERE NOT EXISTS (SELECT FROM accounts WHERE kind = $1 AND customer_id IS NOT DISTINCT FROM $2 AND order_id IS NOT DISTINCT FROM $3)",
@@ -73,12 +73,12 @@ async fn account(stage: &Stage, kind: &str, customer: Option<Uuid>, order: Optio
         .await;
     let sql =
         "SELECT id FROM accounts WHERE kind = $1 AND customer_id IS NOT DISTINCT FROM $2 AND order_id IS NOT DISTINCT FROM $3";
-    let row = stage.sandbox.db.query_one_raw(statement(sql, [kind.into(), customer.into(), order.into()])).await;
+    let row = harness.sandbox.db.query_one_raw(statement(sql, [kind.into(), customer.into(), order.into()])).await;
     row.expect("an answer").expect("an account").try_get("", "id").expect("an id")
 }
 
-async fn transfer(stage: &Stage, debit: Uuid, credit: Uuid, amount: i64, order: Option<Uuid>) {
-    stage
+async fn transfer(harness: &Harness, debit: Uuid, credit: Uuid, amount: i64, order: Option<Uuid>) {
+    harness
         .run(
             "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
              VALUES ($1, $2, $3, 'test', $4, gen_random_uuid()::text, now() - interval '1 year')",
@@ -88,14 +88,14 @@ async fn transfer(stage: &Stage, debit: Uuid, credit: Uuid, amount: i64, order: 
 }
 
 /// Gives a wallet this balance.
-async fn wallet(stage: &Stage, customer: Uuid, balance: i64) {
-    let wallet = account(stage, "wallet", Some(customer), None).await;
-    let outside = account(stage, "outside", None, None).await;
-    let now: i64 = balance_of(&stage.sandbox.db, wallet).await.expect("a balance");
+async fn wallet(harness: &Harness, customer: Uuid, balance: i64) {
+    let wallet = account(harness, "wallet", Some(customer), None).await;
+    let outside = account(harness, "outside", None, None).await;
+    let now: i64 = balance_of(&harness.sandbox.db, wallet).await.expect("a balance");
     match balance - now {
         0 => {}
-        more if more > 0 => transfer(stage, outside, wallet, more, None).await,
-        less => transfer(stage, wallet, outside, -less, None).await,
+        more if more > 0 => transfer(harness, outside, wallet, more, None).await,
+        less => transfer(harness, wallet, outside, -less, None).await,
     }
 }
 
@@ -104,37 +104,37 @@ async fn balance_of(db: &impl ConnectionTrait, account: Uuid) -> Result<i64, DbE
     row.expect("an account").try_get("", "balance")
 }
 
-async fn customer(stage: &Stage) -> Uuid {
+async fn customer(harness: &Harness) -> Uuid {
     let id = Uuid::new_v4();
-    stage.run("INSERT INTO customers VALUES ($1, 'Trần Văn Mẫu', '0912', 'm@example.vn', 'Huế')", [id.into()]).await;
+    harness.run("INSERT INTO customers VALUES ($1, 'Trần Văn Mẫu', '0912', 'm@example.vn', 'Huế')", [id.into()]).await;
     id
 }
 
 /// What an order has paid: goods, shipping, service.
-async fn paid(stage: &Stage, order: Uuid) -> [i64; 3] {
+async fn paid(harness: &Harness, order: Uuid) -> [i64; 3] {
     let mut paid = [0; 3];
     for (component, paid) in COMPONENTS.into_iter().zip(&mut paid) {
         let sql =
             format!("SELECT coalesce((SELECT balance FROM accounts WHERE order_id = '{order}' AND kind = '{component}'), 0)");
-        *paid = stage.ask(&sql).await;
+        *paid = harness.ask(&sql).await;
     }
     paid
 }
 
-async fn sums_are_zero(stage: &Stage) {
-    assert_eq!(stage.ask::<i64>("SELECT coalesce(sum(balance), 0)::bigint FROM accounts").await, 0);
+async fn sums_are_zero(harness: &Harness) {
+    assert_eq!(harness.ask::<i64>("SELECT coalesce(sum(balance), 0)::bigint FROM accounts").await, 0);
     let differing = "SELECT count(*) FROM accounts a WHERE balance <>
         (SELECT coalesce(sum(amount), 0) FROM transfers WHERE credit_account = a.id) - (SELECT coalesce(sum(amount), 0) FROM transfers WHERE debit_account = a.id)";
-    assert_eq!(stage.ask::<i64>(differing).await, 0, "an account differs from its transfers");
+    assert_eq!(harness.ask::<i64>(differing).await, 0, "an account differs from its transfers");
     for check in tasks::find("collect-arrears").expect("the task").checks() {
-        assert_eq!(stage.ask::<i64>(check.sql).await, 0, "{}", check.name);
+        assert_eq!(harness.ask::<i64>(check.sql).await, 0, "{}", check.name);
     }
 }
 
 /// Applies the task to these orders, by itself.
-async fn collect(stage: &Stage, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
-    let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
-    let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &stage.settings().policy, floor);
+async fn collect(harness: &Harness, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
+    let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
+    let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &harness.settings().policy, floor);
     let mut asked: Vec<_> = orders.iter().map(|order| (*order, Uuid::new_v4())).collect();
     asked.sort_unstable();
     let tx = db.begin().await.expect("a transaction");
@@ -146,158 +146,159 @@ async fn collect(stage: &Stage, floor: Option<i64>, orders: &[Uuid]) -> HashMap<
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_component_is_collected_for_itself_and_exactly() {
-    on_stage(QUICK, async |stage| {
-        wallet(stage, EXAMPLE_CUSTOMER, 300_000).await;
+    with_harness(QUICK, async |harness| {
+        wallet(harness, EXAMPLE_CUSTOMER, 300_000).await;
         let money = Money { due: [1_000_000, 120_000, 50_000], paid: [400_000, 200_000, 0] };
-        let short = order(stage, EXAMPLE_CUSTOMER, "received", money).await;
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("collect-arrears", &[short])]).await;
-        stage.until("SELECT count(*) = 1 FROM activity").await;
+        let short = order(harness, EXAMPLE_CUSTOMER, "received", money).await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("collect-arrears", &[short])]).await;
+        harness.until("SELECT count(*) = 1 FROM activity").await;
         worker.stop().await;
         // Overpaid shipping pays for nothing else.
-        assert_eq!(paid(stage, short).await, [1_000_000, 200_000, 50_000]);
+        assert_eq!(paid(harness, short).await, [1_000_000, 200_000, 50_000]);
         assert_eq!(
-            stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await,
+            harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await,
             300_000 - 600_000 - 600_000 - 50_000
         );
-        let detail: String = stage.ask("SELECT (detail - 'wakeup_id')::text FROM activity").await;
+        let detail: String = harness.ask("SELECT (detail - 'wakeup_id')::text FROM activity").await;
         assert_eq!(detail, r#"{"collected": {"goods": 600000, "service": 50000}, "outstanding": 0, "restored_to": null}"#);
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_collected_of_cancelled_orders_and_those_truly_out_of_stock() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let money = Money { due: [1_000_000, 1, 1], paid: [0, 0, 0] };
         let mut orders = Vec::new();
         for status in ["awaiting_deposit", "deposited", "purchased", "in_transit", "in_warehouse", "out_of_stock", "cancelled"] {
-            orders.push(order(stage, EXAMPLE_CUSTOMER, status, money).await);
+            orders.push(order(harness, EXAMPLE_CUSTOMER, status, money).await);
         }
-        let outcomes = collect(stage, None, &orders).await;
+        let outcomes = collect(harness, None, &orders).await;
         assert!(outcomes.values().all(|outcome| *outcome == Outcome::Stale), "{outcomes:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM transfers").await, 0);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'out_of_stock'").await, 1);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM accounts").await, 0, "what is left alone gets no account either");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM transfers").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'out_of_stock'").await, 1);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM accounts").await, 0, "what is left alone gets no account either");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wrong_out_of_stock_is_put_back_to_what_it_was_and_its_refund_collected() {
-    on_stage(QUICK, async |stage| {
-        triggers_off(stage).await;
+    with_harness(QUICK, async |harness| {
+        triggers_off(harness).await;
         for before in ["in_warehouse", "delivering", "received"] {
             let money = Money { due: [800_000, 90_000, 0], paid: [0, 90_000, 0] };
-            let wrong = order(stage, EXAMPLE_CUSTOMER, "out_of_stock", money).await;
-            stage.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
+            let wrong = order(harness, EXAMPLE_CUSTOMER, "out_of_stock", money).await;
+            harness.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
             for (from, to) in [("in_transit", "in_warehouse"), (before, "out_of_stock")] {
                 let sql = "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, $2, $3, 'nhân viên')";
-                stage.run(sql, [wrong.into(), from.into(), to.into()]).await;
+                harness.run(sql, [wrong.into(), from.into(), to.into()]).await;
             }
-            let outcomes = collect(stage, None, &[wrong]).await;
+            let outcomes = collect(harness, None, &[wrong]).await;
             assert!(matches!(outcomes[&wrong], Outcome::Applied { .. }), "{outcomes:?}");
-            let after: String = stage.ask(&format!("SELECT status FROM orders WHERE id = '{wrong}' AND out_of_stock_since IS NULL")).await;
+            let after: String = harness.ask(&format!("SELECT status FROM orders WHERE id = '{wrong}' AND out_of_stock_since IS NULL")).await;
             assert_eq!(after, before);
-            assert_eq!(paid(stage, wrong).await, [800_000, 90_000, 0]);
-            let raised: String = stage.ask("SELECT coalesce(string_agg(event_type, ','), '') FROM outbox").await;
+            assert_eq!(paid(harness, wrong).await, [800_000, 90_000, 0]);
+            let raised: String = harness.ask("SELECT coalesce(string_agg(event_type, ','), '') FROM outbox").await;
             let expected = match before {
                 "delivering" => "order.shipped",
                 "received" => "order.received",
                 _ => "",
             };
             assert_eq!(raised, expected);
-            stage.run("DELETE FROM outbox", []).await;
+            harness.run("DELETE FROM outbox", []).await;
         }
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
 
-async fn triggers_off(stage: &Stage) {
-    shared::database::schema::triggers::remove(&stage.sandbox.db).await.expect("no triggers");
+async fn triggers_off(harness: &Harness) {
+    shared::database::schema::triggers::remove(&harness.sandbox.db).await.expect("no triggers");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
-    on_stage(QUICK, async |stage| {
-        wallet(stage, EXAMPLE_CUSTOMER, 100).await;
+    with_harness(QUICK, async |harness| {
+        wallet(harness, EXAMPLE_CUSTOMER, 100).await;
         let money = Money { due: [500, 300, 0], paid: [0, 0, 0] };
-        let short = order(stage, EXAMPLE_CUSTOMER, "delivering", money).await;
-        stage.run("UPDATE orders SET status = 'received', received_at = delivering_since WHERE id = $1", [short.into()]).await;
-        let floored = stage.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "-500")]).expect("settings");
+        let short = order(harness, EXAMPLE_CUSTOMER, "delivering", money).await;
+        harness.run("UPDATE orders SET status = 'received', received_at = delivering_since WHERE id = $1", [short.into()]).await;
+        let floored = harness.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "-500")]).expect("settings");
         let worker = worker_with(floored);
-        stage.publish(vec![stage.wakeup("collect-arrears", &[short])]).await;
-        stage.until("SELECT count(*) = 1 FROM arrears_outstanding WHERE outstanding = 200").await;
-        assert_eq!(paid(stage, short).await, [500, 100, 0]);
-        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -500);
+        harness.publish(vec![harness.wakeup("collect-arrears", &[short])]).await;
+        harness.until("SELECT count(*) = 1 FROM arrears_outstanding WHERE outstanding = 200").await;
+        assert_eq!(paid(harness, short).await, [500, 100, 0]);
+        assert_eq!(harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -500);
         // Tried again after each period, it takes nothing while there is nothing …
-        let tried: String = stage.ask("SELECT tried_at::text FROM arrears_outstanding").await;
-        stage.until(&format!("SELECT tried_at > '{tried}' FROM arrears_outstanding")).await;
-        assert_eq!(paid(stage, short).await, [500, 100, 0]);
+        let tried: String = harness.ask("SELECT tried_at::text FROM arrears_outstanding").await;
+        harness.until(&format!("SELECT tried_at > '{tried}' FROM arrears_outstanding")).await;
+        assert_eq!(paid(harness, short).await, [500, 100, 0]);
         // … and the rest once the customer has paid something in.
-        wallet(stage, EXAMPLE_CUSTOMER, 1_000).await;
-        stage.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
-        assert_eq!(paid(stage, short).await, [500, 300, 0]);
-        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, 800);
-        stage.until_settled().await;
+        wallet(harness, EXAMPLE_CUSTOMER, 1_000).await;
+        harness.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
+        assert_eq!(paid(harness, short).await, [500, 300, 0]);
+        assert_eq!(harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, 800);
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried, totals.rejected), (1, 0, 0), "{totals:?}");
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_it_is_paid_or_cancelled() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let mut orders = Vec::new();
         for _ in 0..3 {
-            let customer = customer(stage).await;
-            wallet(stage, customer, 300).await;
-            let wrong = order(stage, customer, "out_of_stock", Money { due: [1_000, 0, 0], paid: [0, 0, 0] }).await;
-            stage.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
+            let customer = customer(harness).await;
+            wallet(harness, customer, 300).await;
+            let wrong = order(harness, customer, "out_of_stock", Money { due: [1_000, 0, 0], paid: [0, 0, 0] }).await;
+            harness.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
             orders.push((customer, wrong));
         }
-        let floored = stage.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "0")]).expect("settings");
+        let floored = harness.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "0")]).expect("settings");
         let worker = worker_with(floored);
         let all: Vec<Uuid> = orders.iter().map(|(_, order)| *order).collect();
-        stage.publish(vec![stage.wakeup("collect-arrears", &all)]).await;
-        stage.until("SELECT count(*) = 3 FROM arrears_outstanding WHERE outstanding = 700").await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'in_warehouse'").await, 3);
+        harness.publish(vec![harness.wakeup("collect-arrears", &all)]).await;
+        harness.until("SELECT count(*) = 3 FROM arrears_outstanding WHERE outstanding = 700").await;
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'in_warehouse'").await, 3);
         // One pays into the wallet, one pays the order, one is cancelled.
-        wallet(stage, orders[0].0, 5_000).await;
-        pay(stage, orders[1].0, orders[1].1, "goods", 700).await;
-        stage.run("UPDATE orders SET status = 'cancelled' WHERE id = $1", [orders[2].1.into()]).await;
-        stage.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
-        stage.until_settled().await;
+        wallet(harness, orders[0].0, 5_000).await;
+        pay(harness, orders[1].0, orders[1].1, "goods", 700).await;
+        harness.run("UPDATE orders SET status = 'cancelled' WHERE id = $1", [orders[2].1.into()]).await;
+        harness.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
+        harness.until_settled().await;
         worker.stop().await;
         let mut after = Vec::new();
         for order in all {
-            after.push(paid(stage, order).await[0]);
+            after.push(paid(harness, order).await[0]);
         }
         assert_eq!(after, [1_000, 1_000, 300]);
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made_for_it() {
-    on_stage(QUICK, async |stage| {
-        let customer = customer(stage).await;
-        let order = order(stage, customer, "received", Money { due: [100, 0, 0], paid: [0, 0, 0] }).await;
-        let (outside, goods) = (account(stage, "outside", None, None).await, account(stage, "goods", None, Some(order)).await);
-        transfer(stage, outside, goods, 100, Some(order)).await;
+    with_harness(QUICK, async |harness| {
+        let customer = customer(harness).await;
+        let order = order(harness, customer, "received", Money { due: [100, 0, 0], paid: [0, 0, 0] }).await;
+        let (outside, goods) =
+            (account(harness, "outside", None, None).await, account(harness, "goods", None, Some(order)).await);
+        transfer(harness, outside, goods, 100, Some(order)).await;
         // Fully paid, it is left alone …
-        assert_eq!(collect(stage, None, &[order]).await[&order], Outcome::Stale);
+        assert_eq!(collect(harness, None, &[order]).await[&order], Outcome::Stale);
         // … until a refund that does not even name it.
-        transfer(stage, goods, outside, 100, None).await;
-        assert!(matches!(collect(stage, None, &[order]).await[&order], Outcome::Applied { .. }));
-        assert_eq!(paid(stage, order).await, [100, 0, 0]);
-        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -100);
-        sums_are_zero(stage).await;
+        transfer(harness, goods, outside, 100, None).await;
+        assert!(matches!(collect(harness, None, &[order]).await[&order], Outcome::Applied { .. }));
+        assert_eq!(paid(harness, order).await, [100, 0, 0]);
+        assert_eq!(harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -100);
+        sums_are_zero(harness).await;
     })
     .await;
 }
@@ -325,7 +326,7 @@ fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) ->
 
 #[tokio::test(flavor = "multi_thread")]
 async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let mut runner = TestRunner::deterministic();
         let amount = || prop_oneof![Just(0i64), 1i64..2_000_000, Just(i64::from(u32::MAX) * 1000)];
         let money = (prop::array::uniform3(amount()), prop::array::uniform3(prop_oneof![Just(0i64), 1i64..2_500_000]))
@@ -340,12 +341,12 @@ async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
             let mut expected = HashMap::new();
             let mut all = Vec::new();
             for orders in customers {
-                let customer = customer(stage).await;
+                let customer = customer(harness).await;
                 let mut made = Vec::new();
                 for money in orders {
                     // One moment for all, so that the ids alone give their order.
-                    let id = order(stage, customer, "received", money).await;
-                    stage
+                    let id = order(harness, customer, "received", money).await;
+                    harness
                         .run(
                             "UPDATE orders SET received_at = '2025-06-01', delivering_since = '2025-05-01' WHERE id = $1",
                             [id.into()],
@@ -354,18 +355,18 @@ async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
                     made.push((id, money));
                     all.push(id);
                 }
-                wallet(stage, customer, balance).await;
+                wallet(harness, customer, balance).await;
                 expected.extend(model(made, balance, floor));
             }
             let same = "ALTER TABLE transfers DISABLE TRIGGER transfers_insert_only";
-            stage.run(same, []).await;
-            stage.run("UPDATE transfers SET at = '2025-04-01' WHERE reason <> 'arrears'", []).await;
-            let outcomes = collect(stage, floor, &all).await;
+            harness.run(same, []).await;
+            harness.run("UPDATE transfers SET at = '2025-04-01' WHERE reason <> 'arrears'", []).await;
+            let outcomes = collect(harness, floor, &all).await;
             for (id, paid_expected) in &expected {
-                assert_eq!(paid(stage, *id).await, *paid_expected, "floor {floor:?} {outcomes:?}");
+                assert_eq!(paid(harness, *id).await, *paid_expected, "floor {floor:?} {outcomes:?}");
             }
         }
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
@@ -422,21 +423,21 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
     const HAMMERS: u64 = 4;
     // Due at once after every change, so that the batches and the order system meet on the same rows all the time.
     let file = QUICK.replace("200ms", "1ms").replace("[\"100ms\", \"1s\"]", "[\"10ms\", \"50ms\"]");
-    on_stage(&file, async |stage| {
+    with_harness(&file, async |harness| {
         let mut orders = Vec::new();
         for n in 0..ORDERS {
-            let customer = if n % 4 == 0 { EXAMPLE_CUSTOMER } else { customer(stage).await };
-            wallet(stage, customer, 1_000_000).await;
+            let customer = if n % 4 == 0 { EXAMPLE_CUSTOMER } else { customer(harness).await };
+            wallet(harness, customer, 1_000_000).await;
             let money = Money { due: [100_000, 20_000, 5_000], paid: [30_000, 0, 5_000] };
-            orders.push(order(stage, customer, "received", money).await);
+            orders.push(order(harness, customer, "received", money).await);
         }
         let orders = Arc::new(orders);
-        let workers = [stage.worker(), stage.worker()];
+        let workers = [harness.worker(), harness.worker()];
         let over = Arc::new(AtomicBool::new(false));
         let mut hammers = Vec::new();
         for seed in 0..HAMMERS {
             let (orders, over) = (Arc::clone(&orders), Arc::clone(&over));
-            let db = database::connect(&stage.settings().database, Client::Producer).await.expect("a database");
+            let db = database::connect(&harness.settings().database, Client::Producer).await.expect("a database");
             hammers.push(tokio::spawn(async move {
                 let mut random = <rand::rngs::StdRng as rand::SeedableRng>::seed_from_u64(seed);
                 let mut acted = 0u32;
@@ -452,7 +453,7 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
         }
         let until = tokio::time::Instant::now() + Duration::from_secs(8);
         while tokio::time::Instant::now() < until {
-            stage.publish(vec![stage.wakeup("collect-arrears", &orders)]).await;
+            harness.publish(vec![harness.wakeup("collect-arrears", &orders)]).await;
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         over.store(true, Ordering::Relaxed);
@@ -461,40 +462,40 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
             acted += hammer.await.expect("no panic");
         }
         // The order system has gone home: one more round, and every order is paid, not a đồng more or less.
-        stage.publish(vec![stage.wakeup("collect-arrears", &orders)]).await;
+        harness.publish(vec![harness.wakeup("collect-arrears", &orders)]).await;
         let unpaid = "SELECT count(*) = 0 FROM orders o CROSS JOIN LATERAL (VALUES
                           ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) part (kind, due)
                           JOIN accounts a ON a.order_id = o.id AND a.kind = part.kind WHERE a.balance <> part.due";
-        stage.until(unpaid).await;
-        stage.until_settled().await;
+        harness.until(unpaid).await;
+        harness.until_settled().await;
         let mut collected = 0;
         for worker in workers {
             let totals = worker.stop().await;
             assert_eq!((totals.rejected, totals.retried), (0, 0), "{totals:?}");
             collected += totals.applied;
         }
-        assert!(stage.ask::<bool>(unpaid).await);
-        let by_worker: i64 = stage.ask("SELECT count(*) FROM transfers WHERE reason = 'arrears'").await;
+        assert!(harness.ask::<bool>(unpaid).await);
+        let by_worker: i64 = harness.ask("SELECT count(*) FROM transfers WHERE reason = 'arrears'").await;
         assert!(
             acted > 200 && by_worker > 100 && collected > 50,
             "too tame: {acted} acts, {by_worker} charges, {collected} collections"
         );
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_transfer_is_never_changed_or_removed() {
-    on_stage(QUICK, async |stage| {
-        wallet(stage, EXAMPLE_CUSTOMER, 5).await;
+    with_harness(QUICK, async |harness| {
+        wallet(harness, EXAMPLE_CUSTOMER, 5).await;
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'x', 'customer', $1)";
-        stage.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
+        harness.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
         for sql in ["UPDATE transfers SET amount = 1", "DELETE FROM transfers", "TRUNCATE transfers", "DELETE FROM activity"] {
-            let refused = stage.sandbox.db.execute_unprepared(sql).await.expect_err(sql).to_string();
+            let refused = harness.sandbox.db.execute_unprepared(sql).await.expect_err(sql).to_string();
             assert!(refused.contains("insert only"), "{refused}");
         }
-        sums_are_zero(stage).await;
+        sums_are_zero(harness).await;
     })
     .await;
 }

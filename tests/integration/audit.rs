@@ -10,7 +10,7 @@ use shared::{
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::harness::{Harness, QUICK, SOON, with_harness};
 
 /// What is audited here waits for an hour, or is a year overdue.
 fn patient() -> String {
@@ -18,8 +18,8 @@ fn patient() -> String {
 }
 
 /// What `ops audit --json` says, and its exit code.
-async fn audited(stage: &Stage) -> (Value, i32) {
-    let mut command = fleet::command("ops", &stage.sandbox.env, ["audit", "--json"]).expect("built");
+async fn audited(harness: &Harness) -> (Value, i32) {
+    let mut command = fleet::command("ops", &harness.sandbox.env, ["audit", "--json"]).expect("built");
     let done = command.output().await.expect("an end");
     let said = String::from_utf8_lossy(&done.stdout);
     let report = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}{:?}", done.stderr));
@@ -44,15 +44,15 @@ fn off(report: &Value) -> Vec<String> {
 }
 
 /// The audit finds exactly this off.
-async fn only_off(stage: &Stage, expected: &[&str]) {
-    let (report, code) = audited(stage).await;
+async fn only_off(harness: &Harness, expected: &[&str]) {
+    let (report, code) = audited(harness).await;
     assert_eq!(off(&report), expected, "{report}");
     assert_eq!(code, i32::from(!expected.is_empty()));
 }
 
 /// Does what no role may, as somebody who tampers would.
-async fn tamper(stage: &Stage, sql: &str) -> u64 {
-    let tx = stage.sandbox.db.begin().await.expect("a transaction");
+async fn tamper(harness: &Harness, sql: &str) -> u64 {
+    let tx = harness.sandbox.db.begin().await.expect("a transaction");
     tx.execute_unprepared("SET LOCAL session_replication_role = replica").await.expect("a superuser");
     let done = tx.execute_raw(statement(sql, [])).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
     tx.commit().await.expect("a commit");
@@ -60,30 +60,30 @@ async fn tamper(stage: &Stage, sql: &str) -> u64 {
 }
 
 /// Orders that are due in an hour, each with its wake-up in the rung.
-async fn waiting(stage: &Stage, count: i64) -> Vec<Uuid> {
-    let orders = stage.many_delivering(count).await;
-    stage.run("UPDATE orders SET delivering_since = now()", []).await;
+async fn waiting(harness: &Harness, count: i64) -> Vec<Uuid> {
+    let orders = harness.many_delivering(count).await;
+    harness.run("UPDATE orders SET delivering_since = now()", []).await;
     for order in &orders {
-        stage.event("order.shipped", *order).await;
+        harness.event("order.shipped", *order).await;
     }
-    let relay = stage.relay();
-    stage.until("SELECT count(*) = 0 FROM outbox").await;
+    let relay = harness.relay();
+    harness.until("SELECT count(*) = 0 FROM outbox").await;
     relay.stop().await;
     orders
 }
 
 /// One subject of each kind with its effect, made by a worker.
-async fn applied(stage: &Stage) -> Vec<(&'static dyn Exampled, Uuid)> {
+async fn applied(harness: &Harness) -> Vec<(&'static dyn Exampled, Uuid)> {
     let mut subjects = Vec::new();
-    for task in stage.tasks() {
+    for task in harness.tasks() {
         let id = Uuid::new_v4();
-        stage.run(task.examples().due, [id.into()]).await;
-        stage.publish(vec![stage.wakeup(task.kind(), &[id])]).await;
+        harness.run(task.examples().due, [id.into()]).await;
+        harness.publish(vec![harness.wakeup(task.kind(), &[id])]).await;
         subjects.push((task, id));
     }
-    let worker = stage.worker();
+    let worker = harness.worker();
     for (task, id) in &subjects {
-        eventually("the effect", SOON, async || Ok(stage.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
+        eventually("the effect", SOON, async || Ok(harness.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
     }
     worker.stop().await;
     subjects
@@ -91,29 +91,29 @@ async fn applied(stage: &Stage) -> Vec<(&'static dyn Exampled, Uuid)> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_healthy_system_is_found_healthy_and_left_as_it_was() {
-    on_stage(&patient(), async |stage| {
-        waiting(stage, 300).await;
-        applied(stage).await;
+    with_harness(&patient(), async |harness| {
+        waiting(harness, 300).await;
+        applied(harness).await;
         let everything = "SELECT md5(database_to_xml(true, false, '')::text)";
-        let before = (stage.ask::<String>(everything).await, stage.depth("").await);
-        let (report, code) = audited(stage).await;
+        let before = (harness.ask::<String>(everything).await, harness.depth("").await);
+        let (report, code) = audited(harness).await;
         assert_eq!((off(&report), code), (vec![], 0));
         assert_eq!(
-            tamper(stage, "DELETE FROM activity WHERE action = 'audit.finished'").await,
+            tamper(harness, "DELETE FROM activity WHERE action = 'audit.finished'").await,
             1,
             "that it was made is recorded"
         );
-        assert_eq!((stage.ask(everything).await, stage.depth("").await), before);
+        assert_eq!((harness.ask(everything).await, harness.depth("").await), before);
 
         assert_eq!(report["due"][0]["kind"], "confirm-receipt");
         assert_eq!((&report["due"][0]["pending"], &report["due"][0]["overdue"]), (&300.into(), &0.into()));
         // 300 of confirm-receipt in packs of 128; the same orders' arrears, which are none, wait there too.
-        assert_eq!(report["wakeups"]["messages"], stage.depth("rung.").await);
+        assert_eq!(report["wakeups"]["messages"], harness.depth("rung.").await);
         assert_eq!((&report["wakeups"]["subjects"], &report["wakeups"]["missing"]), (&300.into(), &0.into()));
         let rung = report["rungs"].as_array().expect("rungs").iter().find(|rung| rung["rung"] == "1h").expect("a rung");
         assert_eq!((&rung["candidates"], &rung["messages"]), (&300.into(), &report["wakeups"]["messages"]));
 
-        let shown = stage.ops(&["audit"]).await.expect("exit code 0");
+        let shown = harness.ops(&["audit"]).await.expect("exit code 0");
         assert!(shown.trim_end().ends_with("nothing is off"), "{shown}");
     })
     .await;
@@ -121,15 +121,15 @@ async fn a_healthy_system_is_found_healthy_and_left_as_it_was() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn overdue_rows_are_counted_and_those_within_the_grace_are_on_their_way() {
-    on_stage(&patient(), async |stage| {
-        stage.many_delivering(7).await;
-        stage.in_cart().await;
-        only_off(stage, &["due confirm-receipt 7", "due purge-cart-item 1"]).await;
+    with_harness(&patient(), async |harness| {
+        harness.many_delivering(7).await;
+        harness.in_cart().await;
+        only_off(harness, &["due confirm-receipt 7", "due purge-cart-item 1"]).await;
         // Five minutes are the sweep's.
-        stage.run("UPDATE orders SET delivering_since = now() - interval '62 minutes'", []).await;
-        stage.run("UPDATE cart_items SET added_at = now() - interval '62 minutes'", []).await;
-        only_off(stage, &[]).await;
-        let (report, _) = audited(stage).await;
+        harness.run("UPDATE orders SET delivering_since = now() - interval '62 minutes'", []).await;
+        harness.run("UPDATE cart_items SET added_at = now() - interval '62 minutes'", []).await;
+        only_off(harness, &[]).await;
+        let (report, _) = audited(harness).await;
         assert_eq!((&report["due"][0]["due"], &report["due"][1]["due"]), (&7.into(), &1.into()));
     })
     .await;
@@ -137,60 +137,60 @@ async fn overdue_rows_are_counted_and_those_within_the_grace_are_on_their_way() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_that_history_does_not_tell_and_one_that_it_tells_twice_are_off() {
-    on_stage(&patient(), async |stage| {
-        applied(stage).await;
+    with_harness(&patient(), async |harness| {
+        applied(harness).await;
         let copied = "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at)
                       SELECT order_id, from_status, to_status, reason, at FROM order_status_history WHERE reason = 'confirm-receipt'";
-        stage.run(copied, []).await;
-        only_off(stage, &["records receipts recorded twice for one delivery 1"]).await;
-        assert_eq!(stage.run("DELETE FROM order_status_history WHERE reason = 'confirm-receipt'", []).await, 2);
-        only_off(stage, &["records received orders whose history does not say so 1"]).await;
+        harness.run(copied, []).await;
+        only_off(harness, &["records receipts recorded twice for one delivery 1"]).await;
+        assert_eq!(harness.run("DELETE FROM order_status_history WHERE reason = 'confirm-receipt'", []).await, 2);
+        only_off(harness, &["records received orders whose history does not say so 1"]).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_of_an_order_that_does_not_exist_is_off() {
-    on_stage(&patient(), async |stage| {
-        applied(stage).await;
+    with_harness(&patient(), async |harness| {
+        applied(harness).await;
         // Who says to be the fleet is not asked.
-        let tx = stage.sandbox.db.begin().await.expect("a transaction");
+        let tx = harness.sandbox.db.begin().await.expect("a transaction");
         tx.execute_unprepared("SET LOCAL kyhan.effect = on").await.expect("set");
         let orphan = "INSERT INTO order_status_history (order_id, from_status, to_status, reason)
                       VALUES (gen_random_uuid(), 'delivering', 'received', 'khách')";
         tx.execute_unprepared(orphan).await.expect("inserted");
         tx.commit().await.expect("a commit");
-        only_off(stage, &["records history rows of orders that do not exist 1"]).await;
+        only_off(harness, &["records history rows of orders that do not exist 1"]).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_staff_and_customers_may_do_is_not_off() {
-    on_stage(&patient(), async |stage| {
+    with_harness(&patient(), async |harness| {
         // One of an order system that keeps no history, and one of a customer whose confirmation is recorded.
         for sql in [
             "UPDATE orders SET status = 'received', received_at = now() WHERE id = $1",
             "WITH confirmed AS (UPDATE orders SET status = 'received', received_at = now(), updated_at = now() WHERE id = $1 RETURNING id)
              INSERT INTO order_status_history (order_id, from_status, to_status, reason) SELECT id, 'delivering', 'received', 'khách' FROM confirmed",
         ] {
-            let order = stage.delivering().await;
-            stage.run(sql, [order.into()]).await;
+            let order = harness.delivering().await;
+            harness.run(sql, [order.into()]).await;
         }
         // Set delivering again after a receipt by itself, with and without history, and received by itself again.
         for history in [false, true] {
-            let order = stage.delivering().await;
+            let order = harness.delivering().await;
             for again in [true, false] {
                 if history {
                     let sql = "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'received', 'delivering', 'nhân viên')";
-                    stage.run(sql, [order.into()]).await;
+                    harness.run(sql, [order.into()]).await;
                 }
-                stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-                let worker = stage.worker();
-                stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
+                harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+                let worker = harness.worker();
+                harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
                 worker.stop().await;
                 if again {
-                    stage.run("UPDATE orders SET status = 'delivering' WHERE id = $1", [order.into()]).await;
+                    harness.run("UPDATE orders SET status = 'delivering' WHERE id = $1", [order.into()]).await;
                 }
             }
         }
@@ -198,14 +198,14 @@ async fn what_staff_and_customers_may_do_is_not_off() {
         let item = Uuid::new_v4();
         let added = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
                      VALUES ($1, $2, 'ref', 'name', 1, now() - interval '1 year' * $3)";
-        stage.run(added, [item.into(), EXAMPLE_CUSTOMER.into(), 1.0f64.into()]).await;
-        stage.publish(vec![stage.wakeup("purge-cart-item", &[item])]).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
+        harness.run(added, [item.into(), EXAMPLE_CUSTOMER.into(), 1.0f64.into()]).await;
+        harness.publish(vec![harness.wakeup("purge-cart-item", &[item])]).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
         worker.stop().await;
-        stage.run(added, [item.into(), EXAMPLE_CUSTOMER.into(), 0.0f64.into()]).await;
+        harness.run(added, [item.into(), EXAMPLE_CUSTOMER.into(), 0.0f64.into()]).await;
 
-        let (report, _) = audited(stage).await;
+        let (report, _) = audited(harness).await;
         let records = report["records"].as_array().expect("records");
         assert!(records.iter().all(|record| record["count"] == 0), "{report}");
     })
@@ -214,53 +214,53 @@ async fn what_staff_and_customers_may_do_is_not_off() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_purged_item_that_is_there_and_a_purge_told_twice_are_off() {
-    on_stage(&patient(), async |stage| {
-        let item = applied(stage).await[1].1;
+    with_harness(&patient(), async |harness| {
+        let item = applied(harness).await[1].1;
         let copied = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
                       SELECT actor_kind, action, subject_kind, subject_id, detail FROM activity WHERE action = 'cart_item.purged'";
-        stage.run(copied, []).await;
-        only_off(stage, &["records items whose purge is recorded twice 1"]).await;
+        harness.run(copied, []).await;
+        only_off(harness, &["records items whose purge is recorded twice 1"]).await;
         // It was added before it was purged, and belongs to an order, so that nothing is due.
         let back = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
                     SELECT $1, $2, 'ref', 'name', 1, now() - interval '1 year', id FROM orders LIMIT 1";
-        stage.run(back, [item.into(), EXAMPLE_CUSTOMER.into()]).await;
+        harness.run(back, [item.into(), EXAMPLE_CUSTOMER.into()]).await;
         let twice = ["records items purged by record and still there 1", "records items whose purge is recorded twice 1"];
-        only_off(stage, &twice).await;
+        only_off(harness, &twice).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn arrears_and_their_records_that_differ_are_off() {
-    on_stage(&patient(), async |stage| {
-        applied(stage).await;
+    with_harness(&patient(), async |harness| {
+        applied(harness).await;
         let undo = [
             "DELETE FROM order_status_history WHERE reason LIKE 'collect-arrears%'",
             "UPDATE activity SET detail = jsonb_set(detail, '{collected,goods}', '1499999') WHERE action = 'order.arrears_collected'",
             "UPDATE transfers SET idempotency_key = replace(idempotency_key, ':goods:', ':shipping:') WHERE reason = 'arrears'",
         ];
         for sql in undo {
-            assert!(tamper(stage, sql).await > 0, "{sql}");
+            assert!(tamper(harness, sql).await > 0, "{sql}");
         }
         let differ = "records activities whose amounts differ from their charges 1";
         let key = "records charges whose key names another order or component 1";
         let restored = "records orders put back by history or by activity alone 1";
-        only_off(stage, &[differ, key, restored]).await;
-        assert_eq!(tamper(stage, "DELETE FROM activity WHERE action = 'order.arrears_collected'").await, 1);
-        only_off(stage, &["records charges without an activity 2", key]).await;
+        only_off(harness, &[differ, key, restored]).await;
+        assert_eq!(tamper(harness, "DELETE FROM activity WHERE action = 'order.arrears_collected'").await, 1);
+        only_off(harness, &["records charges without an activity 2", key]).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_balance_that_was_tampered_with_is_off_twice_and_two_that_cancel_out_once() {
-    on_stage(&patient(), async |stage| {
-        applied(stage).await;
-        tamper(stage, "UPDATE accounts SET balance = balance + 5 WHERE kind = 'wallet'").await;
-        only_off(stage, &["ledger the sum of all balances 5", "ledger accounts that differ from their transfers 1"]).await;
-        tamper(stage, "UPDATE accounts SET balance = balance - 5 WHERE kind = 'service'").await;
-        only_off(stage, &["ledger accounts that differ from their transfers 2"]).await;
-        let shown = stage.ops(&["audit"]).await.expect_err("exit code 1").to_string();
+    with_harness(&patient(), async |harness| {
+        applied(harness).await;
+        tamper(harness, "UPDATE accounts SET balance = balance + 5 WHERE kind = 'wallet'").await;
+        only_off(harness, &["ledger the sum of all balances 5", "ledger accounts that differ from their transfers 1"]).await;
+        tamper(harness, "UPDATE accounts SET balance = balance - 5 WHERE kind = 'service'").await;
+        only_off(harness, &["ledger accounts that differ from their transfers 2"]).await;
+        let shown = harness.ops(&["audit"]).await.expect_err("exit code 1").to_string();
         assert!(shown.contains("exit status: 1"), "{shown}");
     })
     .await;
@@ -268,53 +268,53 @@ async fn a_balance_that_was_tampered_with_is_off_twice_and_two_that_cancel_out_o
 
 #[tokio::test(flavor = "multi_thread")]
 async fn wakeups_purged_from_a_rung_are_missing_as_far_as_counts_can_tell() {
-    on_stage(&patient(), async |stage| {
-        let orders = waiting(stage, 300).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
+    with_harness(&patient(), async |harness| {
+        let orders = waiting(harness, 300).await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
-        let rung = format!("{}1h", stage.topology().rung_prefix());
+        let rung = format!("{}1h", harness.topology().rung_prefix());
         channel.queue_purge(rung.as_str().into(), lapin::options::QueuePurgeOptions::default()).await.expect("purged");
         shared::broker::close_channel(&channel).await;
         broker.close().await;
-        only_off(stage, &["wakeups  300"]).await;
+        only_off(harness, &["wakeups  300"]).await;
         // One message names 128 at most, though this one names one.
-        let mut one = stage.wakeup("confirm-receipt", &orders[..1]);
+        let mut one = harness.wakeup("confirm-receipt", &orders[..1]);
         one.exchange.clone_from(&rung);
-        stage.publish(vec![one]).await;
-        only_off(stage, &["wakeups  172"]).await;
+        harness.publish(vec![one]).await;
+        only_off(harness, &["wakeups  172"]).await;
         // What is still in the outbox will have one.
         for order in &orders[1..201] {
-            stage.event("order.shipped", *order).await;
+            harness.event("order.shipped", *order).await;
         }
-        only_off(stage, &[]).await;
+        only_off(harness, &[]).await;
         // A canary is a message too, and may be the only one that there is: that is a note.
         let canary = "INSERT INTO canaries (id, queue, published_at, due_at) VALUES (gen_random_uuid(), $1, now(), now() + interval '1 hour')";
-        stage.run(canary, [rung.into()]).await;
-        let (report, code) = audited(stage).await;
+        harness.run(canary, [rung.into()]).await;
+        let (report, code) = audited(harness).await;
         let wakeups = &report["wakeups"];
         assert_eq!((&wakeups["perhaps_missing"], &wakeups["missing"], &wakeups["verdict"]), (&100.into(), &0.into(), &"note".into()));
         assert_eq!(code, 0);
-        stage.run("DELETE FROM canaries", []).await;
-        stage.run("DELETE FROM outbox", []).await;
-        stage.ops(&["rebuild"]).await.expect("rebuilt");
-        only_off(stage, &[]).await;
+        harness.run("DELETE FROM canaries", []).await;
+        harness.run("DELETE FROM outbox", []).await;
+        harness.ops(&["rebuild"]).await.expect("rebuilt");
+        only_off(harness, &[]).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_are_a_note() {
-    on_stage(&patient(), async |stage| {
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let rung = stage.topology().queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung");
-        broker.delete_queue(&stage.topology().lane("purge-cart-item", 0)).await.expect("deleted");
+    with_harness(&patient(), async |harness| {
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let rung = harness.topology().queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung");
+        broker.delete_queue(&harness.topology().lane("purge-cart-item", 0)).await.expect("deleted");
         broker.delete_queue(&rung.name).await.expect("deleted");
         broker.close().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[Uuid::new_v4()])]).await;
-        stage.publish(vec![stage.wakeup("purge-cart-item", &[Uuid::new_v4()])]).await;
-        stage.event("order.shiped", Uuid::new_v4()).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[Uuid::new_v4()])]).await;
+        harness.publish(vec![harness.wakeup("purge-cart-item", &[Uuid::new_v4()])]).await;
+        harness.event("order.shiped", Uuid::new_v4()).await;
         let lanes = ["queues purge-cart-item.0 -".to_owned(), "queues confirm-receipt.0 1".to_owned()];
-        let (report, code) = audited(stage).await;
+        let (report, code) = audited(harness).await;
         let mut expected = vec![format!("queues {} -", rung.name)];
         expected.extend(lanes);
         assert_eq!((off(&report), code), (expected, 1), "{report}");
@@ -326,13 +326,13 @@ async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_a
         assert_eq!((&report["wakeups"]["messages"], &report["wakeups"]["verdict"]), (&1.into(), &"note".into()));
 
         // A relay and a worker declare what is missing, and do what there is to do; what is left is told and is not off.
-        let (relay, worker) = (stage.relay(), stage.worker());
-        stage.until("SELECT count(*) = 1 FROM set_aside").await;
-        stage.until_settled().await;
+        let (relay, worker) = (harness.relay(), harness.worker());
+        harness.until("SELECT count(*) = 1 FROM set_aside").await;
+        harness.until_settled().await;
         relay.stop().await;
         worker.stop().await;
-        only_off(stage, &[]).await;
-        let (report, _) = audited(stage).await;
+        only_off(harness, &[]).await;
+        let (report, _) = audited(harness).await;
         assert_eq!((&report["events"][1]["count"], &report["events"][1]["verdict"]), (&1.into(), &"note".into()));
     })
     .await;

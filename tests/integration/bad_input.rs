@@ -10,12 +10,12 @@ use shared::message::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 /// A message into the lane of `confirm-receipt`.
-pub fn raw(stage: &Stage, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
+pub fn raw(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     Outgoing {
-        exchange: stage.topology().due_exchange(),
+        exchange: harness.topology().due_exchange(),
         routing_key: "confirm-receipt.0".into(),
         properties: BasicProperties::default().with_delivery_mode(2).with_headers(headers),
         body: body.into(),
@@ -31,8 +31,8 @@ fn wakeup(subjects: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_its_neighbours_are_applied() {
-    on_stage(QUICK, async |stage| {
-        let order = format!("\"{}\"", stage.delivering().await);
+    with_harness(QUICK, async |harness| {
+        let order = format!("\"{}\"", harness.delivering().await);
         let many = vec![order.clone(); SUBJECTS_MAX + 1].join(",");
         // RabbitMQ 4 takes no message of over 16 MiB.
         let many_more = (0..400_000u128).map(|n| format!("\"{}\"", Uuid::from_u128(n))).collect::<Vec<_>>().join(",");
@@ -57,18 +57,18 @@ async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_it
         let mut messages = Vec::new();
         let mut good = Vec::new();
         for (body, _) in &bad {
-            messages.push(raw(stage, body.clone(), FieldTable::default()));
-            let neighbour = stage.delivering().await;
-            messages.push(stage.wakeup("confirm-receipt", &[neighbour]));
+            messages.push(raw(harness, body.clone(), FieldTable::default()));
+            let neighbour = harness.delivering().await;
+            messages.push(harness.wakeup("confirm-receipt", &[neighbour]));
             good.push(neighbour);
         }
-        stage.publish(messages).await;
-        let worker = stage.worker();
-        stage.until_dead(bad.len() as u32).await;
-        stage.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", good.len())).await;
+        harness.publish(messages).await;
+        let worker = harness.worker();
+        harness.until_dead(bad.len() as u32).await;
+        harness.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", good.len())).await;
         let totals = worker.stop().await;
         assert_eq!((totals.malformed as usize, totals.applied as usize), (bad.len(), good.len()), "{totals:?}");
-        let letters = stage.dead_letters().await;
+        let letters = harness.dead_letters().await;
         for (body, reason) in &bad {
             let letter = letters.iter().find(|letter| letter.body == *body).unwrap_or_else(|| panic!("no letter for {reason}"));
             assert_eq!(letter.reason, "malformed");
@@ -81,28 +81,28 @@ async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_it
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_strange_but_clear_wakeup_is_taken_for_what_it_says() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
         let twice = wakeup(&format!("\"{order}\",\"{order}\""));
-        let (past, future) = (stage.delivering().await, stage.delivering().await);
+        let (past, future) = (harness.delivering().await, harness.delivering().await);
         let at = |subject: Uuid, due: &str| wakeup(&format!("\"{subject}\"")).replace("2026-01-01T00:00:00Z", due);
         let unknown = wakeup(&format!("\"{}\"", Uuid::new_v4()));
-        let more = wakeup(&format!("\"{}\"", stage.delivering().await)).replace("\"v\":1", "\"v\":1,\"later\":{\"field\":[1]}");
+        let more = wakeup(&format!("\"{}\"", harness.delivering().await)).replace("\"v\":1", "\"v\":1,\"later\":{\"field\":[1]}");
         let messages = [twice, at(past, "0001-01-01T00:00:00Z"), at(future, "9999-12-31T23:59:59Z"), unknown, more];
-        stage.publish(messages.into_iter().map(|body| raw(stage, body, FieldTable::default())).collect()).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 4 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        harness.publish(messages.into_iter().map(|body| raw(harness, body, FieldTable::default())).collect()).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 4 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale, totals.malformed), (4, 1, 0), "{totals:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 4);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 4);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_headers_do_no_harm() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let text = |text: &str| AMQPValue::LongString(text.into());
         let mut deep = AMQPValue::FieldTable(FieldTable::default());
         for _ in 0..50 {
@@ -134,16 +134,16 @@ async fn hostile_headers_do_no_harm() {
             for (name, value) in entries {
                 table.insert((*name).into(), value.clone());
             }
-            let order = stage.delivering().await;
-            messages.push(raw(stage, wakeup(&format!("\"{order}\"")), table.clone()));
-            messages.push(raw(stage, format!("garbage {}", messages.len()), table));
+            let order = harness.delivering().await;
+            messages.push(raw(harness, wakeup(&format!("\"{order}\"")), table.clone()));
+            messages.push(raw(harness, format!("garbage {}", messages.len()), table));
         }
-        stage.publish(messages).await;
-        let worker = stage.worker();
-        stage.until_dead(headers.len() as u32).await;
-        stage.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", headers.len())).await;
+        harness.publish(messages).await;
+        let worker = harness.worker();
+        harness.until_dead(headers.len() as u32).await;
+        harness.until(&format!("SELECT count(*) = {} FROM orders WHERE status = 'received'", headers.len())).await;
         worker.stop().await;
-        let letters = stage.dead_letters().await;
+        let letters = harness.dead_letters().await;
         assert_eq!(letters.len(), headers.len());
         assert!(letters.iter().all(|letter| letter.reason == "malformed" && letter.subject.is_none()), "{letters:?}");
         assert!(letters.iter().all(|letter| !letter.headers.contains_key("x-death")));
@@ -153,26 +153,28 @@ async fn hostile_headers_do_no_harm() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rows_with_impossible_moments_stop_nothing() {
-    on_stage(&QUICK.replace("400ms", "14d"), async |stage| {
+    with_harness(&QUICK.replace("400ms", "14d"), async |harness| {
         let mut orders = Vec::new();
         for moment in ["infinity", "-infinity", "200000-01-01", "4713-01-01 BC", "294276-12-31"] {
-            let order = stage.delivering().await;
-            stage.run("UPDATE orders SET delivering_since = $2::timestamptz WHERE id = $1", [order.into(), moment.into()]).await;
+            let order = harness.delivering().await;
+            harness
+                .run("UPDATE orders SET delivering_since = $2::timestamptz WHERE id = $1", [order.into(), moment.into()])
+                .await;
             orders.push(order);
         }
         // A deployment's own table may lack the moment: then nothing counts from it.
-        stage.run("ALTER TABLE orders DROP CONSTRAINT orders_check", []).await;
-        let without = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = NULL WHERE id = $1", [without.into()]).await;
+        harness.run("ALTER TABLE orders DROP CONSTRAINT orders_check", []).await;
+        let without = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = NULL WHERE id = $1", [without.into()]).await;
         orders.push(without);
-        let neighbour = stage.delivering().await;
+        let neighbour = harness.delivering().await;
         orders.push(neighbour);
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        let worker = stage.worker();
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+        let worker = harness.worker();
         let applied = format!("SELECT status = 'received' FROM orders WHERE id = '{neighbour}'");
-        stage.until(&applied).await;
+        harness.until(&applied).await;
         // What began in all eternity or 4713 years before Christ is overdue; what begins in eternity waits.
-        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         let totals = worker.stop().await;
         assert_eq!(totals.applied, 3, "{totals:?}");
         assert_eq!(totals.malformed, 0);

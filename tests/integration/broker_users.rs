@@ -31,8 +31,8 @@ use tokio::sync::Mutex;
 
 use crate::{
     bad_input::raw,
+    harness::{Harness, QUICK, SOON, on_harness, relay_with, worker_with},
     policies::File,
-    stage::{QUICK, SOON, Stage, on_stage_of, relay_with, worker_with},
 };
 
 /// The AMQP reply code by which RabbitMQ refuses what a user may not do.
@@ -54,29 +54,29 @@ pub async fn pair() -> Arc<Pair> {
     pair
 }
 
-/// A stage on them.
+/// A harness on them.
 pub async fn sandbox(pair: &Pair) -> Sandbox {
     Sandbox::on(pair.servers.clone(), "test", QUICK, &[], None).await.expect("a sandbox")
 }
 
-/// The stage's settings for somebody who logs in by this URL.
-pub fn settings_of(stage: &Stage, url: &str) -> Settings {
-    stage.sandbox.settings_with(&[("KYHAN_AMQP_URL", url)]).expect("settings")
+/// The harness's settings for somebody who logs in by this URL.
+pub fn settings_of(harness: &Harness, url: &str) -> Settings {
+    harness.sandbox.settings_with(&[("KYHAN_AMQP_URL", url)]).expect("settings")
 }
 
-pub async fn broker_of(stage: &Stage, url: &str) -> Broker {
-    Broker::connect(&settings_of(stage, url).amqp, "kyhan test").await.expect("a connection")
+pub async fn broker_of(harness: &Harness, url: &str) -> Broker {
+    Broker::connect(&settings_of(harness, url).amqp, "kyhan test").await.expect("a connection")
 }
 
 /// Runs `ops` as an operator who logs in by this URL.
-pub async fn ops(stage: &Stage, url: &str, arguments: &[&str]) -> String {
-    let mut command = fleet::command("ops", &stage.sandbox.env, arguments).expect("built");
+pub async fn ops(harness: &Harness, url: &str, arguments: &[&str]) -> String {
+    let mut command = fleet::command("ops", &harness.sandbox.env, arguments).expect("built");
     command.env("KYHAN_AMQP_URL", url);
     fleet::output(command).await.expect("ops")
 }
 
-async fn publish(stage: &Stage, url: &str, messages: &[Outgoing]) -> Result<(), BrokerError> {
-    let broker = broker_of(stage, url).await;
+async fn publish(harness: &Harness, url: &str, messages: &[Outgoing]) -> Result<(), BrokerError> {
+    let broker = broker_of(harness, url).await;
     let publisher = broker.publisher().await.expect("a channel");
     let published = publisher.publish_all(messages).await;
     publisher.close().await;
@@ -88,55 +88,55 @@ async fn publish(stage: &Stage, url: &str, messages: &[Outgoing]) -> Result<(), 
 async fn each_part_of_the_fleet_does_its_work_with_no_more_than_its_own_permissions() {
     let pair = pair().await;
     let users = &pair.users;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        ops(stage, &users.ops, &["topology", "declare"]).await;
-        let relay = relay_with(settings_of(stage, &users.producer));
-        let worker = worker_with(settings_of(stage, &users.worker));
+    on_harness(sandbox(&pair).await, async |harness| {
+        ops(harness, &users.ops, &["topology", "declare"]).await;
+        let relay = relay_with(settings_of(harness, &users.producer));
+        let worker = worker_with(settings_of(harness, &users.worker));
 
         // By way of the outbox, and of the library.
-        let (shipped, told) = (stage.delivering().await, stage.delivering().await);
-        stage.run("UPDATE orders SET delivering_since = now(), goods_due = 900", []).await;
-        stage.event("order.shipped", shipped).await;
-        let producer = Producer::connect(&settings_of(stage, &users.producer)).await.expect("a producer");
+        let (shipped, told) = (harness.delivering().await, harness.delivering().await);
+        harness.run("UPDATE orders SET delivering_since = now(), goods_due = 900", []).await;
+        harness.event("order.shipped", shipped).await;
+        let producer = Producer::connect(&settings_of(harness, &users.producer)).await.expect("a producer");
         assert_eq!(producer.schedule(&[event(EventType::OrderShipped, told)]).await.expect("confirmed"), []);
         producer.close().await;
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         let early = "SELECT bool_or(received_at < delivering_since + interval '400 ms') FROM orders";
-        assert!(!stage.ask::<bool>(early).await, "two weeks are two weeks");
-        stage.until("SELECT count(*) = 2 FROM transfers").await;
+        assert!(!harness.ask::<bool>(early).await, "two weeks are two weeks");
+        harness.until("SELECT count(*) = 2 FROM transfers").await;
 
         // In its lane too early, a wake-up goes on into a rung, and comes again.
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
-        publish(stage, &users.producer, &[stage.wakeup("confirm-receipt", &[order])]).await.expect("confirmed");
-        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
+        publish(harness, &users.producer, &[harness.wakeup("confirm-receipt", &[order])]).await.expect("confirmed");
+        harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
 
         // Out of quarantine they go one by one.
-        let quarantined = [stage.delivering().await, stage.delivering().await];
-        let packed = Outgoing { exchange: stage.topology().quarantine(), ..stage.wakeup("confirm-receipt", &quarantined) };
-        publish(stage, &users.ops, &[packed]).await.expect("confirmed");
-        stage.until("SELECT count(*) = 5 FROM orders WHERE status = 'received'").await;
+        let quarantined = [harness.delivering().await, harness.delivering().await];
+        let packed = Outgoing { exchange: harness.topology().quarantine(), ..harness.wakeup("confirm-receipt", &quarantined) };
+        publish(harness, &users.ops, &[packed]).await.expect("confirmed");
+        harness.until("SELECT count(*) = 5 FROM orders WHERE status = 'received'").await;
 
         // One is buried by the worker, and one comes where the broker puts what no lane takes; both are stored.
-        let nobodys = Outgoing { routing_key: "nobody.0".into(), ..raw(stage, "hello", FieldTable::default()) };
-        publish(stage, &users.producer, &[raw(stage, "hello", FieldTable::default()), nobodys]).await.expect("confirmed");
-        stage.until_dead(2).await;
+        let nobodys = Outgoing { routing_key: "nobody.0".into(), ..raw(harness, "hello", FieldTable::default()) };
+        publish(harness, &users.producer, &[raw(harness, "hello", FieldTable::default()), nobodys]).await.expect("confirmed");
+        harness.until_dead(2).await;
         let reasons = "SELECT string_agg(reason, ' ' ORDER BY reason) FROM dead_letters";
-        assert_eq!(stage.ask::<String>(reasons).await, "malformed unrouted");
+        assert_eq!(harness.ask::<String>(reasons).await, "malformed unrouted");
 
         // Operators look at everything, put a policy with other rungs in force, and the fleet goes on by it.
-        stage.until_settled().await;
+        harness.until_settled().await;
         for arguments in [&["topology", "show"][..], &["audit"], &["rebuild"]] {
-            ops(stage, &users.ops, arguments).await;
+            ops(harness, &users.ops, arguments).await;
         }
         let slower = File::new(&QUICK.replace("400ms", "700ms"));
-        ops(stage, &users.ops, &["policy", "apply", slower.path(), "--why", "a test", "--yes"]).await;
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
-        stage.event("order.shipped", order).await;
-        stage.until("SELECT count(*) = 6 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
-        let pruned = ops(stage, &users.ops, &["topology", "prune"]).await;
+        ops(harness, &users.ops, &["policy", "apply", slower.path(), "--why", "a test", "--yes"]).await;
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
+        harness.event("order.shipped", order).await;
+        harness.until("SELECT count(*) = 6 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
+        let pruned = ops(harness, &users.ops, &["topology", "prune"]).await;
         assert!(pruned.contains("rung.400ms: removed"), "{pruned}");
 
         let report = relay.stop().await;
@@ -144,7 +144,7 @@ async fn each_part_of_the_fleet_does_its_work_with_no_more_than_its_own_permissi
         assert_eq!((totals.malformed, totals.stored), (1, 2), "{totals:?}");
         assert!(totals.postponed >= 1 && totals.retried + totals.rejected == 0, "{totals:?}");
         assert_eq!(report.set_aside, 0, "{report:?}");
-        let (broker, rung) = (broker_of(stage, &users.ops).await, format!("{}.rung.700ms", stage.settings().naming.prefix));
+        let (broker, rung) = (broker_of(harness, &users.ops).await, format!("{}.rung.700ms", harness.settings().naming.prefix));
         broker.delete_exchange(&rung).await.expect("deleted");
         broker.delete_queue(&rung).await.expect("deleted");
         broker.close().await;
@@ -232,15 +232,15 @@ fn code(error: &lapin::Error) -> Option<u16> {
 async fn what_a_user_has_no_business_with_the_broker_refuses() {
     let pair = pair().await;
     let users = &pair.users;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        ops(stage, &users.ops, &["topology", "declare"]).await;
-        let order = stage.delivering().await;
-        publish(stage, &users.producer, &[stage.wakeup("confirm-receipt", &[order])]).await.expect("confirmed");
-        let topology = stage.topology();
+    on_harness(sandbox(&pair).await, async |harness| {
+        ops(harness, &users.ops, &["topology", "declare"]).await;
+        let order = harness.delivering().await;
+        publish(harness, &users.producer, &[harness.wakeup("confirm-receipt", &[order])]).await.expect("confirmed");
+        let topology = harness.topology();
         let rung = topology.rungs().next().expect("a rung").1;
         let (lane, due, dead) = (topology.lane("confirm-receipt", 0), topology.due_exchange(), topology.dead());
         let (unrouted, quarantine) = (topology.unrouted(), topology.quarantine());
-        let new = format!("{}.rung.9d", stage.settings().naming.prefix);
+        let new = format!("{}.rung.9d", harness.settings().naming.prefix);
         let (foreign, default) = ("other.due".to_owned(), String::new());
         let guard = topology.guard();
 
@@ -292,7 +292,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             (Try::Bind("amq.topic".into()), &dead),
         ];
         // It is there to be refused, and somebody else's.
-        let admin = stage.sandbox.broker().await.expect("a broker");
+        let admin = harness.sandbox.broker().await.expect("a broker");
         let channel = admin.channel().await.expect("a channel");
         assert!(Try::Declare.on(&foreign, &channel, &admin).await.is_none(), "an administrator may");
         assert!(Try::DeclareExchange.on(&foreign, &channel, &admin).await.is_none(), "an administrator may");
@@ -300,7 +300,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
         for (who, url, tries) in
             [("producer", &users.producer, &producer[..]), ("worker", &users.worker, &worker), ("ops", &users.ops, &operator)]
         {
-            let broker = broker_of(stage, url).await;
+            let broker = broker_of(harness, url).await;
             for (attempt, name) in tries {
                 let channel = broker.channel().await.expect("a channel");
                 let refused = attempt.on(name, &channel, &broker).await;
@@ -310,13 +310,13 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             }
             broker.close().await;
             let wrong = url.replacen(&format!("kyhan_{who}:"), &format!("kyhan_{who}:wrong"), 1);
-            let refused = Broker::connect(&settings_of(stage, &wrong).amqp, "kyhan test").await.err().expect("no connection");
+            let refused = Broker::connect(&settings_of(harness, &wrong).amqp, "kyhan test").await.err().expect("no connection");
             let BrokerError::Connect { error, .. } = &refused else { panic!("{who}: {refused}") };
             assert_eq!(code(error), Some(ACCESS_REFUSED), "{who} with a wrong password: {refused}");
         }
 
         // What a worker asks for before it takes anything is answered, and not made.
-        let broker = broker_of(stage, &users.worker).await;
+        let broker = broker_of(harness, &users.worker).await;
         let (asked, mut arguments) = (broker.channel().await.expect("a channel"), FieldTable::default());
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
         let impossible = QueueDeclareOptions { durable: true, exclusive: true, ..QueueDeclareOptions::default() };
@@ -349,33 +349,33 @@ fn missing_logged(log: &Path) -> Vec<String> {
 async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when_it_is_there() {
     let pair = pair().await;
     let users = &pair.users;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        let nothing = Producer::connect(&settings_of(stage, &users.producer)).await.err().expect("no producer").to_string();
-        assert!(nothing.contains(&stage.topology().due_exchange()) && nothing.contains("perhaps more is missing"), "{nothing}");
-        ops(stage, &users.ops, &["topology", "declare"]).await;
-        let topology = stage.topology();
+    on_harness(sandbox(&pair).await, async |harness| {
+        let nothing = Producer::connect(&settings_of(harness, &users.producer)).await.err().expect("no producer").to_string();
+        assert!(nothing.contains(&harness.topology().due_exchange()) && nothing.contains("perhaps more is missing"), "{nothing}");
+        ops(harness, &users.ops, &["topology", "declare"]).await;
+        let topology = harness.topology();
         let rung = topology.queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung").name;
-        let operator = broker_of(stage, &users.ops).await;
+        let operator = broker_of(harness, &users.ops).await;
         operator.delete_queue(&rung).await.expect("deleted");
         let exchange = topology.exchange_of(Hop::Rung(*topology.ladder().rungs().last().expect("a rung")));
         operator.delete_exchange(&exchange).await.expect("deleted");
 
-        let refused = Producer::connect(&settings_of(stage, &users.producer)).await.err().expect("no producer");
+        let refused = Producer::connect(&settings_of(harness, &users.producer)).await.err().expect("no producer");
         assert!(matches!(refused, BrokerError::Missing(_)) && !refused.is_final(), "{refused}");
         let said = refused.to_string();
         for named in [format!("no exchange {exchange}"), format!("no queue {rung}"), "`ops topology declare`".to_owned()] {
             assert!(said.contains(&named), "{named}: {said}");
         }
 
-        let log = |name: &str| std::env::temp_dir().join(format!("{}-{name}.log", stage.sandbox.database()));
+        let log = |name: &str| std::env::temp_dir().join(format!("{}-{name}.log", harness.sandbox.database()));
         let start = |name: &str, arguments: &[&str], url: &str| {
-            let mut command = fleet::command(name, &stage.sandbox.env, arguments).expect("built");
+            let mut command = fleet::command(name, &harness.sandbox.env, arguments).expect("built");
             command.env("KYHAN_AMQP_URL", url);
             fleet::start(command, &log(name)).expect("started")
         };
         let mut processes = [start("producer", &["relay"], &users.producer), start("worker", &[], &users.worker)];
-        let order = stage.delivering().await;
-        stage.event("order.shipped", order).await;
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
         for name in ["producer", "worker"] {
             eventually("it says what is missing", SOON, async || Ok(!missing_logged(&log(name)).is_empty())).await;
         }
@@ -389,10 +389,10 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
             assert!(line.contains(&rung) && line.contains(&exchange) && line.contains("WARN"), "{line}");
         }
         assert_eq!(operator.observe(&rung).await.expect("an answer"), None, "nobody has declared it");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await, 0);
 
-        ops(stage, &users.ops, &["topology", "declare"]).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        ops(harness, &users.ops, &["topology", "declare"]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         operator.close().await;
         for process in &processes {
             fleet::terminate(process).await.expect("a process");
@@ -411,20 +411,20 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
 async fn a_fleet_that_waits_for_a_rung_goes_on_by_a_policy_that_needs_none() {
     let pair = pair().await;
     let users = &pair.users;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        ops(stage, &users.ops, &["topology", "declare"]).await;
-        let operator = broker_of(stage, &users.ops).await;
-        let [old, new] = ["400ms", "700ms"].map(|after| format!("{}.rung.{after}", stage.settings().naming.prefix));
+    on_harness(sandbox(&pair).await, async |harness| {
+        ops(harness, &users.ops, &["topology", "declare"]).await;
+        let operator = broker_of(harness, &users.ops).await;
+        let [old, new] = ["400ms", "700ms"].map(|after| format!("{}.rung.{after}", harness.settings().naming.prefix));
         operator.delete_queue(&old).await.expect("deleted");
-        let relay = relay_with(settings_of(stage, &users.producer));
-        let worker = worker_with(settings_of(stage, &users.worker));
-        let order = stage.delivering().await;
-        stage.event("order.shipped", order).await;
-        always("they wait", Duration::from_secs(2), async || Ok(stage.ask::<i64>("SELECT count(*) FROM outbox").await == 1))
+        let relay = relay_with(settings_of(harness, &users.producer));
+        let worker = worker_with(settings_of(harness, &users.worker));
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
+        always("they wait", Duration::from_secs(2), async || Ok(harness.ask::<i64>("SELECT count(*) FROM outbox").await == 1))
             .await;
         let slower = File::new(&QUICK.replace("400ms", "700ms"));
-        ops(stage, &users.ops, &["policy", "apply", slower.path(), "--why", "a test", "--yes"]).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        ops(harness, &users.ops, &["policy", "apply", slower.path(), "--why", "a test", "--yes"]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         assert_eq!(operator.observe(&old).await.expect("an answer"), None, "nobody has declared it");
         relay.stop().await;
         worker.stop().await;

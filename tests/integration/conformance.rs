@@ -16,60 +16,60 @@ use shared::{
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, every_kind, exampled, on_stage, worker_with};
+use crate::harness::{Harness, QUICK, SOON, every_kind, exampled, with_harness, worker_with};
 
-async fn due(stage: &Stage, task: &dyn Exampled) -> Uuid {
+async fn due(harness: &Harness, task: &dyn Exampled) -> Uuid {
     let id = Uuid::new_v4();
-    stage.run(task.examples().due, [id.into()]).await;
+    harness.run(task.examples().due, [id.into()]).await;
     id
 }
 
-async fn happened(stage: &Stage, task: &dyn Exampled, subject: Uuid, times: i64) {
-    let counts = stage.effects(task, subject).await;
+async fn happened(harness: &Harness, task: &dyn Exampled, subject: Uuid, times: i64) {
+    let counts = harness.effects(task, subject).await;
     assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
 }
 
 /// Effects and records agree, as `ops audit` counts them.
-async fn nothing_is_off(stage: &Stage, task: &dyn Exampled) {
+async fn nothing_is_off(harness: &Harness, task: &dyn Exampled) {
     assert!(!task.checks().is_empty(), "{} has records, and somebody has to compare them", task.kind());
     for check in task.checks() {
-        assert_eq!(stage.ask::<i64>(check.sql).await, 0, "{}: {}", task.kind(), check.name);
+        assert_eq!(harness.ask::<i64>(check.sql).await, 0, "{}: {}", task.kind(), check.name);
     }
 }
 
 /// From now on, the effect on these subjects fails by itself.
-async fn poison(stage: &Stage, task: &dyn Exampled, subjects: &[Uuid]) {
-    stage.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
+async fn poison(harness: &Harness, task: &dyn Exampled, subjects: &[Uuid]) {
+    harness.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
     let function = "CREATE OR REPLACE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
                         IF OLD.id IN (SELECT id FROM poisoned) THEN
                             RAISE check_violation USING MESSAGE = 'poisoned';
                         END IF;
                         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
                     END $$";
-    stage.run(function, []).await;
+    harness.run(function, []).await;
     let trigger = "CREATE OR REPLACE TRIGGER poison BEFORE UPDATE OR DELETE ON {} FOR EACH ROW EXECUTE FUNCTION poison()";
-    stage.run(&trigger.replace("{}", task.table()), []).await;
+    harness.run(&trigger.replace("{}", task.table()), []).await;
     for subject in subjects {
-        stage.run("INSERT INTO poisoned VALUES ($1)", [(*subject).into()]).await;
+        harness.run("INSERT INTO poisoned VALUES ($1)", [(*subject).into()]).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn delivered_twice_gives_one_effect() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
-            let subject = due(stage, *task).await;
-            happened(stage, *task, subject, 0).await;
-            let message = stage.wakeup(task.kind(), &[subject]);
-            stage.publish(vec![message.clone(), message.clone()]).await;
-            let worker = stage.worker();
-            stage.until_settled().await;
-            stage.publish(vec![message]).await;
-            stage.until_settled().await;
+            let subject = due(harness, *task).await;
+            happened(harness, *task, subject, 0).await;
+            let message = harness.wakeup(task.kind(), &[subject]);
+            harness.publish(vec![message.clone(), message.clone()]).await;
+            let worker = harness.worker();
+            harness.until_settled().await;
+            harness.publish(vec![message]).await;
+            harness.until_settled().await;
             let totals = worker.stop().await;
             assert_eq!((totals.applied, totals.stale), (1, 2), "{}", task.kind());
-            happened(stage, *task, subject, 1).await;
-            nothing_is_off(stage, *task).await;
+            happened(harness, *task, subject, 1).await;
+            nothing_is_off(harness, *task).await;
         }
     })
     .await;
@@ -77,16 +77,16 @@ async fn delivered_twice_gives_one_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_effect_is_one_record_where_effects_are_counted() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let worker = stage.worker();
+    with_harness(&every_kind(QUICK), async |harness| {
+        let worker = harness.worker();
         for task in tasks::EXAMPLED {
             for _ in 0..3 {
-                let subject = due(stage, *task).await;
-                stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+                let subject = due(harness, *task).await;
+                harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
             }
-            stage.until_settled().await;
+            harness.until_settled().await;
             let Recorded { table, rows } = task.recorded();
-            assert_eq!(stage.ask::<i64>(&format!("SELECT count(*) FROM {table} WHERE {rows}")).await, 3, "{}", task.kind());
+            assert_eq!(harness.ask::<i64>(&format!("SELECT count(*) FROM {table} WHERE {rows}")).await, 3, "{}", task.kind());
         }
         worker.stop().await;
     })
@@ -95,13 +95,13 @@ async fn one_effect_is_one_record_where_effects_are_counted() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
-            let subject = due(stage, *task).await;
-            stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ($1, 'lan', 'x')", [task.kind().into()]).await;
+            let subject = due(harness, *task).await;
+            harness.run("INSERT INTO pauses (kind, paused_by, why) VALUES ($1, 'lan', 'x')", [task.kind().into()]).await;
             let apply = async |task: &dyn Exampled, subject| {
-                let tx = stage.sandbox.db.begin().await.expect("a transaction");
-                let applied = Statements::new(task, &stage.settings().policy, stage.settings().arrears.wallet_floor)
+                let tx = harness.sandbox.db.begin().await.expect("a transaction");
+                let applied = Statements::new(task, &harness.settings().policy, harness.settings().arrears.wallet_floor)
                     .apply(&tx, &[(subject, Uuid::new_v4())])
                     .await;
                 tx.rollback().await.expect("rolled back");
@@ -113,7 +113,7 @@ async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
             for other in tasks::EXAMPLED.iter().filter(|other| other.kind() != task.kind()) {
                 apply(*other, Uuid::new_v4()).await.expect("not paused");
             }
-            stage.run("DELETE FROM pauses", []).await;
+            harness.run("DELETE FROM pauses", []).await;
             apply(*task, subject).await.expect("resumed");
         }
     })
@@ -122,22 +122,22 @@ async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn state_changed_meanwhile_gives_no_effect() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
-            let subject = due(stage, *task).await;
-            let before = stage.effects(*task, subject).await;
-            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
-            stage.run(task.examples().moot, [subject.into()]).await;
-            let worker = stage.worker();
-            stage.until_settled().await;
+            let subject = due(harness, *task).await;
+            let before = harness.effects(*task, subject).await;
+            harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
+            harness.run(task.examples().moot, [subject.into()]).await;
+            let worker = harness.worker();
+            harness.until_settled().await;
             let totals = worker.stop().await;
             assert_eq!((totals.applied, totals.stale), (0, 1), "{}", task.kind());
             assert!(before.iter().all(|count| *count == 0));
-            let history: i64 = stage.ask("SELECT count(*) FROM order_status_history WHERE wakeup_id IS NOT NULL").await;
-            let activity: i64 = stage.ask("SELECT count(*) FROM activity").await;
-            let transfers: i64 = stage.ask("SELECT count(*) FROM transfers").await;
+            let history: i64 = harness.ask("SELECT count(*) FROM order_status_history WHERE wakeup_id IS NOT NULL").await;
+            let activity: i64 = harness.ask("SELECT count(*) FROM activity").await;
+            let transfers: i64 = harness.ask("SELECT count(*) FROM transfers").await;
             assert_eq!((history, activity, transfers), (0, 0, 0), "{}", task.kind());
-            nothing_is_off(stage, *task).await;
+            nothing_is_off(harness, *task).await;
         }
     })
     .await;
@@ -145,40 +145,40 @@ async fn state_changed_meanwhile_gives_no_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subject_that_is_no_row_is_stale() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
-            stage.publish(vec![stage.wakeup(task.kind(), &[Uuid::new_v4()])]).await;
+            harness.publish(vec![harness.wakeup(task.kind(), &[Uuid::new_v4()])]).await;
         }
-        let worker = stage.worker();
-        stage.until_settled().await;
+        let worker = harness.worker();
+        harness.until_settled().await;
         assert_eq!(worker.stop().await.stale, tasks::EXAMPLED.len() as u64);
-        assert_eq!(stage.buried().await, 0);
+        assert_eq!(harness.buried().await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_letter_with_its_bytes() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let worker = stage.worker();
+    with_harness(&every_kind(QUICK), async |harness| {
+        let worker = harness.worker();
         for (done, task) in tasks::EXAMPLED.iter().enumerate() {
             let mut subjects = Vec::new();
             for _ in 0..20 {
-                subjects.push(due(stage, *task).await);
+                subjects.push(due(harness, *task).await);
             }
             let (bad, good) = subjects.split_at(10);
-            poison(stage, *task, bad).await;
-            let message = stage.wakeup(task.kind(), &subjects);
-            stage.publish(vec![message.clone()]).await;
-            stage.until_dead(10 * (done as u32 + 1)).await;
+            poison(harness, *task, bad).await;
+            let message = harness.wakeup(task.kind(), &subjects);
+            harness.publish(vec![message.clone()]).await;
+            harness.until_dead(10 * (done as u32 + 1)).await;
             for subject in good {
-                happened(stage, *task, *subject, 1).await;
+                happened(harness, *task, *subject, 1).await;
             }
             for subject in bad {
-                let counts = stage.effects(*task, *subject).await;
+                let counts = harness.effects(*task, *subject).await;
                 assert!(counts.iter().all(|count| *count == 0), "{}: {counts:?}", task.kind());
             }
-            let letters = stage.dead_letters().await;
+            let letters = harness.dead_letters().await;
             for subject in bad {
                 let letter = letters.iter().find(|letter| letter.subject == Some(*subject)).expect("a letter of its own");
                 assert_eq!((letter.reason.as_str(), letter.attempts), ("attempts-exhausted", 3));
@@ -188,7 +188,7 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
                 let text = String::from_utf8_lossy(&letter.body);
                 assert!(text.contains(&subject.to_string()) && text.contains("\"attempt\":2"), "{text}");
             }
-            nothing_is_off(stage, *task).await;
+            nothing_is_off(harness, *task).await;
         }
         worker.stop().await;
     })
@@ -197,53 +197,53 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
-    on_stage(&QUICK.replace("attempts_max = 3", "attempts_max = 1"), async |stage| {
-        let orders = stage.many_delivering(256).await;
-        poison(stage, exampled("confirm-receipt"), &orders[100..101]).await;
+    with_harness(&QUICK.replace("attempts_max = 3", "attempts_max = 1"), async |harness| {
+        let orders = harness.many_delivering(256).await;
+        poison(harness, exampled("confirm-receipt"), &orders[100..101]).await;
         // A sequence does not roll back: it counts every try.
-        stage.run("CREATE SEQUENCE tries", []).await;
+        harness.run("CREATE SEQUENCE tries", []).await;
         let count =
             "CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN PERFORM nextval('tries'); RETURN NULL; END $$";
-        stage.run(count, []).await;
-        stage.run("CREATE TRIGGER try BEFORE UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION try()", []).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 255 FROM orders WHERE status = 'received'").await;
-        stage.until_dead(1).await;
+        harness.run(count, []).await;
+        harness.run("CREATE TRIGGER try BEFORE UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION try()", []).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 255 FROM orders WHERE status = 'received'").await;
+        harness.until_dead(1).await;
         worker.stop().await;
         // The whole, then both halves of whatever fails: 1 + 2 × 8.
-        assert_eq!(stage.ask::<i64>("SELECT last_value FROM tries").await, 17);
+        assert_eq!(harness.ask::<i64>("SELECT last_value FROM tries").await, 17);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_crash_between_commit_and_ack_gives_one_effect() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
-            let subject = due(stage, *task).await;
-            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
+            let subject = due(harness, *task).await;
+            harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
             // A worker takes the message, commits its effect and dies before the ack.
-            let broker = stage.sandbox.broker().await.expect("a broker");
+            let broker = harness.sandbox.broker().await.expect("a broker");
             let channel = broker.channel().await.expect("a channel");
-            let lane = stage.topology().lane(task.kind(), 0);
+            let lane = harness.topology().lane(task.kind(), 0);
             let taken = channel.basic_get(lane.as_str().into(), lapin::options::BasicGetOptions::default()).await;
             let delivery = taken.expect("an answer").expect("the message").delivery;
             let wakeup = worker::pipeline::intake::take(delivery, Some(task.kind())).content.expect("a wake-up");
-            let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
+            let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
             let tx = db.begin().await.expect("a transaction");
-            let statements = Statements::new(*task, &stage.settings().policy, stage.settings().arrears.wallet_floor);
+            let statements = Statements::new(*task, &harness.settings().policy, harness.settings().arrears.wallet_floor);
             statements.apply(&tx, &[(subject, wakeup.id)]).await.expect("an effect");
             tx.commit().await.expect("a commit");
-            happened(stage, *task, subject, 1).await;
+            happened(harness, *task, subject, 1).await;
             broker.close().await;
-            eventually("it is back in its lane", SOON, async || Ok(stage.depth("due.").await == 1)).await;
+            eventually("it is back in its lane", SOON, async || Ok(harness.depth("due.").await == 1)).await;
 
-            let worker = stage.worker();
-            stage.until_settled().await;
+            let worker = harness.worker();
+            harness.until_settled().await;
             let totals = worker.stop().await;
             assert_eq!((totals.applied, totals.stale), (0, 1), "{}", task.kind());
-            happened(stage, *task, subject, 1).await;
+            happened(harness, *task, subject, 1).await;
         }
     })
     .await;
@@ -253,28 +253,28 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
 async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
     // Due a second after a moment that is now: the wake-up comes early, climbs a rung, and comes again.
     let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
-    on_stage(&file, async |stage| {
-        let worker = stage.worker();
-        for task in stage.tasks() {
-            let subject = due(stage, task).await;
-            from_now(stage, task, subject).await;
-            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
-            eventually("the effect", SOON, async || Ok(stage.effects(task, subject).await.iter().all(|c| *c == 1))).await;
+    with_harness(&file, async |harness| {
+        let worker = harness.worker();
+        for task in harness.tasks() {
+            let subject = due(harness, task).await;
+            from_now(harness, task, subject).await;
+            harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
+            eventually("the effect", SOON, async || Ok(harness.effects(task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
-        assert_eq!(totals.applied, stage.tasks().count() as u64);
-        assert!(totals.postponed >= stage.tasks().count() as u64, "{totals:?}");
+        assert_eq!(totals.applied, harness.tasks().count() as u64);
+        assert!(totals.postponed >= harness.tasks().count() as u64, "{totals:?}");
     })
     .await;
 }
 
 /// Makes the effect on a subject count from now.
-pub async fn from_now(stage: &Stage, task: &dyn Exampled, subject: Uuid) {
+pub async fn from_now(harness: &Harness, task: &dyn Exampled, subject: Uuid) {
     for moment in ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"] {
         let exists = "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
-        if stage.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
+        if harness.ask::<bool>(&exists.replace("{t}", task.table()).replace("{c}", moment)).await {
             let sql = format!("UPDATE {} SET {moment} = now() WHERE id = $1 AND {moment} IS NOT NULL", task.table());
-            stage.run(&sql, [subject.into()]).await;
+            harness.run(&sql, [subject.into()]).await;
         }
     }
 }
@@ -282,28 +282,28 @@ pub async fn from_now(stage: &Stage, task: &dyn Exampled, subject: Uuid) {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all() {
     let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
-    on_stage(&file, async |stage| {
-        let worker = stage.worker();
-        for task in stage.tasks() {
-            let subject = due(stage, task).await;
-            from_now(stage, task, subject).await;
-            let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(&file, async |harness| {
+        let worker = harness.worker();
+        for task in harness.tasks() {
+            let subject = due(harness, task).await;
+            from_now(harness, task, subject).await;
+            let blocker = harness.sandbox.db.begin().await.expect("a transaction");
             let lock = statement(&format!("SELECT 1 FROM {} WHERE id = $1 FOR UPDATE", task.table()), [subject.into()]);
             sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
-            stage.publish(vec![stage.wakeup(task.kind(), &[subject])]).await;
-            stage
+            harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
+            harness
                 .until(
                     "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
                 )
                 .await;
             // By the clock that decides: the deadline passes while the recheck waits.
-            let began: String = stage.ask("SELECT clock_timestamp()::text").await;
-            stage.until(&format!("SELECT clock_timestamp() > '{began}'::timestamptz + interval '1.1 seconds'")).await;
+            let began: String = harness.ask("SELECT clock_timestamp()::text").await;
+            harness.until(&format!("SELECT clock_timestamp() > '{began}'::timestamptz + interval '1.1 seconds'")).await;
             blocker.rollback().await.expect("unlocked");
-            eventually("the effect", SOON, async || Ok(stage.effects(task, subject).await.iter().all(|c| *c == 1))).await;
+            eventually("the effect", SOON, async || Ok(harness.effects(task, subject).await.iter().all(|c| *c == 1))).await;
         }
         let totals = worker.stop().await;
-        assert_eq!((totals.applied, totals.stale), (stage.tasks().count() as u64, 0), "{totals:?}");
+        assert_eq!((totals.applied, totals.stale), (harness.tasks().count() as u64, 0), "{totals:?}");
     })
     .await;
 }
@@ -311,46 +311,46 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rung_that_disappears_under_a_worker_is_declared_again_and_nothing_is_buried() {
     let file = QUICK.replace("400ms", "2s");
-    on_stage(&file, async |stage| {
-        let worker = stage.worker();
-        stage.until_consumed().await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        for queue in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
+    with_harness(&file, async |harness| {
+        let worker = harness.worker();
+        harness.until_consumed().await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        for queue in harness.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
             broker.delete_queue(&queue.name).await.expect("deleted");
             broker.delete_exchange(&queue.exchange).await.expect("deleted");
         }
         broker.close().await;
         // One that comes early needs a rung; its neighbours are due.
-        let early = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [early.into()]).await;
-        let mut messages = vec![stage.wakeup("confirm-receipt", &[early])];
+        let early = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [early.into()]).await;
+        let mut messages = vec![harness.wakeup("confirm-receipt", &[early])];
         for _ in 0..20 {
-            messages.push(stage.wakeup("confirm-receipt", &[stage.delivering().await]));
+            messages.push(harness.wakeup("confirm-receipt", &[harness.delivering().await]));
         }
-        stage.publish(messages).await;
-        stage.until("SELECT count(*) = 21 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        harness.publish(messages).await;
+        harness.until("SELECT count(*) = 21 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         worker.stop().await;
-        assert_eq!(stage.buried().await, 0);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 21);
+        assert_eq!(harness.buried().await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 21);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_postponement_forgets_the_failures_of_before() {
-    on_stage(&QUICK.replace("400ms", "1 hour"), async |stage| {
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
-        let mut message = stage.wakeup("confirm-receipt", &[order]);
+    with_harness(&QUICK.replace("400ms", "1 hour"), async |harness| {
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
+        let mut message = harness.wakeup("confirm-receipt", &[order]);
         message.body = String::from_utf8(message.body).expect("JSON").replace("\"attempt\":0", "\"attempt\":2").into();
-        stage.publish(vec![message]).await;
-        let worker = stage.worker();
-        eventually("it waits", SOON, async || Ok(stage.depth("rung.1h").await == 1)).await;
+        harness.publish(vec![message]).await;
+        let worker = harness.worker();
+        eventually("it waits", SOON, async || Ok(harness.depth("rung.1h").await == 1)).await;
         worker.stop().await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
-        let rung = format!("{}1h", stage.topology().rung_prefix());
+        let rung = format!("{}1h", harness.topology().rung_prefix());
         let got = channel.basic_get(rung.as_str().into(), lapin::options::BasicGetOptions::default()).await;
         let wakeup = worker::pipeline::intake::take(got.expect("an answer").expect("it").delivery, Some("confirm-receipt"))
             .content
@@ -364,18 +364,18 @@ async fn a_postponement_forgets_the_failures_of_before() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_locked_for_long_holds_up_no_other() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let orders = stage.many_delivering(300).await;
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(&every_kind(QUICK), async |harness| {
+        let orders = harness.many_delivering(300).await;
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [orders[123].into()]);
         sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
         let settings = [("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "50"), ("KYHAN_WORKER_ATTEMPTS_MAX", "1000")];
-        let worker = worker_with(stage.sandbox.settings_with(&settings).expect("settings"));
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        stage.until("SELECT count(*) = 299 FROM orders WHERE status = 'received'").await;
+        let worker = worker_with(harness.sandbox.settings_with(&settings).expect("settings"));
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+        harness.until("SELECT count(*) = 299 FROM orders WHERE status = 'received'").await;
         blocker.rollback().await.expect("unlocked");
-        stage.until("SELECT count(*) = 300 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        harness.until("SELECT count(*) = 300 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale, totals.rejected), (300, 0, 0), "{totals:?}");
         assert!(totals.retried > 0, "{totals:?}");
@@ -385,15 +385,15 @@ async fn a_row_locked_for_long_holds_up_no_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_the_database_spends_no_attempt() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         let mut subjects = Vec::new();
         for task in tasks::EXAMPLED {
-            subjects.push((*task, due(stage, *task).await));
+            subjects.push((*task, due(harness, *task).await));
         }
-        let worker = stage.worker();
-        stage.until_consumed().await;
+        let worker = harness.worker();
+        harness.until_consumed().await;
         // Nobody can connect, and whoever is connected is thrown out: away, as far as a worker can tell.
-        let name: String = stage.ask("SELECT current_database()::text").await;
+        let name: String = harness.ask("SELECT current_database()::text").await;
         let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
         let away = [
             format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"),
@@ -403,17 +403,17 @@ async fn an_outage_of_the_database_spends_no_attempt() {
             sea_orm::ConnectionTrait::execute_unprepared(&admin, &sql).await.expect("an outage");
         }
         for (task, subject) in &subjects {
-            stage.publish(vec![stage.wakeup(task.kind(), &[*subject])]).await;
+            harness.publish(vec![harness.wakeup(task.kind(), &[*subject])]).await;
         }
         // For longer than all attempts would take.
-        let unspent = async || Ok(stage.depth("dead").await + stage.depth("rung.").await == 0);
+        let unspent = async || Ok(harness.depth("dead").await + harness.depth("rung.").await == 0);
         always("no attempt is spent", std::time::Duration::from_millis(800), unspent).await;
         let back = format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true");
         sea_orm::ConnectionTrait::execute_unprepared(&admin, &back).await.expect("the end of it");
         for (task, subject) in &subjects {
             eventually("the effect", SOON, async || {
                 let counts = sea_orm::ConnectionTrait::query_one_raw(
-                    &stage.sandbox.db,
+                    &harness.sandbox.db,
                     statement(task.examples().effects, [(*subject).into()]),
                 )
                 .await;
@@ -428,7 +428,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
         }
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried), (tasks::EXAMPLED.len() as u64, 0), "{totals:?}");
-        assert_eq!(stage.buried().await, 0);
+        assert_eq!(harness.buried().await, 0);
         admin.close().await.expect("closed");
     })
     .await;
@@ -436,22 +436,22 @@ async fn an_outage_of_the_database_spends_no_attempt() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_abandons_what_waits_for_the_database_when_its_grace_is_over() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let subject = stage.delivering().await;
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(&every_kind(QUICK), async |harness| {
+        let subject = harness.delivering().await;
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
         sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
-        let impatient = stage.sandbox.settings_with(&[("KYHAN_WORKER_GRACE_MS", "100")]).expect("settings");
+        let impatient = harness.sandbox.settings_with(&[("KYHAN_WORKER_GRACE_MS", "100")]).expect("settings");
         let worker = worker_with(impatient);
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[subject])]).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[subject])]).await;
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        stage.until(waiting).await;
+        harness.until(waiting).await;
         let totals = worker.stop().await;
         assert_eq!(totals.applied, 0);
         blocker.rollback().await.expect("unlocked");
         // Unacked, it is back in its lane, and another worker applies it.
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
     })
     .await;

@@ -5,8 +5,8 @@ use shared::{database::roles::DatabaseRole, domain::task::EXAMPLE_CUSTOMER};
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, with_harness},
     letters::{Said, json, ops},
-    stage::{QUICK, Stage, on_stage},
 };
 
 /// What is personal about the example customer, or tells where goods come from.
@@ -24,30 +24,30 @@ const PERSONAL: [&str; 10] = [
 ];
 
 /// A customer with an order, a source, a message, products, an event with data, and money that is all paid.
-async fn furnish(stage: &Stage) -> Uuid {
+async fn furnish(harness: &Harness) -> Uuid {
     let order = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due) VALUES ($1, 'BG-1', $2, 'received', now(), 1000)";
-    stage.run(sql, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
-    stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', 'ghi chú')", [order.into()]).await;
-    stage
+    harness.run(sql, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
+    harness.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', 'ghi chú')", [order.into()]).await;
+    harness
         .run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'người nói', 'Bao giờ hàng về?')", [order.into()])
         .await;
-    let (ordered, _) = (stage.in_cart().await, stage.in_cart().await);
-    stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), order.into()]).await;
+    let (ordered, _) = (harness.in_cart().await, harness.in_cart().await);
+    harness.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), order.into()]).await;
     // A product without a number.
-    let nameless = stage.in_cart().await;
-    stage.run("UPDATE cart_items SET order_id = $2, product_ref = '' WHERE id = $1", [nameless.into(), order.into()]).await;
+    let nameless = harness.in_cart().await;
+    harness.run("UPDATE cart_items SET order_id = $2, product_ref = '' WHERE id = $1", [nameless.into(), order.into()]).await;
     let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason, data)
                SELECT gen_random_uuid(), 'x', id, now(), 'x', '{\"to\": \"Nguyễn Thị Mẫu\"}' FROM cart_items WHERE order_id IS NULL";
-    stage.run(sql, []).await;
+    harness.run(sql, []).await;
     let sql = "INSERT INTO outbox (event_type, subject_id, data) VALUES ('order.received', $1, '{\"to\": \"Nguyễn Thị Mẫu\"}')";
-    stage.run(sql, [order.into()]).await;
+    harness.run(sql, [order.into()]).await;
     let sql = "WITH made AS (
             INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('wallet', $2, NULL), ('goods', NULL, $1)
             RETURNING id, kind)
         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
         SELECT outside.id, goods.id, 1000, 'trả', $1, 'paid' FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
-    stage.run(sql, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
+    harness.run(sql, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
     order
 }
 
@@ -59,15 +59,15 @@ fn names_nobody(said: &Said) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn staff_see_a_customer_masked() {
-    on_stage(QUICK, async |stage| {
-        furnish(stage).await;
+    with_harness(QUICK, async |harness| {
+        furnish(harness).await;
         let id = EXAMPLE_CUSTOMER.to_string();
         for arguments in [&["customer", "show", &id][..], &["customer", "show", &id, "--json"]] {
-            let said = ops(stage, arguments).await;
+            let said = ops(harness, arguments).await;
             assert!(said.code == 0 && said.out.contains("Ng*** M.") && said.out.contains("09****567"), "{said:?}");
             names_nobody(&said);
         }
-        let unknown = ops(stage, &["customer", "show", &Uuid::new_v4().to_string()]).await;
+        let unknown = ops(harness, &["customer", "show", &Uuid::new_v4().to_string()]).await;
         assert!(unknown.code == 1 && unknown.err.contains("there is no customer"), "{unknown:?}");
         // However short or odd a name is, a mask never is the whole of it.
         for (name, masked) in [
@@ -79,11 +79,11 @@ async fn staff_see_a_customer_masked() {
             ("Ngu\u{79}ê\u{303}n An", "Ng*** A."),
             ("a b", "a*** B."),
         ] {
-            assert_eq!(stage.ask::<String>(&format!("SELECT kyhan_masked_name('{name}')")).await, masked, "{name}");
+            assert_eq!(harness.ask::<String>(&format!("SELECT kyhan_masked_name('{name}')")).await, masked, "{name}");
         }
         for (phone, masked) in [("+84 90 123 4567", "84****567"), ("1234567", "****"), ("", "****"), ("0901234123", "09****123")]
         {
-            assert_eq!(stage.ask::<String>(&format!("SELECT kyhan_masked_phone('{phone}')")).await, masked);
+            assert_eq!(harness.ask::<String>(&format!("SELECT kyhan_masked_phone('{phone}')")).await, masked);
         }
     })
     .await;
@@ -91,15 +91,15 @@ async fn staff_see_a_customer_masked() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_export_holds_everything_about_one_customer_and_nothing_about_another_and_is_recorded() {
-    on_stage(QUICK, async |stage| {
-        let order = furnish(stage).await;
+    with_harness(QUICK, async |harness| {
+        let order = furnish(harness).await;
         let other = Uuid::new_v4();
-        stage.run("INSERT INTO customers VALUES ($1, 'Trần Văn Khác', '0911111111', 'khac@example.vn', 'Huế')", [other.into()]).await;
-        let others = stage.delivering().await;
-        stage.run("UPDATE orders SET customer_id = $2 WHERE id = $1", [others.into(), other.into()]).await;
-        stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng B', 'https://example.cn/b', NULL)", [others.into()]).await;
+        harness.run("INSERT INTO customers VALUES ($1, 'Trần Văn Khác', '0911111111', 'khac@example.vn', 'Huế')", [other.into()]).await;
+        let others = harness.delivering().await;
+        harness.run("UPDATE orders SET customer_id = $2 WHERE id = $1", [others.into(), other.into()]).await;
+        harness.run("INSERT INTO order_sources VALUES ($1, 'Xưởng B', 'https://example.cn/b', NULL)", [others.into()]).await;
         let id = EXAMPLE_CUSTOMER.to_string();
-        let said = ops(stage, &["--as", "lan", "customer", "export", &id, "--why", "khách yêu cầu"]).await;
+        let said = ops(harness, &["--as", "lan", "customer", "export", &id, "--why", "khách yêu cầu"]).await;
         assert_eq!(said.code, 0, "{said:?}");
         let held: serde_json::Value = serde_json::from_str(&said.out).expect("JSON");
         for personal in PERSONAL {
@@ -113,13 +113,13 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
         assert_eq!((count("orders"), count("cart"), count("transfers"), count("events")), (1, 3, 1, 2), "{held:#}");
         assert!(count("accounts") == 2 && count("activity") >= 1, "{held:#}");
         let recorded = "SELECT string_agg(detail ->> 'by' || ' ' || (detail ->> 'why'), ',') FROM activity WHERE action = 'customer.exported'";
-        assert_eq!(stage.ask::<String>(recorded).await, "lan khách yêu cầu");
+        assert_eq!(harness.ask::<String>(recorded).await, "lan khách yêu cầu");
         // Whatever is added to the tables about a customer is to be exported, too.
         let tables = "SELECT string_agg(DISTINCT table_name::text, ',' ORDER BY table_name::text) FROM information_schema.columns
                        WHERE table_schema = 'public' AND column_name IN ('customer_id', 'order_id')
                          AND table_name IN (SELECT tablename FROM pg_tables)";
         assert_eq!(
-            stage.ask::<String>(tables).await,
+            harness.ask::<String>(tables).await,
             "accounts,arrears_outstanding,cart_items,order_messages,order_sources,order_status_history,orders,retention_holds,transfers"
         );
     })
@@ -128,11 +128,11 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
 
 #[tokio::test(flavor = "multi_thread")]
 async fn operators_logins_are_refused_by_the_server_to_export_or_erase() {
-    on_stage(QUICK, async |stage| {
-        furnish(stage).await;
+    with_harness(QUICK, async |harness| {
+        furnish(harness).await;
         let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
         for role in [DatabaseRole::Ops, DatabaseRole::Worker, DatabaseRole::Producer] {
-            let db = stage.sandbox.connect_as(role).await.expect("a login");
+            let db = harness.sandbox.connect_as(role).await.expect("a login");
             let exported = ::ops::customer::export(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
             let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
             for refused in [exported, erased] {
@@ -141,17 +141,17 @@ async fn operators_logins_are_refused_by_the_server_to_export_or_erase() {
             }
             db.close().await.expect("closed");
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM customers WHERE full_name = 'Nguyễn Thị Mẫu'").await, 1);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM customers WHERE full_name = 'Nguyễn Thị Mẫu'").await, 1);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothing_personal() {
-    on_stage(QUICK, async |stage| {
-        let order = furnish(stage).await;
+    with_harness(QUICK, async |harness| {
+        let order = furnish(harness).await;
         let id = EXAMPLE_CUSTOMER.to_string();
-        let erase = async || ops(stage, &["--as", "lan", "customer", "erase", &id, "--why", "khách yêu cầu", "--yes"]).await;
+        let erase = async || ops(harness, &["--as", "lan", "customer", "erase", &id, "--why", "khách yêu cầu", "--yes"]).await;
         let wallet = "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
                       SELECT a.id, b.id, 500, 'x', gen_random_uuid()::text FROM accounts a, accounts b";
         let owes = format!("{wallet} WHERE a.kind = 'wallet' AND b.kind = 'outside'");
@@ -168,59 +168,59 @@ async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothin
                 "order BG-1 is",
             ),
         ] {
-            stage.run(opens, []).await;
+            harness.run(opens, []).await;
             let refused = erase().await;
             assert!(
                 refused.code == 1 && refused.err.contains("nothing was erased") && refused.err.contains(why),
                 "{why}: {refused:?}"
             );
             names_nobody(&refused);
-            stage.run(closes, []).await;
+            harness.run(closes, []).await;
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'customer.erased'").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'customer.erased'").await, 0);
 
-        let before: String = stage.ask("SELECT jsonb_agg(to_jsonb(t) ORDER BY id)::text FROM transfers t").await;
-        stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+        let before: String = harness.ask("SELECT jsonb_agg(to_jsonb(t) ORDER BY id)::text FROM transfers t").await;
+        harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
         let erased = erase().await;
         assert_eq!(erased.code, 0, "{erased:?}");
         names_nobody(&erased);
         // Nothing personal is left anywhere in the database, and no digest by which it could be guessed.
-        let everything: String = stage.ask("SELECT database_to_xml(true, false, '')::text").await;
+        let everything: String = harness.ask("SELECT database_to_xml(true, false, '')::text").await;
         for personal in PERSONAL {
             assert!(!everything.contains(personal), "{personal} is left");
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_messages WHERE salt IS NOT NULL").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_messages WHERE salt IS NOT NULL").await, 0);
         // Ledger, history and seals are as they were.
-        assert_eq!(stage.ask::<String>("SELECT jsonb_agg(to_jsonb(t) ORDER BY id)::text FROM transfers t").await, before);
+        assert_eq!(harness.ask::<String>("SELECT jsonb_agg(to_jsonb(t) ORDER BY id)::text FROM transfers t").await, before);
         let order_stays = format!("SELECT count(*) FROM orders WHERE id = '{order}' AND code = 'BG-1'");
-        assert_eq!(stage.ask::<i64>(&order_stays).await, 1);
-        let verified = json(stage, &["activity", "verify", "--json"]).await;
+        assert_eq!(harness.ask::<i64>(&order_stays).await, 1);
+        let verified = json(harness, &["activity", "verify", "--json"]).await;
         assert_eq!(verified["faults"], serde_json::json!([]));
-        let shown = json(stage, &["customer", "show", &id, "--json"]).await;
+        let shown = json(harness, &["customer", "show", &id, "--json"]).await;
         assert!(shown["name"] == "***" && shown["erased_at"].is_string(), "{shown}");
         // Again is no harm, and keeps the first moment.
-        let first: String = stage.ask("SELECT erased_at::text FROM customers").await;
+        let first: String = harness.ask("SELECT erased_at::text FROM customers").await;
         assert_eq!(erase().await.code, 0);
-        assert_eq!(stage.ask::<String>("SELECT erased_at::text FROM customers").await, first);
+        assert_eq!(harness.ask::<String>("SELECT erased_at::text FROM customers").await, first);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_erasure_sees_an_order_that_is_just_being_made() {
-    on_stage(QUICK, async |stage| {
-        furnish(stage).await;
-        let ordering = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(QUICK, async |harness| {
+        furnish(harness).await;
+        let ordering = harness.sandbox.db.begin().await.expect("a transaction");
         let sql = format!("INSERT INTO orders (id, code, customer_id, status) VALUES (gen_random_uuid(), 'BG-2', '{EXAMPLE_CUSTOMER}', 'deposited')");
         ordering.execute_unprepared(&sql).await.expect("an order");
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let erasing = tokio::spawn(async move {
             let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
             let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
             db.close().await.expect("closed");
             erased
         });
-        stage.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+        harness.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
         ordering.commit().await.expect("a commit");
         let said = erasing.await.expect("no panic").expect_err("refused").to_string();
         assert!(said.contains("order BG-2 is under way"), "{said}");
@@ -230,9 +230,9 @@ async fn an_erasure_sees_an_order_that_is_just_being_made() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
-    on_stage(QUICK, async |stage| {
-        let order = furnish(stage).await;
-        let erasing = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(QUICK, async |harness| {
+        let order = furnish(harness).await;
+        let erasing = harness.sandbox.db.begin().await.expect("a transaction");
         erasing.execute_unprepared("SELECT FROM customers FOR UPDATE").await.expect("locked");
         erasing.execute_unprepared("UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = now()").await.expect("erased");
         let recorded = format!("INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'customer.erased', 'customer', '{EXAMPLE_CUSTOMER}')");
@@ -249,7 +249,7 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
             .iter()
             .cloned()
             .map(|sql| {
-                let db = stage.sandbox.db.clone();
+                let db = harness.sandbox.db.clone();
                 tokio::spawn(async move {
                     let tx = db.begin().await.expect("a transaction");
                     tx.execute_unprepared("SET LOCAL lock_timeout = 0").await.expect("set");
@@ -263,7 +263,7 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
             "SELECT count(*) = {} FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
             writes.len()
         );
-        stage.until(&all_wait).await;
+        harness.until(&all_wait).await;
         erasing.commit().await.expect("a commit");
         for write in waiting {
             let refused = write.await.expect("no panic").expect_err("refused").to_string();
@@ -275,9 +275,9 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
-    on_stage(QUICK, async |stage| {
-        let order = furnish(stage).await;
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        let order = furnish(harness).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let erase = "UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = now()";
         let tried = async |sql: &str| db.execute_unprepared(sql).await.expect_err(sql).to_string();
         for (opens, closes) in [
@@ -289,10 +289,10 @@ async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
                 "DELETE FROM retention_holds",
             ),
         ] {
-            stage.as_superuser(opens).await;
+            harness.as_superuser(opens).await;
             let said = tried(erase).await;
             assert!(said.contains("no customer is erased while money is outstanding"), "{opens}: {said}");
-            stage.as_superuser(closes).await;
+            harness.as_superuser(closes).await;
         }
         let said = tried("UPDATE customers SET erased_at = now()").await;
         assert!(said.contains("keeps no personal data"), "{said}");
@@ -301,9 +301,9 @@ async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
         // Whoever blanks what was said without it is found.
         let blank = format!("UPDATE order_messages SET author = '', body = '', salt = NULL WHERE order_id = '{order}'");
         db.execute_unprepared(&blank).await.expect("may, to erase");
-        let verified = ops(stage, &["activity", "verify"]).await;
+        let verified = ops(harness, &["activity", "verify"]).await;
         assert!(verified.code == 1 && verified.out.contains("is not what was recorded of it"), "{verified:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM customers WHERE erased_at IS NOT NULL").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM customers WHERE erased_at IS NOT NULL").await, 0);
         db.close().await.expect("closed");
     })
     .await;

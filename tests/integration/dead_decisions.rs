@@ -4,56 +4,56 @@ use serde_json::json;
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, with_harness},
     letters::{Letter, at_a_terminal, json, ops},
-    stage::{QUICK, Stage, on_stage},
 };
 
 /// How many letters are in a state.
-async fn in_state(stage: &Stage, state: &str) -> i64 {
-    stage.ask(&format!("SELECT count(*) FROM dead_letters WHERE state = '{state}'")).await
+async fn in_state(harness: &Harness, state: &str) -> i64 {
+    harness.ask(&format!("SELECT count(*) FROM dead_letters WHERE state = '{state}'")).await
 }
 
-async fn activities(stage: &Stage, action: &str) -> i64 {
-    stage.ask(&format!("SELECT count(*) FROM activity WHERE action = '{action}' AND actor_kind = 'staff'")).await
+async fn activities(harness: &Harness, action: &str) -> i64 {
+    harness.ask(&format!("SELECT count(*) FROM activity WHERE action = '{action}' AND actor_kind = 'staff'")).await
 }
 
 /// A plan that is running with this letter.
-async fn running_with(stage: &Stage, letter: Uuid) -> Uuid {
+async fn running_with(harness: &Harness, letter: Uuid) -> Uuid {
     let plan = Uuid::new_v4();
     let sql = "INSERT INTO replay_plans (id, state, made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount,
                                          needs_approval, started_at)
                VALUES ($1, 'running', 'lan', 'fixed', '{}', 0, 0, 0, 0, false, now())";
-    stage.run(sql, [plan.into()]).await;
+    harness.run(sql, [plan.into()]).await;
     let sql = "INSERT INTO replay_plan_letters (plan_id, letter_id, position, verdict) VALUES ($1, $2, 1, 'applies')";
-    stage.run(sql, [plan.into(), letter.into()]).await;
+    harness.run(sql, [plan.into(), letter.into()]).await;
     plan
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_are_meant() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for number in 0..3 {
             let cause = format!("port scan {number}");
-            Letter { kind: None, reason: "malformed", cause: &cause, group: "port scan ?", ..Letter::default() }.store(stage).await;
+            Letter { kind: None, reason: "malformed", cause: &cause, group: "port scan ?", ..Letter::default() }.store(harness).await;
         }
-        let other = Letter { subject: Some(Uuid::new_v4()), ..Letter::default() }.store(stage).await;
-        let done = ops(stage, &["--as", "Lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
+        let other = Letter { subject: Some(Uuid::new_v4()), ..Letter::default() }.store(harness).await;
+        let done = ops(harness, &["--as", "Lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
         assert_eq!((done.code, done.out.trim()), (0, "3 dead letters discarded"), "{done:?}");
         let recorded = "SELECT count(*) FROM dead_letters AS letter JOIN activity ON activity.subject_id = letter.id
                          WHERE letter.state = 'discarded' AND decided_by = 'Lan' AND decided_why = 'a port scan' AND decided_at = activity.at
                            AND action = 'dead_letter.discarded' AND subject_kind = 'dead_letter'
                            AND detail - 'login' = '{\"by\": \"Lan\", \"why\": \"a port scan\", \"changed\": {\"state\": [\"open\", \"discarded\"]}}'";
-        assert_eq!(stage.ask::<i64>(recorded).await, 3);
-        assert_eq!((in_state(stage, "open").await, activities(stage, "dead_letter.discarded").await), (1, 3));
+        assert_eq!(harness.ask::<i64>(recorded).await, 3);
+        assert_eq!((in_state(harness, "open").await, activities(harness, "dead_letter.discarded").await), (1, 3));
 
-        let again = ops(stage, &["dead", "discard", "--reason", "malformed", "--why", "again", "--yes"]).await;
+        let again = ops(harness, &["dead", "discard", "--reason", "malformed", "--why", "again", "--yes"]).await;
         assert!(again.code == 1 && again.err.contains("no open dead letters match"), "{again:?}");
-        let one = stage.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'discarded' LIMIT 1").await.to_string();
+        let one = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'discarded' LIMIT 1").await.to_string();
         let other = other.to_string();
-        let twice = ops(stage, &["dead", "discard", "--id", &one, "--id", &other, "--why", "again", "--yes"]).await;
+        let twice = ops(harness, &["dead", "discard", "--id", &one, "--id", &other, "--why", "again", "--yes"]).await;
         assert!(twice.code == 1 && twice.err.contains("is already discarded, by Lan at"), "{twice:?}");
-        assert_eq!((in_state(stage, "open").await, activities(stage, "dead_letter.discarded").await), (1, 3));
-        let all = ops(stage, &["dead", "discard", "--all", "--why", "the rest", "--yes"]).await;
+        assert_eq!((in_state(harness, "open").await, activities(harness, "dead_letter.discarded").await), (1, 3));
+        let all = ops(harness, &["dead", "discard", "--all", "--why", "the rest", "--yes"]).await;
         assert_eq!((all.code, all.out.trim()), (0, "1 dead letter discarded"), "{all:?}");
     })
     .await;
@@ -61,8 +61,8 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
-    on_stage(QUICK, async |stage| {
-        let id = Letter::default().store(stage).await.to_string();
+    with_harness(QUICK, async |harness| {
+        let id = Letter::default().store(harness).await.to_string();
         for (arguments, said) in [
             (&["--id", &id, "--yes"][..], "--why"),
             (&["--id", &id, "--yes", "--why", "  "], "must be 1 to 500 characters on one line"),
@@ -72,47 +72,47 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
             (&["--state", "all", "--why", "noise", "--yes"], "only open dead letters"),
             (&["--all", "--id", &id, "--why", "noise", "--yes"], "or pass --all"),
         ] {
-            let refused = ops(stage, &[&["dead", "discard"][..], arguments].concat()).await;
+            let refused = ops(harness, &[&["dead", "discard"][..], arguments].concat()).await;
             assert!(refused.code == 2 && refused.err.contains(said), "{arguments:?}: {refused:?}");
         }
-        let nobody = ops(stage, &["--as", " ", "dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
+        let nobody = ops(harness, &["--as", " ", "dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
         assert!(nobody.code == 2 && nobody.err.contains("--as NAME"), "{nobody:?}");
 
-        let plan = running_with(stage, id.parse().expect("an id")).await.to_string();
-        Letter::default().store(stage).await;
-        let running = ops(stage, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await;
+        let plan = running_with(harness, id.parse().expect("an id")).await.to_string();
+        Letter::default().store(harness).await;
+        let running = ops(harness, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await;
         assert!(running.code == 1 && running.err.contains(&plan) && running.err.contains(&id), "{running:?}");
-        assert_eq!((in_state(stage, "open").await, stage.ask::<i64>("SELECT count(*) FROM activity").await), (2, 0));
-        stage.run("UPDATE replay_plans SET state = 'done', finished_at = now()", []).await;
-        assert_eq!(ops(stage, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await.code, 0);
+        assert_eq!((in_state(harness, "open").await, harness.ask::<i64>("SELECT count(*) FROM activity").await), (2, 0));
+        harness.run("UPDATE replay_plans SET state = 'done', finished_at = now()", []).await;
+        assert_eq!(ops(harness, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await.code, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_operators_who_discard_the_same_letters_leave_one_record_of_each() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for _ in 0..50 {
-            Letter::default().store(stage).await;
+            Letter::default().store(harness).await;
         }
         let arguments = ["dead", "discard", "--all", "--why", "noise", "--yes"];
-        let (one, other) = tokio::join!(ops(stage, &arguments), ops(stage, &arguments));
+        let (one, other) = tokio::join!(ops(harness, &arguments), ops(harness, &arguments));
         assert!(one.code == 0 || other.code == 0, "{one:?} {other:?}");
-        assert_eq!((in_state(stage, "discarded").await, activities(stage, "dead_letter.discarded").await), (50, 50));
+        assert_eq!((in_state(harness, "discarded").await, activities(harness, "dead_letter.discarded").await), (50, 50));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place() {
-    on_stage(QUICK, async |stage| {
-        let (wrong, right) = (stage.delivering().await, stage.delivering().await);
+    with_harness(QUICK, async |harness| {
+        let (wrong, right) = (harness.delivering().await, harness.delivering().await);
         let body = b"bytes \xff\x00";
         let headers = br#"{"mine":{"LongInt":1}}"#;
-        let id = Letter { subject: Some(wrong), body, headers, ..Letter::default() }.store(stage).await.to_string();
+        let id = Letter { subject: Some(wrong), body, headers, ..Letter::default() }.store(harness).await.to_string();
         let subject = right.to_string();
         let done =
-            ops(stage, &["--as", "Lan", "dead", "repair", &id[..8], "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
+            ops(harness, &["--as", "Lan", "dead", "repair", &id[..8], "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         let same = "SELECT count(*) FROM dead_letters AS old JOIN dead_letters AS new ON new.repaired_from = old.id
                      WHERE old.state = 'resolved' AND new.state = 'open' AND old.subject_id <> new.subject_id AND old.kind = new.kind
@@ -121,43 +121,43 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
                             old.worker, old.trace_id, old.queue, old.routing_key, old.headers, old.body)
                          = (new.wakeup_id, new.reason, new.cause, new.cause_group, new.attempts, new.first_failed_at, new.last_failed_at,
                             new.worker, new.trace_id, new.queue, new.routing_key, new.headers, new.body)";
-        assert_eq!(stage.ask::<i64>(same).await, 1);
-        let new = stage.ask::<Uuid>("SELECT id FROM dead_letters WHERE repaired_from IS NOT NULL").await.to_string();
+        assert_eq!(harness.ask::<i64>(same).await, 1);
+        let new = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE repaired_from IS NOT NULL").await.to_string();
         assert!(done.out.contains(&new), "{done:?}");
-        let recorded = stage.ask::<serde_json::Value>("SELECT detail - 'login' FROM activity WHERE action = 'dead_letter.repaired'").await;
+        let recorded = harness.ask::<serde_json::Value>("SELECT detail - 'login' FROM activity WHERE action = 'dead_letter.repaired'").await;
         let changed = json!({
             "state": ["open", "resolved"], "repaired_as": new,
             "kind": ["confirm-receipt", "confirm-receipt"], "subject_id": [wrong, right],
         });
         assert_eq!(recorded, json!({ "by": "Lan", "why": "orders mixed up", "changed": changed }));
-        let (old, new_shown) = (ops(stage, &["dead", "show", &id]).await.out, json(stage, &["dead", "show", &new, "--json"]).await);
+        let (old, new_shown) = (ops(harness, &["dead", "show", &id]).await.out, json(harness, &["dead", "show", &new, "--json"]).await);
         assert!(old.contains(&format!("repaired as         {new}")), "{old}");
         assert_eq!((&new_shown["letter"]["repaired_from"], &new_shown["stands"]["standing"]), (&json!(id), &json!("due")));
 
         // A double press.
-        let again = ops(stage, &["dead", "repair", &id, "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
+        let again = ops(harness, &["dead", "repair", &id, "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
         assert!(again.code == 1 && again.err.contains(&format!("is repaired already, as {new}")), "{again:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM dead_letters").await, 2);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await, 2);
 
         // The repaired letter can be repaired in its turn: the row it was about is another after all.
-        let (first, item) = (wrong.to_string(), stage.in_cart().await.to_string());
-        assert_eq!(ops(stage, &["dead", "repair", &new, "--subject", &first, "--why", "no, not mixed up", "--yes"]).await.code, 0);
-        let newest = stage.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'open'").await.to_string();
+        let (first, item) = (wrong.to_string(), harness.in_cart().await.to_string());
+        assert_eq!(ops(harness, &["dead", "repair", &new, "--subject", &first, "--why", "no, not mixed up", "--yes"]).await.code, 0);
+        let newest = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'open'").await.to_string();
         let kind = ["dead", "repair", &newest, "--kind", "purge-cart-item", "--subject", &item, "--why", "renamed", "--yes"];
-        assert_eq!(ops(stage, &kind).await.code, 0);
-        assert_eq!((in_state(stage, "resolved").await, in_state(stage, "open").await), (3, 1));
+        assert_eq!(ops(harness, &kind).await.code, 0);
+        assert_eq!((in_state(harness, "resolved").await, in_state(harness, "open").await), (3, 1));
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
-    on_stage(QUICK, async |stage| {
-        let (order, item) = (stage.delivering().await.to_string(), stage.in_cart().await.to_string());
-        let id = Letter { subject: order.parse().ok(), ..Letter::default() }.store(stage).await.to_string();
-        let garbage = Letter { kind: None, reason: "malformed", ..Letter::default() }.store(stage).await.to_string();
+    with_harness(QUICK, async |harness| {
+        let (order, item) = (harness.delivering().await.to_string(), harness.in_cart().await.to_string());
+        let id = Letter { subject: order.parse().ok(), ..Letter::default() }.store(harness).await.to_string();
+        let garbage = Letter { kind: None, reason: "malformed", ..Letter::default() }.store(harness).await.to_string();
         let renamed =
-            Letter { kind: Some("receipt"), subject: order.parse().ok(), ..Letter::default() }.store(stage).await.to_string();
+            Letter { kind: Some("receipt"), subject: order.parse().ok(), ..Letter::default() }.store(harness).await.to_string();
         let gone = Uuid::new_v4().to_string();
         for (letter, arguments, code, said) in [
             (&id, &["--amount", "500000"][..], 2, "--amount"),
@@ -175,27 +175,27 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
             (&gone, &["--subject", &order], 1, "no dead letter's id begins with"),
         ] {
             let whole = [&["dead", "repair", letter.as_str(), "--why", "a test", "--yes"][..], arguments].concat();
-            let refused = ops(stage, &whole).await;
+            let refused = ops(harness, &whole).await;
             assert!(refused.code == code && refused.err.contains(said), "{arguments:?}: {refused:?}");
         }
         let unasked =
-            ops(stage, &["dead", "repair", &garbage, "--kind", "confirm-receipt", "--subject", &order, "--why", "x"]).await;
+            ops(harness, &["dead", "repair", &garbage, "--kind", "confirm-receipt", "--subject", &order, "--why", "x"]).await;
         assert!(unasked.code == 2 && unasked.err.contains("kind - becomes confirm-receipt, subject - becomes"), "{unasked:?}");
-        let plan = running_with(stage, garbage.parse().expect("an id")).await.to_string();
+        let plan = running_with(harness, garbage.parse().expect("an id")).await.to_string();
         let whole = ["dead", "repair", &garbage, "--kind", "confirm-receipt", "--subject", &order, "--why", "x", "--yes"];
-        let running = ops(stage, &whole).await;
+        let running = ops(harness, &whole).await;
         assert!(running.code == 1 && running.err.contains(&plan), "{running:?}");
-        assert_eq!((in_state(stage, "open").await, stage.ask::<i64>("SELECT count(*) FROM activity").await), (3, 0));
+        assert_eq!((in_state(harness, "open").await, harness.ask::<i64>("SELECT count(*) FROM activity").await), (3, 0));
 
-        stage.run("UPDATE replay_plans SET state = 'stopped'", []).await;
-        assert_eq!(ops(stage, &whole).await.code, 0);
+        harness.run("UPDATE replay_plans SET state = 'stopped'", []).await;
+        assert_eq!(ops(harness, &whole).await.code, 0);
         assert_eq!(
-            ops(stage, &["dead", "repair", &renamed, "--kind", "confirm-receipt", "--why", "renamed", "--yes"]).await.code,
+            ops(harness, &["dead", "repair", &renamed, "--kind", "confirm-receipt", "--why", "renamed", "--yes"]).await.code,
             0
         );
-        let discarded = ops(stage, &["dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
+        let discarded = ops(harness, &["dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
         assert_eq!(discarded.code, 0, "{discarded:?}");
-        let late = ops(stage, &["dead", "repair", &id, "--kind", "collect-arrears", "--why", "late", "--yes"]).await;
+        let late = ops(harness, &["dead", "repair", &id, "--kind", "collect-arrears", "--why", "late", "--yes"]).await;
         assert!(late.code == 1 && late.err.contains("is discarded already, by"), "{late:?}");
     })
     .await;
@@ -203,31 +203,31 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn repairs_of_one_letter_at_the_same_time_make_one_letter() {
-    on_stage(QUICK, async |stage| {
-        let (wrong, right) = (stage.delivering().await, stage.delivering().await.to_string());
-        let id = Letter { subject: Some(wrong), ..Letter::default() }.store(stage).await.to_string();
+    with_harness(QUICK, async |harness| {
+        let (wrong, right) = (harness.delivering().await, harness.delivering().await.to_string());
+        let id = Letter { subject: Some(wrong), ..Letter::default() }.store(harness).await.to_string();
         let press = ["dead", "repair", &id, "--subject", &right, "--why", "a double press", "--yes"];
-        let presses = tokio::join!(ops(stage, &press), ops(stage, &press), ops(stage, &press));
+        let presses = tokio::join!(ops(harness, &press), ops(harness, &press), ops(harness, &press));
         let mut codes = [presses.0.code, presses.1.code, presses.2.code];
         codes.sort_unstable();
         assert_eq!(codes, [0, 1, 1], "{presses:?}");
-        assert_eq!((in_state(stage, "open").await, in_state(stage, "resolved").await), (1, 1));
-        assert_eq!(activities(stage, "dead_letter.repaired").await, 1);
+        assert_eq!((in_state(harness, "open").await, in_state(harness, "resolved").await), (1, 1));
+        assert_eq!(activities(harness, "dead_letter.repaired").await, 1);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_at_a_terminal_is_asked_and_only_a_yes_counts() {
-    on_stage(QUICK, async |stage| {
-        Letter::default().store(stage).await;
+    with_harness(QUICK, async |harness| {
+        Letter::default().store(harness).await;
         for (keys, code, open) in [("\r", 1, 1), ("n\r", 1, 1), ("x\r", 1, 1), ("yn\r", 1, 1), ("y\r", 0, 0)] {
             assert_eq!(
-                at_a_terminal(stage, "dead discard --all --why noise", "Discard 1 dead letter for good?", keys).await,
+                at_a_terminal(harness, "dead discard --all --why noise", "Discard 1 dead letter for good?", keys).await,
                 code,
                 "{keys:?}"
             );
-            assert_eq!(in_state(stage, "open").await, open, "{keys:?}");
+            assert_eq!(in_state(harness, "open").await, open, "{keys:?}");
         }
     })
     .await;

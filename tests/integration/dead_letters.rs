@@ -14,14 +14,14 @@ use shared::{
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, exampled, with_harness},
     letters::{Letter, json, ops},
-    stage::{QUICK, Stage, exampled, on_stage},
 };
 
 /// The ids that a list gives.
-async fn listed(stage: &Stage, arguments: &[&str]) -> BTreeSet<Uuid> {
+async fn listed(harness: &Harness, arguments: &[&str]) -> BTreeSet<Uuid> {
     let all = [&["dead", "list", "--json"][..], arguments].concat();
-    let found = json(stage, &all).await;
+    let found = json(harness, &all).await;
     found["letters"].as_array().expect("letters").iter().map(|letter| id_of(&letter["id"])).collect()
 }
 
@@ -31,9 +31,9 @@ fn id_of(value: &serde_json::Value) -> Uuid {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() {
-    on_stage(QUICK, async |stage| {
-        let (first, second, item) = (stage.delivering().await, stage.delivering().await, stage.in_cart().await);
-        stage.run("UPDATE orders SET code = 'BG-17' WHERE id = $1", [second.into()]).await;
+    with_harness(QUICK, async |harness| {
+        let (first, second, item) = (harness.delivering().await, harness.delivering().await, harness.in_cart().await);
+        harness.run("UPDATE orders SET code = 'BG-17' WHERE id = $1", [second.into()]).await;
         let obstacle = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
         let percent = Letter {
             kind: Some("collect-arrears"),
@@ -63,13 +63,15 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
         };
         let stranger = Letter { kind: Some("make-coffee"), subject: Some(first), reason: "unrouted", ..Letter::default() };
         let decided = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
-        let (obstacle, percent, stuck) = (obstacle.store(stage).await, percent.store(stage).await, stuck.store(stage).await);
-        let (garbage, stranger, decided) = (garbage.store(stage).await, stranger.store(stage).await, decided.store(stage).await);
+        let (obstacle, percent, stuck) =
+            (obstacle.store(harness).await, percent.store(harness).await, stuck.store(harness).await);
+        let (garbage, stranger, decided) =
+            (garbage.store(harness).await, stranger.store(harness).await, decided.store(harness).await);
         let discard =
             "UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'a test'
                         WHERE id = $1";
-        stage.run(discard, [decided.into()]).await;
-        let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        harness.run(discard, [decided.into()]).await;
+        let groups = json(harness, &["dead", "list", "--groups", "--json"]).await;
         let group = groups["groups"].as_array().expect("groups").iter().find(|group| group["cause"] == "no JSON");
         let group = group.expect("its group")["group"].as_str().expect("an id").to_owned();
 
@@ -117,15 +119,15 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
             (&["--order", "BG-17') OR true; DROP TABLE dead_letters; --"], &[]),
         ];
         for (arguments, expected) in cases {
-            assert_eq!(listed(stage, arguments).await, expected.iter().copied().collect(), "{arguments:?}");
+            assert_eq!(listed(harness, arguments).await, expected.iter().copied().collect(), "{arguments:?}");
         }
         for wrong in
             [&["--kind", "make-coffee"][..], &["--id", "5f0c"], &["--since", "soon"], &["--cause", ""], &["--json", "--csv"]]
         {
-            let said = ops(stage, &[&["dead", "list"][..], wrong].concat()).await;
+            let said = ops(harness, &[&["dead", "list"][..], wrong].concat()).await;
             assert_eq!(said.code, 2, "{wrong:?}: {said:?}");
         }
-        let unknown = ops(stage, &["dead", "list", "--kind", "make-coffee"]).await.err;
+        let unknown = ops(harness, &["dead", "list", "--kind", "make-coffee"]).await.err;
         assert!(
             unknown.contains("confirm-receipt, purge-cart-item, collect-arrears") && unknown.contains("--unreadable"),
             "{unknown}"
@@ -136,7 +138,7 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_goes_meanwhile() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         // Mixed causes, and hundreds that failed at the same moment.
         let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue,
                                              routing_key, headers, body)
@@ -145,7 +147,7 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
                           'cause ' || n, 'cause ' || n % 7, n % 9, timestamptz '2026-01-01 00:00:00.000001Z' + (n % 40) * interval '1 us',
                           'kyhan.dead', 'x.0', '{}', ''
                      FROM generate_series(1, 10000) n";
-        stage.run(sql, []).await;
+        harness.run(sql, []).await;
         let mut seen = BTreeSet::new();
         let (mut after, mut pages) = (None::<String>, 0);
         loop {
@@ -153,7 +155,7 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
             if let Some(after) = &after {
                 arguments.extend(["--after", after]);
             }
-            let page = json(stage, &arguments).await;
+            let page = json(harness, &arguments).await;
             for letter in page["letters"].as_array().expect("letters") {
                 assert!(seen.insert(id_of(&letter["id"])), "twice: {letter}");
             }
@@ -163,22 +165,22 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
                 // The letter that the page ended with is decided about, and one comes that failed before all of them.
                 let last = id_of(&page["letters"].as_array().expect("letters").last().expect("one")["id"]);
                 let sql = "UPDATE dead_letters SET state = 'resolved', decided_at = now(), decided_by = 'x', decided_why = 'x' WHERE id = $1";
-                stage.run(sql, [last.into()]).await;
-                Letter { failed: Some("2025-01-01T00:00:00Z"), ..Letter::default() }.store(stage).await;
+                harness.run(sql, [last.into()]).await;
+                Letter { failed: Some("2025-01-01T00:00:00Z"), ..Letter::default() }.store(harness).await;
             }
             after = Some(next.to_owned());
         }
         assert_eq!((seen.len(), pages), (10_000, 12));
 
-        let table = ops(stage, &["dead", "list", "--limit", "2"]).await.out;
+        let table = ops(harness, &["dead", "list", "--limit", "2"]).await.out;
         let last = table.trim_end().lines().last().expect("a line");
         let cursor = last.strip_prefix("next page: --after ").expect("how to go on");
         assert!(table.contains("2 of 10000 dead letters"), "{table}");
-        let second = ops(stage, &["dead", "list", "--limit", "10000", "--after", cursor]).await.out;
+        let second = ops(harness, &["dead", "list", "--limit", "10000", "--after", cursor]).await.out;
         assert!(second.trim_end().ends_with("9998 of 10000 dead letters"), "no page follows the last one");
-        let csv = ops(stage, &["dead", "list", "--limit", "10000", "--csv"]).await;
+        let csv = ops(harness, &["dead", "list", "--limit", "10000", "--csv"]).await;
         assert_eq!((csv.out.lines().count(), csv.err.trim()), (10_001, "10000 of 10000 dead letters"));
-        let groups = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        let groups = json(harness, &["dead", "list", "--groups", "--json"]).await;
         let of_groups = groups["groups"].as_array().expect("groups").iter().map(|group| group["letters"].as_i64().expect("a count"));
         assert_eq!((of_groups.sum::<i64>(), groups["letters"].as_i64()), (10_000, Some(10_000)));
     })
@@ -187,43 +189,44 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
 
 #[tokio::test(flavor = "multi_thread")]
 async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let mut expected = BTreeMap::new();
         let mut add =
             |cause: &str, standing: &str| *expected.entry((cause.to_owned(), standing.to_owned())).or_insert(0_i64) += 1;
-        for task in stage.tasks() {
+        for task in harness.tasks() {
             for cause in ["lock timeout", "violates check"] {
                 let subject = Uuid::new_v4();
-                stage.run(task.examples().due, [subject.into()]).await;
-                about(stage, task, subject, cause).await;
+                harness.run(task.examples().due, [subject.into()]).await;
+                about(harness, task, subject, cause).await;
                 add(cause, "due");
             }
-            about(stage, task, Uuid::new_v4(), "lock timeout").await;
+            about(harness, task, Uuid::new_v4(), "lock timeout").await;
             add("lock timeout", "gone");
             let subject = Uuid::new_v4();
-            stage.run(task.examples().due, [subject.into()]).await;
-            stage.run(task.examples().moot, [subject.into()]).await;
-            about(stage, task, subject, "lock timeout").await;
+            harness.run(task.examples().due, [subject.into()]).await;
+            harness.run(task.examples().moot, [subject.into()]).await;
+            about(harness, task, subject, "lock timeout").await;
             // What makes an example moot may also delete it.
-            let there = stage.ask::<bool>(&format!("SELECT EXISTS (SELECT FROM {} WHERE id = '{subject}')", task.table())).await;
+            let there =
+                harness.ask::<bool>(&format!("SELECT EXISTS (SELECT FROM {} WHERE id = '{subject}')", task.table())).await;
             add("lock timeout", if there { "moot" } else { "gone" });
         }
-        let waiting = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() + interval '1 hour' WHERE id = $1", [waiting.into()]).await;
-        about(stage, exampled("confirm-receipt"), waiting, "violates check").await;
+        let waiting = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() + interval '1 hour' WHERE id = $1", [waiting.into()]).await;
+        about(harness, exampled("confirm-receipt"), waiting, "violates check").await;
         add("violates check", "waits");
-        let ordered = stage.in_cart().await;
-        stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), waiting.into()]).await;
-        about(stage, exampled("purge-cart-item"), ordered, "violates check").await;
+        let ordered = harness.in_cart().await;
+        harness.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), waiting.into()]).await;
+        about(harness, exampled("purge-cart-item"), ordered, "violates check").await;
         add("violates check", "moot");
         for (kind, subject) in
             [(None, None), (None, Some(waiting)), (Some("confirm-receipt"), None), (Some("make-coffee"), Some(waiting))]
         {
-            Letter { kind, subject, cause: "no JSON", group: "no JSON", ..Letter::default() }.store(stage).await;
+            Letter { kind, subject, cause: "no JSON", group: "no JSON", ..Letter::default() }.store(harness).await;
             add("no JSON", "unreadable");
         }
 
-        let found = json(stage, &["dead", "list", "--groups", "--json"]).await;
+        let found = json(harness, &["dead", "list", "--groups", "--json"]).await;
         let mut counted = BTreeMap::new();
         let mut ids = BTreeMap::new();
         for group in found["groups"].as_array().expect("groups") {
@@ -234,9 +237,10 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
         }
         assert_eq!(counted, expected);
         assert_eq!(ids.len(), 3);
-        let narrowed = json(stage, &["dead", "list", "--groups", "--json", "--kind", "confirm-receipt", "--cause", "lock"]).await;
+        let narrowed =
+            json(harness, &["dead", "list", "--groups", "--json", "--kind", "confirm-receipt", "--cause", "lock"]).await;
         assert_eq!(narrowed["letters"], json!(3));
-        let table = ops(stage, &["dead", "list", "--groups"]).await.out;
+        let table = ops(harness, &["dead", "list", "--groups"]).await.out;
         for said in ["due", "waits", "moot", "gone", "unreadable", "lock timeout"] {
             assert!(table.contains(said), "{said}: {table}");
         }
@@ -244,17 +248,17 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
     .await;
 }
 
-async fn about(stage: &Stage, task: &dyn Exampled, subject: Uuid, cause: &str) -> Uuid {
-    Letter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..Letter::default() }.store(stage).await
+async fn about(harness: &Harness, task: &dyn Exampled, subject: Uuid, cause: &str) -> Uuid {
+    Letter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..Letter::default() }.store(harness).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn show_explains_a_letter_with_its_row_as_it_is_now() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
         let dues = "UPDATE orders SET goods_due = 1234567, code = 'BG-17' WHERE id = $1";
-        stage.run(dues, [order.into()]).await;
-        stage.run("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 200000)", [order.into()]).await;
+        harness.run(dues, [order.into()]).await;
+        harness.run("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 200000)", [order.into()]).await;
         let letter = Letter {
             id: "5f0c1d2e-0000-4000-8000-000000000001".parse().expect("an id"),
             subject: Some(order),
@@ -262,8 +266,8 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
             headers: br#"{"traceparent":{"LongString":[48,48,45,97]}}"#,
             ..Letter::default()
         };
-        let id = letter.store(stage).await.to_string();
-        let shown = ops(stage, &["dead", "show", "5f0c1d2e"]).await.out;
+        let id = letter.store(harness).await.to_string();
+        let shown = ops(harness, &["dead", "show", "5f0c1d2e"]).await.out;
         for said in [
             &id[..],
             &order.to_string(),
@@ -285,31 +289,31 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
         }
         assert!(!shown.contains('\u{1b}'), "no terminal is steered");
 
-        stage
+        harness
             .run("UPDATE orders SET status = 'received', received_at = '2026-11-24T08:04:05Z' WHERE id = $1", [order.into()])
             .await;
-        let shown = ops(stage, &["dead", "show", &id]).await.out;
+        let shown = ops(harness, &["dead", "show", &id]).await.out;
         for said in ["status              received", "received_at         2026-11-24 15:04:05 +07", "stands              moot"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
-        let told = json(stage, &["dead", "show", &id, "--json"]).await;
+        let told = json(harness, &["dead", "show", &id, "--json"]).await;
         assert_eq!((&told["row"]["values"]["status"], &told["stands"]["standing"]), (&json!("received"), &json!("moot")));
         assert_eq!((&told["letter"]["id"], &told["letter"]["body"]), (&json!(id), &json!("eyJ2IjoxfQ==")));
 
         let twin = Letter { id: "5f0c1d2e-0000-4000-8000-000000000002".parse().expect("an id"), ..Letter::default() };
-        let twin = twin.store(stage).await.to_string();
-        let several = ops(stage, &["dead", "show", "5f0c1d2e-0000"]).await;
+        let twin = twin.store(harness).await.to_string();
+        let several = ops(harness, &["dead", "show", "5f0c1d2e-0000"]).await;
         assert!(several.code == 1 && several.err.contains(&id) && several.err.contains(&twin), "{several:?}");
-        let none = ops(stage, &["dead", "show", "ffffffff"]).await;
+        let none = ops(harness, &["dead", "show", "ffffffff"]).await;
         assert!(none.code == 1 && none.err.contains("no dead letter's id begins with ffffffff"), "{none:?}");
-        assert_eq!(ops(stage, &["dead", "show", "5f0c"]).await.code, 2);
+        assert_eq!(ops(harness, &["dead", "show", "5f0c"]).await.code, 2);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn garbage_is_shown_without_harm_and_written_out_byte_by_byte() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
         let letter = Letter {
             kind: None,
@@ -319,17 +323,17 @@ async fn garbage_is_shown_without_harm_and_written_out_byte_by_byte() {
             body: &bytes,
             ..Letter::default()
         };
-        let id = letter.store(stage).await.to_string();
+        let id = letter.store(harness).await.to_string();
         let file = std::env::temp_dir().join(format!("kyhan-letter-{id}"));
-        let shown = ops(stage, &["dead", "show", &id, "--bytes", &file.to_string_lossy()]).await;
+        let shown = ops(harness, &["dead", "show", &id, "--bytes", &file.to_string_lossy()]).await;
         assert_eq!(shown.code, 0, "{shown:?}");
         let written = std::fs::read(&file).expect("a file");
         std::fs::remove_file(&file).expect("removed");
         assert!(written == bytes, "{} bytes are written", written.len());
         assert!(!shown.out.contains('\u{1b}') && shown.out.contains("\\x1b[2J"), "{}", shown.out);
         assert!(shown.out.contains("… 95904 more") && shown.out.contains("stands              unreadable"), "{}", shown.out);
-        json(stage, &["dead", "show", &id, "--json"]).await;
-        let lost = ops(stage, &["dead", "show", &id, "--bytes", "/no/such/folder/file"]).await;
+        json(harness, &["dead", "show", &id, "--json"]).await;
+        let lost = ops(harness, &["dead", "show", &id, "--bytes", "/no/such/folder/file"]).await;
         assert!(lost.code == 1 && lost.err.contains("/no/such/folder/file"), "{lost:?}");
     })
     .await;
@@ -348,44 +352,44 @@ async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
         "https://secret.example.cn",
         "lời nhắn riêng",
     ];
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let [name, phone, email, address, product_ref, product, supplier, url, message] = SECRETS;
         let sql = "UPDATE customers SET full_name = $2, phone = $3, email = $4, address = $5 WHERE id = $1";
         let customer: Value = EXAMPLE_CUSTOMER.into();
-        stage.run(sql, [customer, name.into(), phone.into(), email.into(), address.into()]).await;
-        let (order, other, item) = (stage.delivering().await, stage.delivering().await, stage.in_cart().await);
+        harness.run(sql, [customer, name.into(), phone.into(), email.into(), address.into()]).await;
+        let (order, other, item) = (harness.delivering().await, harness.delivering().await, harness.in_cart().await);
         let sql = "UPDATE cart_items SET product_ref = $1, product_name = $2";
-        stage.run(sql, [product_ref.into(), product.into()]).await;
+        harness.run(sql, [product_ref.into(), product.into()]).await;
         let sql = "INSERT INTO order_sources (order_id, supplier_name, supplier_url) SELECT id, $1, $2 FROM orders";
-        stage.run(sql, [supplier.into(), url.into()]).await;
+        harness.run(sql, [supplier.into(), url.into()]).await;
         let sql = "INSERT INTO order_messages (order_id, author, body) SELECT id, 'customer', $1 FROM orders";
-        stage.run(sql, [message.into()]).await;
+        harness.run(sql, [message.into()]).await;
 
         let mut ids = Vec::new();
         for task in tasks::EXAMPLED {
             let subject = if task.table() == "orders" { order } else { item };
-            ids.push(about(stage, *task, subject, "violates check").await.to_string());
+            ids.push(about(harness, *task, subject, "violates check").await.to_string());
         }
         let mut answers = vec![];
         for arguments in [&[][..], &["--json"], &["--csv"], &["--groups"], &["--groups", "--json"], &["--groups", "--csv"]] {
-            answers.push(ops(stage, &[&["dead", "list"][..], arguments].concat()).await);
+            answers.push(ops(harness, &[&["dead", "list"][..], arguments].concat()).await);
         }
         for id in &ids {
-            answers.push(ops(stage, &["dead", "show", id]).await);
-            answers.push(ops(stage, &["dead", "show", id, "--json"]).await);
+            answers.push(ops(harness, &["dead", "show", id]).await);
+            answers.push(ops(harness, &["dead", "show", id, "--json"]).await);
             // It would be no claim where nothing is shown.
-            assert!(json(stage, &["dead", "show", id, "--json"]).await["row"]["moments"].is_object());
+            assert!(json(harness, &["dead", "show", id, "--json"]).await["row"]["moments"].is_object());
         }
         let other = other.to_string();
-        answers.push(ops(stage, &["dead", "repair", &ids[0], "--subject", &other, "--why", "wrong order", "--yes"]).await);
-        answers.push(ops(stage, &["dead", "discard", "--all", "--why", "a test", "--yes"]).await);
+        answers.push(ops(harness, &["dead", "repair", &ids[0], "--subject", &other, "--why", "wrong order", "--yes"]).await);
+        answers.push(ops(harness, &["dead", "discard", "--all", "--why", "a test", "--yes"]).await);
         for said in &answers {
             assert_eq!(said.code, 0, "{said:?}");
         }
-        answers.push(ops(stage, &["dead", "discard", "--id", &ids[0], "--why", "a test", "--yes"]).await);
+        answers.push(ops(harness, &["dead", "discard", "--id", &ids[0], "--why", "a test", "--yes"]).await);
         let mut texts: Vec<String> = answers.into_iter().flat_map(|said| [said.out, said.err]).collect();
-        texts.push(stage.ask::<String>("SELECT string_agg(activity::text, ' ') FROM activity").await);
-        texts.push(stage.ask::<String>("SELECT string_agg(dead_letters::text, ' ') FROM dead_letters").await);
+        texts.push(harness.ask::<String>("SELECT string_agg(activity::text, ' ') FROM activity").await);
+        texts.push(harness.ask::<String>("SELECT string_agg(dead_letters::text, ' ') FROM dead_letters").await);
         let customer = EXAMPLE_CUSTOMER.to_string();
         for text in texts {
             for secret in SECRETS.iter().chain([&customer.as_str()]) {
@@ -398,17 +402,17 @@ async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_no_lane_takes_jams_nothing() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let good = stage.wakeup("confirm-receipt", &[order]);
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let good = harness.wakeup("confirm-receipt", &[order]);
         // Both wait in the same rung, the stray one before the other.
-        let rung = format!("{}100ms", stage.topology().rung_prefix());
+        let rung = format!("{}100ms", harness.topology().rung_prefix());
         let stray = Outgoing { exchange: rung.clone(), routing_key: "make-coffee.0".into(), ..good.clone() };
-        stage.publish(vec![stray]).await;
-        stage.publish(vec![Outgoing { exchange: rung, ..good }]).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 1 FROM dead_letters WHERE reason = 'unrouted' AND cause LIKE '%make-coffee.0%'").await;
+        harness.publish(vec![stray]).await;
+        harness.publish(vec![Outgoing { exchange: rung, ..good }]).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 1 FROM dead_letters WHERE reason = 'unrouted' AND cause LIKE '%make-coffee.0%'").await;
         worker.stop().await;
     })
     .await;

@@ -8,7 +8,7 @@ use sea_orm::{
 };
 use shared::database::{entity, statement};
 
-use crate::stage::{QUICK, on_stage};
+use crate::harness::{QUICK, with_harness};
 
 /// A column: its name, its type as `information_schema` calls it, whether it may be null.
 type Column = (String, String, bool);
@@ -21,12 +21,12 @@ async fn every_entity_has_exactly_the_columns_of_its_table() {
         data_type: String,
         nullable: bool,
     }
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for table in entity::tables() {
             let name = name(&table);
             let sql = "SELECT column_name::text, data_type::text, is_nullable = 'YES' AS nullable FROM information_schema.columns
                         WHERE table_schema = current_schema() AND table_name = $1";
-            let found = Found::find_by_statement(statement(sql, [name.clone().into()])).all(&stage.sandbox.db).await;
+            let found = Found::find_by_statement(statement(sql, [name.clone().into()])).all(&harness.sandbox.db).await;
             let found = found.expect("the columns").into_iter();
             let migrated: BTreeSet<Column> = found.map(|found| (found.column_name, found.data_type, found.nullable)).collect();
             assert_eq!(columns(&table), migrated, "{name}");

@@ -5,19 +5,19 @@ use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 /// The published policy, and nothing swept.
 const FILE: &str = "[sweep]\n every_ms = 3600000";
 
-async fn explained(stage: &Stage, name: &str) -> Value {
-    let told = stage.ops(&["explain", name, "--json"]).await.expect("an explanation");
+async fn explained(harness: &Harness, name: &str) -> Value {
+    let told = harness.ops(&["explain", name, "--json"]).await.expect("an explanation");
     serde_json::from_str(&told).expect("JSON")
 }
 
 /// The one subject that a name stands for.
-async fn subject(stage: &Stage, name: &str) -> Value {
-    let explanation = explained(stage, name).await;
+async fn subject(harness: &Harness, name: &str) -> Value {
+    let explanation = explained(harness, name).await;
     let subjects = explanation["subjects"].as_array().expect("subjects");
     assert_eq!(subjects.len(), 1, "{explanation}");
     subjects[0].clone()
@@ -28,16 +28,16 @@ fn kind<'a>(subject: &'a Value, kind: &str) -> &'a Value {
 }
 
 /// An order of this code that began to be delivered so long ago.
-async fn delivering(stage: &Stage, code: &str, ago: &str) -> Uuid {
+async fn delivering(harness: &Harness, code: &str, ago: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since, created_at, updated_at)
                VALUES ($1, $2, $3, 'delivering', now() - $4::text::interval, now() - interval '60 days', now() - interval '60 days')";
-    stage.run(sql, [id.into(), code.into(), EXAMPLE_CUSTOMER.into(), ago.into()]).await;
+    harness.run(sql, [id.into(), code.into(), EXAMPLE_CUSTOMER.into(), ago.into()]).await;
     id
 }
 
 /// A letter about a receipt, and what was decided; both as the store and an operator would leave them.
-async fn letter(stage: &Stage, order: Uuid, state: &str, cause: &str) -> Uuid {
+async fn letter(harness: &Harness, order: Uuid, state: &str, cause: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO dead_letters (id, state, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
                                          last_failed_at, worker, queue, routing_key, headers, body, decided_at, decided_by, decided_why)
@@ -45,58 +45,58 @@ async fn letter(stage: &Stage, order: Uuid, state: &str, cause: &str) -> Uuid {
                        now() - interval '2 hours', 'worker-1', 'kyhan.dead', 'confirm-receipt.0', 'secret headers', 'secret body',
                        CASE WHEN $3 <> 'open' THEN now() - interval '1 hour' END, CASE WHEN $3 <> 'open' THEN 'lan' END,
                        CASE WHEN $3 <> 'open' THEN 'the constraint is gone' END)";
-    stage.run(sql, [id.into(), order.into(), state.into(), cause.into()]).await;
+    harness.run(sql, [id.into(), order.into(), state.into(), cause.into()]).await;
     id
 }
 
 /// Takes money out of an order's account into its customer's wallet, as an order system would that refunds.
-async fn refund(stage: &Stage, order: Uuid, amount: i64) {
+async fn refund(harness: &Harness, order: Uuid, amount: i64) {
     let sql = "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
                SELECT goods.id, wallet.id, $2, 'refund', $1, gen_random_uuid()::text
                  FROM accounts AS goods, accounts AS wallet
                 WHERE goods.order_id = $1 AND goods.kind = 'goods' AND wallet.kind = 'wallet' AND wallet.customer_id = $3";
-    assert_eq!(stage.run(sql, [order.into(), amount.into(), EXAMPLE_CUSTOMER.into()]).await, 1);
+    assert_eq!(harness.run(sql, [order.into(), amount.into(), EXAMPLE_CUSTOMER.into()]).await, 1);
 }
 
-async fn history(stage: &Stage, order: Uuid, from: &str, to: &str, ago: &str) {
+async fn history(harness: &Harness, order: Uuid, from: &str, to: &str, ago: &str) {
     let sql = "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at)
                VALUES ($1, $2, $3, 'staff', now() - $4::text::interval)";
-    stage.run(sql, [order.into(), from.into(), to.into(), ago.into()]).await;
+    harness.run(sql, [order.into(), from.into(), to.into(), ago.into()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
-    on_stage(QUICK, async |stage| {
-        let order = delivering(stage, "BG-1", "20 days").await;
-        history(stage, order, "in_warehouse", "delivering", "20 days").await;
-        stage.run("UPDATE orders SET goods_due = 900000, fees_changed_at = now() - interval '10 days'", []).await;
-        let letter = letter(stage, order, "replayed", "error returned from database: \"obstacle\"").await;
+    with_harness(QUICK, async |harness| {
+        let order = delivering(harness, "BG-1", "20 days").await;
+        history(harness, order, "in_warehouse", "delivering", "20 days").await;
+        harness.run("UPDATE orders SET goods_due = 900000, fees_changed_at = now() - interval '10 days'", []).await;
+        let letter = letter(harness, order, "replayed", "error returned from database: \"obstacle\"").await;
         let plan = "INSERT INTO replay_plans (state, made_at, made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount,
                                               needs_approval, approved_by, approved_at)
                     VALUES ('planned', now() - interval '100 minutes', 'minh', 'the fault is mended', '{}', 0, 0, 0, 0, true, 'lan',
                             now() - interval '90 minutes')";
-        stage.run(plan, []).await;
+        harness.run(plan, []).await;
         let line = "INSERT INTO replay_plan_letters (plan_id, letter_id, position, verdict, result, at)
                     SELECT id, $1, 1, 'applies', 'applied', now() - interval '1 hour' FROM replay_plans";
-        stage.run(line, [letter.into()]).await;
+        harness.run(line, [letter.into()]).await;
 
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        stage.until("SELECT status = 'received' FROM orders").await;
-        stage.publish(vec![stage.wakeup("collect-arrears", &[order])]).await;
-        stage.until("SELECT count(*) = 1 FROM transfers").await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        harness.until("SELECT status = 'received' FROM orders").await;
+        harness.publish(vec![harness.wakeup("collect-arrears", &[order])]).await;
+        harness.until("SELECT count(*) = 1 FROM transfers").await;
         // By mistake, with its parcel on record; the refund is collected again.
-        stage.run("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = now(), parcel_recorded_at = now()", []).await;
-        history(stage, order, "received", "out_of_stock", "0").await;
-        refund(stage, order, 900_000).await;
-        stage.publish(vec![stage.wakeup("collect-arrears", &[order])]).await;
-        stage.until("SELECT status = 'received' FROM orders").await;
+        harness.run("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = now(), parcel_recorded_at = now()", []).await;
+        history(harness, order, "received", "out_of_stock", "0").await;
+        refund(harness, order, 900_000).await;
+        harness.publish(vec![harness.wakeup("collect-arrears", &[order])]).await;
+        harness.until("SELECT status = 'received' FROM orders").await;
         worker.stop().await;
-        stage.event("order.fees_changed", order).await;
+        harness.event("order.fees_changed", order).await;
         let swept = "INSERT INTO swept VALUES ('collect-arrears', $1, now(), clock_timestamp(), 2)";
-        stage.run(swept, [order.into()]).await;
+        harness.run(swept, [order.into()]).await;
 
-        let subject = subject(stage, "BG-1").await;
+        let subject = subject(harness, "BG-1").await;
         assert_eq!((&subject["table"], &subject["id"]), (&"orders".into(), &order.to_string().into()));
         let timeline = subject["timeline"].as_array().expect("a timeline");
         let moments: Vec<chrono::DateTime<chrono::Utc>> =
@@ -145,8 +145,8 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
         );
         let receipt = timeline.iter().find(|entry| entry["detail"]["reason"] == "confirm-receipt").expect("the receipt");
         let wakeup = "SELECT wakeup_id::text FROM order_status_history WHERE reason = 'confirm-receipt'";
-        assert_eq!(receipt["detail"]["wakeup"], stage.ask::<String>(wakeup).await);
-        let shown = stage.ops(&["explain", &order.to_string()]).await.expect("an explanation");
+        assert_eq!(receipt["detail"]["wakeup"], harness.ask::<String>(wakeup).await);
+        let shown = harness.ops(&["explain", &order.to_string()]).await.expect("an explanation");
         for said in ["BG-1", "900.000 ₫", "\"obstacle\"", "the constraint is gone", "+07", "not a candidate: it applies to orders"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
@@ -156,49 +156,49 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_personal_and_no_source_of_goods_is_told() {
-    on_stage(FILE, async |stage| {
-        stage.run("UPDATE customers SET full_name = 'SECRET name', phone = '0987SECRET', email = 'SECRET@example.vn', address = 'SECRET street'", []).await;
-        let order = delivering(stage, "BG-2", "3 days").await;
-        let item = stage.in_cart().await;
-        stage.run("UPDATE cart_items SET product_name = 'SECRET coat', product_ref = 'taobao/SECRET'", []).await;
-        stage.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'SECRET', 'SECRET')", [order.into()]).await;
-        stage.run("INSERT INTO order_sources VALUES ($1, 'SECRET shop', 'https://SECRET.example', 'SECRET')", [order.into()]).await;
+    with_harness(FILE, async |harness| {
+        harness.run("UPDATE customers SET full_name = 'SECRET name', phone = '0987SECRET', email = 'SECRET@example.vn', address = 'SECRET street'", []).await;
+        let order = delivering(harness, "BG-2", "3 days").await;
+        let item = harness.in_cart().await;
+        harness.run("UPDATE cart_items SET product_name = 'SECRET coat', product_ref = 'taobao/SECRET'", []).await;
+        harness.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'SECRET', 'SECRET')", [order.into()]).await;
+        harness.run("INSERT INTO order_sources VALUES ($1, 'SECRET shop', 'https://SECRET.example', 'SECRET')", [order.into()]).await;
         let free = "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'SECRET', 'delivering', 'SECRET called')";
-        stage.run(free, [order.into()]).await;
+        harness.run(free, [order.into()]).await;
         let paid = "WITH wallet AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $2) RETURNING id),
                          goods AS (INSERT INTO accounts (kind, order_id) VALUES ('goods', $1) RETURNING id)
                     INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
                     SELECT wallet.id, goods.id, 5, 'paid by SECRET', $1, 'SECRET' FROM wallet, goods";
-        stage.run(paid, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
+        harness.run(paid, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
         for subject in [order, item] {
             for actor in ["customer", "staff", "system"] {
                 let detail = r#"{"by": "SECRET", "why": "SECRET", "said": "SECRET", "restored_to": "SECRET", "collected": {"goods": "SECRET"}}"#;
                 let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail) VALUES ($1, $2, 'SECRET', $3, $4::text::jsonb)";
                 for action in ["order.noted", "SECRET called"] {
-                    stage.run(sql, [actor.into(), action.into(), subject.into(), detail.into()]).await;
+                    harness.run(sql, [actor.into(), action.into(), subject.into(), detail.into()]).await;
                 }
             }
             let event = "INSERT INTO outbox (event_type, subject_id, data) VALUES ($1, $2, '{\"said\": \"SECRET\"}')";
-            stage.run(event, ["order.shipped".into(), subject.into()]).await;
+            harness.run(event, ["order.shipped".into(), subject.into()]).await;
             let aside = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, data, reason)
                          VALUES (gen_random_uuid(), 'SECRET', $1, now(), '{\"said\": \"SECRET\"}', 'unknown event type \"SECRET\"; known are x')";
-            stage.run(aside, [subject.into()]).await;
+            harness.run(aside, [subject.into()]).await;
         }
-        letter(stage, order, "open", "error returned from database: obstacle").await;
-        stage.run("UPDATE dead_letters SET headers = 'SECRET', body = 'SECRET'", []).await;
+        letter(harness, order, "open", "error returned from database: obstacle").await;
+        harness.run("UPDATE dead_letters SET headers = 'SECRET', body = 'SECRET'", []).await;
 
         let policy = std::env::temp_dir().join(format!("kyhan-explain-{order}.toml"));
         std::fs::write(&policy, "[[policy]]\non = \"order.shipped\"\ntask = \"confirm-receipt\"\nafter = \"1d\"").expect("a file");
         let (order, item, policy_file) = (order.to_string(), item.to_string(), policy.to_str().expect("a path"));
         for asked in [&["explain", "BG-2"][..], &["explain", &order], &["explain", &item], &["forecast"], &["policy", "preview", policy_file]] {
             for json in [&[][..], &["--json"]] {
-                let told = stage.ops(&[asked, json].concat()).await.expect("an answer");
+                let told = harness.ops(&[asked, json].concat()).await.expect("an answer");
                 assert!(!told.contains("SECRET"), "{asked:?}: {told}");
             }
         }
         std::fs::remove_file(&policy).expect("removed");
         // What is kept back is said to be.
-        let told = stage.ops(&["explain", "BG-2"]).await.expect("an answer");
+        let told = harness.ops(&["explain", "BG-2"]).await.expect("an answer");
         assert!(told.contains("kept back") && told.contains("order.noted") && told.contains("obstacle"), "{told}");
     })
     .await;
@@ -213,26 +213,26 @@ async fn a_wakeup_waits_in_the_rung_that_the_ladder_gives_it() {
         )
     };
     for (file, days) in [(FILE, 14), (&receipts_after("40d"), 40)] {
-        on_stage(file, async |stage| {
-            delivering(stage, "BG-3", "3 days").await;
-            let receipt = kind(&subject(stage, "BG-3").await, "confirm-receipt").clone();
-            let queue = format!("{}{days}d", stage.topology().rung_prefix());
+        with_harness(file, async |harness| {
+            delivering(harness, "BG-3", "3 days").await;
+            let receipt = kind(&subject(harness, "BG-3").await, "confirm-receipt").clone();
+            let queue = format!("{}{days}d", harness.topology().rung_prefix());
             assert_eq!((&receipt["wakeup"]["waits"], &receipt["wakeup"]["queue"]), (&"rung".into(), &queue.into()), "{receipt}");
             assert_eq!(receipt["wakeup"]["then"], serde_json::json!([]), "one hop");
             let until = receipt["wakeup"]["until"].as_str().expect("a moment");
             let sql = format!(
                 "SELECT abs(extract(epoch FROM timestamptz '{until}' - delivering_since - interval '{days} days')) < 1 FROM orders"
             );
-            assert!(stage.ask::<bool>(&sql).await, "{receipt}");
+            assert!(harness.ask::<bool>(&sql).await, "{receipt}");
             assert_eq!((&receipt["counts"][0]["event"], &receipt["counts"][0]["decides"]), (&"order.shipped".into(), &true.into()));
         })
         .await;
     }
     // No rung is as long as calendar months: hops of 30 days, of which the second is under way.
-    on_stage(&receipts_after("3 months"), async |stage| {
-        delivering(stage, "BG-4", "40 days").await;
-        let receipt = kind(&subject(stage, "BG-4").await, "confirm-receipt").clone();
-        assert_eq!(receipt["wakeup"]["queue"], format!("{}30d", stage.topology().rung_prefix()), "{receipt}");
+    with_harness(&receipts_after("3 months"), async |harness| {
+        delivering(harness, "BG-4", "40 days").await;
+        let receipt = kind(&subject(harness, "BG-4").await, "confirm-receipt").clone();
+        assert_eq!(receipt["wakeup"]["queue"], format!("{}30d", harness.topology().rung_prefix()), "{receipt}");
         assert_eq!(receipt["counts"][0]["after"], "3 months");
         assert!(!receipt["wakeup"]["then"].as_array().expect("hops").is_empty(), "{receipt}");
     })
@@ -241,33 +241,33 @@ async fn a_wakeup_waits_in_the_rung_that_the_ladder_gives_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_due_not_yet_made_paused_or_none_is_said_to_be() {
-    on_stage(FILE, async |stage| {
-        let order = delivering(stage, "BG-5", "20 days").await;
-        let open = letter(stage, order, "open", "obstacle").await;
-        stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('confirm-receipt', 'lan', 'the bank is shut')", []).await;
-        let due = subject(stage, "BG-5").await;
+    with_harness(FILE, async |harness| {
+        let order = delivering(harness, "BG-5", "20 days").await;
+        let open = letter(harness, order, "open", "obstacle").await;
+        harness.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('confirm-receipt', 'lan', 'the bank is shut')", []).await;
+        let due = subject(harness, "BG-5").await;
         let receipt = kind(&due, "confirm-receipt");
         assert_eq!(receipt["wakeup"]["waits"], "lane", "{receipt}");
-        assert_eq!(receipt["wakeup"]["queue"], stage.topology().lane("confirm-receipt", 0));
+        assert_eq!(receipt["wakeup"]["queue"], harness.topology().lane("confirm-receipt", 0));
         assert_eq!((&receipt["open_letters"][0], &receipt["paused"]["by"]), (&open.to_string().into(), &"lan".into()));
         let arrears = kind(&due, "collect-arrears");
         let why = arrears["wakeup"]["why"].as_str().expect("a reason");
         assert!(why.starts_with("not a candidate: it applies to orders that are short of money"), "{arrears}");
-        let shown = stage.ops(&["explain", "BG-5"]).await.expect("an explanation");
+        let shown = harness.ops(&["explain", "BG-5"]).await.expect("an explanation");
         for said in ["PAUSED", "the bank is shut", "is open: see `ops dead show", "from", "the sweep publishes it again"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
 
-        let fresh = delivering(stage, "BG-6", "1 minute").await;
-        stage.event("order.shipped", fresh).await;
-        let receipt = kind(&subject(stage, "BG-6").await, "confirm-receipt").clone();
+        let fresh = delivering(harness, "BG-6", "1 minute").await;
+        harness.event("order.shipped", fresh).await;
+        let receipt = kind(&subject(harness, "BG-6").await, "confirm-receipt").clone();
         assert_eq!((&receipt["wakeup"]["waits"], &receipt["wakeup"]["event"]), (&"outbox".into(), &"order.shipped".into()));
     })
     .await;
     let one = format!("{FILE}\n[[policy]]\non = \"cart.item_added\"\ntask = \"purge-cart-item\"\nafter = \"30d\"");
-    on_stage(&one, async |stage| {
-        delivering(stage, "BG-7", "1 day").await;
-        let receipt = kind(&subject(stage, "BG-7").await, "confirm-receipt").clone();
+    with_harness(&one, async |harness| {
+        delivering(harness, "BG-7", "1 day").await;
+        let receipt = kind(&subject(harness, "BG-7").await, "confirm-receipt").clone();
         assert_eq!(receipt["wakeup"]["why"], "no line of the policy names this kind");
         assert_eq!((&receipt["due_at"], &receipt["counts"][0]["after"]), (&Value::Null, &Value::Null));
     })
@@ -276,25 +276,25 @@ async fn what_is_due_not_yet_made_paused_or_none_is_said_to_be() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_code_that_looks_like_an_id_is_found_and_what_nobody_knows_is_an_error() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         let code = Uuid::new_v4().to_string();
-        let order = delivering(stage, &code, "1 day").await;
-        assert_eq!(subject(stage, &code).await["id"], order.to_string());
+        let order = delivering(harness, &code, "1 day").await;
+        assert_eq!(subject(harness, &code).await["id"], order.to_string());
         for odd in ["--BG 1", "BG/'1' \"x\"", "%", "1e3", "đơn 1"] {
-            let order = delivering(stage, odd, "1 day").await;
-            let told = stage.ops(&["explain", "--json", "--", odd]).await.expect("an explanation");
+            let order = delivering(harness, odd, "1 day").await;
+            let told = harness.ops(&["explain", "--json", "--", odd]).await.expect("an explanation");
             assert!(told.contains(&order.to_string()), "{told}");
         }
         // A code that is another order's id stands for both, and each is told of by itself.
-        let other = delivering(stage, "BG-8", "1 day").await;
-        let named = delivering(stage, &other.to_string(), "1 day").await;
-        let both = explained(stage, &other.to_string()).await;
+        let other = delivering(harness, "BG-8", "1 day").await;
+        let named = delivering(harness, &other.to_string(), "1 day").await;
+        let both = explained(harness, &other.to_string()).await;
         let ids: Vec<_> = both["subjects"].as_array().expect("subjects").iter().map(|subject| subject["id"].clone()).collect();
         assert_eq!(ids, [named.to_string(), other.to_string()]);
 
         for unknown in ["BG-9", &Uuid::new_v4().to_string(), ""] {
             let done =
-                fleet::command("ops", &stage.sandbox.env, ["explain", unknown]).expect("built").output().await.expect("run");
+                fleet::command("ops", &harness.sandbox.env, ["explain", unknown]).expect("built").output().await.expect("run");
             let complaint = String::from_utf8_lossy(&done.stderr).into_owned();
             assert_eq!(done.status.code(), Some(1), "{complaint}");
             assert!(complaint.contains("no order has the code or id") && done.stdout.is_empty(), "{complaint}");
@@ -305,21 +305,21 @@ async fn a_code_that_looks_like_an_id_is_found_and_what_nobody_knows_is_an_error
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_gone_is_told_from_what_is_on_record() {
-    on_stage(QUICK, async |stage| {
-        let item = stage.in_cart().await;
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("purge-cart-item", &[item])]).await;
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
+    with_harness(QUICK, async |harness| {
+        let item = harness.in_cart().await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("purge-cart-item", &[item])]).await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
         worker.stop().await;
-        let gone = subject(stage, &item.to_string()).await;
+        let gone = subject(harness, &item.to_string()).await;
         assert_eq!(gone["table"], Value::Null);
         assert_eq!(gone["timeline"][0]["detail"]["activity"], "cart_item.purged", "{gone}");
         assert_eq!(kind(&gone, "purge-cart-item")["wakeup"]["why"], "not a candidate: cart_items has no row of this id");
 
         // Moments that no calendar holds are shown as far away as they mean to be.
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = '-infinity', fees_changed_at = 'infinity'", []).await;
-        let shown = stage.ops(&["explain", &order.to_string()]).await.expect("an explanation");
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = '-infinity', fees_changed_at = 'infinity'", []).await;
+        let shown = harness.ops(&["explain", &order.to_string()]).await.expect("an explanation");
         assert!(shown.contains("1970-01-01 07:00:00 +07") && shown.contains("9999-12-31 07:00:00 +07"), "{shown}");
     })
     .await;

@@ -16,7 +16,7 @@ use tests::{
 use tokio::process::Child;
 
 use crate::{
-    stage::{SOON, Stage, on_stage},
+    harness::{Harness, SOON, with_harness},
     telemetry::{Received, collector, messages},
 };
 
@@ -47,14 +47,14 @@ const ROWS: [(i64, i64, i64); 8] = [
     (86_400, 60, 61),
 ];
 
-async fn fill(stage: &Stage) {
+async fn fill(harness: &Harness) {
     for (in_seconds, orders, items) in ROWS {
         // An order that was received meanwhile, and an item of which an order was made, are due no more.
         for (status, count) in [("delivering", orders), ("received", 9)] {
             let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                        SELECT gen_random_uuid(), gen_random_uuid()::text, $1, $2, now() - interval '14 days' + $3 * interval '1 s'
                          FROM generate_series(1, $4::bigint)";
-            stage.run(sql, [EXAMPLE_CUSTOMER.into(), status.into(), in_seconds.into(), count.into()]).await;
+            harness.run(sql, [EXAMPLE_CUSTOMER.into(), status.into(), in_seconds.into(), count.into()]).await;
         }
         for (order, count) in [("NULL", items), ("(SELECT id FROM orders LIMIT 1)", 8)] {
             let sql = format!(
@@ -62,12 +62,12 @@ async fn fill(stage: &Stage) {
                  SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - interval '30 days' + $2 * interval '1 s', {order}
                    FROM generate_series(1, $3::bigint)"
             );
-            stage.run(&sql, [EXAMPLE_CUSTOMER.into(), in_seconds.into(), count.into()]).await;
+            harness.run(&sql, [EXAMPLE_CUSTOMER.into(), in_seconds.into(), count.into()]).await;
         }
     }
     // Short of money, and collected within minutes: of several moments, so not forecast.
     let short = "UPDATE orders SET goods_due = 1000, fees_changed_at = now() - interval '23 hours 58 minutes'";
-    stage.run(short, []).await;
+    harness.run(short, []).await;
 }
 
 fn forecast(kinds: &[(&str, [i64; 5])]) -> Forecast {
@@ -102,8 +102,8 @@ async fn until_told(received: &Received, what: &str, told: &Forecast) {
     eventually(what, SOON, async || Ok(newest(received).as_ref() == Some(told))).await;
 }
 
-fn worker(stage: &Stage, endpoint: &str, more: &[(&str, &str)]) -> Child {
-    let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+fn worker(harness: &Harness, endpoint: &str, more: &[(&str, &str)]) -> Child {
+    let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
     command.env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint).env("OTEL_METRIC_EXPORT_INTERVAL", "100");
     command.envs(more.iter().copied()).stderr(Stdio::null()).spawn().expect("started")
 }
@@ -117,10 +117,10 @@ async fn stop(mut worker: Child) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_falls_due_is_told_exactly_by_kind_and_by_how_soon() {
-    on_stage(FILE, async |stage| {
-        fill(stage).await;
+    with_harness(FILE, async |harness| {
+        fill(harness).await;
         let (endpoint, received) = collector().await;
-        let worker = worker(stage, &endpoint, &[]);
+        let worker = worker(harness, &endpoint, &[]);
         let told = forecast(&[("confirm-receipt", [1, 3, 10, 23, 42]), ("purge-cart-item", [2, 5, 16, 33, 56])]);
         until_told(&received, "every row is counted in its stretch and those after it", &told).await;
         stop(worker).await;
@@ -130,10 +130,10 @@ async fn what_falls_due_is_told_exactly_by_kind_and_by_how_soon() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_more_than_so_many_are_counted_in_one_stretch() {
-    on_stage(FILE, async |stage| {
-        fill(stage).await;
+    with_harness(FILE, async |harness| {
+        fill(harness).await;
         let (endpoint, received) = collector().await;
-        let worker = worker(stage, &endpoint, &[("KYHAN_FORECAST_COUNT_MAX", "10")]);
+        let worker = worker(harness, &endpoint, &[("KYHAN_FORECAST_COUNT_MAX", "10")]);
         let told = forecast(&[("confirm-receipt", [1, 3, 10, 20, 30]), ("purge-cart-item", [2, 5, 15, 25, 35])]);
         until_told(&received, "ten a stretch", &told).await;
         stop(worker).await;
@@ -143,13 +143,13 @@ async fn no_more_than_so_many_are_counted_in_one_stretch() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         let (endpoint, received) = collector().await;
-        let worker = worker(stage, &endpoint, &[]);
+        let worker = worker(harness, &endpoint, &[]);
         let (orders, items) = (("confirm-receipt", [0; 5]), ("purge-cart-item", [0; 5]));
         until_told(&received, "both kinds are told of", &forecast(&[orders, items])).await;
 
-        let locked = stage.sandbox.db.begin().await.expect("a transaction");
+        let locked = harness.sandbox.db.begin().await.expect("a transaction");
         locked.execute_unprepared("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.expect("locked");
         until_told(&received, "a kind that cannot be counted is not told of", &forecast(&[items])).await;
         locked.rollback().await.expect("unlocked");
@@ -158,14 +158,14 @@ async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers()
         // Whoever waits for the lock has it at once when its holder is gone.
         let of_leader = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         let leader = format!("SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE {of_leader} AND granted");
-        let key: i64 = stage.ask(&leader).await;
-        let usurper = stage.sandbox.db.begin().await.expect("a transaction");
+        let key: i64 = harness.ask(&leader).await;
+        let usurper = harness.sandbox.db.begin().await.expect("a transaction");
         usurper.execute_unprepared("SET LOCAL lock_timeout = 0").await.expect("patience");
         let waiting = usurper.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [key.into()]));
         let deposing = async {
-            stage.until(&format!("SELECT count(*) = 1 FROM pg_locks WHERE {of_leader} AND NOT granted")).await;
+            harness.until(&format!("SELECT count(*) = 1 FROM pg_locks WHERE {of_leader} AND NOT granted")).await;
             let end = format!("SELECT bool_and(pg_terminate_backend(pid)) FROM pg_locks WHERE {of_leader} AND granted");
-            assert!(stage.ask::<bool>(&end).await);
+            assert!(harness.ask::<bool>(&end).await);
         };
         let (waited, ()) = tokio::join!(waiting, deposing);
         waited.expect("the lock");

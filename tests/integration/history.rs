@@ -5,7 +5,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction, IsolationLevel, TransactionT
 use tests::sandbox::eventually;
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::harness::{Harness, QUICK, SOON, with_harness};
 
 const LEVELS: [IsolationLevel; 2] = [IsolationLevel::ReadCommitted, IsolationLevel::RepeatableRead];
 
@@ -16,8 +16,8 @@ fn history_of(order: Uuid) -> String {
     )
 }
 
-async fn transaction(stage: &Stage, level: IsolationLevel) -> DatabaseTransaction {
-    let tx = stage.sandbox.db.begin_with_config(Some(level), None).await.expect("a transaction");
+async fn transaction(harness: &Harness, level: IsolationLevel) -> DatabaseTransaction {
+    let tx = harness.sandbox.db.begin_with_config(Some(level), None).await.expect("a transaction");
     // The snapshot is that of the first statement.
     run(&tx, "SELECT count(*) FROM orders").await;
     tx
@@ -45,63 +45,64 @@ const CANNOT_TELL: &str = "in a transaction that is REPEATABLE READ";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn history_of_no_order_is_refused_and_of_one_that_goes_meanwhile() {
-    on_stage(QUICK, async |stage| {
-        let (kept, gone) = (stage.delivering().await, stage.delivering().await);
+    with_harness(QUICK, async |harness| {
+        let (kept, gone) = (harness.delivering().await, harness.delivering().await);
         for level in LEVELS {
-            let tx = transaction(stage, level).await;
+            let tx = transaction(harness, level).await;
             run(&tx, &history_of(kept)).await;
             tx.commit().await.expect("a commit");
-            refused_for(transaction(stage, level).await, &history_of(Uuid::new_v4()), NO_ORDER).await;
+            refused_for(transaction(harness, level).await, &history_of(Uuid::new_v4()), NO_ORDER).await;
             let moved = format!("UPDATE order_status_history SET order_id = '{}'", Uuid::new_v4());
-            refused_for(transaction(stage, level).await, &moved, NO_ORDER).await;
+            refused_for(transaction(harness, level).await, &moved, NO_ORDER).await;
         }
         // Whoever writes history of an order that somebody else is deleting waits, and then is refused.
         for (level, why) in LEVELS.into_iter().zip([NO_ORDER, "could not serialize access"]) {
-            let order = stage.delivering().await;
-            let (deletes, writes) = (transaction(stage, IsolationLevel::ReadCommitted).await, transaction(stage, level).await);
+            let order = harness.delivering().await;
+            let (deletes, writes) =
+                (transaction(harness, IsolationLevel::ReadCommitted).await, transaction(harness, level).await);
             run(&deletes, &format!("DELETE FROM orders WHERE id = '{order}'")).await;
             let written = history_of(order);
             let ends = async {
                 let waits =
                     "SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-                eventually("it waits", SOON, async || Ok(stage.ask::<bool>(waits).await)).await;
+                eventually("it waits", SOON, async || Ok(harness.ask::<bool>(waits).await)).await;
                 deletes.commit().await.expect("a commit");
             };
             // The lock timeout is for lives that are in a hurry.
             run(&writes, "SET LOCAL lock_timeout = 0").await;
             tokio::join!(refused_for(writes, &written, why), ends);
         }
-        assert_eq!(stage.run("DELETE FROM orders WHERE id = $1", [gone.into()]).await, 1, "without history it may go");
+        assert_eq!(harness.run("DELETE FROM orders WHERE id = $1", [gone.into()]).await, 1, "without history it may go");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_with_history_stays_and_keeps_its_id_whatever_a_snapshot_shows() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
         for sql in [
             format!("DELETE FROM orders WHERE id = '{order}'"),
             format!("UPDATE orders SET id = gen_random_uuid() WHERE id = '{order}'"),
         ] {
             let mut snapshots = Vec::new();
             for level in LEVELS {
-                snapshots.push(transaction(stage, level).await);
+                snapshots.push(transaction(harness, level).await);
             }
-            stage.sandbox.db.execute_unprepared(&history_of(order)).await.expect("history");
+            harness.sandbox.db.execute_unprepared(&history_of(order)).await.expect("history");
             for (tx, why) in snapshots.into_iter().zip([NAMED, CANNOT_TELL]) {
                 refused_for(tx, &sql, why).await;
             }
-            refused_for(transaction(stage, IsolationLevel::RepeatableRead).await, &sql, NAMED).await;
+            refused_for(transaction(harness, IsolationLevel::RepeatableRead).await, &sql, NAMED).await;
             // Both may go together.
-            let tx = transaction(stage, IsolationLevel::ReadCommitted).await;
+            let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
             run(&tx, "DELETE FROM order_status_history").await;
             run(&tx, &sql).await;
             tx.rollback().await.expect("rolled back");
-            stage.run("DELETE FROM order_status_history", []).await;
+            harness.run("DELETE FROM order_status_history", []).await;
         }
         // What deletes nothing, and leaves the id as it was, may be anywhere.
-        let tx = transaction(stage, IsolationLevel::RepeatableRead).await;
+        let tx = transaction(harness, IsolationLevel::RepeatableRead).await;
         run(&tx, "DELETE FROM orders WHERE status = 'cancelled'").await;
         run(&tx, "UPDATE orders SET id = id, on_hold = true").await;
         tx.commit().await.expect("a commit");
@@ -111,9 +112,9 @@ async fn an_order_with_history_stays_and_keeps_its_id_whatever_a_snapshot_shows(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn orders_are_truncated_only_together_with_their_history() {
-    on_stage(QUICK, async |stage| {
-        let db = &stage.sandbox.db;
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        let db = &harness.sandbox.db;
+        let order = harness.delivering().await;
         run(db, &history_of(order)).await;
         run(db, &format!("INSERT INTO accounts (kind, order_id) VALUES ('goods', '{order}')")).await;
         let said = refused(db, "TRUNCATE orders CASCADE").await;
@@ -124,7 +125,7 @@ async fn orders_are_truncated_only_together_with_their_history() {
         run(db, "DELETE FROM accounts").await;
         run(db, "TRUNCATE orders, order_status_history CASCADE").await;
         assert_eq!(
-            stage.ask::<i64>("SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_status_history)").await,
+            harness.ask::<i64>("SELECT (SELECT count(*) FROM orders) + (SELECT count(*) FROM order_status_history)").await,
             0
         );
     })
@@ -133,25 +134,25 @@ async fn orders_are_truncated_only_together_with_their_history() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_may_only_insert_history_can_and_a_search_path_fools_nobody() {
-    on_stage(QUICK, async |stage| {
-        let db = &stage.sandbox.db;
-        let (order, role) = (stage.delivering().await, format!("kyhan_clerk_{}", Uuid::new_v4().simple()));
+    with_harness(QUICK, async |harness| {
+        let db = &harness.sandbox.db;
+        let (order, role) = (harness.delivering().await, format!("kyhan_clerk_{}", Uuid::new_v4().simple()));
         run(db, &format!("CREATE ROLE {role}")).await;
         run(db, &format!("GRANT INSERT ON order_status_history TO {role}")).await;
         let clerk = format!("SET LOCAL ROLE {role}");
 
-        let tx = transaction(stage, IsolationLevel::ReadCommitted).await;
+        let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
         run(&tx, &clerk).await;
         run(&tx, &history_of(order)).await;
         refused_for(tx, &history_of(Uuid::new_v4()), NO_ORDER).await;
 
         // Neither a table of one's own, nor a path on which there is none.
-        let tx = transaction(stage, IsolationLevel::ReadCommitted).await;
+        let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
         run(&tx, &clerk).await;
         let orphan = Uuid::new_v4();
         run(&tx, &format!("CREATE TEMPORARY TABLE orders AS SELECT '{orphan}'::uuid AS id")).await;
         refused_for(tx, &history_of(orphan), NO_ORDER).await;
-        let tx = transaction(stage, IsolationLevel::ReadCommitted).await;
+        let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
         run(&tx, "SET LOCAL search_path = pg_catalog").await;
         let elsewhere = |order| history_of(order).replace("order_status_history", "public.order_status_history");
         run(&tx, &elsewhere(order)).await;

@@ -9,25 +9,25 @@ use shared::{
 use tests::sandbox::eventually;
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::harness::{QUICK, SOON, with_harness};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_event_in_the_outbox_becomes_an_effect_when_it_is_due() {
-    on_stage(QUICK, async |stage| {
-        let (relay, worker) = (stage.relay(), stage.worker());
-        let order = stage.delivering().await;
-        let item = stage.in_cart().await;
-        stage.run("UPDATE orders SET delivering_since = now(), goods_due = 900 WHERE id = $1", [order.into()]).await;
-        stage.run("UPDATE cart_items SET added_at = now() WHERE id = $1", [item.into()]).await;
-        stage.event("order.shipped", order).await;
-        stage.event("cart.item_added", item).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        stage.until("SELECT count(*) = 1 FROM transfers").await;
+    with_harness(QUICK, async |harness| {
+        let (relay, worker) = (harness.relay(), harness.worker());
+        let order = harness.delivering().await;
+        let item = harness.in_cart().await;
+        harness.run("UPDATE orders SET delivering_since = now(), goods_due = 900 WHERE id = $1", [order.into()]).await;
+        harness.run("UPDATE cart_items SET added_at = now() WHERE id = $1", [item.into()]).await;
+        harness.event("order.shipped", order).await;
+        harness.event("cart.item_added", item).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        harness.until("SELECT count(*) = 1 FROM transfers").await;
         let early = "SELECT received_at < delivering_since + interval '400 ms' FROM orders";
-        assert!(!stage.ask::<bool>(early).await, "two weeks are two weeks");
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
-        stage.until_settled().await;
+        assert!(!harness.ask::<bool>(early).await, "two weeks are two weeks");
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
+        harness.until_settled().await;
         let report = relay.stop().await;
         let totals = worker.stop().await;
         // The receipt was an event too, whose arrears were found collected.
@@ -39,12 +39,12 @@ async fn an_event_in_the_outbox_becomes_an_effect_when_it_is_due() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn with_the_triggers_an_order_system_need_not_change_a_line() {
-    on_stage(QUICK, async |stage| {
-        triggers::install(&stage.sandbox.db).await.expect("triggers");
-        triggers::install(&stage.sandbox.db).await.expect("again is no harm");
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        triggers::install(&harness.sandbox.db).await.expect("triggers");
+        triggers::install(&harness.sandbox.db).await.expect("again is no harm");
+        let order = harness.delivering().await;
         let events = "SELECT coalesce(string_agg(event_type, ' ' ORDER BY id), '') FROM outbox";
-        assert_eq!(stage.ask::<String>(events).await, "order.recorded order.shipped");
+        assert_eq!(harness.ask::<String>(events).await, "order.recorded order.shipped");
         for (change, raised) in [
             ("status = status", ""),
             ("delivering_since = now()", "order.shipped"),
@@ -59,57 +59,57 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
             ("status = 'received', received_at = now()", "order.received"),
             ("status = 'cancelled'", ""),
         ] {
-            stage.run("DELETE FROM outbox", []).await;
-            stage.run(&format!("UPDATE orders SET {change} WHERE id = $1"), [order.into()]).await;
-            assert_eq!(stage.ask::<String>(events).await, raised, "{change}");
+            harness.run("DELETE FROM outbox", []).await;
+            harness.run(&format!("UPDATE orders SET {change} WHERE id = $1"), [order.into()]).await;
+            assert_eq!(harness.ask::<String>(events).await, raised, "{change}");
             let now = "SELECT coalesce(bool_and(occurred_at > now() - interval '1 minute'), true) FROM outbox";
-            assert!(stage.ask::<bool>(now).await, "{change}");
+            assert!(harness.ask::<bool>(now).await, "{change}");
         }
         let account = "INSERT INTO accounts (id, kind, customer_id, order_id) VALUES ($1, $2, $3, $4)";
         let (wallet, goods) = (Uuid::new_v4(), Uuid::new_v4());
-        stage.run(account, [wallet.into(), "wallet".into(), EXAMPLE_CUSTOMER.into(), None::<Uuid>.into()]).await;
-        stage.run(account, [goods.into(), "goods".into(), None::<Uuid>.into(), order.into()]).await;
+        harness.run(account, [wallet.into(), "wallet".into(), EXAMPLE_CUSTOMER.into(), None::<Uuid>.into()]).await;
+        harness.run(account, [goods.into(), "goods".into(), None::<Uuid>.into(), order.into()]).await;
         for (debit, credit, raised) in [(wallet, goods, ""), (goods, wallet, "order.fees_changed")] {
             let sql = "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
                        VALUES ($1, $2, 5, 'test', $3, gen_random_uuid()::text)";
-            stage.run(sql, [debit.into(), credit.into(), order.into()]).await;
-            assert_eq!(stage.ask::<String>(events).await, raised, "a refund leaves an order short, a payment does not");
+            harness.run(sql, [debit.into(), credit.into(), order.into()]).await;
+            assert_eq!(harness.ask::<String>(events).await, raised, "a refund leaves an order short, a payment does not");
         }
-        stage.run("DELETE FROM outbox", []).await;
-        stage.in_cart().await;
-        stage.run("UPDATE cart_items SET quantity = 3", []).await;
-        assert_eq!(stage.ask::<String>(events).await, "cart.item_added");
+        harness.run("DELETE FROM outbox", []).await;
+        harness.in_cart().await;
+        harness.run("UPDATE cart_items SET quantity = 3", []).await;
+        assert_eq!(harness.ask::<String>(events).await, "cart.item_added");
 
         // What the fleet itself changes, it raises itself, once.
-        stage.run("DELETE FROM outbox", []).await;
-        let order = stage.delivering().await;
-        stage.run("DELETE FROM outbox", []).await;
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.run("DELETE FROM outbox", []).await;
+        let order = harness.delivering().await;
+        harness.run("DELETE FROM outbox", []).await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        assert_eq!(stage.ask::<String>(events).await, "order.received");
+        assert_eq!(harness.ask::<String>(events).await, "order.received");
 
-        triggers::remove(&stage.sandbox.db).await.expect("removed");
-        stage.run("DELETE FROM outbox", []).await;
-        stage.delivering().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox").await, 0);
+        triggers::remove(&harness.sandbox.db).await.expect("removed");
+        harness.run("DELETE FROM outbox", []).await;
+        harness.delivering().await;
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM outbox").await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox() {
-    on_stage(QUICK, async |stage| {
-        triggers::install(&stage.sandbox.db).await.expect("triggers");
+    with_harness(QUICK, async |harness| {
+        triggers::install(&harness.sandbox.db).await.expect("triggers");
         // Another program's tables with our names, which the order system may write.
-        stage.sandbox.db.execute_unprepared(
+        harness.sandbox.db.execute_unprepared(
             "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE public.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
              CREATE TABLE shop.orders (LIKE public.orders); GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA shop TO PUBLIC",
         ).await.expect("a shop");
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         for path in ["shop", "''", "pg_temp, shop, public"] {
-            stage.run("DELETE FROM outbox", []).await;
+            harness.run("DELETE FROM outbox", []).await;
             let tx = db.begin().await.expect("a transaction");
             let order = Uuid::new_v4();
             for sql in [
@@ -130,8 +130,8 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
             tx.execute_unprepared("DROP TABLE pg_temp.outbox").await.expect("dropped");
             tx.commit().await.expect("committed");
             let events = "SELECT string_agg(event_type, ' ' ORDER BY id) FROM public.outbox";
-            assert_eq!(stage.ask::<String>(events).await, "order.recorded order.shipped cart.item_added", "{path}");
-            assert_eq!(stage.ask::<i64>("SELECT count(*) FROM shop.outbox").await, 0, "{path}");
+            assert_eq!(harness.ask::<String>(events).await, "order.recorded order.shipped cart.item_added", "{path}");
+            assert_eq!(harness.ask::<i64>("SELECT count(*) FROM shop.outbox").await, 0, "{path}");
         }
         db.close().await.expect("closed");
     })
@@ -140,21 +140,21 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(1000).await;
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(1000).await;
         let events: Vec<_> = orders.iter().map(|order| schedule::event(EventType::OrderShipped, *order)).collect();
-        let producer = Producer::connect(stage.settings()).await.expect("a producer");
+        let producer = Producer::connect(harness.settings()).await.expect("a producer");
         assert_eq!(producer.schedule(&events).await.expect("confirmed"), []);
         producer.close().await;
-        let broker = stage.sandbox.broker().await.expect("a connection");
+        let broker = harness.sandbox.broker().await.expect("a connection");
         let messages =
-            async || anyhow::Ok(stage.sandbox.depth(&broker, "rung").await? + stage.sandbox.depth(&broker, "due").await?);
+            async || anyhow::Ok(harness.sandbox.depth(&broker, "rung").await? + harness.sandbox.depth(&broker, "due").await?);
         // Two for each order, but 128 in one.
         eventually("a handful of messages", SOON, async || Ok((1..=32).contains(&messages().await?))).await;
         broker.close().await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1000 FROM orders WHERE status = 'received'").await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 1000);
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1000 FROM orders WHERE status = 'received'").await;
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 1000);
         worker.stop().await;
     })
     .await;
@@ -162,10 +162,10 @@ async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_workers_and_two_relays_share_the_work_and_double_nothing() {
-    on_stage(QUICK, async |stage| {
-        let (relays, workers) = ([stage.relay(), stage.relay()], [stage.worker(), stage.worker()]);
+    with_harness(QUICK, async |harness| {
+        let (relays, workers) = ([harness.relay(), harness.relay()], [harness.worker(), harness.worker()]);
         for _ in 0..20 {
-            stage
+            harness
                 .run(
                     "WITH made AS (
                          INSERT INTO orders (id, code, customer_id, status, delivering_since, goods_due)
@@ -176,10 +176,10 @@ async fn two_workers_and_two_relays_share_the_work_and_double_nothing() {
                 )
                 .await;
         }
-        stage.until("SELECT count(*) = 2000 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 2000 FROM transfers").await;
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
-        stage.until_settled().await;
+        harness.until("SELECT count(*) = 2000 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 2000 FROM transfers").await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
+        harness.until_settled().await;
         let mut applied = 0;
         for worker in workers {
             applied += worker.stop().await.applied;
@@ -188,9 +188,9 @@ async fn two_workers_and_two_relays_share_the_work_and_double_nothing() {
             relay.stop().await;
         }
         assert_eq!(applied, 4000);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 2000);
-        assert_eq!(stage.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -2_000_000);
-        assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 2000);
+        assert_eq!(harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -2_000_000);
+        assert_eq!(harness.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
     })
     .await;
 }

@@ -6,7 +6,7 @@ use tests::fleet;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
-use crate::stage::{SOON, Stage};
+use crate::harness::{Harness, SOON};
 
 /// A letter; a test says what matters to it.
 pub struct Letter<'a> {
@@ -41,7 +41,7 @@ impl Default for Letter<'_> {
 
 impl Letter<'_> {
     /// Stores it, open. Its id.
-    pub async fn store(&self, stage: &Stage) -> Uuid {
+    pub async fn store(&self, harness: &Harness) -> Uuid {
         let failed: Option<DateTime<Utc>> = self.failed.map(|failed| failed.parse().expect("a moment"));
         let sql =
             "INSERT INTO dead_letters (id, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
@@ -60,7 +60,7 @@ impl Letter<'_> {
             self.headers.to_vec().into(),
             self.body.to_vec().into(),
         ];
-        stage.run(sql, values).await;
+        harness.run(sql, values).await;
         self.id
     }
 }
@@ -74,25 +74,25 @@ pub struct Said {
 }
 
 /// Runs `ops` as an operator would, without a terminal.
-pub async fn ops(stage: &Stage, arguments: &[&str]) -> Said {
-    let run = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").output().await.expect("run");
+pub async fn ops(harness: &Harness, arguments: &[&str]) -> Said {
+    let run = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("run");
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Said { code: run.status.code().expect("an exit code"), out: text(&run.stdout), err: text(&run.stderr) }
 }
 
 /// What `ops` answers in JSON.
-pub async fn json(stage: &Stage, arguments: &[&str]) -> serde_json::Value {
-    let said = ops(stage, arguments).await;
+pub async fn json(harness: &Harness, arguments: &[&str]) -> serde_json::Value {
+    let said = ops(harness, arguments).await;
     assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
     serde_json::from_str(&said.out).expect("JSON")
 }
 
 /// Runs `ops` in a terminal of its own, which `script` of util-linux makes, and answers its
 /// question with these keys. The exit code.
-pub async fn at_a_terminal(stage: &Stage, arguments: &str, question: &str, keys: &str) -> i32 {
+pub async fn at_a_terminal(harness: &Harness, arguments: &str, question: &str, keys: &str) -> i32 {
     let run = format!("exec '{}' {arguments}", fleet::binary("ops").expect("built").display());
     let mut script = tokio::process::Command::new("script");
-    script.args(["--quiet", "--return", "--command", &run, "/dev/null"]).envs(&stage.sandbox.env).env("SHELL", "/bin/sh");
+    script.args(["--quiet", "--return", "--command", &run, "/dev/null"]).envs(&harness.sandbox.env).env("SHELL", "/bin/sh");
     let piped = std::process::Stdio::piped;
     let mut process = script.stdin(piped()).stdout(piped()).kill_on_drop(true).spawn().expect("script of util-linux");
     let (mut input, mut output) = (process.stdin.take().expect("a pipe"), process.stdout.take().expect("a pipe"));

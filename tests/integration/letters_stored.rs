@@ -24,9 +24,9 @@ use tests::{
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, SOON, with_harness, worker_with},
     outages::{admin, name, run, throw_out},
     quarantine::give_up,
-    stage::{QUICK, SOON, Stage, on_stage, worker_with},
 };
 
 /// Of a sweep every 100 ms.
@@ -36,7 +36,7 @@ const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 const GARBAGE: &[u8] = b"\0 no text \xff\xfe \0";
 
 /// What a worker publishes that gives up.
-fn given_up(stage: &Stage, kind: &str, subject: Uuid, cause: &str) -> Outgoing {
+fn given_up(harness: &Harness, kind: &str, subject: Uuid, cause: &str) -> Outgoing {
     let death = Death {
         reason: Reason::AttemptsExhausted,
         cause,
@@ -47,7 +47,7 @@ fn given_up(stage: &Stage, kind: &str, subject: Uuid, cause: &str) -> Outgoing {
         worker: Some("host/17"),
         first_failed_at: None,
     };
-    DeadLetter::new(&death, &format!("{kind}.0"), None, format!("{kind} {subject}").as_bytes()).message(&stage.topology())
+    DeadLetter::new(&death, &format!("{kind}.0"), None, format!("{kind} {subject}").as_bytes()).message(&harness.topology())
 }
 
 /// The same message, which died that long after the moment that it tells.
@@ -57,9 +57,9 @@ fn later(message: &Outgoing, seconds: u64) -> Outgoing {
 }
 
 /// A message that lies in the dead letters' queue, as somebody put it there.
-fn put(stage: &Stage, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
+fn put(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
-    Outgoing { exchange: stage.topology().dead(), routing_key: "somewhere".into(), properties, body: body.into() }
+    Outgoing { exchange: harness.topology().dead(), routing_key: "somewhere".into(), properties, body: body.into() }
 }
 
 fn headers<const N: usize>(entries: [(&str, AMQPValue); N]) -> FieldTable {
@@ -75,35 +75,35 @@ fn text(text: impl Into<Vec<u8>>) -> AMQPValue {
 }
 
 /// Publishes these and one more behind them, and waits until that one is stored: so are those before it.
-async fn stored(stage: &Stage, mut messages: Vec<Outgoing>) {
+async fn stored(harness: &Harness, mut messages: Vec<Outgoing>) {
     let last = Uuid::new_v4();
-    messages.push(put(stage, last.to_string(), FieldTable::default()));
-    stage.publish(messages).await;
+    messages.push(put(harness, last.to_string(), FieldTable::default()));
+    harness.publish(messages).await;
     let sql = format!("SELECT count(*) = 1 FROM dead_letters WHERE body = '{last}'::bytea");
-    stage.until(&sql).await;
-    stage.run("DELETE FROM dead_letters WHERE body = $1", [last.to_string().into_bytes().into()]).await;
+    harness.until(&sql).await;
+    harness.run("DELETE FROM dead_letters WHERE body = $1", [last.to_string().into_bytes().into()]).await;
 }
 
 /// How many letters there are that the condition holds for.
-async fn count(stage: &Stage, condition: &str) -> i64 {
-    stage.ask(&format!("SELECT count(*) FROM dead_letters WHERE {condition}")).await
+async fn count(harness: &Harness, condition: &str) -> i64 {
+    harness.ask(&format!("SELECT count(*) FROM dead_letters WHERE {condition}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_of_every_origin_become_rows_with_their_bytes() {
-    on_stage(QUICK, async |stage| {
-        let orders = [stage.delivering().await, stage.delivering().await, stage.delivering().await];
-        stage.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
+    with_harness(QUICK, async |harness| {
+        let orders = [harness.delivering().await, harness.delivering().await, harness.delivering().await];
+        harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
         // The broker gives up a packed one.
-        let topology = stage.topology();
-        let packed = stage.wakeup("confirm-receipt", &orders[1..]);
-        stage.publish(vec![Outgoing { exchange: topology.quarantine(), ..packed.clone() }]).await;
-        give_up(stage, &topology.quarantine(), QUARANTINE_DELIVERY_LIMIT).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        eventually("it is buried", SOON, async || Ok(stage.sandbox.depth(&broker, "dead").await? == 1)).await;
+        let topology = harness.topology();
+        let packed = harness.wakeup("confirm-receipt", &orders[1..]);
+        harness.publish(vec![Outgoing { exchange: topology.quarantine(), ..packed.clone() }]).await;
+        give_up(harness, &topology.quarantine(), QUARANTINE_DELIVERY_LIMIT).await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        eventually("it is buried", SOON, async || Ok(harness.sandbox.depth(&broker, "dead").await? == 1)).await;
         broker.close().await;
         // A worker gives up one, and does not understand another; no lane takes two more; somebody puts two more there by hand.
-        let failing = stage.wakeup("confirm-receipt", &orders[..1]);
+        let failing = harness.wakeup("confirm-receipt", &orders[..1]);
         let strange = headers([("nul", text("a\0b")), ("bytes", AMQPValue::ByteArray(vec![0, 255].into()))]);
         let malformed = Outgoing {
             body: GARBAGE.to_vec(),
@@ -112,19 +112,19 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
         };
         let unrouted = |message: Outgoing| Outgoing { routing_key: "make-coffee.0".into(), ..message };
         let forged = headers([("kyhan-reason", text("forged\0")), ("kyhan-attempts", AMQPValue::LongLongInt(-1))]);
-        stage
+        harness
             .publish(vec![
                 failing,
                 malformed.clone(),
-                unrouted(stage.wakeup("confirm-receipt", &orders[..2])),
+                unrouted(harness.wakeup("confirm-receipt", &orders[..2])),
                 unrouted(malformed),
-                put(stage, "one", forged.clone()),
-                put(stage, "two", forged),
+                put(harness, "one", forged.clone()),
+                put(harness, "two", forged),
             ])
             .await;
-        let worker = stage.worker();
-        stage.until_dead(9).await;
-        assert_eq!(stage.buried().await, 9, "nothing is left with the broker");
+        let worker = harness.worker();
+        harness.until_dead(9).await;
+        assert_eq!(harness.buried().await, 9, "nothing is left with the broker");
         assert_eq!(worker.stop().await.stored, 9);
 
         let exhausted = "reason = 'attempts-exhausted'";
@@ -141,9 +141,9 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
             ("reason = 'forged\u{fffd}' AND attempts = 0 AND routing_key = ''".into(), 2),
             ("state = 'open' AND decided_at IS NULL AND last_failed_at > now() - interval '1 hour'".into(), 9),
         ] {
-            assert_eq!(count(stage, &condition).await, expected, "{condition}");
+            assert_eq!(count(harness, &condition).await, expected, "{condition}");
         }
-        let letters = stage.dead_letters().await;
+        let letters = harness.dead_letters().await;
         let of = |reason: &str| letters.iter().filter(|letter| letter.reason == reason).cloned().collect::<Vec<_>>();
         assert_eq!((of("malformed")[0].body.as_slice(), &of("malformed")[0].headers), (GARBAGE, &strange));
         assert!(of("unrouted").iter().any(|letter| letter.body == GARBAGE && letter.headers == strange));
@@ -159,62 +159,63 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_of_what_a_worker_gave_up_is_kept() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        stage.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
-        let mut failing = stage.wakeup("confirm-receipt", &[order]);
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
+        let mut failing = harness.wakeup("confirm-receipt", &[order]);
         let parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
         failing.properties = failing.properties.with_headers(headers([("traceparent", text(parent))]));
-        let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
-        stage.publish(vec![failing]).await;
-        stage.until_dead(1).await;
+        let worker = worker_with(harness.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
+        harness.publish(vec![failing]).await;
+        harness.until_dead(1).await;
         worker.stop().await;
-        assert_eq!(stage.ask::<String>("SELECT trace_id FROM dead_letters").await, "0af7651916cd43dd8448eb211c80319c");
-        assert!(stage.ask::<bool>("SELECT first_failed_at = last_failed_at FROM dead_letters").await, "it failed once");
+        assert_eq!(harness.ask::<String>("SELECT trace_id FROM dead_letters").await, "0af7651916cd43dd8448eb211c80319c");
+        assert!(harness.ask::<bool>("SELECT first_failed_at = last_failed_at FROM dead_letters").await, "it failed once");
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_that_comes_twice_is_one_row_and_is_reopened_only_when_it_died_again() {
-    on_stage(QUICK, async |stage| {
-        let worker = stage.worker();
-        let letter = given_up(stage, "confirm-receipt", Uuid::new_v4(), "first");
+    with_harness(QUICK, async |harness| {
+        let worker = harness.worker();
+        let letter = given_up(harness, "confirm-receipt", Uuid::new_v4(), "first");
         // In one batch, in another, and as a worker that was killed between commit and ack would leave it.
-        stored(stage, vec![letter.clone(), letter.clone()]).await;
-        stored(stage, vec![letter.clone()]).await;
-        assert_eq!(count(stage, "true").await, 1);
+        stored(harness, vec![letter.clone(), letter.clone()]).await;
+        stored(harness, vec![letter.clone()]).await;
+        assert_eq!(count(harness, "true").await, 1);
         // Whose death has no moment of its own.
-        let stray = Outgoing { routing_key: "make-coffee.0".into(), ..stage.wakeup("confirm-receipt", &[Uuid::new_v4()]) };
-        stage.publish(vec![stray.clone(), stray.clone()]).await;
-        stage.until_dead(2).await;
+        let stray = Outgoing { routing_key: "make-coffee.0".into(), ..harness.wakeup("confirm-receipt", &[Uuid::new_v4()]) };
+        harness.publish(vec![stray.clone(), stray.clone()]).await;
+        harness.until_dead(2).await;
 
         let before: String =
-            stage.ask("SELECT string_agg(last_failed_at::text || attempts, ',' ORDER BY id) FROM dead_letters").await;
+            harness.ask("SELECT string_agg(last_failed_at::text || attempts, ',' ORDER BY id) FROM dead_letters").await;
         let decide = "UPDATE dead_letters SET state = 'discarded', decided_at = now(), decided_by = 'lan', decided_why = 'known'";
-        assert_eq!(stage.run(decide, []).await, 2);
-        stage.publish(vec![stray]).await;
-        eventually("it is taken", SOON, async || Ok(stage.depth("unrouted").await == 0)).await;
-        stored(stage, vec![letter.clone()]).await;
-        always("a redelivery reopens nothing", SEVERAL_ROUNDS, async || Ok(count(stage, "state = 'discarded'").await == 2)).await;
+        assert_eq!(harness.run(decide, []).await, 2);
+        harness.publish(vec![stray]).await;
+        eventually("it is taken", SOON, async || Ok(harness.depth("unrouted").await == 0)).await;
+        stored(harness, vec![letter.clone()]).await;
+        always("a redelivery reopens nothing", SEVERAL_ROUNDS, async || Ok(count(harness, "state = 'discarded'").await == 2))
+            .await;
         let after: String =
-            stage.ask("SELECT string_agg(last_failed_at::text || attempts, ',' ORDER BY id) FROM dead_letters").await;
+            harness.ask("SELECT string_agg(last_failed_at::text || attempts, ',' ORDER BY id) FROM dead_letters").await;
         assert_eq!(before, after);
 
         let again = later(&letter, 10);
-        stored(stage, vec![again.clone(), letter.clone(), again.clone()]).await;
-        stored(stage, vec![again.clone(), letter.clone()]).await;
-        assert_eq!(count(stage, "state = 'open' AND decided_at IS NULL").await, 1);
+        stored(harness, vec![again.clone(), letter.clone(), again.clone()]).await;
+        stored(harness, vec![again.clone(), letter.clone()]).await;
+        assert_eq!(count(harness, "state = 'open' AND decided_at IS NULL").await, 1);
         let records = "SELECT count(*) FROM activity JOIN dead_letters letter ON letter.id = activity.subject_id
                         WHERE actor_kind = 'system' AND action = 'dead_letter.reopened' AND subject_kind = 'dead_letter'
                           AND letter.state = 'open'";
-        assert_eq!(stage.ask::<i64>(records).await, 1);
+        assert_eq!(harness.ask::<i64>(records).await, 1);
 
         // Open, it only says how it failed last.
-        stored(stage, vec![later(&letter, 20)]).await;
-        assert_eq!(stage.ask::<i64>(records).await, 1);
+        stored(harness, vec![later(&letter, 20)]).await;
+        assert_eq!(harness.ask::<i64>(records).await, 1);
         let died_at = letter.properties.timestamp().expect("a moment") + 20;
-        assert_eq!(count(stage, &format!("last_failed_at = to_timestamp({died_at})")).await, 1);
+        assert_eq!(count(harness, &format!("last_failed_at = to_timestamp({died_at})")).await, 1);
         assert_eq!(worker.stop().await.stored, 2 + 6, "each once, and the six that came behind");
     })
     .await;
@@ -223,27 +224,27 @@ async fn a_letter_that_comes_twice_is_one_row_and_is_reopened_only_when_it_died_
 #[tokio::test(flavor = "multi_thread")]
 async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_afterwards() {
     const LETTERS: u32 = 100;
-    on_stage(QUICK, async |stage| {
-        let (name, admin) = (name(stage).await, admin().await);
+    with_harness(QUICK, async |harness| {
+        let (name, admin) = (name(harness).await, admin().await);
         // What a consumer has in hand when it begins goes back soon, too.
-        let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_WORKER_HOLD_MS", "100")]).expect("settings"));
-        let (dead, broker) = (stage.topology().dead(), stage.sandbox.broker().await.expect("a broker"));
+        let worker = worker_with(harness.sandbox.settings_with(&[("KYHAN_WORKER_HOLD_MS", "100")]).expect("settings"));
+        let (dead, broker) = (harness.topology().dead(), harness.sandbox.broker().await.expect("a broker"));
         let consumed = async || Ok(broker.observe(&dead).await?.is_some_and(|seen| seen.consumers == 1));
         eventually("they are taken", SOON, consumed).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
         run(&admin, &throw_out(&name)).await;
-        let letters = (0..LETTERS).map(|_| given_up(stage, "confirm-receipt", Uuid::new_v4(), "outage"));
-        stage.publish(letters.collect()).await;
+        let letters = (0..LETTERS).map(|_| given_up(harness, "confirm-receipt", Uuid::new_v4(), "outage"));
+        harness.publish(letters.collect()).await;
         let waits = async || Ok(broker.observe(&dead).await?.is_some_and(|seen| seen.messages == LETTERS && seen.consumers == 0));
         eventually("they wait, and nobody takes them", SOON, waits).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
         let sql = "SELECT count(*) FROM dead_letters";
         eventually("they are stored", SOON, async || {
-            let row = stage.sandbox.db.query_one_raw(statement(sql, [])).await;
+            let row = harness.sandbox.db.query_one_raw(statement(sql, [])).await;
             Ok(matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0).is_ok_and(|found| found == i64::from(LETTERS))))
         })
         .await;
-        eventually("none is left", SOON, async || Ok(stage.depth("dead").await == 0)).await;
+        eventually("none is left", SOON, async || Ok(harness.depth("dead").await == 0)).await;
         assert_eq!(worker.stop().await.stored, u64::from(LETTERS));
         broker.close().await;
         admin.close().await.expect("closed");
@@ -253,7 +254,7 @@ async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_aft
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_letter_as_large_as_a_broker_may_allow_is_stored_whole() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let body = |fill: u8| vec![fill; 16 * 1024 * 1024];
         let long = "x".repeat(60_000);
         let mut deep = AMQPValue::FieldTable(FieldTable::default());
@@ -261,17 +262,17 @@ async fn a_letter_as_large_as_a_broker_may_allow_is_stored_whole() {
             deep = AMQPValue::FieldTable(headers([("deeper", deep)]));
         }
         let hostile = headers([("long", text(long)), ("deep", deep), ("", text(""))]);
-        stage
+        harness
             .publish(vec![
-                put(stage, body(0), FieldTable::default()),
-                put(stage, body(255), hostile),
-                put(stage, "", FieldTable::default()),
+                put(harness, body(0), FieldTable::default()),
+                put(harness, body(255), hostile),
+                put(harness, "", FieldTable::default()),
             ])
             .await;
-        let worker = stage.worker();
-        stage.until_dead(3).await;
+        let worker = harness.worker();
+        harness.until_dead(3).await;
         worker.stop().await;
-        let letters = stage.dead_letters().await;
+        let letters = harness.dead_letters().await;
         for fill in [0, 255] {
             assert!(letters.iter().any(|letter| letter.body == body(fill)), "{fill}");
         }
@@ -285,25 +286,25 @@ async fn a_letter_as_large_as_a_broker_may_allow_is_stored_whole() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_cannot_be_stored_as_it_is_is_reduced_and_says_so_and_its_neighbours_are_whole() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let function = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
                             IF octet_length(NEW.body) > 100000 OR position('refused' IN convert_from(NEW.headers, 'UTF8')) > 0 THEN
                                 RAISE check_violation USING MESSAGE = 'refused';
                             END IF;
                             RETURN NEW;
                         END $$";
-        stage.run(function, []).await;
-        stage.run("CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()", []).await;
-        let mut messages: Vec<Outgoing> = (0..20).map(|n| put(stage, format!("sound {n}"), headers([("kept", text("1"))]))).collect();
-        messages.push(put(stage, vec![b'x'; 200_000], FieldTable::default()));
-        messages.push(put(stage, "headers", headers([("refused", text("1"))])));
-        messages.extend((20..40).map(|n| put(stage, format!("sound {n}"), headers([("kept", text("1"))]))));
-        stage.publish(messages).await;
-        let worker = stage.worker();
-        stage.until_dead(42).await;
+        harness.run(function, []).await;
+        harness.run("CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()", []).await;
+        let mut messages: Vec<Outgoing> = (0..20).map(|n| put(harness, format!("sound {n}"), headers([("kept", text("1"))]))).collect();
+        messages.push(put(harness, vec![b'x'; 200_000], FieldTable::default()));
+        messages.push(put(harness, "headers", headers([("refused", text("1"))])));
+        messages.extend((20..40).map(|n| put(harness, format!("sound {n}"), headers([("kept", text("1"))]))));
+        harness.publish(messages).await;
+        let worker = harness.worker();
+        harness.until_dead(42).await;
         worker.stop().await;
-        assert_eq!(stage.buried().await, 42);
-        let letters = stage.dead_letters().await;
+        assert_eq!(harness.buried().await, 42);
+        let letters = harness.dead_letters().await;
         let (reduced, whole): (Vec<_>, Vec<_>) = letters.iter().partition(|letter| letter.cause.contains("could not be stored"));
         assert_eq!((reduced.len(), whole.len()), (2, 40));
         assert!(whole.iter().all(|letter| letter.headers.contains_key("kept")));
@@ -319,57 +320,57 @@ async fn one_that_cannot_be_stored_as_it_is_is_reduced_and_says_so_and_its_neigh
 async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay_open() {
     // What is due for less than an hour is left alone by the sweep.
     let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    grace_ms = 3600000");
-    on_stage(&file, async |stage| {
+    with_harness(&file, async |harness| {
         let mut letters = Vec::new();
-        for task in stage.tasks() {
+        for task in harness.tasks() {
             let subject = Uuid::new_v4();
-            stage.run(task.examples().due, [subject.into()]).await;
-            stage.run(task.examples().moot, [subject.into()]).await;
-            letters.push(given_up(stage, task.kind(), subject, "moot"));
+            harness.run(task.examples().due, [subject.into()]).await;
+            harness.run(task.examples().moot, [subject.into()]).await;
+            letters.push(given_up(harness, task.kind(), subject, "moot"));
         }
         // No such row.
-        letters.push(given_up(stage, "confirm-receipt", Uuid::new_v4(), "moot"));
-        let (due, not_yet, young) = (stage.delivering().await, stage.delivering().await, Uuid::new_v4());
+        letters.push(given_up(harness, "confirm-receipt", Uuid::new_v4(), "moot"));
+        let (due, not_yet, young) = (harness.delivering().await, harness.delivering().await, Uuid::new_v4());
         for (order, moment) in [(due, "now() - interval '10 minutes'"), (not_yet, "now() + interval '1 day'")] {
-            stage.run(&format!("UPDATE orders SET delivering_since = {moment} WHERE id = $1"), [order.into()]).await;
-            letters.push(given_up(stage, "confirm-receipt", order, "kept"));
+            harness.run(&format!("UPDATE orders SET delivering_since = {moment} WHERE id = $1"), [order.into()]).await;
+            letters.push(given_up(harness, "confirm-receipt", order, "kept"));
         }
-        letters.push(given_up(stage, "confirm-receipt", young, "kept: young"));
-        letters.push(given_up(stage, "make-coffee", Uuid::new_v4(), "kept"));
-        letters.push(put(stage, "garbage", FieldTable::default()));
-        let workers = [stage.worker(), stage.worker()];
-        stage.publish(letters).await;
-        stage.until("SELECT count(*) = 9 FROM dead_letters").await;
+        letters.push(given_up(harness, "confirm-receipt", young, "kept: young"));
+        letters.push(given_up(harness, "make-coffee", Uuid::new_v4(), "kept"));
+        letters.push(put(harness, "garbage", FieldTable::default()));
+        let workers = [harness.worker(), harness.worker()];
+        harness.publish(letters).await;
+        harness.until("SELECT count(*) = 9 FROM dead_letters").await;
         let old = "UPDATE dead_letters SET stored_at = now() - interval '2 hours' WHERE subject_id IS DISTINCT FROM $1";
-        stage.run(old, [young.into()]).await;
-        stage.until("SELECT count(*) = 4 FROM dead_letters WHERE state <> 'open'").await;
+        harness.run(old, [young.into()]).await;
+        harness.until("SELECT count(*) = 4 FROM dead_letters WHERE state <> 'open'").await;
         let resolved = "state = 'resolved' AND cause = 'moot' AND decided_by = 'kyhan' AND decided_why LIKE 'moot: %' AND decided_at <= now()";
         always("the others stay open", SEVERAL_ROUNDS, async || {
-            Ok(count(stage, resolved).await == 4 && count(stage, "state = 'open'").await == 5)
+            Ok(count(harness, resolved).await == 4 && count(harness, "state = 'open'").await == 5)
         })
         .await;
         let records = "SELECT count(*) FROM activity JOIN dead_letters letter ON letter.id = activity.subject_id
                         WHERE actor_kind = 'system' AND action = 'dead_letter.resolved' AND subject_kind = 'dead_letter'
                           AND letter.state = 'resolved' AND detail ->> 'by' = 'kyhan' AND detail ->> 'why' = decided_why";
-        assert_eq!(stage.ask::<i64>(records).await, 4, "each once");
+        assert_eq!(harness.ask::<i64>(records).await, 4, "each once");
         // Once the due one has had its effect, by whoever, it is moot too; but not while somebody is deciding about it.
-        let deciding = stage.sandbox.db.begin().await.expect("a transaction");
+        let deciding = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM dead_letters WHERE subject_id = $1 FOR UPDATE", [due.into()]);
         deciding.execute_raw(lock).await.expect("a lock");
-        stage.run("UPDATE orders SET status = 'received', received_at = now() WHERE id = $1", [due.into()]).await;
-        always("it is left alone", SEVERAL_ROUNDS, async || Ok(count(stage, "state = 'open'").await == 5)).await;
+        harness.run("UPDATE orders SET status = 'received', received_at = now() WHERE id = $1", [due.into()]).await;
+        always("it is left alone", SEVERAL_ROUNDS, async || Ok(count(harness, "state = 'open'").await == 5)).await;
         deciding.rollback().await.expect("unlocked");
-        stage.until(&format!("SELECT state = 'resolved' FROM dead_letters WHERE subject_id = '{due}'")).await;
+        harness.until(&format!("SELECT state = 'resolved' FROM dead_letters WHERE subject_id = '{due}'")).await;
         for worker in workers {
             worker.stop().await;
         }
-        assert_eq!(stage.ask::<i64>(records).await, 5);
+        assert_eq!(harness.ask::<i64>(records).await, 5);
     })
     .await;
 }
 
 /// A stored letter that died so long ago, and that perhaps was decided about so long ago.
-async fn stored_letter(stage: &Stage, died: &str, decided: Option<&str>, repaired_from: Option<Uuid>) -> Uuid {
+async fn stored_letter(harness: &Harness, died: &str, decided: Option<&str>, repaired_from: Option<Uuid>) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body,
                                          decided_at, decided_by, decided_why, repaired_from)
@@ -377,45 +378,45 @@ async fn stored_letter(stage: &Stage, died: &str, decided: Option<&str>, repaire
                       '{}', '', now() - ago, CASE WHEN ago IS NOT NULL THEN 'lan' END, CASE WHEN ago IS NOT NULL THEN 'known' END, $4::uuid
                  FROM (SELECT nullif($3::text, '')::interval AS ago) AS given";
     let values: [Value; 4] = [id.into(), died.into(), decided.unwrap_or_default().into(), repaired_from.into()];
-    stage.run(sql, values).await;
+    harness.run(sql, values).await;
     id
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn letters_are_kept_for_ever_unless_a_setting_says_how_long_and_open_ones_even_then() {
     let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    grace_ms = 100");
-    on_stage(&file, async |stage| {
+    with_harness(&file, async |harness| {
         let old = Some("31 days");
         let mut kept = vec![
-            stored_letter(stage, "400 days", None, None).await,
-            stored_letter(stage, "400 days", Some("29 days"), None).await,
+            stored_letter(harness, "400 days", None, None).await,
+            stored_letter(harness, "400 days", Some("29 days"), None).await,
         ];
         // What a kept one was repaired from.
-        let original = stored_letter(stage, "40 days", old, None).await;
-        kept.extend([original, stored_letter(stage, "40 days", None, Some(original)).await]);
-        let mut gone = vec![stored_letter(stage, "31 days", old, None).await, stored_letter(stage, "400 days", old, None).await];
+        let original = stored_letter(harness, "40 days", old, None).await;
+        kept.extend([original, stored_letter(harness, "40 days", None, Some(original)).await]);
+        let mut gone = vec![stored_letter(harness, "31 days", old, None).await, stored_letter(harness, "400 days", old, None).await];
         // One that was repaired, and what it was repaired from.
-        let original = stored_letter(stage, "50 days", old, None).await;
-        gone.extend([original, stored_letter(stage, "50 days", old, Some(original)).await]);
+        let original = stored_letter(harness, "50 days", old, None).await;
+        gone.extend([original, stored_letter(harness, "50 days", old, Some(original)).await]);
         let all = i64::try_from(kept.len() + gone.len()).expect("few");
 
-        let worker = stage.worker();
-        stage.until("SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
-        always("none is deleted", SEVERAL_ROUNDS, async || Ok(count(stage, "true").await == all)).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) > 0 FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await;
+        always("none is deleted", SEVERAL_ROUNDS, async || Ok(count(harness, "true").await == all)).await;
         worker.stop().await;
 
-        let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_DEAD_LETTERS_KEEP", "30d")]).expect("settings"));
-        stage.until(&format!("SELECT count(*) = {} FROM dead_letters", kept.len())).await;
-        always("the others are kept", SEVERAL_ROUNDS, async || Ok(count(stage, "true").await == kept.len() as i64)).await;
+        let worker = worker_with(harness.sandbox.settings_with(&[("KYHAN_DEAD_LETTERS_KEEP", "30d")]).expect("settings"));
+        harness.until(&format!("SELECT count(*) = {} FROM dead_letters", kept.len())).await;
+        always("the others are kept", SEVERAL_ROUNDS, async || Ok(count(harness, "true").await == kept.len() as i64)).await;
         worker.stop().await;
-        let mut left: Vec<Uuid> = stage.ask("SELECT array_agg(id) FROM dead_letters").await;
+        let mut left: Vec<Uuid> = harness.ask("SELECT array_agg(id) FROM dead_letters").await;
         left.sort();
         kept.sort();
         assert_eq!(left, kept);
         let recorded = "SELECT sum((detail #>> '{changed,letters}')::bigint)::bigint FROM activity
                          WHERE actor_kind = 'system' AND action = 'dead_letters.expired'";
-        assert_eq!(stage.ask::<i64>(recorded).await, gone.len() as i64);
-        let rounds: i64 = stage.ask("SELECT count(*) FROM activity WHERE action = 'dead_letters.expired'").await;
+        assert_eq!(harness.ask::<i64>(recorded).await, gone.len() as i64);
+        let rounds: i64 = harness.ask("SELECT count(*) FROM activity WHERE action = 'dead_letters.expired'").await;
         assert_eq!(rounds, 2, "the original goes a round after what was repaired from it");
     })
     .await;
@@ -424,27 +425,27 @@ async fn letters_are_kept_for_ever_unless_a_setting_says_how_long_and_open_ones_
 #[tokio::test(flavor = "multi_thread")]
 async fn workers_killed_while_they_store_lose_no_letter_and_double_none() {
     const LETTERS: usize = 5_000;
-    on_stage(QUICK, async |stage| {
-        let letters = (0..LETTERS).map(|_| given_up(stage, "confirm-receipt", Uuid::new_v4(), "kept"));
-        stage.publish(letters.collect()).await;
+    with_harness(QUICK, async |harness| {
+        let letters = (0..LETTERS).map(|_| given_up(harness, "confirm-receipt", Uuid::new_v4(), "kept"));
+        harness.publish(letters.collect()).await;
         for _ in 0..3 {
-            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
-            let before = count(stage, "true").await;
-            stage.until(&format!("SELECT count(*) > least({before} + 100, {LETTERS} - 1) FROM dead_letters")).await;
+            let mut worker = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+            let before = count(harness, "true").await;
+            harness.until(&format!("SELECT count(*) > least({before} + 100, {LETTERS} - 1) FROM dead_letters")).await;
             worker.kill().await.expect("killed");
         }
-        let worker = stage.worker();
-        stage.until_dead(LETTERS as u32).await;
-        eventually("none is left with the broker", SOON, async || Ok(stage.depth("dead").await == 0)).await;
+        let worker = harness.worker();
+        harness.until_dead(LETTERS as u32).await;
+        eventually("none is left with the broker", SOON, async || Ok(harness.depth("dead").await == 0)).await;
         worker.stop().await;
-        assert_eq!(stage.buried().await, LETTERS as i64);
+        assert_eq!(harness.buried().await, LETTERS as i64);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_thousand_letters_of_mixed_causes_all_arrive_once() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let mut messages = Vec::new();
         for n in 0..5_000u128 {
             let (kind, subject) = (tasks::EXAMPLED[(n % 3) as usize].kind(), Uuid::from_u128(n));
@@ -456,41 +457,41 @@ async fn ten_thousand_letters_of_mixed_causes_all_arrive_once() {
                 2 => format!("canceling statement due to lock timeout after {n} ms"),
                 _ => format!("deadlock detected at 2026-11-24T05:06:{:02}Z", n % 60),
             };
-            messages.push(given_up(stage, kind, subject, &cause));
+            messages.push(given_up(harness, kind, subject, &cause));
         }
-        messages.extend((0..2_000).map(|n| put(stage, [GARBAGE, format!("{n}").as_bytes()].concat(), FieldTable::default())));
+        messages.extend((0..2_000).map(|n| put(harness, [GARBAGE, format!("{n}").as_bytes()].concat(), FieldTable::default())));
         let stray = |message: Outgoing| Outgoing { routing_key: "make-coffee.0".into(), ..message };
         for n in 0..2_000u128 {
-            messages.push(stray(stage.wakeup("purge-cart-item", &[Uuid::from_u128(n)])));
+            messages.push(stray(harness.wakeup("purge-cart-item", &[Uuid::from_u128(n)])));
         }
         for n in 0..10u128 {
             let subjects: Vec<Uuid> = (0..100).map(|m| Uuid::from_u128(n * 100 + m)).collect();
-            messages.push(stray(stage.wakeup("confirm-receipt", &subjects)));
+            messages.push(stray(harness.wakeup("confirm-receipt", &subjects)));
         }
         let twice: Vec<Outgoing> = messages.iter().step_by(10).cloned().collect();
         messages.extend(twice);
-        stage.publish(messages).await;
-        let workers = [stage.worker(), stage.worker()];
-        stage.until_dead(10_000).await;
+        harness.publish(messages).await;
+        let workers = [harness.worker(), harness.worker()];
+        harness.until_dead(10_000).await;
         eventually("none is left with the broker", SOON, async || {
-            Ok(stage.depth("dead").await + stage.depth("unrouted").await == 0)
+            Ok(harness.depth("dead").await + harness.depth("unrouted").await == 0)
         })
         .await;
         let mut stored = 0;
         for worker in workers {
             stored += worker.stop().await.stored;
         }
-        assert_eq!((stored, stage.buried().await), (10_000, 10_000));
+        assert_eq!((stored, harness.buried().await), (10_000, 10_000));
         for (condition, expected) in [
             ("reason = 'attempts-exhausted'", 5_000),
             ("reason = 'unknown' AND kind IS NULL", 2_000),
             ("reason = 'unrouted' AND kind = 'purge-cart-item'", 2_000),
             ("reason = 'unrouted' AND kind = 'confirm-receipt' AND subject_id IS NOT NULL", 1_000),
         ] {
-            assert_eq!(count(stage, condition).await, expected, "{condition}");
+            assert_eq!(count(harness, condition).await, expected, "{condition}");
         }
         let groups = "SELECT count(DISTINCT cause_group) FROM dead_letters WHERE reason = 'attempts-exhausted'";
-        assert_eq!(stage.ask::<i64>(groups).await, 4);
+        assert_eq!(harness.ask::<i64>(groups).await, 4);
     })
     .await;
 }

@@ -9,7 +9,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 /// The quick policy with receipts and purges in rungs of their own, and so long that nobody is late for them.
 fn two_rungs() -> String {
@@ -22,24 +22,24 @@ fn two_rungs() -> String {
 }
 
 /// The rung of the policy's line on an event.
-fn rung_of(stage: &Stage, event_type: EventType) -> String {
-    let topology = stage.topology();
-    let line = *stage.settings().policy.lines_on(event_type).next().expect("a line");
+fn rung_of(harness: &Harness, event_type: EventType) -> String {
+    let topology = harness.topology();
+    let line = *harness.settings().policy.lines_on(event_type).next().expect("a line");
     let hop = topology.ladder().next(line.after.exact().expect("an exact span"));
     topology.exchange_of(hop)
 }
 
-async fn without_rung(stage: &Stage, name: &str) {
-    let broker = stage.sandbox.broker().await.expect("a broker");
+async fn without_rung(harness: &Harness, name: &str) {
+    let broker = harness.sandbox.broker().await.expect("a broker");
     broker.delete_queue(name).await.expect("deleted");
     broker.close().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn callers_that_come_together_share_wakeups_and_lose_none() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(400).await;
-        let producer = Producer::connect(stage.settings()).await.expect("a producer");
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(400).await;
+        let producer = Producer::connect(harness.settings()).await.expect("a producer");
         let calls = orders.iter().map(|order| async {
             let events = [event(EventType::OrderShipped, *order)];
             producer.schedule(&events).await
@@ -48,10 +48,10 @@ async fn callers_that_come_together_share_wakeups_and_lose_none() {
             assert_eq!(scheduled.expect("confirmed"), []);
         }
         producer.close().await;
-        let messages = stage.depth("rung.").await + stage.depth("due.").await;
+        let messages = harness.depth("rung.").await + harness.depth("due.").await;
         assert!((2..400).contains(&messages), "{messages} messages of 400 callers");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 400 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 400 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
     })
     .await;
@@ -59,11 +59,11 @@ async fn callers_that_come_together_share_wakeups_and_lose_none() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_rung_fails_those_callers_alone_who_need_it() {
-    on_stage(&two_rungs(), async |stage| {
-        let (purge, confirm) = (rung_of(stage, EventType::CartItemAdded), rung_of(stage, EventType::OrderShipped));
+    with_harness(&two_rungs(), async |harness| {
+        let (purge, confirm) = (rung_of(harness, EventType::CartItemAdded), rung_of(harness, EventType::OrderShipped));
         assert_ne!(purge, confirm, "two rungs");
-        let producer = Producer::connect(stage.settings()).await.expect("a producer");
-        without_rung(stage, &purge).await;
+        let producer = Producer::connect(harness.settings()).await.expect("a producer");
+        without_rung(harness, &purge).await;
         for _ in 0..50 {
             let calls = (0..16).map(|n| {
                 let event_type = if n % 4 == 0 { EventType::CartItemAdded } else { EventType::OrderShipped };
@@ -84,12 +84,12 @@ async fn a_missing_rung_fails_those_callers_alone_who_need_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_returned_message_is_never_taken_for_anothers() {
-    on_stage(&two_rungs(), async |stage| {
-        let (purge, confirm) = (rung_of(stage, EventType::CartItemAdded), rung_of(stage, EventType::OrderShipped));
-        without_rung(stage, &purge).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
+    with_harness(&two_rungs(), async |harness| {
+        let (purge, confirm) = (rung_of(harness, EventType::CartItemAdded), rung_of(harness, EventType::OrderShipped));
+        without_rung(harness, &purge).await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let to = |exchange: &str| {
-            let wakeup = stage.wakeup("confirm-receipt", &[Uuid::new_v4()]);
+            let wakeup = harness.wakeup("confirm-receipt", &[Uuid::new_v4()]);
             vec![Outgoing { exchange: exchange.to_owned(), ..wakeup }; 20]
         };
         let (sound, lost) = (to(&confirm), to(&purge));
@@ -109,8 +109,8 @@ async fn a_returned_message_is_never_taken_for_anothers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_that_closes_while_callers_wait_answers_them_all() {
-    on_stage(QUICK, async |stage| {
-        let producer = Producer::connect(stage.settings()).await.expect("a producer");
+    with_harness(QUICK, async |harness| {
+        let producer = Producer::connect(harness.settings()).await.expect("a producer");
         let events: Vec<Event> = (0..50_000).map(|_| event(EventType::OrderShipped, Uuid::new_v4())).collect();
         // More than one flush, of a caller that goes away in the middle.
         tokio::select! {

@@ -11,7 +11,7 @@ use tests::{fleet, sandbox::url_as_role};
 
 use crate::{
     broker_users::{pair, sandbox},
-    stage::{Stage, on_stage_of},
+    harness::{Harness, on_harness},
     telemetry::{collector, messages},
 };
 
@@ -19,23 +19,23 @@ use crate::{
 const PASSWORD: &str = r#"it's "mật khẩu": \ @/%24 $1"#;
 
 /// Runs `ops` as an administrator with these variables, logging all that there is to log.
-async fn ops_with(stage: &Stage, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
-    let mut command = fleet::command("ops", &stage.sandbox.env, arguments).expect("built");
+async fn ops_with(harness: &Harness, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = fleet::command("ops", &harness.sandbox.env, arguments).expect("built");
     command.envs(variables.iter().copied()).env("KYHAN_TELEMETRY_LOG", "trace");
     command.output().await.expect("run")
 }
 
 /// A URL of the sandbox's database with this login.
-fn url(stage: &Stage, user: &str, password: &str) -> String {
-    let mut url = url::Url::parse(&stage.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
+fn url(harness: &Harness, user: &str, password: &str) -> String {
+    let mut url = url::Url::parse(&harness.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
     // The crate leaves a % as it is.
     url.set_username(user).and_then(|()| url.set_password(Some(&password.replace('%', "%25")))).expect("a host");
     url.into()
 }
 
 /// Who one is after logging in.
-async fn whoami(stage: &Stage, user: &str, password: &str) -> Result<String, DbErr> {
-    let mut options = ConnectOptions::new(url(stage, user, password));
+async fn whoami(harness: &Harness, user: &str, password: &str) -> Result<String, DbErr> {
+    let mut options = ConnectOptions::new(url(harness, user, password));
     options.max_connections(1).sqlx_logging(false);
     let db = Database::connect(options).await?;
     let row = db.query_one_raw(statement("SELECT current_user::text AS who", [])).await?;
@@ -46,12 +46,12 @@ async fn whoami(stage: &Stage, user: &str, password: &str) -> Result<String, DbE
 #[tokio::test(flavor = "multi_thread")]
 async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() {
     let pair = pair().await;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        let file = std::env::temp_dir().join(format!("{}-password", stage.sandbox.database()));
+    on_harness(sandbox(&pair).await, async |harness| {
+        let file = std::env::temp_dir().join(format!("{}-password", harness.sandbox.database()));
         std::fs::write(&file, "from a file\n").expect("a file");
         let path = file.to_string_lossy().into_owned();
         let refused = async |user: &str, password: &str| {
-            let said = whoami(stage, user, password).await.expect_err(user).to_string();
+            let said = whoami(harness, user, password).await.expect_err(user).to_string();
             assert!(
                 said.contains("password authentication failed") || said.contains("not permitted to log in"),
                 "{user}: {said}"
@@ -64,12 +64,12 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
             ("KYHAN_ROLES_OPS_PASSWORD_FILE", path.as_str()),
             ("KYHAN_ROLES_OWNER_PASSWORD", "owner's"),
         ];
-        let done = ops_with(stage, &["roles", "install", "--json"], &given).await;
+        let done = ops_with(harness, &["roles", "install", "--json"], &given).await;
         assert!(done.status.success(), "{done:?}");
         let said: serde_json::Value = serde_json::from_slice(&done.stdout).expect("JSON");
         assert_eq!(said["passwords"], serde_json::json!(["kyhan_worker", "kyhan_ops", "kyhan_owner"]), "{said}");
         for (user, password) in [("kyhan_worker", PASSWORD), ("kyhan_ops", "from a file"), ("kyhan_owner", "owner's")] {
-            assert_eq!(whoami(stage, user, password).await.expect(user), user);
+            assert_eq!(whoami(harness, user, password).await.expect(user), user);
             refused(user, "wrong").await;
         }
         for user in ["kyhan_producer", "kyhan_order_system"] {
@@ -78,23 +78,23 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
         // What the server keeps, and what is on record, in a log or on a terminal, is not the password.
         let kept = "SELECT count(*) FROM pg_authid WHERE rolname IN ('kyhan_worker', 'kyhan_ops', 'kyhan_owner')
                         AND rolpassword LIKE 'SCRAM-SHA-256$4096:%' AND NOT rolsuper AND NOT rolcreaterole AND NOT rolbypassrls";
-        assert_eq!(stage.ask::<i64>(kept).await, 3);
+        assert_eq!(harness.ask::<i64>(kept).await, 3);
         let told = "SELECT count(*) FROM activity WHERE action = 'roles.installed' AND strpos(detail::text, 'mật khẩu') = 0
                         AND detail -> 'changed' -> 'passwords' ? 'kyhan_worker'";
-        assert_eq!(stage.ask::<i64>(told).await, 1);
+        assert_eq!(harness.ask::<i64>(told).await, 1);
         let output = [done.stdout, done.stderr].concat();
         let output = String::from_utf8_lossy(&output);
         assert!(!output.contains("mật khẩu") && !output.contains("from a file"), "{output}");
 
         // A worker and an operator work by them, and the owner migrates.
-        stage.sandbox.declare().await.expect("declared");
-        let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
-        command.env("KYHAN_DATABASE_URL", url(stage, "kyhan_worker", PASSWORD));
+        harness.sandbox.declare().await.expect("declared");
+        let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
+        command.env("KYHAN_DATABASE_URL", url(harness, "kyhan_worker", PASSWORD));
         let log = file.with_extension("log");
         let mut worker = fleet::start(command, &log).expect("started");
-        let order = stage.delivering().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let order = harness.delivering().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         fleet::terminate(&worker).await.expect("told");
         assert!(worker.wait().await.expect("an end").success());
         std::fs::remove_file(log).expect("removed");
@@ -104,29 +104,29 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
             ("kyhan_owner", "owner's", &["migrate", "up"], 0),
             ("kyhan_owner", "owner's", &["migrate", "status"], 0),
         ] {
-            let mut command = fleet::command("ops", &stage.sandbox.env, arguments).expect("built");
-            command.env("KYHAN_DATABASE_URL", url(stage, user, password));
+            let mut command = fleet::command("ops", &harness.sandbox.env, arguments).expect("built");
+            command.env("KYHAN_DATABASE_URL", url(harness, user, password));
             let done = command.output().await.expect("run");
             assert!(done.status.code().is_some_and(|code| code <= most) && !done.stdout.is_empty(), "{arguments:?}: {done:?}");
         }
 
         // Another one takes its place; who is given none keeps the one it has.
-        let done = ops_with(stage, &["roles", "install"], &[("KYHAN_ROLES_WORKER_PASSWORD", "another")]).await;
+        let done = ops_with(harness, &["roles", "install"], &[("KYHAN_ROLES_WORKER_PASSWORD", "another")]).await;
         assert!(done.status.success(), "{done:?}");
         refused("kyhan_worker", PASSWORD).await;
-        assert_eq!(whoami(stage, "kyhan_worker", "another").await.expect("a login"), "kyhan_worker");
-        assert_eq!(whoami(stage, "kyhan_ops", "from a file").await.expect("a login"), "kyhan_ops");
+        assert_eq!(whoami(harness, "kyhan_worker", "another").await.expect("a login"), "kyhan_worker");
+        assert_eq!(whoami(harness, "kyhan_ops", "from a file").await.expect("a login"), "kyhan_ops");
 
         for (variables, why) in [
             (&[("KYHAN_ROLES_OPS_PASSWORD_FILE", path.as_str()), ("KYHAN_ROLES_OPS_PASSWORD", "x")][..], "both set"),
             (&[("KYHAN_ROLES_OPS_PASSWORD", "")], "must not be empty"),
             (&[("KYHAN_ROLES_OPS_PASSWORD_FILE", "/nonexistent")], "KYHAN_ROLES_OPS_PASSWORD_FILE"),
         ] {
-            let done = ops_with(stage, &["roles", "install"], variables).await;
+            let done = ops_with(harness, &["roles", "install"], variables).await;
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             assert!(done.status.code() == Some(2) && said.contains(why), "{said}");
         }
-        assert_eq!(whoami(stage, "kyhan_ops", "from a file").await.expect("a login"), "kyhan_ops");
+        assert_eq!(whoami(harness, "kyhan_ops", "from a file").await.expect("a login"), "kyhan_ops");
         std::fs::remove_file(file).expect("removed");
     })
     .await;
@@ -153,10 +153,10 @@ fn ways(password: &str) -> Vec<String> {
 async fn no_password_is_logged_or_exported_at_any_level() {
     const TOKEN: &str = "collector-token-55aa";
     let pair = pair().await;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        stage.sandbox.declare().await.expect("declared");
+    on_harness(sandbox(&pair).await, async |harness| {
+        harness.sandbox.declare().await.expect("declared");
         // The sandbox's logins, with passwords that nothing else resembles.
-        let env = &stage.sandbox.env;
+        let env = &harness.sandbox.env;
         let admin = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
         let login = |role: DatabaseRole| {
             let url = url::Url::parse(&url_as_role(&env["KYHAN_DATABASE_URL"], role).expect("a URL")).expect("a URL");
@@ -165,7 +165,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         for role in DatabaseRole::ALL {
             let (name, password) = login(role);
             let set = format!("ALTER ROLE {name} PASSWORD '{}'", password.replace('\'', "''"));
-            stage.sandbox.db.execute_unprepared(&set).await.expect("set");
+            harness.sandbox.db.execute_unprepared(&set).await.expect("set");
         }
         let users = [&pair.users.producer, &pair.users.worker, &pair.users.ops, &env["KYHAN_AMQP_URL"]];
         let amqp = users.map(|url| url::Url::parse(url).expect("a URL").password().expect("a password").to_owned());
@@ -178,7 +178,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
             let mut command = fleet::command(name, env, arguments).expect("built");
             let (user, password) = login(role);
             command
-                .env("KYHAN_DATABASE_URL", url(stage, &user, &password))
+                .env("KYHAN_DATABASE_URL", url(harness, &user, &password))
                 .env("KYHAN_AMQP_URL", amqp)
                 .env("KYHAN_TELEMETRY_LOG", "trace")
                 .env("RUST_BACKTRACE", "full")
@@ -197,9 +197,9 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         // Read while they run, or a full pipe would stop them.
         let pids = [relay.id(), worker.id()].map(|pid| pid.expect("it runs"));
         let running = tokio::spawn(async move { futures::join!(relay.wait_with_output(), worker.wait_with_output()) });
-        let order = stage.delivering().await;
-        stage.event("order.shipped", order).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
 
         let id = order.to_string();
         let mut emit = command("producer", &["emit", "order.shipped", &id], DatabaseRole::Producer, &pair.users.producer);
@@ -231,8 +231,8 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         // Refused, by PostgreSQL and by RabbitMQ.
         let (user, _) = login(DatabaseRole::Worker);
         for (database, broker) in [
-            (url(stage, &user, PASSWORD), pair.users.worker.clone()),
-            (url(stage, &user, &login(DatabaseRole::Worker).1), {
+            (url(harness, &user, PASSWORD), pair.users.worker.clone()),
+            (url(harness, &user, &login(DatabaseRole::Worker).1), {
                 let mut url = url::Url::parse(&pair.users.worker).expect("a URL");
                 url.set_password(Some(&PASSWORD.replace('%', "%25"))).expect("a host");
                 url.into()

@@ -1,21 +1,21 @@
 //! Nothing personal and no source of goods leaves the database (policy points 6 and 7): unmistakable markers are put into every column
 //! that may hold either, everything is played that can happen to a fleet, every word of it is kept, and no marker is in any of it.
 
-use crate::stage::{QUICK, every_kind, on_stage};
+use crate::harness::{QUICK, every_kind, with_harness};
 
 mod commands;
 mod demo;
+mod driver;
 mod obstacles;
-mod play;
-mod player;
 mod population;
 mod postgres;
 mod recorder;
+mod scenario;
 mod search;
 mod surroundings;
 
 use commands::Runner;
-use player::Player;
+use driver::Driver;
 use search::{Capture, Encoding, Find, Search, report};
 use surroundings::Surroundings;
 
@@ -42,8 +42,8 @@ fn says_of_settled(captures: &[Capture], what: &str) -> bool {
 async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
     // Long enough that what counts from now is postponed.
     let file = ["400ms", "200ms", "300ms"].iter().fold(every_kind(QUICK), |file, span| file.replace(span, "1500ms"));
-    on_stage(&file, async |stage| {
-        let play::Captured { searched, complaints } = play::play(stage, &file).await;
+    with_harness(&file, async |harness| {
+        let scenario::Captured { searched, complaints } = scenario::run(harness, &file).await;
         let search = search();
         // Whoever serves customers by name reads what is theirs; nobody else's connection is called so.
         let kept_from = |capture: &&Capture| !capture.name.starts_with("PostgreSQL to kyhan customer");
@@ -54,7 +54,7 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
         let settled = |what: &str| says_of_settled(&searched, what);
         assert!(
             ["applied", "stale", "postponed", "retried", "malformed", "stored"].into_iter().all(settled),
-            "not everything was played"
+            "not everything ran"
         );
         for (capture, said) in [
             ("AMQP", "confirm-receipt.0"),
@@ -83,7 +83,7 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
             ("table activity", "order.hidden"),
             ("table activity_seals", "(1,"),
         ] {
-            assert!(says(&searched, capture, said), "no {said:?} in {capture}: not everything was played, or kept");
+            assert!(says(&searched, capture, said), "no {said:?} in {capture}: not everything ran, or was kept");
         }
         for dropped in ["LogsDropped", "SpansDropped"] {
             assert!(!says(&searched, "stderr", dropped), "not everything was exported: {dropped}");
@@ -104,19 +104,19 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
 /// Planted where it can go every way out at once: the reason of a pause, and a message that is no wake-up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_marker_is_found_on_every_way_out() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let (search, planted) = (search(), search::marker("customers", "full_name"));
-        let surroundings = Surroundings::new(stage, &[]).await;
-        let mut worker = Player::start(&surroundings, "worker", "worker", &[]);
+        let surroundings = Surroundings::new(harness, &[]).await;
+        let mut worker = Driver::start(&surroundings, "worker", "worker", &[]);
         worker.until_ready(true).await;
-        let runner = Runner { stage, surroundings: &surroundings, places: vec![("{planted}", planted.clone())] };
+        let runner = Runner { harness, surroundings: &surroundings, places: vec![("{planted}", planted.clone())] };
         let mut captures = runner.run(&[&["pause purge-cart-item --why {planted}", "~explain {planted}"], &["~status"]]).await;
         worker.until_said(&planted).await;
         worker.until_answered("the pause", |_, body| body.contains(&planted)).await;
-        stage.publish(vec![play::malformed(stage, &planted)]).await;
-        stage.until_dead(1).await;
+        harness.publish(vec![scenario::malformed(harness, &planted)]).await;
+        harness.until_dead(1).await;
         worker.stop().await;
-        captures.extend(population::own_rows(stage).await);
+        captures.extend(population::own_rows(harness).await);
         captures.extend(worker.captures());
         captures.extend(surroundings.captures().0);
 
@@ -146,14 +146,14 @@ async fn a_marker_is_found_on_every_way_out() {
 /// Where the words of an error are no letter's cause: in the log of a worker that tries again, and of a relay, and on a terminal.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let (search, planted) = (search(), search::marker("customers", "full_name"));
-        let order = stage.delivering().await;
+        let order = harness.delivering().await;
         let function = format!(
             "CREATE FUNCTION say_it() RETURNS trigger LANGUAGE plpgsql AS
              $$ BEGIN RAISE EXCEPTION USING ERRCODE = TG_ARGV[0], MESSAGE = 'no label for {planted}'; END $$"
         );
-        stage.run(&function, []).await;
+        harness.run(&function, []).await;
         // Each is told in its own way: what may be a cut connection, what fails for good, and what an operator wanted to do.
         for (event, code) in [
             ("UPDATE ON orders", "42501"),
@@ -161,27 +161,29 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
             ("INSERT ON retention_holds", "23514"),
             ("UPDATE ON customers", "P0002"),
         ] {
-            stage.run(&format!("CREATE TRIGGER say_it BEFORE {event} FOR EACH ROW EXECUTE FUNCTION say_it('{code}')"), []).await;
+            harness
+                .run(&format!("CREATE TRIGGER say_it BEFORE {event} FOR EACH ROW EXECUTE FUNCTION say_it('{code}')"), [])
+                .await;
         }
-        let surroundings = Surroundings::new(stage, &[]).await;
-        let mut worker = Player::start(&surroundings, "worker", "worker", &[]);
-        let mut relay = Player::start(&surroundings, "relay", "producer", &["relay"]);
+        let surroundings = Surroundings::new(harness, &[]).await;
+        let mut worker = Driver::start(&surroundings, "worker", "worker", &[]);
+        let mut relay = Driver::start(&surroundings, "relay", "producer", &["relay"]);
         worker.until_ready(true).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         worker.until_said("the connection to PostgreSQL broke").await;
-        stage.event("order.shipped", order).await;
+        harness.event("order.shipped", order).await;
         relay.until_said("the relay cannot use PostgreSQL").await;
         relay.until_ready(false).await;
         let customer = uuid::Uuid::new_v4();
-        stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [customer.into()]).await;
+        harness.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [customer.into()]).await;
         let places = vec![("{order}", order.to_string()), ("{customer}", customer.to_string())];
-        let runner = Runner { stage, surroundings: &surroundings, places };
+        let runner = Runner { harness, surroundings: &surroundings, places };
         let mut captures = runner
             .run(&[&["~retention hold {order} --why asked", "~customer erase {customer} --why asked --yes", "~status"]])
             .await;
         worker.stop().await;
         relay.stop().await;
-        captures.extend([worker, relay].into_iter().flat_map(Player::captures));
+        captures.extend([worker, relay].into_iter().flat_map(Driver::captures));
         let (passed, complaints) = surroundings.captures();
         captures.extend(passed);
 

@@ -7,21 +7,21 @@ use sea_orm::ConnectionTrait;
 use shared::database::{roles::DatabaseRole, statement};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 /// Orders of `customers` in the month `months` before this one, of which each has `of_one`, worth `goods` each. Their customers are new ones.
-async fn bought(stage: &Stage, months: i32, customers: u32, of_one: i64, goods: i64) -> Vec<Uuid> {
+async fn bought(harness: &Harness, months: i32, customers: u32, of_one: i64, goods: i64) -> Vec<Uuid> {
     let mut ids = Vec::new();
     for _ in 0..customers {
         let id = Uuid::new_v4();
-        stage.run("INSERT INTO customers VALUES ($1, 'Khách', '09', 'x', 'x')", [id.into()]).await;
-        more(stage, id, months, of_one, goods).await;
+        harness.run("INSERT INTO customers VALUES ($1, 'Khách', '09', 'x', 'x')", [id.into()]).await;
+        more(harness, id, months, of_one, goods).await;
         ids.push(id);
     }
     ids
 }
 
-async fn more(stage: &Stage, customer: Uuid, months: i32, orders: i64, goods: i64) {
+async fn more(harness: &Harness, customer: Uuid, months: i32, orders: i64, goods: i64) {
     let sql = "WITH made AS (
                    INSERT INTO orders (id, code, customer_id, status, goods_due, created_at)
                    SELECT gen_random_uuid(), 'BG-' || gen_random_uuid(), $1, 'received', $4,
@@ -30,12 +30,12 @@ async fn more(stage: &Stage, customer: Uuid, months: i32, orders: i64, goods: i6
                      FROM generate_series(1, $3::bigint) RETURNING id)
                INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, order_id)
                SELECT gen_random_uuid(), $1, 'taobao/1', 'Áo', 2, id FROM made";
-    stage.run(sql, [customer.into(), months.into(), orders.into(), goods.into()]).await;
+    harness.run(sql, [customer.into(), months.into(), orders.into(), goods.into()]).await;
 }
 
 /// Publishes as a worker does, by the rule of five customers and a half at most.
-async fn publish(stage: &Stage) {
-    let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+async fn publish(harness: &Harness) {
+    let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
     loop {
         let row =
             db.query_one_raw(statement("SELECT kyhan_publish_statistics(5, 0.5)::text AS month", [])).await.expect("an answer");
@@ -47,8 +47,8 @@ async fn publish(stage: &Stage) {
 }
 
 /// What operators see, group by group: months before this one, band, orders, quantity, value.
-async fn shown(stage: &Stage) -> Vec<String> {
-    let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
+async fn shown(harness: &Harness) -> Vec<String> {
+    let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
     let sql = "SELECT concat_ws(' | ', (extract(year FROM age) * 12 + extract(month FROM age))::int, price_band, orders, quantity, value)
                  FROM market_statistics, age(date_trunc('month', now() AT TIME ZONE 'Asia/Ho_Chi_Minh'), month) AS age
                 ORDER BY month, price_band";
@@ -59,57 +59,57 @@ async fn shown(stage: &Stage) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_is_shown_from_five_customers_on() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         // One group of each size, in months of their own.
         for size in 1..=6 {
-            bought(stage, 1 + size, size as u32, 1, 300_000).await;
+            bought(harness, 1 + size, size as u32, 1, 300_000).await;
         }
-        publish(stage).await;
-        assert_eq!(shown(stage).await, ["7 | under 500.000 ₫ | 6 | 12 | 1800000", "6 | under 500.000 ₫ | 5 | 10 | 1500000"]);
+        publish(harness).await;
+        assert_eq!(shown(harness).await, ["7 | under 500.000 ₫ | 6 | 12 | 1800000", "6 | under 500.000 ₫ | 5 | 10 | 1500000"]);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_one_customer_dominates_is_not_shown_by_whichever_figure() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         // Of ten orders six are one customer's.
-        let six = bought(stage, 3, 5, 1, 300_000).await;
-        more(stage, six[0], 3, 5, 300_000).await;
+        let six = bought(harness, 3, 5, 1, 300_000).await;
+        more(harness, six[0], 3, 5, 300_000).await;
         // As many orders each, but most of the money is one's: 9.9 million beside five of 2.
-        bought(stage, 4, 5, 1, 2_000_000).await;
-        bought(stage, 4, 1, 2, 9_900_000).await;
+        bought(harness, 4, 5, 1, 2_000_000).await;
+        bought(harness, 4, 1, 2, 9_900_000).await;
         // As much money each, but most pieces are one's.
-        let pieces = bought(stage, 5, 6, 1, 300_000).await;
-        stage.run("UPDATE cart_items SET quantity = 100 WHERE customer_id = $1", [pieces[0].into()]).await;
+        let pieces = bought(harness, 5, 6, 1, 300_000).await;
+        harness.run("UPDATE cart_items SET quantity = 100 WHERE customer_id = $1", [pieces[0].into()]).await;
         // Exactly a half is not too much.
-        bought(stage, 6, 5, 1, 300_000).await;
-        bought(stage, 6, 1, 5, 300_000).await;
-        publish(stage).await;
-        assert_eq!(shown(stage).await, ["6 | under 500.000 ₫ | 10 | 20 | 3000000"]);
+        bought(harness, 6, 5, 1, 300_000).await;
+        bought(harness, 6, 1, 5, 300_000).await;
+        publish(harness).await;
+        assert_eq!(shown(harness).await, ["6 | under 500.000 ₫ | 10 | 20 | 3000000"]);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing() {
-    on_stage(QUICK, async |stage| {
-        bought(stage, 2, 6, 1, 300_000).await;
-        let recent = bought(stage, 1, 6, 1, 300_000).await;
-        publish(stage).await;
-        let first = shown(stage).await;
+    with_harness(QUICK, async |harness| {
+        bought(harness, 2, 6, 1, 300_000).await;
+        let recent = bought(harness, 1, 6, 1, 300_000).await;
+        publish(harness).await;
+        let first = shown(harness).await;
         assert_eq!(first.len(), 1, "the month before this one is not over for long enough: {first:?}");
         // A seventh customer's order in the month, another sum, a cancelled and a deleted one: the figures would tell which.
-        let seventh = bought(stage, 2, 1, 1, 499_999).await;
-        publish(stage).await;
-        assert_eq!(shown(stage).await, first);
-        stage.run("UPDATE orders SET status = 'cancelled' WHERE customer_id = $1", [seventh[0].into()]).await;
-        stage.run("UPDATE orders SET goods_due = goods_due + 1 WHERE customer_id = $1", [recent[0].into()]).await;
-        stage.run("DELETE FROM cart_items", []).await;
-        publish(stage).await;
-        assert_eq!(shown(stage).await, first);
+        let seventh = bought(harness, 2, 1, 1, 499_999).await;
+        publish(harness).await;
+        assert_eq!(shown(harness).await, first);
+        harness.run("UPDATE orders SET status = 'cancelled' WHERE customer_id = $1", [seventh[0].into()]).await;
+        harness.run("UPDATE orders SET goods_due = goods_due + 1 WHERE customer_id = $1", [recent[0].into()]).await;
+        harness.run("DELETE FROM cart_items", []).await;
+        publish(harness).await;
+        assert_eq!(shown(harness).await, first);
         // Each order is in one group, and no sum over groups stands beside them.
-        let columns: Vec<String> = stage
+        let columns: Vec<String> = harness
             .ask("SELECT array_agg(column_name::text ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'market_statistics'")
             .await;
         assert_eq!(columns, ["month", "price_band", "orders", "quantity", "value"]);
@@ -119,19 +119,19 @@ async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_question_about_what_is_shown_tells_of_one_customer() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         // Groups of 1 to 9 over bands and months, some dominated.
         for (months, customers, goods) in
             [(2, 4, 100_000), (2, 6, 700_000), (3, 5, 100_000), (3, 1, 3_000_000), (4, 9, 12_000_000)]
         {
-            bought(stage, months, customers, 1, goods).await;
+            bought(harness, months, customers, 1, goods).await;
         }
-        publish(stage).await;
+        publish(harness).await;
         // Whatever months, bands and differences are asked for: everything that can be told follows from the groups that are shown, and each
         // of them stands for five customers at least.
-        let shown: BTreeSet<String> = shown(stage).await.into_iter().collect();
+        let shown: BTreeSet<String> = shown(harness).await.into_iter().collect();
         assert_eq!(shown.len(), 3, "{shown:?}");
-        let least: i64 = stage
+        let least: i64 = harness
             .ask(
                 "SELECT min(customers) FROM (SELECT s.month, s.price_band, count(DISTINCT customer_id) AS customers
                     FROM market_statistics s JOIN orders o
@@ -142,23 +142,23 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             .await;
         assert!(least >= 5, "{least}");
         // A condition that is worked out before the view's own would tell of the rows that it keeps back.
-        let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let leaky = "SELECT 1 FROM market_statistics WHERE 1 / (customers_of(orders)) > 0";
-        stage
+        harness
             .run(
                 "CREATE FUNCTION customers_of(orders bigint) RETURNS bigint LANGUAGE plpgsql COST 0.0001 AS $$
                    BEGIN IF orders < 5 THEN RAISE 'seen: %', orders; END IF; RETURN orders; END $$",
                 [],
             )
             .await;
-        stage.run("GRANT EXECUTE ON FUNCTION customers_of(bigint) TO PUBLIC", []).await;
+        harness.run("GRANT EXECUTE ON FUNCTION customers_of(bigint) TO PUBLIC", []).await;
         db.query_all_raw(statement(leaky, [])).await.expect("nothing kept back is seen");
         for table in ["published_statistics", "published_months", "statistics_rule"] {
             let refused = db.query_all_raw(statement(&format!("SELECT FROM {table}"), [])).await;
             assert!(refused.expect_err(table).to_string().contains("permission denied"));
         }
         // A stricter rule holds for what was published before, and a laxer one is refused.
-        let worker = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         worker.execute_unprepared("SELECT kyhan_publish_statistics(6, 0.5)").await.expect("a rule");
         assert_eq!(db.query_all_raw(statement("SELECT FROM market_statistics", [])).await.expect("rows").len(), 2);
         let lax = worker.execute_unprepared("SELECT kyhan_publish_statistics(2, 0.5)").await.expect_err("refused").to_string();

@@ -7,7 +7,7 @@ use serde_json::Value;
 use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use tests::fleet;
 
-use crate::stage::{Stage, on_stage};
+use crate::harness::{Harness, with_harness};
 
 /// The published policy, and nothing swept.
 const FILE: &str = "[sweep]\n every_ms = 3600000";
@@ -15,8 +15,8 @@ const FILE: &str = "[sweep]\n every_ms = 3600000";
 /// Subjects and amount, by day.
 type Days = BTreeMap<String, (i64, Option<i64>)>;
 
-async fn forecast(stage: &Stage, days: &str) -> Value {
-    let told = stage.ops(&["forecast", "--days", days, "--json"]).await.expect("a forecast");
+async fn forecast(harness: &Harness, days: &str) -> Value {
+    let told = harness.ops(&["forecast", "--days", days, "--json"]).await.expect("a forecast");
     serde_json::from_str(&told).expect("JSON")
 }
 
@@ -34,8 +34,8 @@ fn days(kind: &Value) -> Days {
 }
 
 /// What SQL counts by hand: text `day`, `subjects` and `amount`.
-async fn by_hand(stage: &Stage, sql: &str) -> Days {
-    let rows = stage.sandbox.db.query_all_raw(statement(sql, [])).await.expect("counts");
+async fn by_hand(harness: &Harness, sql: &str) -> Days {
+    let rows = harness.sandbox.db.query_all_raw(statement(sql, [])).await.expect("counts");
     let of = |row: &sea_orm::QueryResult| {
         (
             row.try_get("", "day").expect("a day"),
@@ -47,7 +47,7 @@ async fn by_hand(stage: &Stage, sql: &str) -> Days {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         // Due from 10 days ago until 45 days ahead, every 7 hours; a third of them not to be collected.
         let orders = "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, goods_due, service_due)
                       SELECT gen_random_uuid(), 'BG-' || n, $1, CASE WHEN n % 3 = 0 THEN 'received' ELSE 'delivering' END,
@@ -55,11 +55,11 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
                              CASE WHEN n % 3 = 0 THEN now() - interval '24 days' + n * interval '7 hours' END,
                              CASE WHEN n % 2 = 0 THEN 1000 * n ELSE 0 END, CASE WHEN n % 2 = 0 THEN n ELSE 0 END
                         FROM generate_series(1, 188) AS n";
-        stage.run(orders, [EXAMPLE_CUSTOMER.into()]).await;
+        harness.run(orders, [EXAMPLE_CUSTOMER.into()]).await;
         let items = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
                      SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - interval '40 days' + n * interval '5 hours'
                        FROM generate_series(1, 250) AS n";
-        stage.run(items, [EXAMPLE_CUSTOMER.into()]).await;
+        harness.run(items, [EXAMPLE_CUSTOMER.into()]).await;
         // A part is paid.
         let paid = "WITH chosen AS (SELECT id FROM orders WHERE goods_due > 2000 ORDER BY code LIMIT 20),
                          wallet AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1) RETURNING id),
@@ -67,9 +67,9 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
                     INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
                     SELECT wallet.id, goods.id, 700, 'paid', goods.order_id, goods.order_id::text, now() - interval '60 days'
                       FROM wallet, goods";
-        assert_eq!(stage.run(paid, [EXAMPLE_CUSTOMER.into()]).await, 20);
+        assert_eq!(harness.run(paid, [EXAMPLE_CUSTOMER.into()]).await, 20);
 
-        let forecast = forecast(stage, "30").await;
+        let forecast = forecast(harness, "30").await;
         let receipt = "delivering_since + interval '14 days'";
         let purge = "added_at + interval '30 days'";
         let arrears = "greatest(delivering_since, received_at) + interval '1 day'";
@@ -88,10 +88,10 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
                            FROM {from} AND {due} > now()) AS due
                   WHERE due_on < {today} + 30 GROUP BY 1"
             );
-            assert_eq!(days(of), by_hand(stage, &sql).await, "{kind_name}");
-            let overdue = stage.ask::<i64>(&format!("SELECT count(*) FROM {from} AND {due} <= now()")).await;
+            assert_eq!(days(of), by_hand(harness, &sql).await, "{kind_name}");
+            let overdue = harness.ask::<i64>(&format!("SELECT count(*) FROM {from} AND {due} <= now()")).await;
             assert_eq!(of["overdue"]["subjects"], overdue, "{kind_name}");
-            let all = stage.ask::<i64>(&format!("SELECT count(*) FROM {from}")).await;
+            let all = harness.ask::<i64>(&format!("SELECT count(*) FROM {from}")).await;
             let counted = days(of).values().map(|(subjects, _)| subjects).sum::<i64>() + overdue;
             assert_eq!(of["later"]["subjects"], all - counted, "{kind_name}");
         }
@@ -101,7 +101,7 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
         let told = told
             + arrears["overdue"]["amount"].as_i64().expect("an amount")
             + arrears["later"]["amount"].as_i64().expect("an amount");
-        assert_eq!(told, stage.ask::<i64>(stake).await);
+        assert_eq!(told, harness.ask::<i64>(stake).await);
         assert_eq!(kind(&forecast, "confirm-receipt")["overdue"].get("amount"), None, "it moves no money");
     })
     .await;
@@ -109,7 +109,7 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_day_ends_at_midnight_in_ho_chi_minh_city() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         // Days that are still far ahead, so that no midnight passes meanwhile.
         let midnight = "((now() AT TIME ZONE 'Asia/Ho_Chi_Minh')::date + 5)::timestamp AT TIME ZONE 'Asia/Ho_Chi_Minh'";
         for (count, shift) in
@@ -120,9 +120,9 @@ async fn a_day_ends_at_midnight_in_ho_chi_minh_city() {
                  SELECT gen_random_uuid(), gen_random_uuid()::text, $1, 'delivering', {midnight} {shift} - interval '14 days'
                    FROM generate_series(1, {count})"
             );
-            stage.run(&sql, [EXAMPLE_CUSTOMER.into()]).await;
+            harness.run(&sql, [EXAMPLE_CUSTOMER.into()]).await;
         }
-        let forecast = forecast(stage, "30").await;
+        let forecast = forecast(harness, "30").await;
         let told: Vec<i64> = days(kind(&forecast, "confirm-receipt")).values().map(|(subjects, _)| *subjects).collect();
         assert_eq!(told, [1, 6, 8], "{forecast}");
     })
@@ -131,24 +131,24 @@ async fn a_day_ends_at_midnight_in_ho_chi_minh_city() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_chart_is_drawn_and_days_out_of_range_are_refused() {
-    on_stage(FILE, async |stage| {
-        stage.many_delivering(3).await;
+    with_harness(FILE, async |harness| {
+        harness.many_delivering(3).await;
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since, service_due)
                    VALUES (gen_random_uuid(), 'x', $1, 'delivering', now() - interval '12 days', 1500000)";
-        stage.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
-        let chart = stage.ops(&["forecast", "--days", "7"]).await.expect("a chart");
+        harness.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
+        let chart = harness.ops(&["forecast", "--days", "7"]).await.expect("a chart");
         for said in ["overdue", "later", "█", "1.500.000 ₫", "at stake"] {
             assert!(chart.contains(said), "{said}: {chart}");
         }
         assert!(chart.lines().all(|line| line.chars().count() <= 110), "{chart}");
         for days in ["0", "367", "-1", "soon"] {
             let arguments = ["forecast".to_owned(), format!("--days={days}")];
-            let done = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").output().await.expect("run");
+            let done = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("run");
             assert_eq!(done.status.code(), Some(2), "{days}");
         }
         // Rows and money beyond all reason end no count.
-        stage.run("UPDATE orders SET delivering_since = 'infinity', goods_due = 9223372036854775807, shipping_due = 9223372036854775807", []).await;
-        let later = kind(&forecast(stage, "366").await, "collect-arrears")["later"].clone();
+        harness.run("UPDATE orders SET delivering_since = 'infinity', goods_due = 9223372036854775807, shipping_due = 9223372036854775807", []).await;
+        let later = kind(&forecast(harness, "366").await, "collect-arrears")["later"].clone();
         assert_eq!((&later["subjects"], &later["amount"]), (&4.into(), &i64::MAX.into()));
     })
     .await;

@@ -6,7 +6,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use shared::message::topology::{LANE_DELIVERY_LIMIT, QueueRole};
 use tests::sandbox::{always, eventually};
 
-use crate::stage::{QUICK, SOON, Stage, on_stage, worker_with};
+use crate::harness::{Harness, QUICK, SOON, with_harness, worker_with};
 
 /// A connection that an outage of the test's own database does not touch.
 pub async fn admin() -> DatabaseConnection {
@@ -17,8 +17,8 @@ pub async fn run(admin: &DatabaseConnection, sql: &str) {
     admin.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-pub async fn name(stage: &Stage) -> String {
-    stage.ask("SELECT current_database()::text").await
+pub async fn name(harness: &Harness) -> String {
+    harness.ask("SELECT current_database()::text").await
 }
 
 pub fn throw_out(name: &str) -> String {
@@ -27,9 +27,9 @@ pub fn throw_out(name: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand_to_hand() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(50).await;
-        let (name, admin) = (name(stage).await, admin().await);
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(50).await;
+        let (name, admin) = (name(harness).await, admin().await);
         // More consumers than RabbitMQ delivers a message times: were it held by one after the other, it would be given up.
         let consumers = (LANE_DELIVERY_LIMIT + 5).to_string();
         let many = [
@@ -37,23 +37,23 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
             ("KYHAN_WORKER_CONSUMERS", consumers.as_str()),
             ("KYHAN_DATABASE_MAX_CONNECTIONS", "4"),
         ];
-        let worker = worker_with(stage.sandbox.settings_with(&many).expect("settings"));
-        stage.until_consumed().await;
+        let worker = worker_with(harness.sandbox.settings_with(&many).expect("settings"));
+        harness.until_consumed().await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
         run(&admin, &throw_out(&name)).await;
-        stage.publish(orders.iter().map(|order| stage.wakeup("confirm-receipt", &[*order])).collect()).await;
-        let lane = stage.topology().lane("confirm-receipt", 0);
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        harness.publish(orders.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
+        let lane = harness.topology().lane("confirm-receipt", 0);
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let rests = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.messages == 50 && seen.consumers == 0));
         eventually("all of it is back, and nobody takes it", SOON, rests).await;
         always("it rests there", Duration::from_secs(2), rests).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
-        received(stage, 50).await;
-        stage.until_settled().await;
+        received(harness, 50).await;
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!(totals.retried, 0, "{totals:?}");
-        assert_eq!(stage.buried().await + i64::from(stage.depth("quarantine").await), 0);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 50);
+        assert_eq!(harness.buried().await + i64::from(harness.depth("quarantine").await), 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 50);
         broker.close().await;
         admin.close().await.expect("closed");
     })
@@ -62,21 +62,21 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_without_work_notices_an_outage_and_takes_nothing_until_it_is_over() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let (name, admin) = (name(stage).await, admin().await);
-        let worker = stage.worker();
-        stage.until_consumed().await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let (name, admin) = (name(harness).await, admin().await);
+        let worker = harness.worker();
+        harness.until_consumed().await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false")).await;
         run(&admin, &throw_out(&name)).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        for lane in [stage.topology().lane("confirm-receipt", 0), stage.topology().quarantine()] {
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        for lane in [harness.topology().lane("confirm-receipt", 0), harness.topology().quarantine()] {
             let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
             eventually("nobody takes from it", SOON, left).await;
         }
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
-        received(stage, 1).await;
+        received(harness, 1).await;
         worker.stop().await;
         broker.close().await;
         admin.close().await.expect("closed");
@@ -85,10 +85,10 @@ async fn a_worker_without_work_notices_an_outage_and_takes_nothing_until_it_is_o
 }
 
 /// Waits until so many orders are received, however often the question itself fails.
-async fn received(stage: &Stage, count: i64) {
+async fn received(harness: &Harness, count: i64) {
     let sql = "SELECT count(*) FROM orders WHERE status = 'received'";
     eventually("they are received", SOON, async || {
-        let row = stage.sandbox.db.query_one_raw(shared::database::statement(sql, [])).await;
+        let row = harness.sandbox.db.query_one_raw(shared::database::statement(sql, [])).await;
         Ok(matches!(row, Ok(Some(row)) if row.try_get_by_index::<i64>(0).is_ok_and(|found| found == count)))
     })
     .await;
@@ -96,22 +96,22 @@ async fn received(stage: &Stage, count: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_that_takes_long_and_waits_for_no_server_is_not_taken_from_its_consumer() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         blocker.execute_raw(shared::database::statement("SELECT 1 FROM orders FOR UPDATE", [])).await.expect("locks");
         let slow =
             [("KYHAN_WORKER_HOLD_MS", "100"), ("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "20000"), ("KYHAN_WORKER_CONSUMERS", "1")];
-        let worker = worker_with(stage.sandbox.settings_with(&slow).expect("settings"));
-        stage.until_consumed().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        let lane = stage.topology().lane("confirm-receipt", 0);
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        let worker = worker_with(harness.sandbox.settings_with(&slow).expect("settings"));
+        harness.until_consumed().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        let lane = harness.topology().lane("confirm-receipt", 0);
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let held = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.messages == 0 && seen.consumers == 1));
         eventually("it is in hand", SOON, held).await;
         always("it stays there", Duration::from_secs(1), held).await;
         blocker.rollback().await.expect("unlocked");
-        received(stage, 1).await;
+        received(harness, 1).await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale), (1, 0), "{totals:?}");
         broker.close().await;
@@ -121,37 +121,37 @@ async fn a_batch_that_takes_long_and_waits_for_no_server_is_not_taken_from_its_c
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_read_only_is_away_and_no_attempt_is_spent() {
-    on_stage(QUICK, async |stage| {
-        let (name, admin) = (name(stage).await, admin().await);
-        let worker = stage.worker();
-        stage.until_consumed().await;
-        let order = stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        let (name, admin) = (name(harness).await, admin().await);
+        let worker = harness.worker();
+        harness.until_consumed().await;
+        let order = harness.delivering().await;
         run(&admin, &format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
         // Whoever is connected goes on writing; who connects anew may not.
         run(&admin, &throw_out(&name)).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        let unspent = async || Ok(stage.depth("dead").await + stage.depth("rung.").await == 0);
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        let unspent = async || Ok(harness.depth("dead").await + harness.depth("rung.").await == 0);
         always("no attempt is spent", Duration::from_millis(800), unspent).await;
         run(&admin, &format!("ALTER DATABASE {name} RESET default_transaction_read_only")).await;
-        received(stage, 1).await;
+        received(harness, 1).await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried), (1, 0), "{totals:?}");
-        assert_eq!(stage.buried().await, 0);
+        assert_eq!(harness.buried().await, 0);
         admin.close().await.expect("closed");
     })
     .await;
 }
 
 /// A row whose effect runs this SQL in its own session.
-async fn booby_trap(stage: &Stage, order: uuid::Uuid, sql: &str) {
+async fn booby_trap(harness: &Harness, order: uuid::Uuid, sql: &str) {
     let function = format!(
         "CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              IF OLD.id = '{order}' THEN {sql} END IF;
              RETURN NEW;
          END $$"
     );
-    stage.run(&function, []).await;
-    stage.run("CREATE TRIGGER trap BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION trap()", []).await;
+    harness.run(&function, []).await;
+    harness.run("CREATE TRIGGER trap BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION trap()", []).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -162,17 +162,17 @@ async fn a_row_that_breaks_its_connection_is_no_outage_and_ends_alone() {
         "PERFORM pg_terminate_backend(pg_backend_pid());",
         "PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'kyhan worker';",
     ] {
-        on_stage(QUICK, async |stage| {
-            let orders = stage.many_delivering(4).await;
-            booby_trap(stage, orders[2], sql).await;
-            let worker = worker_with(stage.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
-            stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-            let done = async || Ok(stage.ask::<bool>("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await);
+        with_harness(QUICK, async |harness| {
+            let orders = harness.many_delivering(4).await;
+            booby_trap(harness, orders[2], sql).await;
+            let worker = worker_with(harness.sandbox.settings_with(&[("KYHAN_WORKER_ATTEMPTS_MAX", "1")]).expect("settings"));
+            harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+            let done = async || Ok(harness.ask::<bool>("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await);
             eventually("its neighbours are applied", Duration::from_secs(120), done).await;
-            let dead = async || Ok(stage.ask::<bool>("SELECT count(*) = 1 FROM dead_letters").await);
+            let dead = async || Ok(harness.ask::<bool>("SELECT count(*) = 1 FROM dead_letters").await);
             eventually("it is a dead letter", Duration::from_secs(120), dead).await;
             worker.stop().await;
-            assert_eq!(stage.dead_letters().await[0].subject, Some(orders[2]));
+            assert_eq!(harness.dead_letters().await[0].subject, Some(orders[2]));
         })
         .await;
     }
@@ -180,18 +180,18 @@ async fn a_row_that_breaks_its_connection_is_no_outage_and_ends_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_consumer_whose_lane_is_deleted_declares_it_again_and_goes_on() {
-    on_stage(QUICK, async |stage| {
-        let worker = stage.worker();
-        stage.until_consumed().await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        for lane in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Lane) {
+    with_harness(QUICK, async |harness| {
+        let worker = harness.worker();
+        harness.until_consumed().await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        for lane in harness.topology().queues().iter().filter(|queue| queue.role == QueueRole::Lane) {
             broker.delete_queue(&lane.name).await.expect("deleted");
         }
         broker.close().await;
-        stage.until_consumed().await;
-        let order = stage.delivering().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.until_consumed().await;
+        let order = harness.delivering().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
     })
     .await;

@@ -4,46 +4,46 @@ use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::harness::{QUICK, SOON, with_harness};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        stage.event("order.shiped", order).await;
-        stage.event("order.shipped", Uuid::from_u128(77)).await;
-        stage.event("cart.item_added", order).await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        harness.event("order.shiped", order).await;
+        harness.event("order.shipped", Uuid::from_u128(77)).await;
+        harness.event("cart.item_added", order).await;
         for moment in ["infinity", "-infinity", "200000-01-01"] {
             let sql = "INSERT INTO outbox (event_type, subject_id, occurred_at, data) VALUES ('order.shipped', $1, $2::timestamptz, '{\"a\": 1}')";
-            stage.run(sql, [order.into(), moment.into()]).await;
+            harness.run(sql, [order.into(), moment.into()]).await;
         }
-        stage.event("order.shipped", order).await;
-        let (relay, worker) = (stage.relay(), stage.worker());
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        harness.event("order.shipped", order).await;
+        let (relay, worker) = (harness.relay(), harness.worker());
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
         worker.stop().await;
         let report = relay.stop().await;
         assert_eq!(report.set_aside, 6, "{report:?}");
-        let list = stage.ops(&["set-aside", "list"]).await.expect("a list");
+        let list = harness.ops(&["set-aside", "list"]).await.expect("a list");
         for said in ["order.shiped", "known are order.recorded", "orders has no row with this id", "cart_items has no row", "infinity"] {
             assert!(list.replace('\n', " ").contains(said) || list.contains(said.split(' ').next().expect("a word")), "{said}: {list}");
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM set_aside WHERE data = '{\"a\": 1}'").await, 3);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM set_aside WHERE data = '{\"a\": 1}'").await, 3);
 
         // Once the row is there, the event can be put back.
-        stage
+        harness
             .run(
                 "INSERT INTO orders (id, code, customer_id, status, delivering_since) VALUES ($1, 'BG-77', $2, 'delivering', now() - interval '1 year')",
                 [Uuid::from_u128(77).into(), EXAMPLE_CUSTOMER.into()],
             )
             .await;
-        let id: i64 = stage.ask("SELECT id FROM set_aside WHERE subject_id = '00000000-0000-0000-0000-00000000004d'").await;
-        let back = stage.ops(&["set-aside", "retry", &id.to_string()]).await.expect("back");
+        let id: i64 = harness.ask("SELECT id FROM set_aside WHERE subject_id = '00000000-0000-0000-0000-00000000004d'").await;
+        let back = harness.ops(&["set-aside", "retry", &id.to_string()]).await.expect("back");
         assert!(back.contains("1 events"), "{back}");
         let recorded = "SELECT count(*) FROM activity WHERE action = 'set_aside.retried' AND actor_kind = 'staff' AND detail ? 'by'";
-        assert_eq!(stage.ask::<i64>(recorded).await, 1);
-        let (relay, worker) = (stage.relay(), stage.worker());
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        assert_eq!(harness.ask::<i64>(recorded).await, 1);
+        let (relay, worker) = (harness.relay(), harness.worker());
+        harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
         relay.stop().await;
     })
@@ -53,8 +53,8 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_relay_killed_at_any_moment_loses_no_event() {
     const EVENTS: i64 = 20_000;
-    on_stage(QUICK, async |stage| {
-        stage
+    with_harness(QUICK, async |harness| {
+        harness
             .run(
                 "WITH made AS (
                      INSERT INTO orders (id, code, customer_id, status, delivering_since)
@@ -63,49 +63,49 @@ async fn a_relay_killed_at_any_moment_loses_no_event() {
                 [EXAMPLE_CUSTOMER.into()],
             )
             .await;
-        let mut env = stage.sandbox.env.clone();
+        let mut env = harness.sandbox.env.clone();
         env.insert("KYHAN_RELAY_BATCH_MAX".into(), "50".into());
         for _ in 0..4 {
-            let before: i64 = stage.ask("SELECT count(*) FROM outbox").await;
+            let before: i64 = harness.ask("SELECT count(*) FROM outbox").await;
             let mut relay = fleet::command("producer", &env, ["relay"]).expect("built").spawn().expect("started");
-            stage.until(&format!("SELECT count(*) < {before} FROM outbox")).await;
+            harness.until(&format!("SELECT count(*) < {before} FROM outbox")).await;
             relay.kill().await.expect("killed");
         }
-        let left: i64 = stage.ask("SELECT count(*) FROM outbox").await;
+        let left: i64 = harness.ask("SELECT count(*) FROM outbox").await;
         assert!((1..EVENTS).contains(&left), "killed too late: {left} left");
-        let (relay, worker) = (stage.relay(), stage.worker());
-        stage.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        let (relay, worker) = (harness.relay(), harness.worker());
+        harness.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         relay.stop().await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, EVENTS);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, EVENTS);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn events_wait_in_the_outbox_until_the_broker_takes_them() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        stage.event("order.shipped", order).await;
-        let relay = stage.relay();
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
+        let relay = harness.relay();
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
         // The rung disappears under the relay: its publish is refused, nothing is committed, and it declares the rung again.
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let rung = format!("{}400ms", stage.topology().rung_prefix());
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let rung = format!("{}400ms", harness.topology().rung_prefix());
         broker.delete_exchange(&rung).await.expect("deleted");
-        let second = stage.delivering().await;
-        stage.event("order.shipped", second).await;
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        let second = harness.delivering().await;
+        harness.event("order.shipped", second).await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
         // Without its queue the exchange takes the message, acks it, and returns it: that is no delivery.
-        eventually("what waited is due", SOON, async || Ok(stage.depth("rung.").await == 0)).await;
+        eventually("what waited is due", SOON, async || Ok(harness.depth("rung.").await == 0)).await;
         broker.delete_queue(&rung).await.expect("deleted");
-        let third = stage.delivering().await;
-        stage.event("order.shipped", third).await;
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        let third = harness.delivering().await;
+        harness.event("order.shipped", third).await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
         broker.close().await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
         relay.stop().await;
     })
@@ -114,9 +114,9 @@ async fn events_wait_in_the_outbox_until_the_broker_takes_them() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_can_emit_an_event() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        let emit = |event: &str, subject: String| fleet::command("producer", &stage.sandbox.env, ["emit", event, &subject]);
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        let emit = |event: &str, subject: String| fleet::command("producer", &harness.sandbox.env, ["emit", event, &subject]);
         let said = fleet::output(emit("order.shipped", order.to_string()).expect("built")).await.expect("emitted");
         assert!(said.contains("confirm-receipt") && said.contains("collect-arrears"), "{said}");
         let nothing = fleet::output(emit("order.recorded", order.to_string()).expect("built")).await.expect("emitted");
@@ -129,8 +129,8 @@ async fn a_person_can_emit_an_event() {
             let refused = fleet::output(emit(event, subject).expect("built")).await.expect_err("refused").to_string();
             assert!(refused.contains(why), "{refused}");
         }
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
     })
     .await;

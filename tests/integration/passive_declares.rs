@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     broker_users::{ops, pair, sandbox, settings_of},
-    stage::{on_stage_of, relay_with, worker_with},
+    harness::{on_harness, relay_with, worker_with},
 };
 
 const METHOD: u8 = 1;
@@ -153,35 +153,36 @@ async fn to_the_client(mut from: OwnedReadHalf, to: Arc<Mutex<OwnedWriteHalf>>, 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_runs_where_the_broker_shows_each_login_only_what_it_may_use() {
     let pair = pair().await;
-    on_stage_of(sandbox(&pair).await, async |stage| {
-        ops(stage, &pair.users.ops, &["topology", "declare"]).await;
-        let prefix = stage.settings().naming.prefix.clone();
-        let due_exchange = stage.topology().due_exchange();
+    on_harness(sandbox(&pair).await, async |harness| {
+        ops(harness, &pair.users.ops, &["topology", "declare"]).await;
+        let prefix = harness.settings().naming.prefix.clone();
+        let due_exchange = harness.topology().due_exchange();
         let (rungs, due) = (format!("{prefix}.rung."), due_exchange.clone());
         let producers = refusing(&pair.users.producer, Arc::new(move |name| name != due && !name.starts_with(&rungs))).await;
         // A worker uses all of it but, where it is a name of its own, the exchange of what no lane takes.
-        let (relay, worker) = (relay_with(settings_of(stage, &producers)), worker_with(settings_of(stage, &pair.users.worker)));
-        let shipped = stage.delivering().await;
-        stage.event("order.shipped", shipped).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        let producer = Producer::connect(&settings_of(stage, &producers)).await.expect("a producer");
-        let shipped = stage.delivering().await;
+        let (relay, worker) =
+            (relay_with(settings_of(harness, &producers)), worker_with(settings_of(harness, &pair.users.worker)));
+        let shipped = harness.delivering().await;
+        harness.event("order.shipped", shipped).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let producer = Producer::connect(&settings_of(harness, &producers)).await.expect("a producer");
+        let shipped = harness.delivering().await;
         assert_eq!(producer.schedule(&[event(EventType::OrderShipped, shipped)]).await.expect("confirmed"), []);
         producer.close().await;
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         relay.stop().await;
         worker.stop().await;
 
         // What it uses and is not there is still missing.
-        let operator = crate::broker_users::broker_of(stage, &pair.users.ops).await;
+        let operator = crate::broker_users::broker_of(harness, &pair.users.ops).await;
         operator.delete_exchange(&due_exchange).await.expect("deleted");
         operator.close().await;
-        let refused = Producer::connect(&settings_of(stage, &producers)).await.err().expect("no producer");
+        let refused = Producer::connect(&settings_of(harness, &producers)).await.err().expect("no producer");
         assert!(
             matches!(&refused, BrokerError::Missing(_)) && refused.to_string().contains(&format!("no exchange {due_exchange}")),
             "{refused}"
         );
-        ops(stage, &pair.users.ops, &["topology", "declare"]).await;
+        ops(harness, &pair.users.ops, &["topology", "declare"]).await;
     })
     .await;
 }

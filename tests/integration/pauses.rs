@@ -22,34 +22,34 @@ use tests::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    harness::{Harness, QUICK, SOON, with_harness, worker_with},
     quarantine::give_up,
-    stage::{QUICK, SOON, Stage, on_stage, worker_with},
 };
 
 const RECEIVED: &str = "SELECT count(*) FROM orders WHERE status = 'received'";
 /// Within it every worker has noticed a pause or its end, and has given back what it held.
 const NOTICED: Duration = Duration::from_secs(30);
 
-async fn pause(stage: &Stage) {
-    let said = stage.ops(&["--as", "lan", "pause", "confirm-receipt", "--why", "phí sai"]).await.expect("paused");
+async fn pause(harness: &Harness) {
+    let said = harness.ops(&["--as", "lan", "pause", "confirm-receipt", "--why", "phí sai"]).await.expect("paused");
     assert!(said.contains("it is not applied until"), "{said}");
 }
 
-async fn resume(stage: &Stage) {
-    let said = stage.ops(&["--as", "minh", "resume", "confirm-receipt", "--why", "put right"]).await.expect("resumed");
+async fn resume(harness: &Harness) {
+    let said = harness.ops(&["--as", "minh", "resume", "confirm-receipt", "--why", "put right"]).await.expect("resumed");
     assert!(said.contains("is resumed; it was paused since") && said.contains("by lan"), "{said}");
 }
 
 /// An exit code, and what was said.
-async fn run(stage: &Stage, arguments: &[&str]) -> (i32, String) {
-    let done = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").output().await.expect("an end");
+async fn run(harness: &Harness, arguments: &[&str]) -> (i32, String) {
+    let done = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("an end");
     let said = [done.stdout, done.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     (done.status.code().expect("an exit code"), said)
 }
 
 /// Waits until so many messages rest in the kind's lane and nobody takes from it.
-async fn until_at_rest(stage: &Stage, broker: &Broker, messages: u32) {
-    let lane = stage.topology().lane("confirm-receipt", 0);
+async fn until_at_rest(harness: &Harness, broker: &Broker, messages: u32) {
+    let lane = harness.topology().lane("confirm-receipt", 0);
     let mut seen = None;
     eventually("they rest in their lane", NOTICED, async || {
         seen = broker.observe(&lane).await?;
@@ -59,8 +59,8 @@ async fn until_at_rest(stage: &Stage, broker: &Broker, messages: u32) {
 }
 
 /// How often, at most, a message of the kind's lane came back from a consumer. Asking returns them all, which is once more.
-async fn deliveries(stage: &Stage, broker: &Broker) -> i64 {
-    let lane = stage.topology().lane("confirm-receipt", 0);
+async fn deliveries(harness: &Harness, broker: &Broker) -> i64 {
+    let lane = harness.topology().lane("confirm-receipt", 0);
     let channel = broker.channel().await.expect("a channel");
     let mut most = 0;
     while let Some(got) = channel.basic_get(lane.as_str().into(), BasicGetOptions::default()).await.expect("an answer") {
@@ -80,48 +80,48 @@ async fn deliveries(stage: &Stage, broker: &Broker) -> i64 {
 }
 
 /// Every batch takes a while between its first statement and its commit.
-async fn slow_down(stage: &Stage) {
+async fn slow_down(harness: &Harness) {
     let function =
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$";
-    stage.run(function, []).await;
-    stage.run("CREATE TRIGGER slow AFTER UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION slow()", []).await;
+    harness.run(function, []).await;
+    harness.run("CREATE TRIGGER slow AFTER UPDATE ON orders FOR EACH STATEMENT EXECUTE FUNCTION slow()", []).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_of_a_paused_kind_is_applied_once_ops_has_returned_and_everything_once_when_it_is_resumed() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(6_000).await;
-        slow_down(stage).await;
-        let small = stage.sandbox.settings_with(&[("KYHAN_WORKER_BATCH_MAX", "20")]).expect("settings");
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(6_000).await;
+        slow_down(harness).await;
+        let small = harness.sandbox.settings_with(&[("KYHAN_WORKER_BATCH_MAX", "20")]).expect("settings");
         let workers = [worker_with(small.clone()), worker_with(small)];
-        stage.publish(orders.chunks(5).map(|some| stage.wakeup("confirm-receipt", some)).collect()).await;
-        stage.until(&RECEIVED.replace("count(*)", "count(*) > 200")).await;
-        pause(stage).await;
-        let applied: i64 = stage.ask(RECEIVED).await;
+        harness.publish(orders.chunks(5).map(|some| harness.wakeup("confirm-receipt", some)).collect()).await;
+        harness.until(&RECEIVED.replace("count(*)", "count(*) > 200")).await;
+        pause(harness).await;
+        let applied: i64 = harness.ask(RECEIVED).await;
         assert!(applied < 6_000, "it came too late to show anything");
-        let items = [stage.in_cart().await, stage.in_cart().await, stage.in_cart().await];
-        stage.publish(items.iter().map(|item| stage.wakeup("purge-cart-item", &[*item])).collect()).await;
-        let unchanged = async || Ok(stage.ask::<i64>(RECEIVED).await == applied);
+        let items = [harness.in_cart().await, harness.in_cart().await, harness.in_cart().await];
+        harness.publish(items.iter().map(|item| harness.wakeup("purge-cart-item", &[*item])).collect()).await;
+        let unchanged = async || Ok(harness.ask::<i64>(RECEIVED).await == applied);
         always("nothing more is applied", Duration::from_secs(3), unchanged).await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM cart_items").await, 0, "other kinds go on");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM cart_items").await, 0, "other kinds go on");
 
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let lane = stage.topology().lane("confirm-receipt", 0);
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let lane = harness.topology().lane("confirm-receipt", 0);
         let rests = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
         eventually("nobody takes any more", NOTICED, rests).await;
         always("and nobody comes back", Duration::from_secs(7), rests).await;
-        let most = deliveries(stage, &broker).await;
+        let most = deliveries(harness, &broker).await;
         assert!(most <= 1, "a pause returns a message once: {most}");
         assert!(unchanged().await.expect("an answer"));
 
-        resume(stage).await;
-        eventually("all are received", Duration::from_secs(60), async || Ok(stage.ask::<i64>(RECEIVED).await == 6_000)).await;
-        stage.until_settled().await;
+        resume(harness).await;
+        eventually("all are received", Duration::from_secs(60), async || Ok(harness.ask::<i64>(RECEIVED).await == 6_000)).await;
+        harness.until_settled().await;
         for worker in workers {
             assert_eq!(worker.stop().await.retried, 0);
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 6_000, "each once");
-        assert_eq!(stage.depth("dead").await + stage.depth("quarantine").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 6_000, "each once");
+        assert_eq!(harness.depth("dead").await + harness.depth("quarantine").await, 0);
         broker.close().await;
     })
     .await;
@@ -129,31 +129,31 @@ async fn nothing_of_a_paused_kind_is_applied_once_ops_has_returned_and_everythin
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pause_waits_for_whoever_looked_before_it_and_says_so_when_it_waits_in_vain() {
-    on_stage(QUICK, async |stage| {
-        let [held, other] = [stage.delivering().await, stage.delivering().await];
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(QUICK, async |harness| {
+        let [held, other] = [harness.delivering().await, harness.delivering().await];
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = "SELECT 1 FROM orders WHERE id = $1 FOR UPDATE";
         blocker.execute_raw(statement(lock, [held.into()])).await.expect("a lock");
         let patient = [("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "60000")];
-        let worker = worker_with(stage.sandbox.settings_with(&patient).expect("settings"));
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[held])]).await;
+        let worker = worker_with(harness.sandbox.settings_with(&patient).expect("settings"));
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[held])]).await;
         // It waits for its first row, so it has not even an id by which a snapshot would know it.
-        stage
+        harness
             .until("SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND backend_xid IS NULL")
             .await;
-        let (code, said) = run(stage, &["pause", "confirm-receipt", "--why", "x", "--wait", "1"]).await;
+        let (code, said) = run(harness, &["pause", "confirm-receipt", "--why", "x", "--wait", "1"]).await;
         assert!(code == 1 && said.contains("is paused, but 1 transaction that began earlier may still commit"), "{said}");
 
-        let again = run(stage, &["pause", "confirm-receipt", "--why", "x", "--wait", "60"]);
+        let again = run(harness, &["pause", "confirm-receipt", "--why", "x", "--wait", "60"]);
         let mut again = std::pin::pin!(again);
         let waits = tokio::time::timeout(Duration::from_secs(2), &mut again).await;
         assert!(waits.is_err(), "{waits:?}");
         blocker.rollback().await.expect("unlocked");
         let (code, said) = again.await;
         assert!(code == 0 && said.contains("is already paused") && said.contains("waiting for 1 transaction that began earlier"), "{said}");
-        assert_eq!(stage.ask::<i64>(RECEIVED).await, 1, "what began before is done by the time it returns");
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[other])]).await;
-        always("nothing more is applied", Duration::from_secs(2), async || Ok(stage.ask::<i64>(RECEIVED).await == 1)).await;
+        assert_eq!(harness.ask::<i64>(RECEIVED).await, 1, "what began before is done by the time it returns");
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[other])]).await;
+        always("nothing more is applied", Duration::from_secs(2), async || Ok(harness.ask::<i64>(RECEIVED).await == 1)).await;
         worker.stop().await;
     })
     .await;
@@ -161,13 +161,13 @@ async fn a_pause_waits_for_whoever_looked_before_it_and_says_so_when_it_waits_in
 
 #[tokio::test(flavor = "multi_thread")]
 async fn somebody_who_only_reads_for_long_does_not_hold_up_a_pause() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         // As a dump does.
-        let reader = stage.sandbox.db.begin().await.expect("a transaction");
+        let reader = harness.sandbox.db.begin().await.expect("a transaction");
         reader.query_all_raw(statement("SELECT FROM orders, pauses", [])).await.expect("an answer");
-        let writer = stage.sandbox.db.begin().await.expect("a transaction");
+        let writer = harness.sandbox.db.begin().await.expect("a transaction");
         writer.query_all_raw(statement("SELECT FROM orders FOR UPDATE", [])).await.expect("an answer");
-        pause(stage).await;
+        pause(harness).await;
         writer.rollback().await.expect("done");
         reader.rollback().await.expect("done");
     })
@@ -176,25 +176,25 @@ async fn somebody_who_only_reads_for_long_does_not_hold_up_a_pause() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_of_a_paused_kind_do_not_go_from_hand_to_hand() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(50).await;
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(50).await;
         // More consumers than RabbitMQ delivers a message times, in workers that learn of the pause each by itself.
         let many = [("KYHAN_WORKER_CONSUMERS", "6"), ("KYHAN_DATABASE_MAX_CONNECTIONS", "4"), ("KYHAN_WORKER_PREFETCH", "3")];
-        let settings = stage.sandbox.settings_with(&many).expect("settings");
+        let settings = harness.sandbox.settings_with(&many).expect("settings");
         let workers: Vec<_> = (0..4).map(|_| worker_with(settings.clone())).collect();
         const { assert!(4 * 6 > LANE_DELIVERY_LIMIT) };
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let lane = stage.topology().lane("confirm-receipt", 0);
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let lane = harness.topology().lane("confirm-receipt", 0);
         let all = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 24));
         eventually("all of them take", SOON, all).await;
-        pause(stage).await;
-        stage.publish(orders.iter().map(|order| stage.wakeup("confirm-receipt", &[*order])).collect()).await;
-        until_at_rest(stage, &broker, 50).await;
-        let most = deliveries(stage, &broker).await;
+        pause(harness).await;
+        harness.publish(orders.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
+        until_at_rest(harness, &broker, 50).await;
+        let most = deliveries(harness, &broker).await;
         assert!(most <= 2, "delivered {most} times");
-        assert_eq!(stage.depth("dead").await + stage.depth("quarantine").await + stage.depth("rung.").await, 0);
-        resume(stage).await;
-        eventually("all are received", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 50)).await;
+        assert_eq!(harness.depth("dead").await + harness.depth("quarantine").await + harness.depth("rung.").await, 0);
+        resume(harness).await;
+        eventually("all are received", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 50)).await;
         for worker in workers {
             assert_eq!(worker.stop().await.retried, 0);
         }
@@ -205,19 +205,19 @@ async fn messages_of_a_paused_kind_do_not_go_from_hand_to_hand() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_started_in_a_pause_is_ready_takes_nothing_of_the_kind_and_says_why() {
-    on_stage(QUICK, async |stage| {
-        let (order, item) = (stage.delivering().await, stage.in_cart().await);
-        pause(stage).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order]), stage.wakeup("purge-cart-item", &[item])]).await;
+    with_harness(QUICK, async |harness| {
+        let (order, item) = (harness.delivering().await, harness.in_cart().await);
+        pause(harness).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order]), harness.wakeup("purge-cart-item", &[item])]).await;
         let (health, shutdown) = (Health::new(), CancellationToken::new());
         let worker = tokio::spawn({
-            let (settings, health, shutdown) = (stage.settings().clone(), health.clone(), shutdown.clone());
+            let (settings, health, shutdown) = (harness.settings().clone(), health.clone(), shutdown.clone());
             async move { worker::run(&settings, &health, shutdown).await }
         });
         let shutdown = shutdown.drop_guard();
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
         eventually("it is ready", SOON, async || Ok(health.report().ready)).await;
-        let lane = stage.topology().lane("confirm-receipt", 0);
+        let lane = harness.topology().lane("confirm-receipt", 0);
         let resting = || {
             let parts = health.report().parts.into_iter().filter(|part| part.rests.is_some());
             parts.map(|part| (part.name, part.rests.unwrap_or_default())).collect::<Vec<_>>()
@@ -230,11 +230,11 @@ async fn a_worker_started_in_a_pause_is_ready_takes_nothing_of_the_kind_and_says
             "{:?}",
             resting()
         );
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        until_at_rest(stage, &broker, 1).await;
-        assert_eq!(deliveries(stage, &broker).await, 0);
-        resume(stage).await;
-        eventually("it is received", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 1)).await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        until_at_rest(harness, &broker, 1).await;
+        assert_eq!(deliveries(harness, &broker).await, 0);
+        resume(harness).await;
+        eventually("it is received", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 1)).await;
         eventually("nothing rests", SOON, async || Ok(health.report().ready && resting().is_empty())).await;
         drop(shutdown);
         worker.await.expect("no panic").expect("a worker that works");
@@ -246,18 +246,18 @@ async fn a_worker_started_in_a_pause_is_ready_takes_nothing_of_the_kind_and_says
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sweep_leaves_a_paused_kind_alone() {
     let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    grace_ms = 100");
-    on_stage(&file, async |stage| {
-        stage.delivering().await;
-        pause(stage).await;
-        let worker = stage.worker();
-        stage.in_cart().await;
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let left = async || Ok(stage.ask::<bool>("SELECT count(*) = 0 FROM swept WHERE kind = 'confirm-receipt'").await);
+    with_harness(&file, async |harness| {
+        harness.delivering().await;
+        pause(harness).await;
+        let worker = harness.worker();
+        harness.in_cart().await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let left = async || Ok(harness.ask::<bool>("SELECT count(*) = 0 FROM swept WHERE kind = 'confirm-receipt'").await);
         always("it is not woken", Duration::from_secs(2), left).await;
-        until_at_rest(stage, &broker, 0).await;
-        resume(stage).await;
-        eventually("it is woken and received", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 1)).await;
+        until_at_rest(harness, &broker, 0).await;
+        resume(harness).await;
+        eventually("it is woken and received", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 1)).await;
         worker.stop().await;
         broker.close().await;
     })
@@ -266,34 +266,35 @@ async fn the_sweep_leaves_a_paused_kind_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_nobody_up() {
-    on_stage(QUICK, async |stage| {
-        let orders = [stage.delivering().await, stage.delivering().await, stage.delivering().await];
-        let item = stage.in_cart().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders[..2]), stage.wakeup("purge-cart-item", &[item])]).await;
+    with_harness(QUICK, async |harness| {
+        let orders = [harness.delivering().await, harness.delivering().await, harness.delivering().await];
+        let item = harness.in_cart().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders[..2]), harness.wakeup("purge-cart-item", &[item])]).await;
         for kind in ["confirm-receipt", "purge-cart-item"] {
-            give_up(stage, &stage.topology().lane(kind, 0), LANE_DELIVERY_LIMIT).await;
+            give_up(harness, &harness.topology().lane(kind, 0), LANE_DELIVERY_LIMIT).await;
         }
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let given_up = async || Ok(stage.sandbox.depth(&broker, "quarantine").await? == 2);
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let given_up = async || Ok(harness.sandbox.depth(&broker, "quarantine").await? == 2);
         eventually("both are quarantined", SOON, given_up).await;
-        pause(stage).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        until_at_rest(stage, &broker, 1).await;
-        resume(stage).await;
-        eventually("it is applied", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 2)).await;
-        stage.until_consumed().await;
+        pause(harness).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        until_at_rest(harness, &broker, 1).await;
+        resume(harness).await;
+        eventually("it is applied", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 2)).await;
+        harness.until_consumed().await;
 
         // And by a worker that does not know of the pause yet.
-        pause(stage).await;
-        let quarantined = Outgoing { exchange: stage.topology().quarantine(), ..stage.wakeup("confirm-receipt", &orders[2..]) };
-        stage.publish(vec![quarantined]).await;
-        until_at_rest(stage, &broker, 1).await;
-        assert_eq!(stage.depth("quarantine").await + stage.depth("dead").await, 0);
-        let most = deliveries(stage, &broker).await;
+        pause(harness).await;
+        let quarantined =
+            Outgoing { exchange: harness.topology().quarantine(), ..harness.wakeup("confirm-receipt", &orders[2..]) };
+        harness.publish(vec![quarantined]).await;
+        until_at_rest(harness, &broker, 1).await;
+        assert_eq!(harness.depth("quarantine").await + harness.depth("dead").await, 0);
+        let most = deliveries(harness, &broker).await;
         assert!(most <= 2, "delivered {most} times");
-        resume(stage).await;
-        eventually("it is applied too", NOTICED, async || Ok(stage.ask::<i64>(RECEIVED).await == 3)).await;
+        resume(harness).await;
+        eventually("it is applied too", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 3)).await;
         assert_eq!(worker.stop().await.retried, 0);
         broker.close().await;
     })
@@ -302,7 +303,7 @@ async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_nobo
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_paused_and_resumed_and_why_is_recorded_once_and_shown_and_again_changes_nothing() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let subject = ops::actor::id_of("confirm-receipt");
         for wrong in [
             &["pause", "confirm-reciept", "--why", "x"][..],
@@ -310,27 +311,27 @@ async fn who_paused_and_resumed_and_why_is_recorded_once_and_shown_and_again_cha
             &["pause", "confirm-receipt", "--why", " "],
             &["resume", "confirm-receipt", "--why", "a\nb"],
         ] {
-            let (code, said) = run(stage, wrong).await;
+            let (code, said) = run(harness, wrong).await;
             assert_eq!(code, 2, "{said}");
             assert!(!wrong.contains(&"confirm-reciept") || said.contains("must be one of confirm-receipt, purge-cart-item"), "{said}");
         }
-        let (code, said) = run(stage, &["resume", "confirm-receipt", "--why", "x"]).await;
+        let (code, said) = run(harness, &["resume", "confirm-receipt", "--why", "x"]).await;
         assert!(code == 0 && said.contains("was never paused; nothing was changed"), "{said}");
-        pause(stage).await;
-        let (code, said) = run(stage, &["--as", "minh", "pause", "confirm-receipt", "--why", "another reason"]).await;
+        pause(harness).await;
+        let (code, said) = run(harness, &["--as", "minh", "pause", "confirm-receipt", "--why", "another reason"]).await;
         assert!(code == 0 && said.contains("is already paused, since 20") && said.contains("by lan: phí sai"), "{said}");
 
-        let worker = stage.worker();
-        eventually("the pause is no trouble", SOON, async || Ok(stage.ops(&["status"]).await.is_ok())).await;
-        let status: Value = serde_json::from_str(&stage.ops(&["status", "--json"]).await.expect("well")).expect("JSON");
+        let worker = harness.worker();
+        eventually("the pause is no trouble", SOON, async || Ok(harness.ops(&["status"]).await.is_ok())).await;
+        let status: Value = serde_json::from_str(&harness.ops(&["status", "--json"]).await.expect("well")).expect("JSON");
         let shown = &status["pauses"][0];
         assert_eq!((&shown["kind"], &shown["by"], &shown["why"]), (&"confirm-receipt".into(), &"lan".into(), &"phí sai".into()));
-        let screen = stage.ops(&["status"]).await.expect("a pause is no trouble");
+        let screen = harness.ops(&["status"]).await.expect("a pause is no trouble");
         assert!(screen.contains("PAUSED  confirm-receipt since 20") && screen.contains("+07 by lan: phí sai"), "{screen}");
         worker.stop().await;
 
-        resume(stage).await;
-        let (code, said) = run(stage, &["resume", "confirm-receipt", "--why", "x"]).await;
+        resume(harness).await;
+        let (code, said) = run(harness, &["resume", "confirm-receipt", "--why", "x"]).await;
         assert!(code == 0 && said.contains("is not paused: it was resumed at 20") && said.contains("by minh"), "{said}");
         let recorded = "SELECT string_agg(concat_ws(' ', actor_kind, action, subject_kind, subject_id, detail ->> 'by',
                                                     detail ->> 'why', detail -> 'changed' ->> 'kind'), '; ' ORDER BY id)
@@ -338,34 +339,34 @@ async fn who_paused_and_resumed_and_why_is_recorded_once_and_shown_and_again_cha
         let both = format!(
             "staff kind.paused kind {subject} lan phí sai confirm-receipt; staff kind.resumed kind {subject} minh put right confirm-receipt"
         );
-        assert_eq!(stage.ask::<String>(recorded).await, both);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM pauses").await, 0);
+        assert_eq!(harness.ask::<String>(recorded).await, both);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM pauses").await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_waits_because_of_a_pause_is_not_off_and_not_wrong() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() - interval '20 minutes'", []).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[order])]).await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() - interval '20 minutes'", []).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         let verdicts = async || {
-            let (status, _) = run(stage, &["status"]).await;
+            let (status, _) = run(harness, &["status"]).await;
             let audit =
-                fleet::command("ops", &stage.sandbox.env, ["audit", "--json"]).expect("built").output().await.expect("an end");
+                fleet::command("ops", &harness.sandbox.env, ["audit", "--json"]).expect("built").output().await.expect("an end");
             let report: Value = serde_json::from_slice(&audit.stdout).expect("JSON");
             let verdict = report["due"][0]["verdict"].as_str().expect("a verdict").to_owned();
             (status, audit.status.code().expect("an exit code"), verdict)
         };
         assert_eq!(verdicts().await, (1, 1, "off".to_owned()));
-        pause(stage).await;
+        pause(harness).await;
         // What the audit found before the pause holds until the next one.
         assert_eq!(verdicts().await, (1, 0, "note".to_owned()));
-        let worker = stage.worker();
+        let worker = harness.worker();
         eventually("nothing is wrong", SOON, async || Ok(verdicts().await == (0, 0, "note".to_owned()))).await;
         worker.stop().await;
-        assert_eq!(stage.depth("due.confirm-receipt").await, 1);
+        assert_eq!(harness.depth("due.confirm-receipt").await, 1);
     })
     .await;
 }
@@ -373,12 +374,12 @@ async fn what_waits_because_of_a_pause_is_not_off_and_not_wrong() {
 /// Whoever pauses twice at once has paused once.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_who_pause_at_once_are_one_pause() {
-    on_stage(QUICK, async |stage| {
-        let one = || run(stage, &["pause", "confirm-receipt", "--why", "x"]);
+    with_harness(QUICK, async |harness| {
+        let one = || run(harness, &["pause", "confirm-receipt", "--why", "x"]);
         let all = futures::future::join_all((0..4).map(|_| one())).await;
         assert!(all.iter().all(|(code, _)| *code == 0), "{all:?}");
         assert_eq!(all.iter().filter(|(_, said)| said.contains("is already paused")).count(), 3, "{all:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity").await, 1);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity").await, 1);
     })
     .await;
 }

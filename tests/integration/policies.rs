@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use shared::domain::task::EXAMPLE_CUSTOMER;
 use uuid::Uuid;
 
-use crate::stage::Stage;
+use crate::harness::Harness;
 
 /// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already. What is hidden, and when,
 /// stays.
@@ -50,24 +50,24 @@ impl Drop for File {
 }
 
 /// Orders on their way for 1 to `most` days, paid in full; half an hour apart from any border.
-pub async fn delivering(stage: &Stage, most: i32) {
+pub async fn delivering(harness: &Harness, most: i32) {
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                SELECT gen_random_uuid(), 'D-' || n, $1, 'delivering', now() - n * interval '1 day' + interval '30 minutes'
                  FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+    harness.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
 }
 
 /// Orders received 1 to `most` hours ago, each short of as many thousands for goods and one for service.
-pub async fn short(stage: &Stage, most: i32) {
+pub async fn short(harness: &Harness, most: i32) {
     let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due, service_due)
                SELECT gen_random_uuid(), 'R-' || n, $1, 'received', now() - n * interval '1 hour' + interval '10 minutes', n * 1000, 1
                  FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+    harness.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
 }
 
-pub async fn in_cart(stage: &Stage, most: i32) {
+pub async fn in_cart(harness: &Harness, most: i32) {
     let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
                SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - n * interval '1 day' + interval '30 minutes'
                  FROM generate_series(1, $2::int) AS n";
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
+    harness.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
 }

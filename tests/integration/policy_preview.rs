@@ -7,15 +7,15 @@ use shared::settings::Settings;
 use tests::{fleet, sandbox::always};
 
 use crate::{
+    harness::{Harness, with_harness, worker_with},
     policies::{File, SHORTER, delivering, in_cart, short},
-    stage::{Stage, on_stage, worker_with},
 };
 
 /// The published policy, with a sweep as soon as a worker leads.
 const FILE: &str = "[sweep]\n every_ms = 100\n grace_ms = 10\n";
 
-async fn previewed(stage: &Stage, file: &File) -> Value {
-    let told = stage.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
+async fn previewed(harness: &Harness, file: &File) -> Value {
+    let told = harness.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
     serde_json::from_str(&told).expect("JSON")
 }
 
@@ -29,13 +29,13 @@ fn numbers<const N: usize>(kind: &Value, names: [&str; N]) -> [i64; N] {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         // Overdue already: 2 orders of 16 days (15 and 16), none of the short ones, no items.
-        delivering(stage, 16).await;
-        short(stage, 20).await;
-        in_cart(stage, 20).await;
+        delivering(harness, 16).await;
+        short(harness, 20).await;
+        in_cart(harness, 20).await;
         let file = File::new(SHORTER);
-        let preview = previewed(stage, &file).await;
+        let preview = previewed(harness, &file).await;
         let told = ["candidates", "earlier", "later", "same", "appear", "vanish", "never", "due_before", "due_after", "at_once"];
         // Of 16, those of 8 days and more are due; of 20 hours, those of 7 and more; of 20 days, those of 8 and more.
         assert_eq!(numbers(kind(&preview, "confirm-receipt"), told), [16, 16, 0, 0, 0, 0, 0, 2, 9, 7], "{preview}");
@@ -46,29 +46,29 @@ async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
         assert_eq!(kind(&preview, "confirm-receipt")["at_once_amount"], Value::Null);
         let untouched = "SELECT (SELECT count(*) FROM orders WHERE updated_at > created_at)
                               + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM activity)";
-        assert_eq!(stage.ask::<i64>(untouched).await, 0, "a preview changes nothing");
+        assert_eq!(harness.ask::<i64>(untouched).await, 0, "a preview changes nothing");
 
         // The same settings with the other policy.
         let both = File::new(&format!("{FILE}{SHORTER}"));
-        let worker = worker_with(Settings::read(Some(&both.0), stage.sandbox.env.clone()).expect("settings"));
+        let worker = worker_with(Settings::read(Some(&both.0), harness.sandbox.env.clone()).expect("settings"));
         let applied = "SELECT ARRAY[(SELECT count(*) FROM order_status_history WHERE reason = 'confirm-receipt'),
                                     (SELECT count(DISTINCT order_id) FROM transfers WHERE reason = 'arrears'),
                                     (SELECT count(*) FROM activity WHERE action = 'cart_item.purged')]";
-        stage.until(&format!("SELECT ({applied}) = ARRAY[9, 14, 13]::bigint[]")).await;
-        let enough = async || Ok(stage.ask::<Vec<i64>>(applied).await == [9, 14, 13]);
+        harness.until(&format!("SELECT ({applied}) = ARRAY[9, 14, 13]::bigint[]")).await;
+        let enough = async || Ok(harness.ask::<Vec<i64>>(applied).await == [9, 14, 13]);
         always("and nothing more", Duration::from_millis(800), enough).await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT sum(amount)::bigint FROM transfers WHERE reason = 'arrears'").await, amount);
+        assert_eq!(harness.ask::<i64>("SELECT sum(amount)::bigint FROM transfers WHERE reason = 'arrears'").await, amount);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
-    on_stage(FILE, async |stage| {
-        delivering(stage, 3).await;
-        short(stage, 2).await;
-        in_cart(stage, 4).await;
+    with_harness(FILE, async |harness| {
+        delivering(harness, 3).await;
+        short(harness, 2).await;
+        in_cart(harness, 4).await;
         let file = File::new(
             r#"
             [[policy]]
@@ -81,7 +81,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
             after = "24h"
             "#,
         );
-        let preview = previewed(stage, &file).await;
+        let preview = previewed(harness, &file).await;
         let moves = ["earlier", "later", "same", "appear", "vanish", "never"];
         assert_eq!(numbers(kind(&preview, "confirm-receipt"), moves), [0, 3, 0, 0, 0, 0], "{preview}");
         assert_eq!(
@@ -90,26 +90,29 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
             "a moment without a line counts: {preview}"
         );
         assert_eq!(numbers(kind(&preview, "purge-cart-item"), moves), [0, 0, 0, 0, 4, 0], "{preview}");
-        let prefix = stage.topology().rung_prefix();
+        let prefix = harness.topology().rung_prefix();
         assert_eq!(preview["rungs_new"], serde_json::json!([format!("{prefix}20d")]));
         assert_eq!(preview["rungs_forgotten"], serde_json::json!([format!("{prefix}14d")]));
         let day = "SELECT ((now() + interval '19 days 30 minutes') AT TIME ZONE 'Asia/Ho_Chi_Minh')::date::text";
         let busiest = &kind(&preview, "confirm-receipt")["busiest_after"];
         assert_eq!(busiest["subjects"], 1);
-        assert!(busiest["day"].as_str().expect("a day") <= stage.ask::<String>(day).await.as_str(), "of as busy ones the first");
-        let shown = stage.ops(&["policy", "preview", file.path()]).await.expect("a preview");
+        assert!(
+            busiest["day"].as_str().expect("a day") <= harness.ask::<String>(day).await.as_str(),
+            "of as busy ones the first"
+        );
+        let shown = harness.ops(&["policy", "preview", file.path()]).await.expect("a preview");
         for said in ["14d", "20d", "no longer due", "New rungs", "ops topology prune"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
         let at_once =
-            stage.ops(&["policy", "preview", File::new(&SHORTER.replace("\"7d\"", "\"1d\"")).path()]).await.expect("a preview");
+            harness.ops(&["policy", "preview", File::new(&SHORTER.replace("\"7d\"", "\"1d\"")).path()]).await.expect("a preview");
         assert!(at_once.contains("fall due at once"), "{at_once}");
 
         // The other way round, what appears: a fleet whose policy does not know carts yet.
         let now = File::new(&std::fs::read_to_string(&file.0).expect("a file"));
-        let published = File::new(&Settings::read(None, stage.sandbox.env.clone()).expect("settings").policy.to_string());
+        let published = File::new(&Settings::read(None, harness.sandbox.env.clone()).expect("settings").policy.to_string());
         let mut command =
-            fleet::command("ops", &stage.sandbox.env, ["policy", "preview", published.path(), "--json"]).expect("built");
+            fleet::command("ops", &harness.sandbox.env, ["policy", "preview", published.path(), "--json"]).expect("built");
         command.env("KYHAN_CONFIG", &now.0);
         let back: Value = serde_json::from_str(&fleet::output(command).await.expect("a preview")).expect("JSON");
         assert_eq!(numbers(kind(&back, "purge-cart-item"), moves), [0, 0, 0, 4, 0, 0], "{back}");
@@ -120,7 +123,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_file_that_cannot_hold_is_refused_with_every_mistake() {
-    on_stage(FILE, async |stage| {
+    with_harness(FILE, async |harness| {
         let bad = SHORTER.replace("\"7d\"", "\"a week\"").replace("collect-arrears", "collect-arears");
         let files = [
             (
@@ -134,7 +137,7 @@ async fn a_file_that_cannot_hold_is_refused_with_every_mistake() {
             (File(PathBuf::from("/nonexistent.toml")), vec!["/nonexistent.toml"]),
         ];
         for (file, complaints) in files {
-            let run = fleet::command("ops", &stage.sandbox.env, ["policy", "preview", file.path()])
+            let run = fleet::command("ops", &harness.sandbox.env, ["policy", "preview", file.path()])
                 .expect("built")
                 .output()
                 .await

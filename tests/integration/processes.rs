@@ -7,8 +7,8 @@ use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
 
 use crate::{
+    harness::{QUICK, SOON, with_harness},
     letters,
-    stage::{QUICK, SOON, on_stage},
 };
 
 /// Every index, trigger and function, as PostgreSQL would make it again.
@@ -21,18 +21,18 @@ const DEFINITIONS: &str = "SELECT string_agg(definition, E'\\n' ORDER BY definit
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_down() {
-    on_stage(QUICK, async |stage| {
-        let env = &stage.sandbox.env;
+    with_harness(QUICK, async |harness| {
+        let env = &harness.sandbox.env;
         let ops = async |arguments: &[&str]| fleet::output(fleet::command("ops", env, arguments)?).await;
         assert!(ops(&["migrate", "up"]).await.expect("up").contains("0 migrations applied"));
         assert!(ops(&["set-aside", "retry", "999"]).await.expect_err("refused").to_string().contains("0 events are back"));
-        let before = stage.ask::<String>(DEFINITIONS).await;
+        let before = harness.ask::<String>(DEFINITIONS).await;
         // The order system works without the fleet: with the outbox gone, its triggers must not stop it.
         ops(&["triggers", "install"]).await.expect("triggers");
-        let fleet = stage.ask::<i64>("SELECT count(*) FROM seaql_migrations WHERE version >= 'm01'").await.to_string();
+        let fleet = harness.ask::<i64>("SELECT count(*) FROM seaql_migrations WHERE version >= 'm01'").await.to_string();
         ops(&["migrate", "down", "--steps", &fleet]).await.expect("down");
-        assert!(stage.ask::<bool>("SELECT to_regclass('outbox') IS NULL AND to_regclass('orders') IS NOT NULL").await);
-        stage.delivering().await;
+        assert!(harness.ask::<bool>("SELECT to_regclass('outbox') IS NULL AND to_regclass('orders') IS NOT NULL").await);
+        harness.delivering().await;
         ops(&["migrate", "down", "--steps", "99"]).await.expect("down");
         for (name, arguments) in
             [("worker", &[][..]), ("producer", &["relay"]), ("ops", &["set-aside", "list"]), ("ops", &["triggers", "install"])]
@@ -44,7 +44,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         let status = ops(&["migrate", "status"]).await.expect("a status");
         assert!(status.contains("to go") && !status.contains("applied"), "{status}");
         assert_eq!(
-            stage
+            harness
                 .ask::<i64>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'seaql_migrations'")
                 .await,
             0
@@ -53,16 +53,16 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         let (first, second, third) = tokio::join!(ops(&["migrate", "up"]), ops(&["migrate", "up"]), ops(&["migrate", "up"]));
         let said = [first, second, third].map(|up| up.expect("up again"));
         assert_eq!(said.iter().filter(|said| said.contains("0 migrations applied")).count(), 2, "{said:?}");
-        assert_eq!(stage.ask::<String>(DEFINITIONS).await, before);
-        stage.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
+        assert_eq!(harness.ask::<String>(DEFINITIONS).await, before);
+        harness.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
-    on_stage(QUICK, async |stage| {
-        stage.delivering().await;
+    with_harness(QUICK, async |harness| {
+        harness.delivering().await;
         for (arguments, told, recorded) in [
             (&["triggers", "install"][..], json!({ "installed": true }), Some("triggers.installed")),
             (&["triggers", "remove"], json!({ "installed": false }), Some("triggers.removed")),
@@ -80,24 +80,24 @@ async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
             (&["set-aside", "retry", "--all"], json!({ "retried": 0 }), None),
             (&["resume", "confirm-receipt", "--why", "calm"], json!({ "kind": "confirm-receipt", "changed": false }), None),
         ] {
-            let before: i64 = stage.ask("SELECT count(*) FROM activity").await;
-            let said = letters::json(stage, &[&["--as", "lan"], arguments, &["--json"]].concat()).await;
+            let before: i64 = harness.ask("SELECT count(*) FROM activity").await;
+            let said = letters::json(harness, &[&["--as", "lan"], arguments, &["--json"]].concat()).await;
             assert_eq!(said, told, "{arguments:?}");
             assert_eq!(
-                stage.ask::<i64>("SELECT count(*) FROM activity").await - before,
+                harness.ask::<i64>("SELECT count(*) FROM activity").await - before,
                 i64::from(recorded.is_some()),
                 "{arguments:?}"
             );
             if let Some(action) = recorded {
                 let last = "SELECT action || ' by ' || (detail ->> 'by') FROM activity ORDER BY id DESC LIMIT 1";
-                assert_eq!(stage.ask::<String>(last).await, format!("{action} by lan"));
+                assert_eq!(harness.ask::<String>(last).await, format!("{action} by lan"));
             }
         }
-        let declared = letters::json(stage, &["topology", "declare", "--json"]).await;
-        let shown = letters::json(stage, &["topology", "show", "--json"]).await;
+        let declared = letters::json(harness, &["topology", "declare", "--json"]).await;
+        let shown = letters::json(harness, &["topology", "show", "--json"]).await;
         assert_eq!(Some(shown.as_array().expect("queues").len() as u64), declared["queues"].as_u64(), "{declared} {shown}");
-        assert!(letters::json(stage, &["migrate", "status", "--json"]).await[0]["applied"].as_bool().expect("a state"));
-        let paused = letters::json(stage, &["--as", "lan", "pause", "confirm-receipt", "--why", "a test", "--json"]).await;
+        assert!(letters::json(harness, &["migrate", "status", "--json"]).await[0]["applied"].as_bool().expect("a state"));
+        let paused = letters::json(harness, &["--as", "lan", "pause", "confirm-receipt", "--why", "a test", "--json"]).await;
         assert_eq!((&paused["paused"]["by"], &paused["changed"]), (&"lan".into(), &true.into()), "{paused}");
     })
     .await;
@@ -105,8 +105,8 @@ async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_are_shown_without_secrets() {
-    on_stage(QUICK, async |stage| {
-        let mut env = stage.sandbox.env.clone();
+    with_harness(QUICK, async |harness| {
+        let mut env = harness.sandbox.env.clone();
         env.insert("KYHAN_WORKER_BATCH_MAX".into(), "none".into());
         env.insert("KYHAN_TOPOLOGY_SHARDS".into(), "0".into());
         for (name, arguments) in [("worker", &[][..]), ("producer", &["relay"]), ("ops", &["dead", "list"])] {
@@ -122,18 +122,18 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "http/protobuf", "only \"grpc\" is supported"),
         ] {
             let mut wrong = value.to_owned();
-            if let (Some(real), Ok(mut url)) = (stage.sandbox.env.get(variable), url::Url::parse(value)) {
+            if let (Some(real), Ok(mut url)) = (harness.sandbox.env.get(variable), url::Url::parse(value)) {
                 url.set_port(url::Url::parse(real).expect("a URL").port()).expect("a port");
                 wrong = url.into();
             }
-            let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
+            let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
             command.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9").env(variable, wrong);
             let refused = tokio::time::timeout(SOON, command.output()).await.expect("it leaves").expect("run");
             assert!(!refused.status.success(), "{variable}");
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains(why) && !said.contains("hunter2"), "{said}");
         }
-        let mut env = stage.sandbox.env.clone();
+        let mut env = harness.sandbox.env.clone();
         env.insert("KYHAN_AMQP_URL".into(), "amqp://kyhan:hunter2@localhost/%2f".into());
         let shown = fleet::output(fleet::command("worker", &env, ["--print-config"]).expect("built")).await.expect("shown");
         assert!(shown.contains("amqp://kyhan:***@localhost") && !shown.contains("hunter2"), "{shown}");
@@ -144,26 +144,26 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(20000).await;
-        let messages = orders.chunks(20).map(|some| stage.wakeup("confirm-receipt", some));
-        stage.publish(messages.collect()).await;
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(20000).await;
+        let messages = orders.chunks(20).map(|some| harness.wakeup("confirm-receipt", some));
+        harness.publish(messages.collect()).await;
         let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
         let mut worker =
-            fleet::start(fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
-        stage.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
+            fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
+        harness.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
         fleet::terminate(&worker).await.expect("told");
         let status = tokio::time::timeout(Duration::from_secs(20), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         let said = std::fs::read_to_string(&log).expect("a log");
         std::fs::remove_file(&log).expect("removed");
         // It settled all that it applied: nothing of it comes back.
-        let applied: i64 = stage.ask("SELECT count(*) FROM orders WHERE status = 'received'").await;
+        let applied: i64 = harness.ask("SELECT count(*) FROM orders WHERE status = 'received'").await;
         let last = said.lines().rfind(|line| line.contains("settled so far")).expect("a last word");
         let last: serde_json::Value = serde_json::from_str(last).expect("JSON on no terminal");
         assert_eq!(last["applied"].as_i64(), Some(applied), "{said}");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 20000 FROM orders WHERE status = 'received'").await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied as i64 + applied, totals.stale), (20_000, 0));
     })
@@ -172,9 +172,9 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_nobody_from_leaving() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let mut env = stage.sandbox.env.clone();
+        let mut env = harness.sandbox.env.clone();
         let url = format!("postgres://postgres@{}/kyhan", silent.local_addr().expect("an address"));
         env.insert("KYHAN_DATABASE_URL".into(), url);
         env.insert("KYHAN_DATABASE_ACQUIRE_TIMEOUT_MS".into(), "200".into());
@@ -192,38 +192,38 @@ async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_n
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_workers_wakeups_are_applied_by_another_once() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(5000).await;
-        let messages = orders.chunks(10).map(|some| stage.wakeup("confirm-receipt", some));
-        stage.publish(messages.collect()).await;
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(5000).await;
+        let messages = orders.chunks(10).map(|some| harness.wakeup("confirm-receipt", some));
+        harness.publish(messages.collect()).await;
         for _ in 0..3 {
-            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
-            let before: i64 = stage.ask("SELECT count(*) FROM order_status_history").await;
-            stage.until(&format!("SELECT count(*) > least({before} + 100, 4999) FROM order_status_history")).await;
+            let mut worker = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+            let before: i64 = harness.ask("SELECT count(*) FROM order_status_history").await;
+            harness.until(&format!("SELECT count(*) > least({before} + 100, 4999) FROM order_status_history")).await;
             worker.kill().await.expect("killed");
         }
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 5000 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 5000 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 5000);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 5000);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_trace_travels_in_the_message() {
-    on_stage(QUICK, async |stage| {
-        let order = stage.delivering().await;
-        stage.event("order.shipped", order).await;
+    with_harness(QUICK, async |harness| {
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
         // Exporting to nowhere must disturb nothing.
-        let mut relay = fleet::command("producer", &stage.sandbox.env, ["relay"]).expect("built");
+        let mut relay = fleet::command("producer", &harness.sandbox.env, ["relay"]).expect("built");
         relay.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
         let mut relay = relay.spawn().expect("started");
-        stage.until("SELECT count(*) = 0 FROM outbox").await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
         relay.kill().await.expect("killed");
-        let lane = stage.topology().lane("confirm-receipt", 0);
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        let lane = harness.topology().lane("confirm-receipt", 0);
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
         let mut traced = None;
         tests::sandbox::eventually("it is due", SOON, async || {
@@ -244,10 +244,10 @@ async fn the_trace_travels_in_the_message() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_thread_has_room_for_headers_as_deep_as_a_frame_allows() {
-    on_stage(QUICK, async |stage| {
-        let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+    with_harness(QUICK, async |harness| {
+        let mut worker = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
         let pid = worker.id().expect("a pid");
-        stage.until_consumed().await;
+        harness.until_consumed().await;
         // The thread that reads from RabbitMQ, and the memory that was set apart for its stack.
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"));
         if let Ok(maps) = maps {

@@ -7,23 +7,23 @@ use shared::message::topology::{LANE_DELIVERY_LIMIT, QUARANTINE_DELIVERY_LIMIT};
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::harness::{Harness, QUICK, SOON, with_harness};
 
 /// From now on whoever applies this order hangs, as a worker would that its row sends into an endless loop.
-async fn hangs_its_worker(stage: &Stage, order: Uuid) {
+async fn hangs_its_worker(harness: &Harness, order: Uuid) {
     let function = format!(
         "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
              IF OLD.id = '{order}' THEN PERFORM pg_sleep(3600); END IF;
              RETURN NEW;
          END $$"
     );
-    stage.run(&function, []).await;
-    stage.run("CREATE TRIGGER hang BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION hang()", []).await;
+    harness.run(&function, []).await;
+    harness.run("CREATE TRIGGER hang BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION hang()", []).await;
 }
 
 /// Worker after worker takes the head of a queue in hand and dies, until the queue gives it up.
-pub async fn give_up(stage: &Stage, queue: &str, limit: i64) {
-    let broker = stage.sandbox.broker().await.expect("a broker");
+pub async fn give_up(harness: &Harness, queue: &str, limit: i64) {
+    let broker = harness.sandbox.broker().await.expect("a broker");
     for _ in 0..=limit {
         let channel = broker.channel().await.expect("a channel");
         let mut taken = None;
@@ -39,50 +39,50 @@ pub async fn give_up(stage: &Stage, queue: &str, limit: i64) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culprit_is_a_dead_letter() {
-    on_stage(QUICK, async |stage| {
-        let orders = [stage.delivering().await, stage.delivering().await, stage.delivering().await];
+    with_harness(QUICK, async |harness| {
+        let orders = [harness.delivering().await, harness.delivering().await, harness.delivering().await];
         let culprit = orders[1];
-        hangs_its_worker(stage, culprit).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        give_up(stage, &stage.topology().lane("confirm-receipt", 0), LANE_DELIVERY_LIMIT).await;
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        eventually("it is quarantined", SOON, async || Ok(stage.sandbox.depth(&broker, "quarantine").await? == 1)).await;
+        hangs_its_worker(harness, culprit).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+        give_up(harness, &harness.topology().lane("confirm-receipt", 0), LANE_DELIVERY_LIMIT).await;
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        eventually("it is quarantined", SOON, async || Ok(harness.sandbox.depth(&broker, "quarantine").await? == 1)).await;
 
         // Real workers now: each takes the culprit in hand, hangs, and is killed.
         let hanging = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
         let end_it = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
         let mut deaths = 0;
-        while stage.buried().await == 0 {
-            let mut worker = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
+        while harness.buried().await == 0 {
+            let mut worker = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
             eventually("it hangs, or the culprit is given up", SOON, async || {
-                Ok(stage.ask::<bool>(hanging).await || stage.buried().await == 1)
+                Ok(harness.ask::<bool>(hanging).await || harness.buried().await == 1)
             })
             .await;
             worker.kill().await.expect("killed");
-            stage.ask::<i64>(end_it).await;
+            harness.ask::<i64>(end_it).await;
             // A session takes a moment to end, and must not be taken for the next one.
-            eventually("nobody hangs", SOON, async || Ok(!stage.ask::<bool>(hanging).await)).await;
+            eventually("nobody hangs", SOON, async || Ok(!harness.ask::<bool>(hanging).await)).await;
             deaths += 1;
             assert!(deaths <= QUARANTINE_DELIVERY_LIMIT + 2, "it is never given up");
         }
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
-        stage.until_dead(1).await;
-        stage.until_settled().await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        harness.until_dead(1).await;
+        harness.until_settled().await;
         worker.stop().await;
-        let letters = stage.dead_letters().await;
+        let letters = harness.dead_letters().await;
         assert_eq!(letters.len(), 1);
         assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", Some(culprit)));
         assert!(letters[0].cause.contains("quarantine"), "{}", letters[0].cause);
 
         // Once what hung is mended, it is applied when it is woken again.
-        stage.run("DROP TRIGGER hang ON orders", []).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &[culprit])]).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
+        harness.run("DROP TRIGGER hang ON orders", []).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[culprit])]).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 3);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 3);
         broker.close().await;
     })
     .await;
@@ -90,19 +90,19 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_only_lay_beside_the_culprit_is_applied_and_nothing_is_buried() {
-    on_stage(QUICK, async |stage| {
-        let orders = [stage.delivering().await, stage.delivering().await];
-        let item = stage.in_cart().await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders), stage.wakeup("purge-cart-item", &[item])]).await;
+    with_harness(QUICK, async |harness| {
+        let orders = [harness.delivering().await, harness.delivering().await];
+        let item = harness.in_cart().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders), harness.wakeup("purge-cart-item", &[item])]).await;
         for kind in ["confirm-receipt", "purge-cart-item"] {
-            give_up(stage, &stage.topology().lane(kind, 0), LANE_DELIVERY_LIMIT).await;
+            give_up(harness, &harness.topology().lane(kind, 0), LANE_DELIVERY_LIMIT).await;
         }
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        tests::sandbox::always("nothing is buried", Duration::from_millis(500), async || Ok(stage.buried().await == 0)).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        tests::sandbox::always("nothing is buried", Duration::from_millis(500), async || Ok(harness.buried().await == 0)).await;
         assert_eq!(worker.stop().await.applied, 3);
-        assert_eq!(stage.depth("quarantine").await, 0);
+        assert_eq!(harness.depth("quarantine").await, 0);
     })
     .await;
 }

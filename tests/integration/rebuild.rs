@@ -5,15 +5,15 @@ use shared::domain::task::Task;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, Stage, on_stage};
+use crate::harness::{Harness, QUICK, SOON, with_harness};
 
 /// The broker comes back empty.
-async fn lose_the_broker(stage: &Stage) {
-    let broker = stage.sandbox.broker().await.expect("a broker");
-    for queue in stage.topology().queues() {
+async fn lose_the_broker(harness: &Harness) {
+    let broker = harness.sandbox.broker().await.expect("a broker");
+    for queue in harness.topology().queues() {
         broker.delete_queue(&queue.name).await.expect("deleted");
     }
-    for exchange in stage.topology().exchanges() {
+    for exchange in harness.topology().exchanges() {
         broker.delete_exchange(&exchange.name).await.expect("deleted");
     }
     broker.close().await;
@@ -22,79 +22,79 @@ async fn lose_the_broker(stage: &Stage) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_broker_lost_with_its_disk_loses_no_deadline() {
     let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
-    on_stage(&file, async |stage| {
+    with_harness(&file, async |harness| {
         let mut subjects = Vec::new();
-        for task in stage.tasks() {
+        for task in harness.tasks() {
             for _ in 0..10 {
                 let id = Uuid::new_v4();
-                stage.run(task.examples().due, [id.into()]).await;
+                harness.run(task.examples().due, [id.into()]).await;
                 subjects.push((task, id));
             }
         }
         // Half of the orders fall due in a second only.
         let later =
             "UPDATE orders SET delivering_since = now() WHERE status = 'delivering' AND id IN (SELECT id FROM orders LIMIT 5)";
-        stage.run(later, []).await;
-        lose_the_broker(stage).await;
-        let counted = stage.ops(&["rebuild", "--dry-run"]).await.expect("counted");
-        assert!(stage.tasks().map(Task::kind).all(|kind| counted.contains(&format!("{kind}: 10 pending"))), "{counted}");
-        let rebuilt = stage.ops(&["rebuild"]).await.expect("rebuilt");
+        harness.run(later, []).await;
+        lose_the_broker(harness).await;
+        let counted = harness.ops(&["rebuild", "--dry-run"]).await.expect("counted");
+        assert!(harness.tasks().map(Task::kind).all(|kind| counted.contains(&format!("{kind}: 10 pending"))), "{counted}");
+        let rebuilt = harness.ops(&["rebuild"]).await.expect("rebuilt");
         assert!(
-            stage.tasks().map(Task::kind).all(|kind| rebuilt.contains(&format!("{kind}: 10 subjects scheduled again"))),
+            harness.tasks().map(Task::kind).all(|kind| rebuilt.contains(&format!("{kind}: 10 subjects scheduled again"))),
             "{rebuilt}"
         );
-        let worker = stage.worker();
+        let worker = harness.worker();
         for (task, id) in &subjects {
-            eventually("the effect", SOON, async || Ok(stage.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
+            eventually("the effect", SOON, async || Ok(harness.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
         }
-        stage.until_settled().await;
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.retried, totals.rejected), (subjects.len() as u64, 0, 0), "{totals:?}");
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM rebuilds").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM rebuilds").await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn on_a_healthy_broker_it_doubles_nothing() {
-    on_stage(QUICK, async |stage| {
-        let orders = stage.many_delivering(500).await;
-        stage.publish(vec![stage.wakeup("confirm-receipt", &orders)]).await;
-        let unknown = stage.ops(&["rebuild", "--kind", "make-coffee"]).await.expect_err("refused").to_string();
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(500).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
+        let unknown = harness.ops(&["rebuild", "--kind", "make-coffee"]).await.expect_err("refused").to_string();
         assert!(unknown.contains("must be one of confirm-receipt"), "{unknown}");
-        stage.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 500 FROM orders WHERE status = 'received'").await;
-        stage.until_settled().await;
+        harness.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 500 FROM orders WHERE status = 'received'").await;
+        harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale), (500, 500));
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 500);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 500);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_it_goes_on_where_it_stopped_and_leaves_no_row_out() {
-    on_stage(QUICK, async |stage| {
-        stage.many_delivering(30_000).await;
+    with_harness(QUICK, async |harness| {
+        harness.many_delivering(30_000).await;
         let arguments = ["rebuild", "--kind", "confirm-receipt", "--rate", "10000"];
-        let mut first = fleet::command("ops", &stage.sandbox.env, arguments).expect("built").spawn().expect("started");
-        stage.until("SELECT count(*) = 1 FROM rebuilds").await;
+        let mut first = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").spawn().expect("started");
+        harness.until("SELECT count(*) = 1 FROM rebuilds").await;
         first.kill().await.expect("killed");
-        let counted = stage.ops(&["rebuild", "--dry-run", "--kind", "confirm-receipt"]).await.expect("counted");
+        let counted = harness.ops(&["rebuild", "--dry-run", "--kind", "confirm-receipt"]).await.expect("counted");
         assert!(counted.contains("30000 pending") && counted.contains("a rebuild was interrupted at"), "{counted}");
         // Long ago: the broker may have been lost again since, and somebody has to say what is meant.
         let age = "UPDATE rebuilds SET at = at - interval '2 hours' * $1";
-        stage.run(age, [1.0f64.into()]).await;
-        let refused = stage.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect_err("refused").to_string();
+        harness.run(age, [1.0f64.into()]).await;
+        let refused = harness.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect_err("refused").to_string();
         assert!(refused.contains("Pass --restart to start from the beginning"), "{refused}");
-        stage.run(age, [(-1.0f64).into()]).await;
-        let rebuilt = stage.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
+        harness.run(age, [(-1.0f64).into()]).await;
+        let rebuilt = harness.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect("rebuilt");
         assert!(!rebuilt.contains("30000 subjects"), "it went on: {rebuilt}");
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 30000 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 30000 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM order_status_history").await, 30_000);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_status_history").await, 30_000);
     })
     .await;
 }

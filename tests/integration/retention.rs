@@ -12,18 +12,18 @@ use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, SOON, every_kind, with_harness},
     letters::{json, ops},
-    stage::{QUICK, SOON, Stage, every_kind, on_stage},
 };
 
 /// An order that was received, and of which nothing was heard since a moment (SQL).
-async fn heard_of(stage: &Stage, moment: &str) -> Uuid {
+async fn heard_of(harness: &Harness, moment: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = format!(
         "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, created_at, updated_at)
          SELECT $1, 'BG-' || $1::text, $2, 'received', ago, ago, ago, ago FROM (SELECT {moment} AS ago) AS moment"
     );
-    stage.run(&sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
+    harness.run(&sql, [id.into(), EXAMPLE_CUSTOMER.into()]).await;
     id
 }
 
@@ -32,8 +32,8 @@ fn kept(more: &str) -> String {
     every_kind(&QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = 100\n    {more}")))
 }
 
-/// Puts a clock before the workers of a stage: their statements ask `clock.now()`, which says what `clock.at` holds.
-async fn clock(stage: &Stage) {
+/// Puts a clock before the workers of a harness: their statements ask `clock.now()`, which says what `clock.at` holds.
+async fn clock(harness: &Harness) {
     for sql in [
         "CREATE SCHEMA clock",
         "CREATE TABLE clock.at (now timestamptz)",
@@ -41,13 +41,13 @@ async fn clock(stage: &Stage) {
         "CREATE FUNCTION clock.now() RETURNS timestamptz LANGUAGE sql STABLE SECURITY DEFINER AS 'SELECT now FROM clock.at'",
         "GRANT USAGE ON SCHEMA clock TO kyhan_worker",
     ] {
-        stage.run(sql, []).await;
+        harness.run(sql, []).await;
     }
-    let login = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+    let login = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
     let row = login.query_one_raw(statement("SELECT session_user::text AS login", [])).await.expect("asked").expect("a row");
     let worker: String = row.try_get("", "login").expect("a name");
     login.close().await.expect("closed");
-    stage.run(&format!("ALTER ROLE {worker} SET search_path = clock, public, pg_catalog"), []).await;
+    harness.run(&format!("ALTER ROLE {worker} SET search_path = clock, public, pg_catalog"), []).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -66,26 +66,26 @@ async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_se
         ("2025-10-31 17:00:00+00", "2026-04-30 17:00:00+00"),
         ("2025-06-15 08:30:15.123456+07", "2025-12-15 08:30:15.123456+07"),
     ];
-    on_stage(&every_kind(QUICK), async |stage| {
-        clock(stage).await;
+    with_harness(&every_kind(QUICK), async |harness| {
+        clock(harness).await;
         let hidden = "SELECT count(*) > 0 FROM orders WHERE hidden_at IS NOT NULL";
         for (news, end) in CASES {
-            let order = heard_of(stage, &format!("timestamptz '{news}'")).await;
+            let order = heard_of(harness, &format!("timestamptz '{news}'")).await;
             // A second, and then a microsecond, before the end.
             for early in ["1 second", "1 microsecond"] {
-                stage.run(&format!("UPDATE clock.at SET now = timestamptz '{end}' - interval '{early}'"), []).await;
-                let worker = stage.worker();
-                stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-                eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+                harness.run(&format!("UPDATE clock.at SET now = timestamptz '{end}' - interval '{early}'"), []).await;
+                let worker = harness.worker();
+                harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+                eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
                 assert!(worker.stop().await.postponed > 0, "{news}, {early} before {end}");
-                assert!(!stage.ask::<bool>(hidden).await, "{news}, {early} before {end}");
+                assert!(!harness.ask::<bool>(hidden).await, "{news}, {early} before {end}");
             }
-            stage.run(&format!("UPDATE clock.at SET now = timestamptz '{end}'"), []).await;
-            let worker = stage.worker();
-            stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-            stage.until(&format!("SELECT hidden_at IS NOT DISTINCT FROM '{end}' FROM orders WHERE id = '{order}'")).await;
+            harness.run(&format!("UPDATE clock.at SET now = timestamptz '{end}'"), []).await;
+            let worker = harness.worker();
+            harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+            harness.until(&format!("SELECT hidden_at IS NOT DISTINCT FROM '{end}' FROM orders WHERE id = '{order}'")).await;
             worker.stop().await;
-            stage.run("DELETE FROM orders", []).await;
+            harness.run("DELETE FROM orders", []).await;
         }
     })
     .await;
@@ -93,12 +93,12 @@ async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_se
 
 #[tokio::test(flavor = "multi_thread")]
 async fn whatever_is_heard_of_an_order_counts_anew() {
-    on_stage(&every_kind(QUICK), async |stage| {
+    with_harness(&every_kind(QUICK), async |harness| {
         let task = tasks::find("hide-order").expect("the kind");
-        let due = due::query(task, &stage.settings().policy);
-        let order = heard_of(stage, "now() - interval '2 years'").await;
+        let due = due::query(task, &harness.settings().policy);
+        let order = heard_of(harness, "now() - interval '2 years'").await;
         let overdue = format!("SELECT due_at <= now() FROM {due} AS due");
-        assert!(stage.ask::<bool>(&overdue).await);
+        assert!(harness.ask::<bool>(&overdue).await);
         let transfer = "WITH made AS (
                 INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('outside', NULL) RETURNING id, kind)
             INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
@@ -114,7 +114,7 @@ async fn whatever_is_heard_of_an_order_counts_anew() {
             "UPDATE orders SET parcel_recorded_at = '2020-01-01' WHERE id = $1",
             "UPDATE orders SET delivering_since = '2020-01-01', updated_at = '2020-01-01' WHERE id = $1",
         ] {
-            let tx = stage.sandbox.db.begin().await.expect("a transaction");
+            let tx = harness.sandbox.db.begin().await.expect("a transaction");
             // It is one statement for one piece of news.
             let sql = news.replace("$1", &format!("'{order}'"));
             tx.execute_unprepared("SET LOCAL session_replication_role = origin").await.expect("set");
@@ -123,15 +123,15 @@ async fn whatever_is_heard_of_an_order_counts_anew() {
             assert!(!row.try_get_by_index::<bool>(0).expect("a boolean"), "{news}");
             tx.rollback().await.expect("rolled back");
         }
-        assert!(stage.ask::<bool>(&overdue).await);
+        assert!(harness.ask::<bool>(&overdue).await);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_settled() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let order = heard_of(stage, "now() - interval '2 years'").await;
+    with_harness(&every_kind(QUICK), async |harness| {
+        let order = heard_of(harness, "now() - interval '2 years'").await;
         let short = "UPDATE orders SET goods_due = 1000 WHERE id = $1";
         let outstanding = "INSERT INTO arrears_outstanding VALUES ($1, 5, now())";
         let held = "INSERT INTO retention_holds (order_id, held_by, why) VALUES ($1, 'lan', 'kiện')";
@@ -151,27 +151,27 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
             (held, "DELETE FROM retention_holds WHERE order_id = $1"),
         ] {
             let arranged = |sql: &str| sql.replace("$1", &format!("'{order}'"));
-            stage.as_superuser(&arranged(opens)).await;
-            let worker = stage.worker();
-            stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-            eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+            harness.as_superuser(&arranged(opens)).await;
+            let worker = harness.worker();
+            harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+            eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
             let totals = worker.stop().await;
             assert!(totals.postponed > 0 && totals.applied == 0, "{opens}: {totals:?}");
-            assert!(stage.ask::<bool>("SELECT hidden_at IS NULL FROM orders").await, "{opens}");
-            stage.as_superuser(&arranged(closes)).await;
+            assert!(harness.ask::<bool>("SELECT hidden_at IS NULL FROM orders").await, "{opens}");
+            harness.as_superuser(&arranged(closes)).await;
         }
         // That it was settled is news, too.
-        let overdue = format!("SELECT due_at <= now() FROM {} AS due", due::query(tasks::find("hide-order").expect("the kind"), &stage.settings().policy));
-        assert!(stage.ask::<bool>(&overdue).await);
+        let overdue = format!("SELECT due_at <= now() FROM {} AS due", due::query(tasks::find("hide-order").expect("the kind"), &harness.settings().policy));
+        assert!(harness.ask::<bool>(&overdue).await);
         for sql in ["UPDATE orders SET on_hold = true", "UPDATE orders SET on_hold = false"] {
-            stage.run(sql, []).await;
-            assert!(!stage.ask::<bool>(&overdue).await, "{sql}");
+            harness.run(sql, []).await;
+            assert!(!harness.ask::<bool>(&overdue).await, "{sql}");
         }
         // Truly out of stock is final.
-        stage.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, changed_at = NULL").await;
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-        stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
+        harness.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, changed_at = NULL").await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+        harness.until("SELECT hidden_at IS NOT NULL FROM orders").await;
         worker.stop().await;
     })
     .await;
@@ -179,33 +179,33 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hidden_order_leaves_the_views_and_stays_whole_and_comes_back_with_a_reason() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let order = heard_of(stage, "now() - interval '2 years'").await;
+    with_harness(&every_kind(QUICK), async |harness| {
+        let order = heard_of(harness, "now() - interval '2 years'").await;
         let whole = "SELECT (to_jsonb(orders) - 'hidden_at')::text FROM orders";
-        let before: String = stage.ask(whole).await;
+        let before: String = harness.ask(whole).await;
         let online = "SELECT count(*) FROM orders_online";
-        assert_eq!(stage.ask::<i64>(online).await, 1);
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-        stage.until("SELECT hidden_at IS NOT NULL FROM orders").await;
+        assert_eq!(harness.ask::<i64>(online).await, 1);
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+        harness.until("SELECT hidden_at IS NOT NULL FROM orders").await;
         worker.stop().await;
-        assert_eq!((stage.ask::<i64>(online).await, stage.ask::<String>(whole).await), (0, before));
+        assert_eq!((harness.ask::<i64>(online).await, harness.ask::<String>(whole).await), (0, before));
 
         let id = order.to_string();
-        let back = json(stage, &["--as", "lan", "retention", "unhide", &id, "--why", "khách hỏi", "--json"]).await;
+        let back = json(harness, &["--as", "lan", "retention", "unhide", &id, "--why", "khách hỏi", "--json"]).await;
         assert_eq!(back["changed"], true);
-        assert_eq!(stage.ask::<i64>(online).await, 1);
+        assert_eq!(harness.ask::<i64>(online).await, 1);
         let recorded = "SELECT detail ->> 'by' || ' ' || (detail ->> 'why') || ' ' || (detail ->> 'login' LIKE 'kyhan%\\_ops') FROM activity WHERE action = 'order.unhidden'";
-        assert_eq!(stage.ask::<String>(recorded).await, "lan khách hỏi true");
+        assert_eq!(harness.ask::<String>(recorded).await, "lan khách hỏi true");
         // It has its wake-up again, and six months; once is enough.
-        assert_eq!(stage.ask::<String>("SELECT event_type FROM outbox").await, "order.recorded");
-        let again = json(stage, &["retention", "unhide", &id, "--why", "again", "--json"]).await;
+        assert_eq!(harness.ask::<String>("SELECT event_type FROM outbox").await, "order.recorded");
+        let again = json(harness, &["retention", "unhide", &id, "--why", "again", "--json"]).await;
         assert_eq!(again["changed"], false);
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+        eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
         assert!(worker.stop().await.postponed > 0);
-        let off = json(stage, &["audit", "--json"]).await["records"].to_string();
+        let off = json(harness, &["audit", "--json"]).await["records"].to_string();
         assert!(!off.contains("\"verdict\":\"off\""), "{off}");
     })
     .await;
@@ -213,53 +213,53 @@ async fn a_hidden_order_leaves_the_views_and_stays_whole_and_comes_back_with_a_r
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hold_keeps_an_order_and_is_placed_listed_and_released_once_with_who_and_why() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let order = heard_of(stage, "now() - interval '2 years'").await;
+    with_harness(&every_kind(QUICK), async |harness| {
+        let order = heard_of(harness, "now() - interval '2 years'").await;
         let code = format!("BG-{order}");
-        let held = ops(stage, &["--as", "lan", "retention", "hold", &code, "--why", "khiếu nại"]).await;
+        let held = ops(harness, &["--as", "lan", "retention", "hold", &code, "--why", "khiếu nại"]).await;
         assert!(held.code == 0 && held.out.contains("is held: it is neither hidden nor deleted"), "{held:?}");
-        let twice = ops(stage, &["--as", "minh", "retention", "hold", &order.to_string(), "--why", "x"]).await;
+        let twice = ops(harness, &["--as", "minh", "retention", "hold", &order.to_string(), "--why", "x"]).await;
         assert!(twice.code == 0 && twice.out.contains("by lan: khiếu nại; nothing was changed"), "{twice:?}");
-        let list = json(stage, &["retention", "list", "--json"]).await;
+        let list = json(harness, &["retention", "list", "--json"]).await;
         assert_eq!((list["holds"][0]["code"].as_str(), list["holds"].as_array().map(Vec::len)), (Some(code.as_str()), Some(1)));
-        let worker = stage.worker();
-        stage.publish(vec![stage.wakeup("hide-order", &[order])]).await;
-        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
+        eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
         assert_eq!(worker.stop().await.applied, 0);
         for (by, said) in [("lan", "is released; it was held since"), ("minh", "is not held; nothing was changed")] {
-            let released = ops(stage, &["--as", by, "retention", "release", &code, "--why", "xong"]).await;
+            let released = ops(harness, &["--as", by, "retention", "release", &code, "--why", "xong"]).await;
             assert!(released.code == 0 && released.out.contains(said), "{released:?}");
         }
         let recorded =
             "SELECT string_agg(action || ' ' || (detail ->> 'by'), ', ' ORDER BY id) FROM activity WHERE subject_kind = 'order'";
-        assert_eq!(stage.ask::<String>(recorded).await, "order.held lan, order.released lan");
-        let unknown = ops(stage, &["retention", "hold", "BG-none", "--why", "x"]).await;
+        assert_eq!(harness.ask::<String>(recorded).await, "order.held lan, order.released lan");
+        let unknown = ops(harness, &["retention", "hold", "BG-none", "--why", "x"]).await;
         assert!(unknown.code == 1 && unknown.err.contains("no order has the code or id \"BG-none\""), "{unknown:?}");
-        assert_eq!(ops(stage, &["retention", "hold", &code]).await.code, 2, "without a reason");
+        assert_eq!(ops(harness, &["retention", "hold", &code]).await.code, 2, "without a reason");
     })
     .await;
 }
 
 /// Everything that is kept with an order, and a ledger about it.
-async fn furnish(stage: &Stage, order: Uuid) {
+async fn furnish(harness: &Harness, order: Uuid) {
     for sql in [
         "INSERT INTO order_messages (id, order_id, author, body, at) VALUES (gen_random_uuid(), $1, 'khách', 'x', now() - interval '2 years')",
         "INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)",
         "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at) VALUES ($1, 'a', 'b', 'c', now() - interval '2 years')",
     ] {
-        stage.run(sql, [order.into()]).await;
+        harness.run(sql, [order.into()]).await;
     }
     let item = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
                 VALUES (gen_random_uuid(), $2, 'taobao/1', 'Áo', 1, now() - interval '2 years', $1)";
-    stage.run(item, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
+    harness.run(item, [order.into(), EXAMPLE_CUSTOMER.into()]).await;
     let paid = "WITH made AS (
             INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1) RETURNING id, kind)
         INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
         SELECT outside.id, goods.id, 1000, 'trả', $1, 'paid:' || $1, now() - interval '2 years'
           FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
-    stage.run(paid, [order.into()]).await;
+    harness.run(paid, [order.into()]).await;
     // What the messages' trigger recorded is as old as they are, and so are the fees.
-    stage
+    harness
         .as_superuser(&format!(
             "UPDATE activity SET at = at - interval '2 years'; UPDATE orders SET goods_due = 1000 WHERE id = '{order}'"
         ))
@@ -268,9 +268,9 @@ async fn furnish(stage: &Stage, order: Uuid) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_ledger_stays() {
-    on_stage(&format!("{}\n    [retention]\n    mode = \"delete\"", kept("")), async |stage| {
+    with_harness(&format!("{}\n    [retention]\n    mode = \"delete\"", kept("")), async |harness| {
         let long_ago = "now() - interval '2 years'";
-        let goes = heard_of(stage, long_ago).await;
+        let goes = heard_of(harness, long_ago).await;
         let kept_ones = [
             "UPDATE orders SET hidden_at = now() - interval '5 months' WHERE id = '{order}'",
             "INSERT INTO retention_holds (order_id, held_by, why) VALUES ('{order}', 'lan', 'kiện')",
@@ -283,47 +283,47 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
             // News since it was hidden.
             "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'order', '{order}')",
         ];
-        furnish(stage, goes).await;
+        furnish(harness, goes).await;
         let mut orders = vec![goes];
         for _ in kept_ones {
-            orders.push(heard_of(stage, long_ago).await);
+            orders.push(heard_of(harness, long_ago).await);
         }
-        stage.as_superuser("UPDATE orders SET hidden_at = now() - interval '7 months'").await;
+        harness.as_superuser("UPDATE orders SET hidden_at = now() - interval '7 months'").await;
         let recorded = "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id)
                         SELECT hidden_at, 'system', 'order.hidden', 'order', id FROM orders";
-        stage.as_superuser(recorded).await;
+        harness.as_superuser(recorded).await;
         for (order, keeps) in orders[1..].iter().zip(kept_ones) {
-            stage.as_superuser(&keeps.replace("{order}", &order.to_string())).await;
+            harness.as_superuser(&keeps.replace("{order}", &order.to_string())).await;
         }
-        stage.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM deleted_orders").await;
-        let only_that = async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 7);
+        harness.run("INSERT INTO outbox (event_type, subject_id, data) VALUES ('x', $1, '{}')", [goes.into()]).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM deleted_orders").await;
+        let only_that = async || Ok(harness.ask::<i64>("SELECT count(*) FROM orders").await == 7);
         always("the others stay", Duration::from_millis(800), only_that).await;
         worker.stop().await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
         let left = format!(
             "SELECT (SELECT count(*) FROM order_messages WHERE order_id = '{goes}') + (SELECT count(*) FROM order_sources WHERE order_id = '{goes}')
                     + (SELECT count(*) FROM cart_items WHERE order_id = '{goes}') + (SELECT count(*) FROM order_status_history WHERE order_id = '{goes}')"
         );
-        assert_eq!(stage.ask::<i64>(&left).await, 0);
+        assert_eq!(harness.ask::<i64>(&left).await, 0);
         let ledger = format!("SELECT count(*) FROM transfers JOIN accounts ON accounts.id = credit_account WHERE accounts.order_id = '{goes}' AND transfers.order_id = '{goes}' AND balance = 1000");
-        assert_eq!(stage.ask::<i64>(&ledger).await, 1);
-        assert_eq!(stage.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
+        assert_eq!(harness.ask::<i64>(&ledger).await, 1);
+        assert_eq!(harness.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
         // Three are not hidden as it is on record, as the test has arranged it; everything else agrees.
-        let audit = ops(stage, &["audit", "--json"]).await.out;
+        let audit = ops(harness, &["audit", "--json"]).await.out;
         let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
         let counted = ["ledger", "records"].iter().flat_map(|part| audit[part].as_array().expect("counts"));
         let off: Vec<_> = counted.filter(|counted| counted["verdict"] == "off").map(|counted| counted["check"].to_string()).collect();
         assert_eq!(off, ["\"hidden orders whose activity does not say so\""]);
-        assert_eq!(json(stage, &["activity", "verify", "--json"]).await["faults"], serde_json::json!([]));
+        assert_eq!(json(harness, &["activity", "verify", "--json"]).await["faults"], serde_json::json!([]));
         // Its id is not used again, and nobody gets an order away whose money is in the ledger.
         for (sql, why) in [
             (format!("INSERT INTO orders (id, code, customer_id, status) VALUES ('{goes}', 'x', '{EXAMPLE_CUSTOMER}', 'received')"), "ids are used once"),
             (format!("INSERT INTO accounts (kind, order_id) VALUES ('shipping', '{goes}')"), "names an order that does not exist"),
         ] {
-            let refused = stage.sandbox.db.execute_unprepared(&sql).await.expect_err("refused").to_string();
+            let refused = harness.sandbox.db.execute_unprepared(&sql).await.expect_err("refused").to_string();
             assert!(refused.contains(why), "{refused}");
         }
     })
@@ -332,13 +332,13 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hiding_is_the_default_and_deletes_nothing() {
-    on_stage(&kept(""), async |stage| {
-        heard_of(stage, "now() - interval '5 years'").await;
-        let worker = stage.worker();
+    with_harness(&kept(""), async |harness| {
+        heard_of(harness, "now() - interval '5 years'").await;
+        let worker = harness.worker();
         // Found by the sweep: nobody had woken it.
-        stage.until("SELECT count(*) = 1 FROM orders WHERE hidden_at IS NOT NULL").await;
-        stage.as_superuser("UPDATE orders SET hidden_at = now() - interval '4 years'").await;
-        always("it stays", Duration::from_millis(800), async || Ok(stage.ask::<i64>("SELECT count(*) FROM orders").await == 1))
+        harness.until("SELECT count(*) = 1 FROM orders WHERE hidden_at IS NOT NULL").await;
+        harness.as_superuser("UPDATE orders SET hidden_at = now() - interval '4 years'").await;
+        always("it stays", Duration::from_millis(800), async || Ok(harness.ask::<i64>("SELECT count(*) FROM orders").await == 1))
             .await;
         worker.stop().await;
     })
@@ -347,10 +347,10 @@ async fn hiding_is_the_default_and_deletes_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_line() {
-    on_stage(&kept(""), async |stage| {
-        let (hidden, online) = (heard_of(stage, "now() - interval '3 years'").await, heard_of(stage, "now()").await);
-        stage.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '2 years' WHERE id = '{hidden}'")).await;
-        stage.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
+    with_harness(&kept(""), async |harness| {
+        let (hidden, online) = (heard_of(harness, "now() - interval '3 years'").await, heard_of(harness, "now()").await);
+        harness.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '2 years' WHERE id = '{hidden}'")).await;
+        harness.run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()]).await;
         for (name, order, age) in [
             ("hidden old", Some(hidden), "7 months"),
             ("hidden young", Some(hidden), "1 day"),
@@ -365,29 +365,29 @@ async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_
                  SELECT outside.id, wallet.id, 1, 'x', {named}, '{name}', now() - interval '{age}' FROM accounts outside, accounts wallet
                   WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'"
             );
-            stage.as_superuser(&sql).await;
+            harness.as_superuser(&sql).await;
             let sql = "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id)
                        VALUES (now() - $3::text::interval, 'staff', $1, 'x', coalesce($2, gen_random_uuid()))";
-            stage.run(sql, [name.into(), order.into(), age.into()]).await;
+            harness.run(sql, [name.into(), order.into(), age.into()]).await;
         }
-        let worker = stage.worker();
-        stage.until("SELECT hidden_before > now() - interval '7 months' FROM records_retention").await;
+        let worker = harness.worker();
+        harness.until("SELECT hidden_before > now() - interval '7 months' FROM records_retention").await;
         worker.stop().await;
         let kept = "hidden young,online old,wallet young";
-        assert_eq!(stage.ask::<String>("SELECT string_agg(idempotency_key, ',' ORDER BY 1) FROM (SELECT idempotency_key FROM transfers_online ORDER BY 1) AS t").await, kept);
-        assert_eq!(stage.ask::<String>("SELECT string_agg(action, ',') FROM (SELECT action FROM activity_online WHERE actor_kind = 'staff' ORDER BY 1) AS a").await, kept);
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM transfers").await, 5, "nothing is gone");
+        assert_eq!(harness.ask::<String>("SELECT string_agg(idempotency_key, ',' ORDER BY 1) FROM (SELECT idempotency_key FROM transfers_online ORDER BY 1) AS t").await, kept);
+        assert_eq!(harness.ask::<String>("SELECT string_agg(action, ',') FROM (SELECT action FROM activity_online WHERE actor_kind = 'staff' ORDER BY 1) AS a").await, kept);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM transfers").await, 5, "nothing is gone");
         // Never early: six months before is not later than six calendar months allow.
-        assert!(stage.ask::<bool>("SELECT (hidden_before AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= now() FROM records_retention").await);
+        assert!(harness.ask::<bool>("SELECT (hidden_before AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= now() FROM records_retention").await);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let (old, young) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '5 months'").await);
-        let worker = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+    with_harness(&every_kind(QUICK), async |harness| {
+        let (old, young) = (heard_of(harness, "now() - interval '1 year'").await, heard_of(harness, "now() - interval '5 months'").await);
+        let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
         let changed = worker.execute_unprepared(&format!("UPDATE orders SET status = 'cancelled', hidden_at = now() WHERE id = '{old}'")).await;
         assert!(changed.expect_err("refused").to_string().contains("hidden as it is"));
@@ -401,9 +401,9 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             let refused = hide(order, at).await.expect_err("refused").to_string();
             assert!(refused.contains("six months after the last news"), "{refused}");
         }
-        let order_system = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let order_system = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let account = "INSERT INTO accounts (kind, customer_id, order_id) VALUES ('outside', NULL, NULL), ('goods', NULL, $1)";
-        stage.run(account, [old.into()]).await;
+        harness.run(account, [old.into()]).await;
         for (news, back_again) in [
             (format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')"), "DELETE FROM order_messages"),
             (format!("INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ('{old}', 'a', 'b', 'c')"), "DELETE FROM order_status_history"),
@@ -418,10 +418,10 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         ] {
             hide(old, "now()").await.expect("hidden");
             order_system.execute_unprepared(&news).await.unwrap_or_else(|error| panic!("{news}: {error}"));
-            assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
-            stage.as_superuser(&format!("{back_again}; DELETE FROM activity")).await;
+            assert!(harness.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
+            harness.as_superuser(&format!("{back_again}; DELETE FROM activity")).await;
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 5, "each has its wake-up again");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 5, "each has its wake-up again");
         // One that is written while it is being hidden waits, and brings it back.
         for news in [
             "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
@@ -432,22 +432,22 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             hiding.execute_unprepared(&format!("UPDATE orders SET hidden_at = now() WHERE id = '{old}'")).await.expect("hidden");
             let (order_system, sql) = (order_system.clone(), news.clone());
             let writing = tokio::spawn(async move { order_system.execute_unprepared(&sql).await.map(|_| ()) });
-            stage.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+            harness.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
             hiding.commit().await.expect("a commit");
             writing.await.expect("no panic").unwrap_or_else(|error| panic!("{news}: {error}"));
-            assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
-            stage.as_superuser("DELETE FROM activity; DELETE FROM transfers; UPDATE accounts SET balance = 0").await;
+            assert!(harness.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
+            harness.as_superuser("DELETE FROM activity; DELETE FROM transfers; UPDATE accounts SET balance = 0").await;
         }
         // One that is being written while it is to be hidden is waited for.
-        let writing = stage.sandbox.db.begin().await.expect("a transaction");
+        let writing = harness.sandbox.db.begin().await.expect("a transaction");
         writing.execute_unprepared(&format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')")).await.expect("said");
-        let fleet = stage.worker();
-        stage.publish(vec![stage.wakeup("hide-order", &[old])]).await;
-        stage.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+        let fleet = harness.worker();
+        harness.publish(vec![harness.wakeup("hide-order", &[old])]).await;
+        harness.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
         writing.commit().await.expect("a commit");
-        eventually("it is judged", SOON, async || Ok(stage.depth("due.hide-order").await == 0)).await;
+        eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
         fleet.stop().await;
-        assert!(stage.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await);
+        assert!(harness.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await);
         worker.close().await.expect("closed");
         order_system.close().await.expect("closed");
     })
@@ -456,12 +456,12 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn money_that_moves_between_two_orders_is_news_of_both() {
-    on_stage(&every_kind(QUICK), async |stage| {
-        let (from, to) = (heard_of(stage, "now() - interval '1 year'").await, heard_of(stage, "now() - interval '1 year'").await);
+    with_harness(&every_kind(QUICK), async |harness| {
+        let (from, to) = (heard_of(harness, "now() - interval '1 year'").await, heard_of(harness, "now() - interval '1 year'").await);
         // Seven too many were paid for the one, and are missing for the other.
-        stage.run("INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('goods', $2)", [from.into(), to.into()]).await;
-        stage.as_superuser(&format!("UPDATE accounts SET balance = 7 WHERE order_id = '{from}'; UPDATE orders SET goods_due = 7 WHERE id = '{to}'")).await;
-        let order_system = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        harness.run("INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('goods', $2)", [from.into(), to.into()]).await;
+        harness.as_superuser(&format!("UPDATE accounts SET balance = 7 WHERE order_id = '{from}'; UPDATE orders SET goods_due = 7 WHERE id = '{to}'")).await;
+        let order_system = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         for named in [from, to] {
             let moved = format!(
                 "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
@@ -469,12 +469,12 @@ async fn money_that_moves_between_two_orders_is_news_of_both() {
             );
             order_system.execute_unprepared(&moved).await.expect("moved");
             let young = "SELECT bool_and(settled AND newest_at > now() - interval '1 hour') FROM order_retention";
-            assert!(stage.ask::<bool>(young).await, "{named}");
+            assert!(harness.ask::<bool>(young).await, "{named}");
             let back = format!(
                 "DELETE FROM transfers; UPDATE orders SET changed_at = NULL;
                  UPDATE accounts SET balance = CASE order_id WHEN '{from}' THEN 7 ELSE 0 END"
             );
-            stage.as_superuser(&back).await;
+            harness.as_superuser(&back).await;
         }
         order_system.close().await.expect("closed");
     })

@@ -8,8 +8,8 @@ use shared::{
 use tests::{fleet, sandbox::url_as_role};
 
 use crate::{
+    harness::{Harness, QUICK, with_harness},
     letters::ops,
-    stage::{QUICK, Stage, on_stage},
 };
 
 /// What nobody may but those who are named.
@@ -110,33 +110,33 @@ async fn tried(db: &DatabaseConnection, sql: &str) -> Result<(), sea_orm::DbErr>
 }
 
 /// Something to be read and changed in every table that the tries are about.
-async fn populate(stage: &Stage) {
-    let order = stage.delivering().await;
-    stage.in_cart().await;
-    stage.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'Bao giờ?')", [order.into()]).await;
-    stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [order.into()]).await;
-    stage
+async fn populate(harness: &Harness) {
+    let order = harness.delivering().await;
+    harness.in_cart().await;
+    harness.run("INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'Bao giờ?')", [order.into()]).await;
+    harness.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [order.into()]).await;
+    harness
         .run(
             "INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ($1, 'a', 'b', 'c')",
             [order.into()],
         )
         .await;
-    stage
+    harness
         .run("INSERT INTO accounts (kind, customer_id) VALUES ('outside', NULL), ('wallet', $1)", [EXAMPLE_CUSTOMER.into()])
         .await;
     let paid = "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
                 SELECT outside.id, wallet.id, 1000, 'nạp ví', 'paid' FROM accounts outside, accounts wallet
                  WHERE outside.kind = 'outside' AND wallet.kind = 'wallet'";
-    stage.run(paid, []).await;
-    stage.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
+    harness.run(paid, []).await;
+    harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_server_refuses_each_role_what_it_must_not_do() {
-    on_stage(QUICK, async |stage| {
-        populate(stage).await;
+    with_harness(QUICK, async |harness| {
+        populate(harness).await;
         for role in DatabaseRole::ALL {
-            let db = stage.sandbox.connect_as(role).await.expect("a login");
+            let db = harness.sandbox.connect_as(role).await.expect("a login");
             for (sql, allowed) in FORBIDDEN {
                 let done = tried(&db, sql).await;
                 if allowed.contains(&role) {
@@ -158,39 +158,39 @@ async fn the_server_refuses_each_role_what_it_must_not_do() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let others = "SELECT coalesce(string_agg(name, ', '), '') FROM (
                 SELECT relname::text AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
                    AND pg_get_userbyid(relowner) <> 'kyhan_owner'
                 UNION ALL
                 SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
             ) AS others";
-        assert_eq!(stage.ask::<String>(others).await, "");
+        assert_eq!(harness.ask::<String>(others).await, "");
         // Whatever runs with its owner's rights is given to somebody by name, and finds its tables whatever a session has in its way.
         let open = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
                      WHERE pronamespace = 'public'::regnamespace AND prosecdef
                        AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
                             OR NOT coalesce(array_to_string(proconfig, ','), '') LIKE '%search_path=public, pg_temp%')";
-        assert_eq!(stage.ask::<String>(open).await, "");
+        assert_eq!(harness.ask::<String>(open).await, "");
         let everybodys = "SELECT coalesce(string_agg(relname, ', '), '') FROM pg_class, aclexplode(relacl) AS acl
                            WHERE relnamespace = 'public'::regnamespace AND acl.grantee = 0";
-        assert_eq!(stage.ask::<String>(everybodys).await, "");
+        assert_eq!(harness.ask::<String>(everybodys).await, "");
         // A login of a role is no more than the role.
         let powers = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kyhan\\_%' AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls)";
-        assert_eq!(stage.ask::<i64>(powers).await, 0);
+        assert_eq!(harness.ask::<i64>(powers).await, 0);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_function_finds_its_tables_whatever_the_search_path_is() {
-    on_stage(QUICK, async |stage| {
-        triggers::install(&stage.sandbox.db).await.expect("triggers");
+    with_harness(QUICK, async |harness| {
+        triggers::install(&harness.sandbox.db).await.expect("triggers");
         let loose = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
                       WHERE pronamespace = 'public'::regnamespace
                         AND NOT coalesce(array_to_string(proconfig, ','), '') ~ '^search_path=(public|pg_catalog), pg_temp$'";
-        assert_eq!(stage.ask::<String>(loose).await, "");
-        assert!(stage.ask::<i64>("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace").await > 30);
+        assert_eq!(harness.ask::<String>(loose).await, "");
+        assert!(harness.ask::<i64>("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace").await > 30);
     })
     .await;
 }
@@ -198,18 +198,18 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
 /// A shop's own tables, some of which have our names, in a schema of the sandbox's database.
 #[tokio::test(flavor = "multi_thread")]
 async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() {
-    on_stage(QUICK, async |stage| {
-        let (shop, _) = login_of(stage, DatabaseRole::OrderSystem);
+    with_harness(QUICK, async |harness| {
+        let (shop, _) = login_of(harness, DatabaseRole::OrderSystem);
         let owners = "SELECT string_agg(relname || ' ' || pg_get_userbyid(relowner), ', ' ORDER BY relname) FROM pg_class
                        WHERE relnamespace = 'shop'::regnamespace AND relkind IN ('r', 'v')";
         let install = async || {
-            let mut command = fleet::command("ops", &stage.sandbox.env, ["roles", "install"]).expect("built");
-            let mut url = url::Url::parse(&stage.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
+            let mut command = fleet::command("ops", &harness.sandbox.env, ["roles", "install"]).expect("built");
+            let mut url = url::Url::parse(&harness.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
             url.query_pairs_mut().append_pair("options", "-c search_path=shop");
             let done = command.env("KYHAN_DATABASE_URL", url.as_str()).output().await.expect("run");
             (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
         };
-        let admin = async |sql: &str| stage.sandbox.db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        let admin = async |sql: &str| harness.sandbox.db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         admin(&format!("CREATE SCHEMA shop AUTHORIZATION {shop}; SET ROLE {shop}; CREATE TABLE shop.parcels (id int); RESET ROLE")).await;
         for (sql, ours) in [
             ("CREATE TABLE shop.orders (id int)", "orders"),
@@ -220,11 +220,11 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
               INSERT INTO shop.seaql_migrations VALUES ('m2024_shop', 1)", "accounts"),
         ] {
             admin(&format!("SET ROLE {shop}; {sql}; RESET ROLE")).await;
-            let before: String = stage.ask(owners).await;
+            let before: String = harness.ask(owners).await;
             let (code, said) = install().await;
             assert!(code == Some(1) && said.contains("did not make") && said.contains(ours) && said.contains(&shop), "{sql}: {said}");
             assert!(!said.contains("parcels"), "{said}");
-            assert_eq!(stage.ask::<String>(owners).await, before, "{sql}");
+            assert_eq!(harness.ask::<String>(owners).await, before, "{sql}");
             admin("DROP FUNCTION IF EXISTS shop.kyhan_customer(); DROP VIEW IF EXISTS shop.activity; DROP TABLE IF EXISTS shop.orders").await;
         }
         admin("DROP TABLE shop.accounts").await;
@@ -236,7 +236,7 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
         let (code, said) = install().await;
         assert_eq!(code, Some(0), "{said}");
         let kept = format!("parcels {shop}, seaql_migrations {shop}");
-        assert_eq!(stage.ask::<String>(owners).await, kept);
+        assert_eq!(harness.ask::<String>(owners).await, kept);
     })
     .await;
 }
@@ -244,37 +244,37 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
 /// The list by which the installation knows our objects is all that the migrations make.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then_to_the_owner() {
-    on_stage(QUICK, async |stage| {
-        triggers::install(&stage.sandbox.db).await.expect("triggers");
+    with_harness(QUICK, async |harness| {
+        triggers::install(&harness.sandbox.db).await.expect("triggers");
         // As a deployment from before the roles has it.
-        let administrator: String = stage.ask("SELECT current_user::text").await;
-        stage.sandbox.db.execute_unprepared(&format!("REASSIGN OWNED BY kyhan_owner TO {administrator}")).await.expect("taken back");
+        let administrator: String = harness.ask("SELECT current_user::text").await;
+        harness.sandbox.db.execute_unprepared(&format!("REASSIGN OWNED BY kyhan_owner TO {administrator}")).await.expect("taken back");
         let others = "SELECT count(*) FROM (
                           SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
                              AND pg_get_userbyid(relowner) <> 'kyhan_owner'
                           UNION ALL
                           SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
                       ) AS others";
-        assert!(stage.ask::<i64>(others).await > 70);
-        let done = ops(stage, &["roles", "install"]).await;
+        assert!(harness.ask::<i64>(others).await > 70);
+        let done = ops(harness, &["roles", "install"]).await;
         assert_eq!(done.code, 0, "{done:?}");
-        assert_eq!(stage.ask::<i64>(others).await, 0);
+        assert_eq!(harness.ask::<i64>(others).await, 0);
     })
     .await;
 }
 
 /// The sandbox's login of a role, and its password.
-fn login_of(stage: &Stage, role: DatabaseRole) -> (String, String) {
-    let url = url_as_role(&stage.sandbox.env["KYHAN_DATABASE_URL"], role).expect("a URL");
+fn login_of(harness: &Harness, role: DatabaseRole) -> (String, String) {
+    let url = url_as_role(&harness.sandbox.env["KYHAN_DATABASE_URL"], role).expect("a URL");
     let url = url::Url::parse(&url).expect("a URL");
     (url.username().to_owned(), url.password().unwrap_or_default().to_owned())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_locks_what_it_judges_and_changes_no_more_than_its_effects_do() {
-    on_stage(QUICK, async |stage| {
-        populate(stage).await;
-        let db = stage.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        populate(harness).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         for sql in [
             "SELECT FROM accounts FOR NO KEY UPDATE",
             "SELECT FROM orders FOR NO KEY UPDATE",
@@ -294,47 +294,47 @@ async fn a_worker_locks_what_it_judges_and_changes_no_more_than_its_effects_do()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_hand() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let grants = "SELECT jsonb_agg(jsonb_build_array(relname, relacl::text, (
                               SELECT jsonb_agg(jsonb_build_array(attname, attacl::text) ORDER BY attname) FROM pg_attribute
                                WHERE attrelid = pg_class.oid AND attacl IS NOT NULL)) ORDER BY relname)::text
                         FROM pg_class WHERE relnamespace = 'public'::regnamespace";
-        let before: String = stage.ask(grants).await;
+        let before: String = harness.ask(grants).await;
         let policies = "SELECT string_agg(concat_ws(' ', polname, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), E'\n' ORDER BY polname)
                           FROM pg_policy WHERE polrelid = 'activity'::regclass";
-        let (policies_before, same) = (stage.ask::<String>(policies).await, "SELECT string_agg(oid::text, ' ' ORDER BY polname) FROM pg_policy");
+        let (policies_before, same) = (harness.ask::<String>(policies).await, "SELECT string_agg(oid::text, ' ' ORDER BY polname) FROM pg_policy");
         // One that is as it should be is not made anew, as that would lock the table.
-        let untouched = stage.ask::<String>(same).await;
-        assert_eq!(ops(stage, &["roles", "install"]).await.code, 0);
-        assert_eq!(stage.ask::<String>(same).await, untouched);
-        stage.run("CREATE POLICY anybody ON activity FOR INSERT WITH CHECK (true)", []).await;
-        stage.run("ALTER POLICY activity_of_the_fleet ON activity WITH CHECK (true)", []).await;
-        stage.run("ALTER TABLE activity DISABLE ROW LEVEL SECURITY", []).await;
-        stage.run("GRANT SELECT ON customers TO kyhan_worker", []).await;
-        stage.run("GRANT SELECT (supplier_name) ON order_sources TO kyhan_ops", []).await;
-        stage.run("GRANT SELECT ON order_messages TO PUBLIC", []).await;
-        let done = ops(stage, &["roles", "install"]).await;
+        let untouched = harness.ask::<String>(same).await;
+        assert_eq!(ops(harness, &["roles", "install"]).await.code, 0);
+        assert_eq!(harness.ask::<String>(same).await, untouched);
+        harness.run("CREATE POLICY anybody ON activity FOR INSERT WITH CHECK (true)", []).await;
+        harness.run("ALTER POLICY activity_of_the_fleet ON activity WITH CHECK (true)", []).await;
+        harness.run("ALTER TABLE activity DISABLE ROW LEVEL SECURITY", []).await;
+        harness.run("GRANT SELECT ON customers TO kyhan_worker", []).await;
+        harness.run("GRANT SELECT (supplier_name) ON order_sources TO kyhan_ops", []).await;
+        harness.run("GRANT SELECT ON order_messages TO PUBLIC", []).await;
+        let done = ops(harness, &["roles", "install"]).await;
         assert!(done.code == 0 && done.out.contains("granted"), "{done:?}");
         let sorted = |acl: &str| {
             let mut words: Vec<String> = acl.split(['{', '}', ',', '"', '[', ']', ' ']).map(ToOwned::to_owned).collect();
             words.sort();
             words
         };
-        assert_eq!(sorted(&stage.ask::<String>(grants).await), sorted(&before));
-        assert_eq!(stage.ask::<String>(policies).await, policies_before);
-        assert!(stage.ask::<bool>("SELECT relrowsecurity FROM pg_class WHERE relname = 'activity'").await);
-        let refused = ops(stage, &["--as", "lan", "migrate", "status"]).await;
+        assert_eq!(sorted(&harness.ask::<String>(grants).await), sorted(&before));
+        assert_eq!(harness.ask::<String>(policies).await, policies_before);
+        assert!(harness.ask::<bool>("SELECT relrowsecurity FROM pg_class WHERE relname = 'activity'").await);
+        let refused = ops(harness, &["--as", "lan", "migrate", "status"]).await;
         assert_eq!(refused.code, 0, "{refused:?}");
         // What an operator's login may not, it is told.
         let id = EXAMPLE_CUSTOMER.to_string();
-        let db = stage.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let error =
             ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
         let said = error.expect_err("refused").to_string();
         assert!(said.contains("may not read personal data: use one of kyhan_order_system") && !said.contains(&id), "{said}");
         db.close().await.expect("closed");
         let unrecorded = statement("SELECT count(*) AS n FROM activity WHERE action = 'customer.exported'", []);
-        let row = stage.sandbox.db.query_one_raw(unrecorded).await.expect("a count").expect("a row");
+        let row = harness.sandbox.db.query_one_raw(unrecorded).await.expect("a count").expect("a row");
         assert_eq!(row.try_get::<i64>("", "n").expect("a count"), 0);
     })
     .await;

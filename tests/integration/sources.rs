@@ -8,17 +8,19 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 const OTHER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0002);
 
 /// Two customers with an order each, and where its goods come from.
-async fn two_customers(stage: &Stage) -> (Uuid, Uuid) {
-    stage.run("INSERT INTO customers VALUES ($1, 'Trần Văn Khác', '0911111111', 'khac@example.vn', 'Huế')", [OTHER.into()]).await;
-    let (own, others) = (stage.delivering().await, stage.delivering().await);
-    stage.run("UPDATE orders SET customer_id = $2 WHERE id = $1", [others.into(), OTHER.into()]).await;
-    let item = stage.in_cart().await;
-    stage.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [item.into(), own.into()]).await;
+async fn two_customers(harness: &Harness) -> (Uuid, Uuid) {
+    harness
+        .run("INSERT INTO customers VALUES ($1, 'Trần Văn Khác', '0911111111', 'khac@example.vn', 'Huế')", [OTHER.into()])
+        .await;
+    let (own, others) = (harness.delivering().await, harness.delivering().await);
+    harness.run("UPDATE orders SET customer_id = $2 WHERE id = $1", [others.into(), OTHER.into()]).await;
+    let item = harness.in_cart().await;
+    harness.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [item.into(), own.into()]).await;
     (own, others)
 }
 
@@ -35,9 +37,9 @@ async fn seen(tx: &DatabaseTransaction, sql: &str) -> Vec<String> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_is_written_by_the_order_system_and_seen_by_the_owning_customer_alone() {
-    on_stage(QUICK, async |stage| {
-        let (own, others) = two_customers(stage).await;
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        let (own, others) = two_customers(harness).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let written = "INSERT INTO order_sources (order_id, supplier_name, supplier_url) VALUES ($1, $2, 'https://example.cn')";
         for (order, supplier) in [(own, "Xưởng A"), (others, "Xưởng B")] {
             db.execute_raw(statement(written, [order.into(), supplier.into()])).await.expect("written");
@@ -79,15 +81,15 @@ async fn a_source_is_written_by_the_order_system_and_seen_by_the_owning_customer
 
 #[tokio::test(flavor = "multi_thread")]
 async fn even_the_owner_of_the_tables_sees_no_source_and_a_nonsense_customer_is_an_error() {
-    on_stage(QUICK, async |stage| {
-        let (own, _) = two_customers(stage).await;
-        stage.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [own.into()]).await;
-        let owner = stage.sandbox.connect_as(DatabaseRole::Owner).await.expect("a login");
+    with_harness(QUICK, async |harness| {
+        let (own, _) = two_customers(harness).await;
+        harness.run("INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)", [own.into()]).await;
+        let owner = harness.sandbox.connect_as(DatabaseRole::Owner).await.expect("a login");
         let tx = owner.begin().await.expect("a transaction");
         assert!(seen(&tx, "SELECT supplier_name FROM order_sources").await.is_empty());
         tx.rollback().await.expect("rolled back");
         owner.close().await.expect("closed");
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let tx = db.begin().await.expect("a transaction");
         tx.execute_unprepared("SET LOCAL kyhan.customer_id = 'x'' OR true'").await.expect("set");
         let error = tx.execute_unprepared("SELECT FROM order_sources").await.expect_err("an error").to_string();
@@ -100,20 +102,20 @@ async fn even_the_owner_of_the_tables_sees_no_source_and_a_nonsense_customer_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_import_history_is_the_customers_own_with_what_was_bought() {
-    on_stage(QUICK, async |stage| {
-        let (own, others) = two_customers(stage).await;
+    with_harness(QUICK, async |harness| {
+        let (own, others) = two_customers(harness).await;
         for (order, supplier) in [(own, "Xưởng A"), (others, "Xưởng B")] {
-            stage.run("INSERT INTO order_sources VALUES ($1, $2, 'https://example.cn', NULL)", [order.into(), supplier.into()]).await;
+            harness.run("INSERT INTO order_sources VALUES ($1, $2, 'https://example.cn', NULL)", [order.into(), supplier.into()]).await;
         }
-        let db = stage.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let tx = db.begin().await.expect("a transaction");
         let history = "SELECT concat_ws(' ', supplier_name, products -> 0 ->> 'product', products -> 0 ->> 'quantity') FROM own_imports";
         assert!(seen(&tx, history).await.is_empty());
         as_customer(&tx, Some(EXAMPLE_CUSTOMER)).await;
         assert_eq!(seen(&tx, history).await, ["Xưởng A Áo khoác 2"]);
         tx.rollback().await.expect("rolled back");
-        stage.as_superuser(&format!("UPDATE orders SET status = 'cancelled', created_at = now() - interval '1 year', updated_at = now() - interval '1 year' WHERE id = '{own}'")).await;
-        stage.run("UPDATE orders SET hidden_at = now() WHERE id = $1", [own.into()]).await;
+        harness.as_superuser(&format!("UPDATE orders SET status = 'cancelled', created_at = now() - interval '1 year', updated_at = now() - interval '1 year' WHERE id = '{own}'")).await;
+        harness.run("UPDATE orders SET hidden_at = now() WHERE id = $1", [own.into()]).await;
         let tx = db.begin().await.expect("a transaction");
         as_customer(&tx, Some(EXAMPLE_CUSTOMER)).await;
         assert!(seen(&tx, history).await.is_empty(), "hidden, it is on line no more");

@@ -8,8 +8,8 @@ use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::{
+    harness::{Harness, QUICK, SOON, exampled, with_harness},
     letters::Letter,
-    stage::{QUICK, SOON, Stage, exampled, on_stage},
 };
 
 /// Of a sweep every 100 ms.
@@ -22,20 +22,20 @@ fn swept(more: &str) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_overdue_row_whose_wakeup_was_lost_is_woken_and_applied_once() {
-    on_stage(&swept("grace_ms = 300"), async |stage| {
+    with_harness(&swept("grace_ms = 300"), async |harness| {
         let mut subjects = Vec::new();
-        for task in stage.tasks() {
+        for task in harness.tasks() {
             for _ in 0..20 {
                 let id = Uuid::new_v4();
-                stage.run(task.examples().due, [id.into()]).await;
+                harness.run(task.examples().due, [id.into()]).await;
                 subjects.push((task, id));
             }
         }
-        let workers = [stage.worker(), stage.worker()];
+        let workers = [harness.worker(), harness.worker()];
         for (task, id) in &subjects {
-            eventually("the effect", SOON, async || Ok(stage.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
+            eventually("the effect", SOON, async || Ok(harness.effects(*task, *id).await.iter().all(|count| *count == 1))).await;
         }
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await, 1, "one leader");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())").await, 1, "one leader");
         let (mut applied, mut stale) = (0, 0);
         for worker in workers {
             let totals = worker.stop().await;
@@ -43,21 +43,21 @@ async fn an_overdue_row_whose_wakeup_was_lost_is_woken_and_applied_once() {
             stale += totals.stale;
         }
         assert_eq!((applied, stale), (subjects.len() as u64, 0));
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM swept WHERE times = 1").await, subjects.len() as i64);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM swept WHERE times = 1").await, subjects.len() as i64);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
-    on_stage(&swept("grace_ms = 3600000"), async |stage| {
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET delivering_since = now() - interval '10 minutes' WHERE id = $1", [order.into()]).await;
-        let worker = stage.worker();
+    with_harness(&swept("grace_ms = 3600000"), async |harness| {
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() - interval '10 minutes' WHERE id = $1", [order.into()]).await;
+        let worker = harness.worker();
         let unswept = "SELECT count(*) = 0 FROM swept";
-        always("nothing is swept", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(unswept).await)).await;
+        always("nothing is swept", SEVERAL_ROUNDS, async || Ok(harness.ask::<bool>(unswept).await)).await;
         worker.stop().await;
-        assert_eq!(stage.ask::<String>("SELECT status FROM orders").await, "delivering");
+        assert_eq!(harness.ask::<String>("SELECT status FROM orders").await, "delivering");
     })
     .await;
 }
@@ -68,37 +68,37 @@ fn short_sighted(whole_every_ms: u32) -> String {
 }
 
 /// An order that began to be delivered so long ago.
-async fn delivering_since(stage: &Stage, ago: &str) -> Uuid {
+async fn delivering_since(harness: &Harness, ago: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                VALUES ($1, 'BG-' || $1::text, $2, 'delivering', now() - $3::text::interval)";
-    stage.run(sql, [id.into(), EXAMPLE_CUSTOMER.into(), ago.into()]).await;
+    harness.run(sql, [id.into(), EXAMPLE_CUSTOMER.into(), ago.into()]).await;
     id
 }
 
-async fn until_received(stage: &Stage, order: Uuid) {
-    stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
+async fn until_received(harness: &Harness, order: Uuid) {
+    harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_round_looks_back_only_so_far_and_at_the_rest_of_the_past_now_and_then() {
     for (whole_every_ms, found) in [(3_600_000, false), (1500, true)] {
-        on_stage(&short_sighted(whole_every_ms), async |stage| {
+        with_harness(&short_sighted(whole_every_ms), async |harness| {
             // A new leader looks at everything, however long ago: also at what no calendar holds.
-            let first = [delivering_since(stage, "1 hour").await, delivering_since(stage, "70 years").await];
-            stage.run("UPDATE orders SET delivering_since = '-infinity' WHERE id = $1", [first[1].into()]).await;
-            let worker = stage.worker();
+            let first = [delivering_since(harness, "1 hour").await, delivering_since(harness, "70 years").await];
+            harness.run("UPDATE orders SET delivering_since = '-infinity' WHERE id = $1", [first[1].into()]).await;
+            let worker = harness.worker();
             for order in first {
-                until_received(stage, order).await;
+                until_received(harness, order).await;
             }
             // What is that long overdue in the meantime shows only at the next time; what fell due lately, in every round.
-            let long = delivering_since(stage, "1 hour").await;
-            until_received(stage, delivering_since(stage, "2 seconds").await).await;
+            let long = delivering_since(harness, "1 hour").await;
+            until_received(harness, delivering_since(harness, "2 seconds").await).await;
             if found {
-                until_received(stage, long).await;
+                until_received(harness, long).await;
             } else {
                 let left = format!("SELECT status = 'delivering' FROM orders WHERE id = '{long}'");
-                always("it is left", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(&left).await)).await;
+                always("it is left", SEVERAL_ROUNDS, async || Ok(harness.ask::<bool>(&left).await)).await;
             }
             worker.stop().await;
         })
@@ -109,10 +109,10 @@ async fn a_round_looks_back_only_so_far_and_at_the_rest_of_the_past_now_and_then
 #[tokio::test(flavor = "multi_thread")]
 async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_when_it_can() {
     let file = format!("{}\n    [database]\n    statement_timeout_ms = 1000", short_sighted(3_600_000));
-    on_stage(&file, async |stage| {
+    with_harness(&file, async |harness| {
         // Reading what lies a month back takes longer than PostgreSQL may take for a statement.
-        stage.run("ALTER TABLE orders RENAME TO all_orders", []).await;
-        stage
+        harness.run("ALTER TABLE orders RENAME TO all_orders", []).await;
+        harness
             .run(
                 "CREATE FUNCTION obstacle(moment timestamptz) RETURNS boolean LANGUAGE plpgsql COST 10000 AS $$
                  BEGIN
@@ -122,57 +122,57 @@ async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_wh
                 [],
             )
             .await;
-        stage.run("CREATE VIEW orders AS SELECT * FROM all_orders WHERE obstacle(delivering_since)", []).await;
-        stage.run("GRANT SELECT, UPDATE ON orders TO kyhan_worker", []).await;
+        harness.run("CREATE VIEW orders AS SELECT * FROM all_orders WHERE obstacle(delivering_since)", []).await;
+        harness.run("GRANT SELECT, UPDATE ON orders TO kyhan_worker", []).await;
         let sql = "INSERT INTO all_orders (id, code, customer_id, status, delivering_since)
                    VALUES ($1, 'BG-0', $2, 'delivering', now() - interval '60 days')";
         let beyond = Uuid::new_v4();
-        stage.run(sql, [beyond.into(), EXAMPLE_CUSTOMER.into()]).await;
-        let before = delivering_since(stage, "10 days").await;
-        let worker = stage.worker();
-        until_received_of_all(stage, before).await;
+        harness.run(sql, [beyond.into(), EXAMPLE_CUSTOMER.into()]).await;
+        let before = delivering_since(harness, "10 days").await;
+        let worker = harness.worker();
+        until_received_of_all(harness, before).await;
         let stuck = "SELECT count(*) > 0 FROM pg_stat_activity
                       WHERE datname = current_database() AND wait_event = 'PgSleep' AND query !~ 'arrears'";
         // It fails, round after round.
         for _ in 0..3 {
-            stage.until(stuck).await;
-            let lately = delivering_since(stage, "2 seconds").await;
-            until_received_of_all(stage, lately).await;
+            harness.until(stuck).await;
+            let lately = delivering_since(harness, "2 seconds").await;
+            until_received_of_all(harness, lately).await;
         }
-        assert_eq!(stage.ask::<String>(&format!("SELECT status FROM all_orders WHERE id = '{beyond}'")).await, "delivering");
+        assert_eq!(harness.ask::<String>(&format!("SELECT status FROM all_orders WHERE id = '{beyond}'")).await, "delivering");
         let passable = "CREATE OR REPLACE FUNCTION obstacle(moment timestamptz) RETURNS boolean LANGUAGE sql AS 'SELECT true'";
-        stage.run(passable, []).await;
-        until_received_of_all(stage, beyond).await;
+        harness.run(passable, []).await;
+        until_received_of_all(harness, beyond).await;
         worker.stop().await;
     })
     .await;
 }
 
 /// Past the obstacle.
-async fn until_received_of_all(stage: &Stage, order: Uuid) {
-    stage.until(&format!("SELECT status = 'received' FROM all_orders WHERE id = '{order}'")).await;
+async fn until_received_of_all(harness: &Harness, order: Uuid) {
+    harness.until(&format!("SELECT status = 'received' FROM all_orders WHERE id = '{order}'")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_was_woken_before_is_woken_again_however_long_it_is_overdue() {
-    on_stage(&short_sighted(3_600_000), async |stage| {
-        let first = delivering_since(stage, "1 hour").await;
-        let worker = stage.worker();
-        until_received(stage, first).await;
+    with_harness(&short_sighted(3_600_000), async |harness| {
+        let first = delivering_since(harness, "1 hour").await;
+        let worker = harness.worker();
+        until_received(harness, first).await;
         // By now the rest of the past has been looked at. One of two rows there was woken five times, last a while ago.
-        let (woken, unseen) = (Uuid::new_v4(), delivering_since(stage, "1 hour").await);
+        let (woken, unseen) = (Uuid::new_v4(), delivering_since(harness, "1 hour").await);
         let sql = "WITH made AS (
                        INSERT INTO orders (id, code, customer_id, status, delivering_since)
                        VALUES ($1, 'BG-0', $2, 'delivering', now() - interval '1 hour')
                        RETURNING id, delivering_since)
                    INSERT INTO swept (kind, subject_id, due_at, at, times)
                    SELECT 'confirm-receipt', id, delivering_since + interval '400 ms', now() - interval '1 second', 5 FROM made";
-        stage.run(sql, [woken.into(), EXAMPLE_CUSTOMER.into()]).await;
-        until_received(stage, woken).await;
+        harness.run(sql, [woken.into(), EXAMPLE_CUSTOMER.into()]).await;
+        until_received(harness, woken).await;
         // 100 ms doubled five times.
         let again = "SELECT times = 6 AND at >= due_at + interval '1 hour' - interval '400 ms' + interval '2200 ms' FROM swept";
-        stage.until(&format!("{again} WHERE subject_id = '{woken}'")).await;
-        assert_eq!(stage.ask::<String>(&format!("SELECT status FROM orders WHERE id = '{unseen}'")).await, "delivering");
+        harness.until(&format!("{again} WHERE subject_id = '{woken}'")).await;
+        assert_eq!(harness.ask::<String>(&format!("SELECT status FROM orders WHERE id = '{unseen}'")).await, "delivering");
         worker.stop().await;
     })
     .await;
@@ -181,25 +181,25 @@ async fn a_row_that_was_woken_before_is_woken_again_however_long_it_is_overdue()
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lane_that_is_merely_behind_is_not_flooded() {
     let file = swept("grace_ms = 50\n    lane_depth_max = 0");
-    on_stage(&file, async |stage| {
-        let orders = stage.many_delivering(30).await;
-        let blocker = stage.sandbox.db.begin().await.expect("a transaction");
+    with_harness(&file, async |harness| {
+        let orders = harness.many_delivering(30).await;
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         blocker.execute_raw(statement("SELECT 1 FROM orders FOR UPDATE", [])).await.expect("locks");
-        stage.publish(orders.iter().map(|order| stage.wakeup("confirm-receipt", &[*order])).collect()).await;
+        harness.publish(orders.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
         let slow = [
             ("KYHAN_WORKER_PREFETCH", "1"),
             ("KYHAN_WORKER_CONSUMERS", "1"),
             ("KYHAN_WORKER_BATCH_MAX", "1"),
             ("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "20000"),
         ];
-        let worker = crate::stage::worker_with(stage.sandbox.settings_with(&slow).expect("settings"));
-        stage
+        let worker = crate::harness::worker_with(harness.sandbox.settings_with(&slow).expect("settings"));
+        harness
             .until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
             .await;
         let unswept = "SELECT count(*) = 0 FROM swept WHERE kind = 'confirm-receipt'";
-        always("the lane is not swept", SEVERAL_ROUNDS, async || Ok(stage.ask::<bool>(unswept).await)).await;
+        always("the lane is not swept", SEVERAL_ROUNDS, async || Ok(harness.ask::<bool>(unswept).await)).await;
         blocker.rollback().await.expect("unlocked");
-        stage.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
     })
     .await;
@@ -208,19 +208,19 @@ async fn a_lane_that_is_merely_behind_is_not_flooded() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_keeps_failing_is_woken_ever_more_rarely() {
     let file = swept("grace_ms = 100").replace("attempts_max = 3", "attempts_max = 1");
-    on_stage(&file, async |stage| {
-        let order = stage.delivering().await;
-        stage.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM swept WHERE times = 3").await;
+    with_harness(&file, async |harness| {
+        let order = harness.delivering().await;
+        harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM swept WHERE times = 3").await;
         // 100 ms doubled thrice: the fourth time is 800 ms away from the third.
         let (third, fourth) =
             ("SELECT (at AT TIME ZONE 'UTC')::text FROM swept", "SELECT count(*) = 1 FROM swept WHERE times = 4");
-        let third: String = stage.ask(third).await;
-        stage.until(fourth).await;
-        assert!(stage.ask::<bool>(&format!("SELECT at - '{third}Z'::timestamptz >= interval '750 ms' FROM swept")).await);
-        stage.run("ALTER TABLE orders DROP CONSTRAINT obstacle", []).await;
-        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
+        let third: String = harness.ask(third).await;
+        harness.until(fourth).await;
+        assert!(harness.ask::<bool>(&format!("SELECT at - '{third}Z'::timestamptz >= interval '750 ms' FROM swept")).await);
+        harness.run("ALTER TABLE orders DROP CONSTRAINT obstacle", []).await;
+        harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{order}'")).await;
         worker.stop().await;
     })
     .await;
@@ -228,15 +228,15 @@ async fn a_row_that_keeps_failing_is_woken_ever_more_rarely() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is_left_to_them() {
-    on_stage(&swept("grace_ms = 100"), async |stage| {
+    with_harness(&swept("grace_ms = 100"), async |harness| {
         let made = async |kind: &'static str, state: Option<(&str, &str)>| {
             let (task, id) = (exampled(kind), Uuid::new_v4());
-            stage.run(task.examples().due, [id.into()]).await;
+            harness.run(task.examples().due, [id.into()]).await;
             if let Some((state, decided)) = state {
-                let letter = Letter { kind: Some(kind), subject: Some(id), ..Letter::default() }.store(stage).await;
+                let letter = Letter { kind: Some(kind), subject: Some(id), ..Letter::default() }.store(harness).await;
                 let sql = "UPDATE dead_letters SET state = $2, decided_at = now() - $3::text::interval, decided_by = 'lan', decided_why = 'so'
                             WHERE id = $1 AND $2 <> 'open'";
-                stage.run(sql, [letter.into(), state.into(), decided.into()]).await;
+                harness.run(sql, [letter.into(), state.into(), decided.into()]).await;
             }
             (task, id)
         };
@@ -251,24 +251,24 @@ async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is
             made("confirm-receipt", open).await,
         ];
         // A rebuild makes wake-ups of the same rows, as does whoever looks how many there are.
-        let counted = stage.ops(&["rebuild", "--dry-run"]).await.expect("counts");
+        let counted = harness.ops(&["rebuild", "--dry-run"]).await.expect("counts");
         assert!(counted.contains("confirm-receipt: 3 pending") && counted.contains("collect-arrears: 2 pending"), "{counted}");
-        stage.ops(&["rebuild"]).await.expect("a rebuild");
-        let worker = stage.worker();
+        harness.ops(&["rebuild"]).await.expect("a rebuild");
+        let worker = harness.worker();
         for (task, id) in woken {
-            eventually("the effect", SOON, async || Ok(stage.effects(task, id).await.iter().all(|count| *count == 1))).await;
+            eventually("the effect", SOON, async || Ok(harness.effects(task, id).await.iter().all(|count| *count == 1))).await;
         }
-        stage.until("SELECT count(*) = 1 FROM dead_letters WHERE kind = 'confirm-receipt' AND state = 'resolved'").await;
+        harness.until("SELECT count(*) = 1 FROM dead_letters WHERE kind = 'confirm-receipt' AND state = 'resolved'").await;
         let untouched = async || {
             for (task, id) in left {
-                if stage.effects(task, id).await.iter().any(|count| *count != 0) {
+                if harness.effects(task, id).await.iter().any(|count| *count != 0) {
                     return Ok(false);
                 }
             }
             Ok(true)
         };
         always("nothing comes of what is the operators'", SEVERAL_ROUNDS, untouched).await;
-        assert_eq!(stage.ask::<i64>("SELECT count(*) FROM swept JOIN dead_letters USING (kind, subject_id) WHERE state = 'open'").await, 0);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM swept JOIN dead_letters USING (kind, subject_id) WHERE state = 'open'").await, 0);
         worker.stop().await;
     })
     .await;

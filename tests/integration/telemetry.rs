@@ -16,7 +16,7 @@ use prost::Message;
 use tests::{fleet, sandbox::eventually};
 use tokio::net::TcpListener;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::harness::{QUICK, SOON, with_harness};
 
 /// What a collector was sent: the gRPC method's path and the message.
 pub type Received = Arc<Mutex<Vec<(String, Bytes)>>>;
@@ -85,33 +85,33 @@ fn spans(received: &Received, name: &str) -> Vec<Span> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_producers() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         let (endpoint, received) = collector().await;
         let start = |name: &str, arguments: &[&str]| {
-            let mut command = fleet::command(name, &stage.sandbox.env, arguments).expect("built");
+            let mut command = fleet::command(name, &harness.sandbox.env, arguments).expect("built");
             command
                 .env("OTEL_EXPORTER_OTLP_ENDPOINT", &endpoint)
                 .env("KYHAN_TELEMETRY_LOG", "debug")
                 .stderr(std::process::Stdio::null());
             command.spawn().expect("started")
         };
-        let mut players = [start("producer", &["relay"]), start("worker", &[])];
-        let order = stage.delivering().await;
-        stage.run("UPDATE orders SET goods_due = 1000 WHERE id = $1", [order.into()]).await;
-        let item = stage.in_cart().await;
-        stage.event("order.shipped", order).await;
-        stage.event("cart.item_added", item).await;
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        stage.until("SELECT count(*) = 0 FROM cart_items").await;
-        stage.until("SELECT count(*) = 1 FROM transfers").await;
-        stage.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('purge-cart-item', 'lan', 'x')", []).await;
-        let (broker, lane) = (stage.sandbox.broker().await.expect("a broker"), stage.topology().lane("purge-cart-item", 0));
+        let mut drivers = [start("producer", &["relay"]), start("worker", &[])];
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET goods_due = 1000 WHERE id = $1", [order.into()]).await;
+        let item = harness.in_cart().await;
+        harness.event("order.shipped", order).await;
+        harness.event("cart.item_added", item).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        harness.until("SELECT count(*) = 1 FROM transfers").await;
+        harness.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('purge-cart-item', 'lan', 'x')", []).await;
+        let (broker, lane) = (harness.sandbox.broker().await.expect("a broker"), harness.topology().lane("purge-cart-item", 0));
         let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
         eventually("the worker knows of the pause", SOON, left).await;
         broker.close().await;
-        for player in &mut players {
-            fleet::terminate(player).await.expect("told");
-            assert!(player.wait().await.expect("a status").success());
+        for driver in &mut drivers {
+            fleet::terminate(driver).await.expect("told");
+            assert!(driver.wait().await.expect("a status").success());
         }
 
         let relayed: Vec<_> = spans(&received, "relay").into_iter().map(|span| (span.trace_id, span.span_id)).collect();

@@ -9,16 +9,16 @@ use shared::{
 };
 use tests::fleet;
 
-use crate::stage::{QUICK, Stage, on_stage};
+use crate::harness::{Harness, QUICK, with_harness};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn declaring_again_is_no_harm_and_everything_is_shown() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for _ in 0..2 {
-            stage.ops(&["topology", "declare"]).await.expect("declared");
+            harness.ops(&["topology", "declare"]).await.expect("declared");
         }
-        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
-        for queue in stage.topology().queues() {
+        let shown = harness.ops(&["topology", "show"]).await.expect("shown");
+        for queue in harness.topology().queues() {
             assert!(shown.contains(queue.name.split('.').next_back().expect("a name")), "{}: {shown}", queue.name);
         }
         assert!(shown.contains("at-least-once") && !shown.contains("missing"), "{shown}");
@@ -28,9 +28,9 @@ async fn declaring_again_is_no_harm_and_everything_is_shown() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_difference() {
-    on_stage(QUICK, async |stage| {
-        let broker = stage.sandbox.broker().await.expect("a broker");
-        let lane = stage.topology().lane("confirm-receipt", 0);
+    with_harness(QUICK, async |harness| {
+        let broker = harness.sandbox.broker().await.expect("a broker");
+        let lane = harness.topology().lane("confirm-receipt", 0);
         broker.delete_queue(&lane).await.expect("deleted");
         let channel = broker.channel().await.expect("a channel");
         let durable = lapin::options::QueueDeclareOptions { durable: true, ..Default::default() };
@@ -38,14 +38,14 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
         other.insert("x-queue-type".into(), lapin::types::AMQPValue::LongString("quorum".into()));
         other.insert("x-delivery-limit".into(), lapin::types::AMQPValue::LongLongInt(3));
         channel.queue_declare(lane.as_str().into(), durable, other).await.expect("another queue");
-        let refused = broker.declare(&stage.topology()).await.expect_err("refused");
+        let refused = broker.declare(&harness.topology()).await.expect_err("refused");
         let BrokerError::Inequivalent(differences) = &refused else { panic!("{refused}") };
         assert_eq!(differences.len(), 1);
         assert!(differences[0].name == lane && differences[0].difference.contains("x-d"), "{refused}");
-        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
+        let shown = harness.ops(&["topology", "show"]).await.expect("shown");
         assert!(shown.contains("differs"), "{shown}");
         // A worker says so and leaves, instead of trying for ever.
-        let complaint = fleet::output(may_declare(stage)).await.expect_err("refused");
+        let complaint = fleet::output(may_declare(harness)).await.expect_err("refused");
         assert!(complaint.to_string().contains(&lane), "{complaint}");
         broker.close().await;
     })
@@ -53,9 +53,9 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
 }
 
 /// A worker that may declare, and so learns of other arguments; see `broker_users.rs` for those who may not.
-fn may_declare(stage: &Stage) -> tokio::process::Command {
-    let mut command = fleet::command("worker", &stage.sandbox.env, [""; 0]).expect("built");
-    command.env("KYHAN_AMQP_URL", &stage.sandbox.env["KYHAN_AMQP_URL"]);
+fn may_declare(harness: &Harness) -> tokio::process::Command {
+    let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
+    command.env("KYHAN_AMQP_URL", &harness.sandbox.env["KYHAN_AMQP_URL"]);
     command
 }
 
@@ -80,8 +80,8 @@ fn classic(table: &mut FieldTable) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_at_stake() {
-    on_stage(QUICK, async |stage| {
-        let topology = stage.topology();
+    with_harness(QUICK, async |harness| {
+        let topology = harness.topology();
         let lane = topology.lane("confirm-receipt", 0);
         let rung = format!("{}1s", topology.rung_prefix());
         let due = topology.due_exchange();
@@ -104,13 +104,13 @@ async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_a
             (&due, Box::new(drop("alternate-exchange")), "block its rung"),
         ];
         for (name, change, stake) in cases {
-            stage.replace(name, change).await;
-            let refused = fleet::output(may_declare(stage)).await.expect_err("refused").to_string();
+            harness.replace(name, change).await;
+            let refused = fleet::output(may_declare(harness)).await.expect_err("refused").to_string();
             assert!(
                 refused.contains(name) && refused.contains(stake) && refused.contains("remove it when empty"),
                 "{stake}: {refused}"
             );
-            stage.replace(name, |_| {}).await;
+            harness.replace(name, |_| {}).await;
         }
     })
     .await;
@@ -118,33 +118,33 @@ async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_a
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
-    on_stage(QUICK, async |stage| {
-        let naming = &stage.settings().naming;
+    with_harness(QUICK, async |harness| {
+        let naming = &harness.settings().naming;
         let more: Vec<Duration> =
             naming.ladder.iter().copied().chain([Duration::from_secs(3), Duration::from_secs(3600)]).collect();
-        let before = Topology::new(&naming.prefix, naming.shards, &more, &stage.settings().policy);
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        let before = Topology::new(&naming.prefix, naming.shards, &more, &harness.settings().policy);
+        let broker = harness.sandbox.broker().await.expect("a broker");
         broker.declare(&before).await.expect("declared");
-        shared::database::rungs::remember(&stage.sandbox.db, &before).await.expect("remembered");
-        let order = stage.delivering().await;
-        let mut waiting = stage.wakeup("confirm-receipt", &[order]);
+        shared::database::rungs::remember(&harness.sandbox.db, &before).await.expect("remembered");
+        let order = harness.delivering().await;
+        let mut waiting = harness.wakeup("confirm-receipt", &[order]);
         waiting.exchange = format!("{}3s", before.rung_prefix());
-        stage.publish(vec![waiting]).await;
+        harness.publish(vec![waiting]).await;
 
         // Two operators at once do not get into each other's way.
-        let (first, second) = tokio::join!(stage.ops(&["topology", "prune"]), stage.ops(&["topology", "prune"]));
+        let (first, second) = tokio::join!(harness.ops(&["topology", "prune"]), harness.ops(&["topology", "prune"]));
         let pruned = [first.expect("pruned"), second.expect("pruned")];
         assert!(pruned.iter().any(|pruned| pruned.contains("rung.1h: removed")), "{pruned:?}");
         assert!(pruned.iter().all(|pruned| pruned.contains("rung.3s: still holds 1")), "{pruned:?}");
         assert!(broker.observe(&format!("{}1h", before.rung_prefix())).await.expect("an answer").is_none());
         // What waited there still arrives, and then the rung goes too.
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
-        let pruned = stage.ops(&["topology", "prune"]).await.expect("pruned");
+        let pruned = harness.ops(&["topology", "prune"]).await.expect("pruned");
         assert!(pruned.contains("rung.3s: removed"), "{pruned}");
-        assert!(stage.ops(&["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
-        for queue in stage.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
+        assert!(harness.ops(&["topology", "prune"]).await.expect("pruned").contains("uses every rung"));
+        for queue in harness.topology().queues().iter().filter(|queue| queue.role == QueueRole::Rung) {
             assert!(broker.observe(&queue.name).await.expect("an answer").is_some(), "{} is used", queue.name);
         }
         broker.close().await;
@@ -155,13 +155,13 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
 #[tokio::test(flavor = "multi_thread")]
 async fn shards_part_the_work_and_lose_none_of_it() {
     let file = QUICK.replace("[topology]", "[topology]\n    shards = 3");
-    on_stage(&file, async |stage| {
-        let (relay, worker) = (stage.relay(), stage.worker());
+    with_harness(&file, async |harness| {
+        let (relay, worker) = (harness.relay(), harness.worker());
         for _ in 0..30 {
-            let order = stage.delivering().await;
-            stage.event("order.shipped", order).await;
+            let order = harness.delivering().await;
+            harness.event("order.shipped", order).await;
         }
-        stage.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
         relay.stop().await;
         worker.stop().await;
     })
@@ -171,8 +171,8 @@ async fn shards_part_the_work_and_lose_none_of_it() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_longest_span_that_a_policy_may_have_can_be_declared() {
     let file = format!("{QUICK}\n").replace("400ms", "9 years").replace("300ms", "3650d");
-    on_stage(&file, async |stage| {
-        let shown = stage.ops(&["topology", "show"]).await.expect("shown");
+    with_harness(&file, async |harness| {
+        let shown = harness.ops(&["topology", "show"]).await.expect("shown");
         assert!(!shown.contains("missing"), "{shown}");
     })
     .await;

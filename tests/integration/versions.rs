@@ -11,7 +11,7 @@ use shared::message::outgoing::Outgoing;
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
-use crate::stage::{QUICK, SOON, on_stage};
+use crate::harness::{QUICK, SOON, with_harness};
 
 fn body(version: u32, order: Uuid) -> String {
     format!(
@@ -22,15 +22,15 @@ fn body(version: u32, order: Uuid) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_format_up_to_this_one_is_applied() {
-    on_stage(QUICK, async |stage| {
+    with_harness(QUICK, async |harness| {
         for version in 1..=shared::message::wakeup::VERSION {
-            let order = stage.delivering().await;
-            let old = Outgoing { body: body(version, order).into(), ..stage.wakeup("confirm-receipt", &[order]) };
-            stage.publish(vec![old]).await;
+            let order = harness.delivering().await;
+            let old = Outgoing { body: body(version, order).into(), ..harness.wakeup("confirm-receipt", &[order]) };
+            harness.publish(vec![old]).await;
         }
-        let worker = stage.worker();
-        stage.until("SELECT count(*) = 0 FROM orders WHERE status = 'delivering'").await;
-        stage.until_settled().await;
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 0 FROM orders WHERE status = 'delivering'").await;
+        harness.until_settled().await;
         assert_eq!(worker.stop().await.applied, u64::from(shared::message::wakeup::VERSION));
     })
     .await;
@@ -38,8 +38,8 @@ async fn each_format_up_to_this_one_is_applied() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_are_applied() {
-    on_stage(QUICK, async |stage| {
-        let (later, beside) = (stage.delivering().await, stage.delivering().await);
+    with_harness(QUICK, async |harness| {
+        let (later, beside) = (harness.delivering().await, harness.delivering().await);
         let bytes = body(99, later);
         let mut headers = FieldTable::default();
         headers.insert("new".into(), AMQPValue::LongString("kept".into()));
@@ -49,20 +49,20 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
             .with_headers(headers)
             .with_type("kyhan.wakeup".into())
             .with_expiration("60000".into());
-        let good = stage.wakeup("confirm-receipt", &[beside]);
-        stage.publish(vec![Outgoing { properties, body: bytes.clone().into(), ..good.clone() }, good]).await;
-        let (worker, began) = (stage.worker(), std::time::Instant::now());
-        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
-        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.buried().await == 0)).await;
+        let good = harness.wakeup("confirm-receipt", &[beside]);
+        harness.publish(vec![Outgoing { properties, body: bytes.clone().into(), ..good.clone() }, good]).await;
+        let (worker, began) = (harness.worker(), std::time::Instant::now());
+        harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(harness.buried().await == 0)).await;
         let totals = worker.stop().await;
         // The longest rung here has a second.
         assert!((2..=began.elapsed().as_secs() + 2).contains(&totals.parked), "once a second: {totals:?}");
         assert_eq!((totals.malformed, totals.applied), (0, 1));
 
         // A newer worker would take it from the lane, as it was.
-        let broker = stage.sandbox.broker().await.expect("a broker");
+        let broker = harness.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
-        let lane = stage.topology().lane("confirm-receipt", 0);
+        let lane = harness.topology().lane("confirm-receipt", 0);
         let mut taken = None;
         eventually("it comes back", SOON, async || {
             taken = channel.basic_get(lane.as_str().into(), BasicGetOptions::default()).await?;
@@ -83,20 +83,20 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_later_format_that_somebody_published_by_hand_finds_its_way_back_too() {
-    on_stage(QUICK, async |stage| {
-        let beside = stage.delivering().await;
-        let lane = stage.topology().lane("confirm-receipt", 0);
+    with_harness(QUICK, async |harness| {
+        let beside = harness.delivering().await;
+        let lane = harness.topology().lane("confirm-receipt", 0);
         // The default exchange, whose routing keys are queues' names, as RabbitMQ's own pages use it.
         let by_hand = Outgoing {
             exchange: String::new(),
             routing_key: lane.clone(),
             body: body(99, beside).into(),
-            ..stage.wakeup("confirm-receipt", &[beside])
+            ..harness.wakeup("confirm-receipt", &[beside])
         };
-        stage.publish(vec![by_hand, stage.wakeup("confirm-receipt", &[beside])]).await;
-        let worker = stage.worker();
-        stage.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
-        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(stage.buried().await == 0)).await;
+        harness.publish(vec![by_hand, harness.wakeup("confirm-receipt", &[beside])]).await;
+        let worker = harness.worker();
+        harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
+        always("it is no dead letter", Duration::from_millis(2_500), async || Ok(harness.buried().await == 0)).await;
         let totals = worker.stop().await;
         assert!(totals.parked >= 2 && totals.stale == 0, "parked again and again, and no batch came twice: {totals:?}");
     })

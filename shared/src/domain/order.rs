@@ -1,7 +1,7 @@
 //! What operators may see of an order, for every kind about orders: its status, moments and money. It excludes the customer,
 //! the messages with the customer, and where the goods are bought (policy points 6 and 7).
 
-/// See [`crate::domain::task::Task::shown`].
+/// See [`crate::domain::task::Shown::shown`].
 pub(crate) const SHOWN: &str = "SELECT jsonb_build_object(
            'values', jsonb_build_object('code', code, 'status', status, 'on_hold', on_hold),
            'moments', jsonb_build_object(

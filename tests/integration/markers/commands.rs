@@ -4,7 +4,7 @@ use futures::{StreamExt, stream};
 use tests::fleet;
 
 use super::{search::Capture, surroundings::Surroundings};
-use crate::stage::{SOON, Stage};
+use crate::harness::{Harness, SOON};
 
 /// Lines, a group after the other; those of a group side by side.
 type Lines = &'static [&'static [&'static str]];
@@ -153,7 +153,7 @@ const PLACES: &[(&str, &str)] = &[
 
 /// What the lines are run with.
 pub struct Runner<'a> {
-    pub stage: &'a Stage,
+    pub harness: &'a Harness,
     pub surroundings: &'a Surroundings,
     /// Besides [`PLACES`].
     pub places: Vec<(&'static str, String)>,
@@ -186,7 +186,7 @@ impl Runner<'_> {
         }
         for (place, sql) in PLACES {
             if line.contains(place) {
-                line = line.replace(place, &self.stage.ask::<String>(sql).await);
+                line = line.replace(place, &self.harness.ask::<String>(sql).await);
             }
         }
         line

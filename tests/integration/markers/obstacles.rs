@@ -5,7 +5,7 @@ use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use shared::database::statement;
 use uuid::Uuid;
 
-use crate::stage::Stage;
+use crate::harness::Harness;
 
 /// The ways to fail. In each, MESSAGE, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
 pub const WAYS: &[&str] =
@@ -57,11 +57,11 @@ const TABLES: &str = "
     END $$;";
 
 /// Makes them, for no subject yet.
-pub async fn install(stage: &Stage, tables: impl IntoIterator<Item = &'static str>) {
-    stage.sandbox.db.execute_unprepared(TABLES).await.expect("tables of the order system");
+pub async fn install(harness: &Harness, tables: impl IntoIterator<Item = &'static str>) {
+    harness.sandbox.db.execute_unprepared(TABLES).await.expect("tables of the order system");
     for table in tables {
         let sql = "CREATE OR REPLACE TRIGGER obstacle BEFORE UPDATE OR DELETE ON # FOR EACH ROW EXECUTE FUNCTION obstacle()";
-        stage.run(&sql.replace('#', table), []).await;
+        harness.run(&sql.replace('#', table), []).await;
     }
 }
 

@@ -8,7 +8,7 @@ use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
 use uuid::Uuid;
 
 use super::search::{Capture, marker};
-use crate::stage::Stage;
+use crate::harness::Harness;
 
 /// Where a marker stands in its text.
 const PLACE: &str = "#";
@@ -94,12 +94,12 @@ const NO_TEXT: &str = "'uuid', 'smallint', 'integer', 'bigint', 'boolean', 'date
 
 /// # Panics
 /// When there is a table, or a column that can hold text, of which nobody has said here what it is.
-pub async fn assert_known(stage: &Stage) {
+pub async fn assert_known(harness: &Harness) {
     let of_schema = "FROM information_schema.tables JOIN information_schema.columns USING (table_schema, table_name)
                      WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'";
     let names = async |what: &str, filter: &str| {
         let sql = format!("SELECT coalesce(array_agg(DISTINCT {what}::text), '{{}}') {of_schema} AND {filter}");
-        stage.ask::<Vec<String>>(&sql).await.into_iter().collect::<BTreeSet<_>>()
+        harness.ask::<Vec<String>>(&sql).await.into_iter().collect::<BTreeSet<_>>()
     };
     let of_others: BTreeSet<&str> = MARKED.iter().map(|of| of.table).chain(NOT_MARKED.iter().map(|(table, ..)| *table)).collect();
     let known = of_others.iter().copied().chain(OWN.iter().chain(NEITHER).map(|(table, _)| *table));
@@ -130,18 +130,18 @@ fn text(table: &str, column: &str) -> String {
 }
 
 /// Marks the customer of all examples. Whatever else is marked belongs to this one.
-pub async fn mark_customer(stage: &Stage) {
+pub async fn mark_customer(harness: &Harness) {
     let values = ["full_name", "phone", "email", "address"].map(|column| text("customers", column).into());
     let [name, phone, email, address] = values;
     let sql = "UPDATE customers SET full_name = $1, phone = $2, email = $3, address = $4 WHERE id = $5";
-    assert_eq!(stage.run(sql, [name, phone, email, address, EXAMPLE_CUSTOMER.into()]).await, 1);
+    assert_eq!(harness.run(sql, [name, phone, email, address, EXAMPLE_CUSTOMER.into()]).await, 1);
     // Paid in by hand, as somebody wrote it down.
     let sql = "WITH outside AS (INSERT INTO accounts (kind) VALUES ('outside') RETURNING id),
                     wallet AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1) RETURNING id)
                INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
                SELECT outside.id, wallet.id, 1000000, $2, $3 FROM outside, wallet";
     let [reason, key] = ["reason", "idempotency_key"].map(|column| text("transfers", column).into());
-    stage.run(sql, [EXAMPLE_CUSTOMER.into(), reason, key]).await;
+    harness.run(sql, [EXAMPLE_CUSTOMER.into(), reason, key]).await;
 }
 
 /// Marks whatever an example has made, in the transaction that made it: nobody sees it unmarked.
@@ -206,28 +206,28 @@ pub async fn as_long_ago(tx: &DatabaseTransaction, order: Uuid) {
 }
 
 /// An event of the order system with whatever it likes to say about it.
-pub async fn event(stage: &Stage, event_type: &str, subject: Uuid) {
+pub async fn event(harness: &Harness, event_type: &str, subject: Uuid) {
     let sql = "INSERT INTO outbox (event_type, subject_id, data) VALUES ($1, $2, $3::text::jsonb)";
-    stage.run(sql, [event_type.into(), subject.into(), text("outbox", "data").into()]).await;
+    harness.run(sql, [event_type.into(), subject.into(), text("outbox", "data").into()]).await;
 }
 
 /// # Panics
 /// When a marked column holds no marker: then nothing that is not found was there.
-pub async fn assert_marked(stage: &Stage) {
+pub async fn assert_marked(harness: &Harness) {
     for Column { table, name: column, .. } in MARKED {
         // An event is gone once it was relayed; one that was set aside is kept whole.
         let table_now = if *table == "outbox" { "set_aside" } else { table };
         let sql = format!("SELECT EXISTS (SELECT FROM {table_now} WHERE {column}::text LIKE '%{}%')", marker(table, column));
-        assert!(stage.ask::<bool>(&sql).await, "{table}.{column} is not marked");
+        assert!(harness.ask::<bool>(&sql).await, "{table}.{column} is not marked");
     }
 }
 
 /// The rows that this system wrote, as text, a capture a table.
-pub async fn own_rows(stage: &Stage) -> Vec<Capture> {
+pub async fn own_rows(harness: &Harness) -> Vec<Capture> {
     let mut captures = Vec::new();
     for (table, rows) in OWN {
         let sql = format!("SELECT coalesce(string_agg({table}::text, E'\\n'), '') FROM {table} WHERE {rows}");
-        captures.push(Capture::new(format!("table {table}"), stage.ask::<String>(&sql).await));
+        captures.push(Capture::new(format!("table {table}"), harness.ask::<String>(&sql).await));
     }
     captures
 }

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use super::{postgres::sorted, recorder::Recorder, search::Capture};
 use crate::{
-    stage::Stage,
+    harness::Harness,
     telemetry::{Received, collector},
 };
 
@@ -39,9 +39,9 @@ pub struct Surroundings {
 }
 
 impl Surroundings {
-    /// With these settings on top of the stage's.
-    pub async fn new(stage: &Stage, settings: &[(&str, &str)]) -> Self {
-        let mut env = stage.sandbox.env.clone();
+    /// With these settings on top of the harness's.
+    pub async fn new(harness: &Harness, settings: &[(&str, &str)]) -> Self {
+        let mut env = harness.sandbox.env.clone();
         let rabbitmq = Recorder::before(&env["KYHAN_AMQP_URL"], 5672).await;
         let postgres = Recorder::before(&env["KYHAN_DATABASE_URL"], 5432).await;
         let (collector, received) = collector().await;
@@ -57,7 +57,7 @@ impl Surroundings {
         }
         let more = settings.iter().chain(&[("KYHAN_TELEMETRY_LOG", LOUD)]).chain(&EXPORT);
         env.extend(more.map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
-        let folder = std::env::temp_dir().join(format!("{}-markers", stage.sandbox.database()));
+        let folder = std::env::temp_dir().join(format!("{}-markers", harness.sandbox.database()));
         std::fs::create_dir_all(&folder).expect("a folder");
         Self { env, rabbitmq, postgres, collector, received, folder }
     }

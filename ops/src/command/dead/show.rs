@@ -165,7 +165,7 @@ fn line(text: &mut String, name: &str, value: &impl std::fmt::Display) -> std::f
     writeln!(text, "{name:<20}{value}")
 }
 
-/// One of the objects of [`Task::shown`].
+/// One of the objects of [`shared::domain::task::Shown::shown`].
 fn fields(text: &mut String, row: &Value, part: &str, shown: impl Fn(&Value) -> String) -> std::fmt::Result {
     for (name, value) in row.get(part).and_then(Value::as_object).into_iter().flatten() {
         line(text, name, &if value.is_null() { "-".to_owned() } else { shown(value) })?;

@@ -1,4 +1,4 @@
-//! The stage: the private servers, the counts, and the steps of every measurement before its clock starts. Each run begins with fresh
+//! The harness: the private servers, the counts, and the steps of every measurement before its clock starts. Each run begins with fresh
 //! tables, vacuumed, analyzed and checkpointed.
 
 use std::time::Duration;
@@ -19,7 +19,7 @@ pub const FOLDER: &str = "target/bench";
 /// Timeout of each wait.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-pub struct Stage {
+pub struct Harness {
     pub pair: Pair,
     pub quick: bool,
     rounds: usize,
@@ -28,7 +28,7 @@ pub struct Stage {
     began: Instant,
 }
 
-impl Stage {
+impl Harness {
     /// Starts the servers, with commit timestamps enabled.
     pub async fn set(quick: bool, rounds: usize, only: Vec<String>, waiting: Option<u32>) -> Result<Self> {
         let began = Instant::now();
@@ -91,12 +91,12 @@ pub async fn settle(sandbox: &Sandbox) -> Result<()> {
 }
 
 /// Waits until the broker uses less than a tenth of a core, because it goes on writing for a while after publishing.
-pub async fn rest(stage: &Stage) -> Result<()> {
+pub async fn rest(harness: &Harness) -> Result<()> {
     const LOOK: Duration = Duration::from_millis(500);
     until("the broker has come to rest", Duration::ZERO, async || {
-        let before = Cpu::now(&stage.pair, &[])?;
+        let before = Cpu::now(&harness.pair, &[])?;
         tokio::time::sleep(LOOK).await;
-        Ok(Cpu::now(&stage.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
+        Ok(Cpu::now(&harness.pair, &[])?.since(before).broker < LOOK.as_secs_f64() / 10.0)
     })
     .await
 }

@@ -8,16 +8,16 @@ use tests::{fleet, sandbox::eventually};
 use tokio::process::Child;
 
 use super::{search::Capture, surroundings::Surroundings};
-use crate::{admin, stage::SOON};
+use crate::{admin, harness::SOON};
 
-pub struct Player {
+pub struct Driver {
     name: String,
     child: Child,
     folder: PathBuf,
     answers: Vec<Capture>,
 }
 
-impl Player {
+impl Driver {
     /// Starts it; its files are in a folder of its own.
     pub fn start(surroundings: &Surroundings, name: &str, binary: &str, arguments: &[&str]) -> Self {
         let folder = surroundings.folder.join(name);

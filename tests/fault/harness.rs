@@ -1,4 +1,4 @@
-//! The stage of a scenario: a sandbox with the book, a relay and two workers under a supervisor, the population, and the end, which waits
+//! The harness of a scenario: a sandbox with the book, a relay and two workers under a supervisor, the population, and the end, which waits
 //! for every expected effect and then counts them.
 
 use std::{
@@ -121,7 +121,7 @@ pub fn file(spans: Spans) -> String {
     )
 }
 
-pub struct Stage {
+pub struct Harness {
     pub sandbox: Sandbox,
     pub setting: Setting,
     pub fleet: Fleet,
@@ -147,7 +147,7 @@ pub struct Ended {
     pub remarks: Vec<String>,
 }
 
-impl Stage {
+impl Harness {
     pub async fn set(setting: &Setting, name: &str, terms: &Terms) -> Result<Self> {
         let folder = setting.folder.join("logs").join(name);
         let _ = std::fs::remove_dir_all(&folder);

@@ -9,13 +9,12 @@ use uuid::Uuid;
 
 use super::{
     commands::{LAST, OPERATE, PREPARE, REPLAY, Runner},
-    obstacles,
-    player::Player,
-    population,
+    driver::Driver,
+    obstacles, population,
     search::Capture,
     surroundings::Surroundings,
 };
-use crate::{conformance::from_now, stage::Stage};
+use crate::{conformance::from_now, harness::Harness};
 
 /// What sweeps, counts and reports as often as the play is short.
 const SETTINGS: &[(&str, &str)] = &[
@@ -47,69 +46,69 @@ pub struct Captured {
     pub complaints: Vec<Capture>,
 }
 
-/// Plays it; `file` is the stage's.
-pub async fn play(stage: &Stage, file: &str) -> Captured {
-    population::assert_known(stage).await;
-    population::mark_customer(stage).await;
+/// Plays it; `file` is the harness's.
+pub async fn run(harness: &Harness, file: &str) -> Captured {
+    population::assert_known(harness).await;
+    population::mark_customer(harness).await;
     // Before there are triggers that make events of them: only the sweep finds these.
-    for task in stage.tasks() {
-        subject(stage, task, None).await;
+    for task in harness.tasks() {
+        subject(harness, task, None).await;
     }
-    let surroundings = Surroundings::new(stage, SETTINGS).await;
+    let surroundings = Surroundings::new(harness, SETTINGS).await;
     let path = |name: &str| surroundings.folder.join(name).to_string_lossy().into_owned();
     std::fs::write(path("shorter.toml"), shorter(file)).expect("a file");
     let places = vec![("{policy}", path("shorter.toml")), ("{file}", path("message.bin"))];
-    let runner = Runner { stage, surroundings: &surroundings, places };
+    let runner = Runner { harness, surroundings: &surroundings, places };
     runner.assert_complete().await;
     let mut searched = runner.run(PREPARE).await;
 
-    let start = |name: &str, binary: &str, arguments: &[&str]| Player::start(&surroundings, name, binary, arguments);
+    let start = |name: &str, binary: &str, arguments: &[&str]| Driver::start(&surroundings, name, binary, arguments);
     let mut relay = start("relay", "producer", &["relay"]);
     let mut worker = start("worker", "worker", &[]);
     let mut killed = start("killed-worker", "worker", &[]);
-    for player in [&mut relay, &mut worker, &mut killed] {
-        player.until_ready(true).await;
+    for driver in [&mut relay, &mut worker, &mut killed] {
+        driver.until_ready(true).await;
     }
-    let dead = misfortunes(stage).await;
-    stage.until("SELECT count(*) > 0 FROM dead_letters").await;
+    let dead = misfortunes(harness).await;
+    harness.until("SELECT count(*) > 0 FROM dead_letters").await;
     killed.kill().await;
-    stage.until(&format!("SELECT count(DISTINCT coalesce(subject_id, id)) = {dead} FROM dead_letters")).await;
-    stage.until("SELECT count(*) = 0 FROM outbox").await;
-    stage
+    harness.until(&format!("SELECT count(DISTINCT coalesce(subject_id, id)) = {dead} FROM dead_letters")).await;
+    harness.until("SELECT count(*) = 0 FROM outbox").await;
+    harness
         .until("SELECT count(DISTINCT kind) = (SELECT count(DISTINCT kind) FROM dead_letters WHERE kind IS NOT NULL) FROM swept")
         .await;
-    population::assert_marked(stage).await;
+    population::assert_marked(harness).await;
 
     for (server, away) in [(&surroundings.rabbitmq, RABBITMQ_AWAY), (&surroundings.postgres, POSTGRES_AWAY)] {
         // Whoever is still busy with the outage before would not tell of this one.
-        for player in [&mut relay, &mut worker] {
-            player.until_ready(true).await;
+        for driver in [&mut relay, &mut worker] {
+            driver.until_ready(true).await;
         }
         server.set_up(false);
-        for (player, text) in [&mut relay, &mut worker].into_iter().zip(away) {
-            player.until_ready(false).await;
-            player.until_said(text).await;
+        for (driver, text) in [&mut relay, &mut worker].into_iter().zip(away) {
+            driver.until_ready(false).await;
+            driver.until_said(text).await;
         }
         server.set_up(true);
     }
     searched.extend(runner.run(OPERATE).await);
-    for player in [&mut relay, &mut worker] {
-        player.until_ready(true).await;
-        player.stop().await;
+    for driver in [&mut relay, &mut worker] {
+        driver.until_ready(true).await;
+        driver.stop().await;
     }
     searched.extend(runner.run(REPLAY).await);
-    searched.extend(population::own_rows(stage).await);
+    searched.extend(population::own_rows(harness).await);
     searched.extend(runner.run(LAST).await);
-    searched.extend([relay, worker, killed].into_iter().flat_map(Player::captures));
+    searched.extend([relay, worker, killed].into_iter().flat_map(Driver::captures));
     let (passed, complaints) = surroundings.captures();
     searched.extend(passed);
     Captured { searched, complaints }
 }
 
 /// Makes a marked subject for which the effect is due, with this obstacle in its way.
-async fn subject(stage: &Stage, task: &dyn Exampled, obstacle: Option<&str>) -> Uuid {
+async fn subject(harness: &Harness, task: &dyn Exampled, obstacle: Option<&str>) -> Uuid {
     let id = Uuid::new_v4();
-    let tx = stage.sandbox.db.begin().await.expect("a transaction");
+    let tx = harness.sandbox.db.begin().await.expect("a transaction");
     sea_orm::ConnectionTrait::execute_raw(&tx, statement(task.examples().due, [id.into()])).await.expect("a subject");
     population::mark_subject(&tx, task.table(), id).await;
     if task.shortest().is_some() {
@@ -123,34 +122,34 @@ async fn subject(stage: &Stage, task: &dyn Exampled, obstacle: Option<&str>) -> 
 }
 
 /// Lets everything happen to subjects of every kind; how many dead letters come of it.
-async fn misfortunes(stage: &Stage) -> usize {
-    obstacles::install(stage, stage.tasks().map(shared::domain::task::Task::table)).await;
-    for task in stage.tasks() {
+async fn misfortunes(harness: &Harness) -> usize {
+    obstacles::install(harness, harness.tasks().map(shared::domain::task::Task::table)).await;
+    for task in harness.tasks() {
         for way in obstacles::WAYS {
-            subject(stage, task, Some(way)).await;
+            subject(harness, task, Some(way)).await;
         }
-        let applied = subject(stage, task, None).await;
+        let applied = subject(harness, task, None).await;
         for event in task.counts_from() {
-            population::event(stage, event.name(), applied).await;
+            population::event(harness, event.name(), applied).await;
         }
-        let (moot, postponed) = (subject(stage, task, None).await, subject(stage, task, None).await);
+        let (moot, postponed) = (subject(harness, task, None).await, subject(harness, task, None).await);
         // Also where what is kept with it would not let it go.
-        stage.as_superuser(&task.examples().moot.replace("$1", &format!("'{moot}'"))).await;
-        from_now(stage, task, postponed).await;
-        stage.publish(vec![stage.wakeup(task.kind(), &[moot, postponed])]).await;
-        population::event(stage, "order.mystery", applied).await;
-        population::event(stage, task.counts_from()[0].name(), Uuid::new_v4()).await;
+        harness.as_superuser(&task.examples().moot.replace("$1", &format!("'{moot}'"))).await;
+        from_now(harness, task, postponed).await;
+        harness.publish(vec![harness.wakeup(task.kind(), &[moot, postponed])]).await;
+        population::event(harness, "order.mystery", applied).await;
+        population::event(harness, task.counts_from()[0].name(), Uuid::new_v4()).await;
     }
-    let malformed: Vec<Outgoing> = ["no JSON", r#"{"v":1,"kind":"make-coffee"}"#].map(|body| malformed(stage, body)).into();
-    let letters = malformed.len() + stage.tasks().count() * obstacles::WAYS.len();
-    stage.publish(malformed).await;
+    let malformed: Vec<Outgoing> = ["no JSON", r#"{"v":1,"kind":"make-coffee"}"#].map(|body| malformed(harness, body)).into();
+    let letters = malformed.len() + harness.tasks().count() * obstacles::WAYS.len();
+    harness.publish(malformed).await;
     letters
 }
 
 /// A message into a lane that is no wake-up.
-pub fn malformed(stage: &Stage, body: &str) -> Outgoing {
+pub fn malformed(harness: &Harness, body: &str) -> Outgoing {
     Outgoing {
-        exchange: stage.topology().due_exchange(),
+        exchange: harness.topology().due_exchange(),
         routing_key: format!("{}.0", "confirm-receipt"),
         properties: BasicProperties::default().with_delivery_mode(2),
         body: body.into(),

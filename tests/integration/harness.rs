@@ -1,4 +1,4 @@
-//! The stage of a test: a sandbox, a relay and workers in this process, rows to act on, and questions about them.
+//! The harness of a test: a sandbox, a relay and workers in this process, rows to act on, and questions about them.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -68,32 +68,32 @@ pub fn every_kind(file: &str) -> String {
 /// How long a test waits for something that should happen at once.
 pub const SOON: Duration = Duration::from_secs(30);
 
-pub struct Stage {
+pub struct Harness {
     pub sandbox: Sandbox,
 }
 
-/// Runs a test on a stage of its own, which is removed whatever happens.
-pub async fn on_stage(file: &str, play: impl AsyncFnOnce(&Stage)) {
+/// Runs a test on a harness of its own, which is removed whatever happens.
+pub async fn with_harness(file: &str, test: impl AsyncFnOnce(&Harness)) {
     let sandbox = Sandbox::new("test", file, &[]).await.expect("a sandbox");
     sandbox.declare().await.expect("the topology");
-    on_stage_of(sandbox, play).await;
+    on_harness(sandbox, test).await;
 }
 
 /// The same in a sandbox that is there, with what it has.
-pub async fn on_stage_of(sandbox: Sandbox, play: impl AsyncFnOnce(&Stage)) {
-    let stage = Stage { sandbox };
-    stage
+pub async fn on_harness(sandbox: Sandbox, test: impl AsyncFnOnce(&Harness)) {
+    let harness = Harness { sandbox };
+    harness
         .run(
             "INSERT INTO customers VALUES ($1, 'Nguyễn Thị Mẫu', '0901234567', 'mau@example.vn', 'Hà Nội')",
             [EXAMPLE_CUSTOMER.into()],
         )
         .await;
-    let played = AssertUnwindSafe(play(&stage)).catch_unwind().await;
-    let removed = stage.sandbox.remove().await;
-    if let Err(panic) = played {
+    let outcome = AssertUnwindSafe(test(&harness)).catch_unwind().await;
+    let removed = harness.sandbox.remove().await;
+    if let Err(panic) = outcome {
         std::panic::resume_unwind(panic);
     }
-    removed.expect("the stage is removed");
+    removed.expect("the harness is removed");
 }
 
 /// A worker or relay in this process.
@@ -111,7 +111,7 @@ impl<T> Running<T> {
     }
 }
 
-/// A worker with other settings than its stage's.
+/// A worker with other settings than its harness's.
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     let settings = as_role(settings, DatabaseRole::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
@@ -120,7 +120,7 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     Running { shutdown: shutdown.drop_guard(), handle }
 }
 
-/// A relay with other settings than its stage's.
+/// A relay with other settings than its harness's.
 pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
     let settings = as_role(settings, DatabaseRole::Producer).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
@@ -135,7 +135,7 @@ pub fn exampled(kind: &str) -> &'static dyn Exampled {
     tasks::EXAMPLED.iter().copied().find(|task| task.kind() == kind).expect("a task")
 }
 
-impl Stage {
+impl Harness {
     pub fn settings(&self) -> &Settings {
         &self.sandbox.settings
     }
@@ -144,7 +144,7 @@ impl Stage {
         self.settings().topology()
     }
 
-    /// The kinds that this stage's policy uses.
+    /// The kinds that this harness's policy uses.
     pub fn tasks(&self) -> impl Iterator<Item = &'static dyn Exampled> {
         let policy = &self.settings().policy;
         tasks::EXAMPLED.iter().copied().filter(|task| policy.lines().iter().any(|line| line.task == task.kind()))
