@@ -38,7 +38,7 @@ pub enum Disturbs {
 
 impl Scenario {
     const fn new(name: &'static str, run: for<'a> fn(&'a Harness, StdRng) -> Running<'a>) -> Self {
-        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, run: run }
+        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, run }
     }
 
     const fn disturbs(self, disturbs: Disturbs) -> Self {

@@ -130,7 +130,9 @@ async fn rounds(context: &Context, leads: watch::Sender<bool>) {
         if let Err((duty, error)) = done.unwrap_or_else(|_| Err(("all", unanswered().into()))) {
             // Dropping the connection releases the lock.
             lock = None;
-            list.iter_mut().for_each(|duty| duty.forget());
+            for duty in &mut list {
+                duty.forget();
+            }
             error.log(duty, None, "another worker may lead now");
         }
         leads.send_replace(lock.is_some());
