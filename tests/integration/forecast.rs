@@ -110,7 +110,7 @@ fn worker(harness: &Harness, endpoint: &str, more: &[(&str, &str)]) -> Child {
 
 /// Long before its grace is over.
 async fn stop(mut worker: Child) {
-    fleet::terminate(&worker).await.expect("told");
+    fleet::terminate(&worker).await.expect("SIGTERM sent");
     let ended = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves at once");
     assert!(ended.expect("a status").success());
 }

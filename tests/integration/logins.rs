@@ -95,7 +95,7 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
         let order = harness.delivering().await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         assert!(worker.wait().await.expect("an end").success());
         std::fs::remove_file(log).expect("removed");
         for (user, password, arguments, most) in [
@@ -223,7 +223,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         install.env("KYHAN_DATABASE_URL", admin.as_str()).env("KYHAN_ROLES_ORDER_SYSTEM_PASSWORD", "given by hand 77");
         outputs.push(install.output().await.expect("run"));
         for pid in pids {
-            tests::pair::send(pid, "TERM").await.expect("told");
+            tests::pair::send(pid, "TERM").await.expect("SIGTERM sent");
         }
         let (relay, worker) = running.await.expect("no panic");
         outputs.extend([relay.expect("an end"), worker.expect("an end")]);

@@ -152,7 +152,7 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
         let mut worker =
             fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
         harness.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(Duration::from_secs(20), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         let said = std::fs::read_to_string(&log).expect("a log");
@@ -182,7 +182,7 @@ async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_n
         let mut worker = fleet::start(fleet::command("worker", &env, [""; 0]).expect("built"), &log).expect("started");
         let away = async || Ok(std::fs::read_to_string(&log)?.contains("PostgreSQL is away"));
         tests::sandbox::eventually("it says so", SOON, away).await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         std::fs::remove_file(&log).expect("removed");

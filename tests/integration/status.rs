@@ -238,7 +238,7 @@ impl Watching {
 
     /// Its exit code, once it is told to stop.
     async fn stop(mut self) -> i32 {
-        fleet::terminate(&self.child).await.expect("told");
+        fleet::terminate(&self.child).await.expect("SIGTERM sent");
         tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status").code().expect("an exit code")
     }
 }

@@ -110,7 +110,7 @@ async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_
         eventually("the worker knows of the pause", SOON, left).await;
         broker.close().await;
         for driver in &mut drivers {
-            fleet::terminate(driver).await.expect("told");
+            fleet::terminate(driver).await.expect("SIGTERM sent");
             assert!(driver.wait().await.expect("a status").success());
         }
 

@@ -81,7 +81,7 @@ impl Driver {
 
     /// Tells it to leave, and waits until it has.
     pub async fn stop(&mut self) {
-        fleet::terminate(&self.child).await.expect("told");
+        fleet::terminate(&self.child).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{}: {status}", self.name);
     }
