@@ -312,7 +312,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         harness.until(ALL_SEALED).await;
         worker.stop().await;
         let found = verified(harness, &[]).await;
-        assert!(only_fault(&found).2.contains("at least one was changed"), "what somebody has altered is kept: {found:?}");
+        assert!(only_fault(&found).2.contains("at least one was changed"), "an altered range is kept: {found:?}");
         assert_eq!(found.0["removed"], 3);
         assert_eq!(found.0["removals"][0]["first_seal"], 1, "{found:?}");
         harness.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
