@@ -126,7 +126,8 @@ constraint on the wallets makes every charge fail. After the last attempt, each 
 dead letter.
 
 One setting differs from the defaults: failed effects are retried after 100 ms. The sweep runs with
-its default settings. It does not wake a kind that moves money while its dead letter is open.
+its default settings. If an effect moves money and its dead letter is open, the sweep makes no new
+wake-up for it.
 ";
 
 async fn ask<T: sea_orm::TryGetable>(sandbox: &Sandbox, sql: &str) -> Result<T> {

@@ -264,15 +264,15 @@ fn a_report_of_many_finds_is_short() {
     let line = format!("{}\n", marker("customers", "full_name")).repeat(100);
     let mut finds: Vec<Find> =
         (0..100).flat_map(|at| search.finds(&Capture::new(format!("log {at}"), line.as_bytes()))).collect();
-    let report_text = report(&finds);
+    let text = report(&finds);
     assert!(
-        report_text.starts_with("markers left the database, 1 ways:\n  log 0: customers.full_name as Plain at byte 0, 100×"),
-        "{report_text}"
+        text.starts_with("markers left the database, 1 ways:\n  log 0: customers.full_name as Plain at byte 0, 100×"),
+        "{text}"
     );
-    assert!(report_text.ends_with("… and in 99 more like it"), "{report_text}");
+    assert!(text.ends_with("… and in 99 more like it"), "{text}");
     for letter in 'a'..='z' {
         finds.extend(search.finds(&Capture::new(format!("log {letter}"), line.as_bytes())));
     }
-    let report_text = report(&finds);
-    assert!(report_text.contains("27 ways") && report_text.ends_with("and 15 more") && report_text.len() < 4_000, "{report_text}");
+    let text = report(&finds);
+    assert!(text.contains("27 ways") && text.ends_with("and 15 more") && text.len() < 4_000, "{text}");
 }
