@@ -1,4 +1,4 @@
-//! Live progress: one line with the current day and the counts of each harness.
+//! Live progress: one line with the current day and the counts of each outcome.
 
 use std::{
     collections::BTreeMap,
@@ -42,8 +42,8 @@ impl<'a> Progress<'a> {
         let waiting = self.sandbox.depth(self.broker, "rung.").await?;
         let due = self.sandbox.depth(self.broker, "due.").await?;
         self.quiet = outbox == 0 && due == 0;
-        let told = logged(logs)?;
-        let of = |name: &str| told.get(name).copied().unwrap_or_default();
+        let counts = logged(logs)?;
+        let of = |name: &str| counts.get(name).copied().unwrap_or_default();
         let line = format!(
             "day {:>2} · events {} · waiting wake-ups {waiting} · due {due} · applied {} · stale {} · postponed {} · retried {} · dead {}",
             elapsed.as_secs(),

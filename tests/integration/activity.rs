@@ -1,5 +1,5 @@
-//! The sealed record (policy point 5): what is done afterwards to a row of activity is found, whoever did it, and the range is named; and
-//! what is said about an order is recorded as it is said.
+//! The sealed record (policy point 5): any later change to an activity row is detected, whichever role made it, and the affected
+//! range is reported. What is said about an order is recorded when it is said.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use crate::{
     letters::ops,
 };
 
-/// The quick policy with a leader that looks every 100 ms.
+/// The quick policy, with leader rounds every 100 ms.
 fn sealing() -> String {
     QUICK.replace("every_ms = 3600000", "every_ms = 100")
 }
@@ -30,13 +30,13 @@ async fn recorded(harness: &Harness, count: i64) {
 
 const ALL_SEALED: &str = "SELECT coalesce((SELECT max(last_id) FROM activity_seals), 0) >= (SELECT max(id) FROM activity)";
 
-/// What `ops activity verify` says, and its exit code.
+/// The output of `ops activity verify` and its exit code.
 async fn verified(harness: &Harness, more: &[&str]) -> (Value, i32) {
     let done = ops(harness, &[&["activity", "verify", "--json"][..], more].concat()).await;
     (serde_json::from_str(&done.out).unwrap_or_else(|_| panic!("{done:?}")), done.code)
 }
 
-/// The one fault that is found: its range and what is wrong.
+/// The only fault reported: its range and its description.
 fn only_fault(verified: &(Value, i32)) -> (i64, i64, String) {
     let (said, code) = verified;
     let faults = said["faults"].as_array().expect("faults");
@@ -64,7 +64,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
         let range = "SELECT jsonb_build_array(first_id, last_id) FROM activity_seals WHERE 60 BETWEEN first_id AND last_id";
         let range: Value = harness.ask(range).await;
         let of_range = (range[0].as_i64().expect("an id"), range[1].as_i64().expect("an id"));
-        // The same moment in other words, the same JSON in another order: no change. Every column counts.
+        // The same time and the same JSON, written differently, are no change. Every column counts.
         harness.as_superuser("UPDATE activity SET at = at, detail = detail || '{}' WHERE id = 60").await;
         assert_eq!(verified(harness, &[]).await.1, 0);
         for (change, back) in [
@@ -96,7 +96,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
         assert!(only_fault(&verified(harness, &[]).await).2.contains("slipped in"));
         harness.as_superuser("DELETE FROM activity WHERE id = -1").await;
 
-        // Whoever makes the chain anew is found with a seal that was noted down; who cuts it short, too.
+        // A chain that was rebuilt or cut short is detected with a seal that was noted down.
         let last = "DELETE FROM activity_seals WHERE number = (SELECT max(number) FROM activity_seals)";
         harness.as_superuser(last).await;
         assert_eq!(verified(harness, &[]).await.1, 0);
@@ -109,7 +109,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
         }
         assert_eq!(verified(harness, &[]).await.1, 0, "by itself the forged chain is sound");
         assert!(only_fault(&verified(harness, &["--seal", &head]).await).2.contains("the chain was rewritten"));
-        // A seal in the middle that is changed does not follow any more.
+        // A changed seal in the middle no longer follows from the seals before it.
         harness.as_superuser("UPDATE activity_seals SET sealed_at = sealed_at - interval '1 day' WHERE number = 2").await;
         assert!(only_fault(&verified(harness, &[]).await).2.contains("does not follow from the seals before it"));
     })
@@ -122,7 +122,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
         recorded(harness, 10).await;
         harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
         harness.as_superuser("UPDATE activity SET action = 'order.forged' WHERE id = 5").await;
-        // Somebody who may do everything makes the function say what was sealed.
+        // A superuser makes the function return what was sealed.
         harness
             .run(
                 "CREATE OR REPLACE FUNCTION kyhan_seal_holds(number bigint, OUT rows bigint, OUT holds boolean)
@@ -144,7 +144,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_sealed_that_a_transaction_may_still_add_to() {
     with_harness(&sealing(), async |harness| {
-        // It has its id, and has not committed; another one with a later id has.
+        // This transaction has its id but has not committed; another one with a later id has.
         let slow = harness.sandbox.db.begin().await.expect("a transaction");
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'slow', 'order', gen_random_uuid())";
         slow.execute_unprepared(sql).await.expect("written");
@@ -175,7 +175,7 @@ async fn many_writers_and_two_leaders_in_turn_leave_a_sound_chain() {
                             let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id)
                                        SELECT 'staff', 'order.noted', 'order', gen_random_uuid() FROM generate_series(1, 7)";
                             tx.execute_unprepared(sql).await.expect("written");
-                            // Ids that never become rows are part of a range, too.
+                            // Ids that never become rows are part of a range as well.
                             if n % 3 == 0 {
                                 tx.rollback().await.expect("rolled back");
                             } else {
@@ -211,7 +211,7 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
         let order = harness.delivering().await;
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let said = "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'người nói', $2)";
-        // By SQL, and by the library, each in the caller's transaction; in a customer's name and in staff's.
+        // By SQL and by the library, each in the caller's transaction; once for a customer and once for staff.
         let tx = db.begin().await.expect("a transaction");
         tx.execute_raw(statement("SELECT set_config('kyhan.customer_id', $1, true)", [EXAMPLE_CUSTOMER.to_string().into()])).await.expect("set");
         tx.execute_raw(statement(said, [order.into(), "Bao giờ hàng về?".into()])).await.expect("said");
@@ -237,7 +237,7 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
             "author = 'ai đó'",
             "at = at + interval '1 s'",
             "salt = gen_random_uuid()",
-            // As an erasure would, of a customer who was not erased.
+            // Like an erasure, but of a customer who was not erased.
             "body = '', author = '', salt = NULL",
         ] {
             let tx = harness.sandbox.db.begin().await.expect("a transaction");
@@ -276,9 +276,9 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
         tx.commit().await.expect("a commit");
         db.close().await.expect("closed");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
-        let told = harness.ops(&["explain", &order.to_string()]).await.expect("told");
-        assert!(told.contains("recorded of customer") && told.contains("order.address_changed"), "{told}");
-        assert!(!told.contains("Hàng Bài"), "{told}");
+        let explained = harness.ops(&["explain", &order.to_string()]).await.expect("an explanation");
+        assert!(explained.contains("recorded of customer") && explained.contains("order.address_changed"), "{explained}");
+        assert!(!explained.contains("Hàng Bài"), "{explained}");
     })
     .await;
 }
@@ -287,7 +287,7 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
 async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed_ones_stay() {
     with_harness(&format!("{}\n    [retention]\n    mode = \"delete\"", sealing()), async |harness| {
         let (hidden, online) = (harness.delivering().await, harness.delivering().await);
-        // Over, so that nothing is done about them here.
+        // Final, so that the fleet does nothing about them here.
         harness.as_superuser("UPDATE orders SET status = 'cancelled'").await;
         harness.as_superuser(&format!("UPDATE orders SET hidden_at = now() - interval '7 months' WHERE id = '{hidden}'")).await;
         let about = async |order: Uuid| {
@@ -298,7 +298,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         for order in [hidden, online, hidden, Uuid::new_v4(), hidden, hidden] {
             about(order).await;
         }
-        // Five of the six are older than six months; the chain is made anew with those moments, as nobody can wait for it.
+        // Five of the six become older than six months. The chain is rebuilt with those times, because the test cannot wait.
         harness.as_superuser("CREATE TABLE ranges AS SELECT * FROM activity_seals; DELETE FROM activity_seals").await;
         let anew = "INSERT INTO activity_seals SELECT number, first_id, last_id, rows, salt, digest, sealed, kyhan_seal_hash(coalesce((SELECT hash FROM activity_seals ORDER BY number DESC LIMIT 1), ''), number, first_id, last_id, rows, digest, sealed)
                       FROM ranges CROSS JOIN LATERAL (SELECT CASE WHEN number <> 5 THEN now() - interval '13 months' ELSE now() - interval '5 months' END AS sealed) AS s WHERE number = $1";
@@ -312,14 +312,14 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         harness.until(ALL_SEALED).await;
         worker.stop().await;
         let found = verified(harness, &[]).await;
-        assert!(only_fault(&found).2.contains("at least one was changed"), "what somebody has altered is kept: {found:?}");
+        assert!(only_fault(&found).2.contains("at least one was changed"), "an altered range is kept: {found:?}");
         assert_eq!(found.0["removed"], 3);
         assert_eq!(found.0["removals"][0]["first_seal"], 1, "{found:?}");
         harness.as_superuser("UPDATE activity SET action = 'order.noted' WHERE id = 6").await;
         let left = "SELECT string_agg(subject_id::text, ',' ORDER BY id) FROM activity WHERE action = 'order.noted'";
         assert_eq!(harness.ask::<String>(left).await, format!("{online},{hidden},{hidden}"), "of one on line, young, altered");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'activity.removed'").await, 3, "it is recorded");
-        // Nobody removes a young range, by whichever way; and what is slipped into a removed one is found.
+        // No role can remove a young range in any way, and rows inserted into a removed range are detected.
         for sql in [
             "DELETE FROM activity",
             "INSERT INTO activity_removals VALUES (5, now(), 1)",
@@ -329,7 +329,7 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
         }
         assert_eq!(harness.ask::<i64>("SELECT kyhan_remove_activity(now() + interval '1 year', 100)").await, 1, "the one that was put right");
         assert_eq!(verified(harness, &[]).await.1, 0);
-        // Where nothing is to be deleted, that is what somebody has done who may do everything.
+        // Where the policy deletes nothing, a removed range is the work of a superuser.
         let verify = async |arguments: &[&str]| {
             let mut command = fleet::command("ops", &harness.sandbox.env, ["activity", "verify"].iter().chain(arguments)).expect("built");
             let done = command.env("KYHAN_RETENTION_MODE", "hide").output().await.expect("run");

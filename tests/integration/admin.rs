@@ -1,4 +1,4 @@
-//! The admin port as a supervisor meets it: alive, ready, or neither.
+//! The admin port as a supervisor sees it: alive, ready, or neither.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +16,7 @@ use tokio::process::Child;
 
 use crate::harness::{QUICK, SOON, with_harness};
 
-/// The binaries that stay, each with its arguments.
+/// The long-running binaries, each with its arguments.
 const LONG_RUNNING: [(&str, &[&str]); 2] = [("worker", &[]), ("producer", &["relay"])];
 
 /// A process with its log.
@@ -36,7 +36,7 @@ impl Process {
         Ok(std::fs::read_to_string(&self.log)?)
     }
 
-    /// Where its admin port is, by its own word.
+    /// The address of its admin port, as it logs it.
     async fn address(&self) -> SocketAddr {
         let mut address = None;
         eventually("the admin port listens", SOON, async || {
@@ -53,7 +53,7 @@ impl Process {
     }
 
     async fn stop(mut self) {
-        fleet::terminate(&self.child).await.expect("told");
+        fleet::terminate(&self.child).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
     }
@@ -65,7 +65,7 @@ impl Drop for Process {
     }
 }
 
-/// Asks, and returns the status and the body.
+/// Sends a request and returns the status and the body.
 pub fn ask(address: SocketAddr, request: &str) -> Result<(u16, String)> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(SOON))?;
@@ -80,13 +80,13 @@ fn alive(address: SocketAddr) -> bool {
     ask(address, "GET /healthz").expect("an answer") == (200, r#"{"alive":true}"#.to_owned())
 }
 
-/// The status and the report.
+/// The status and the readiness report.
 fn readiness(address: SocketAddr) -> Result<(u16, Value)> {
     let (status, body) = ask(address, "GET /readyz")?;
     Ok((status, serde_json::from_str(&body)?))
 }
 
-/// Waits until it is ready; what it reports then.
+/// Waits until it is ready and returns its report.
 async fn until_ready(address: SocketAddr) -> Value {
     let mut report = Value::Null;
     eventually("it is ready", SOON, async || {
@@ -98,7 +98,7 @@ async fn until_ready(address: SocketAddr) -> Value {
     report
 }
 
-/// Why a part is down.
+/// The reason why a part is down.
 fn why<'a>(report: &'a Value, part: &str) -> Option<&'a str> {
     report["parts"].as_array()?.iter().find(|of| of["name"] == part)?["why"].as_str()
 }
@@ -136,7 +136,7 @@ async fn a_process_whose_server_is_away_is_alive_and_names_what_it_waits_for() {
                 env.insert(variable.into(), closed.into());
                 let process = Process::start(name, arguments, &env);
                 let address = process.address().await;
-                eventually("it tells what it waits for", SOON, async || {
+                eventually("it logs what it waits for", SOON, async || {
                     let (status, report) = readiness(address)?;
                     assert_eq!((status, &report["ready"]), (503, &Value::Bool(false)), "{name}: {report}");
                     assert!(!report.to_string().contains("hunter2"), "{name}: {report}");
@@ -183,7 +183,7 @@ async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
 async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() {
     with_harness(QUICK, async |harness| {
         for (name, arguments) in LONG_RUNNING {
-            // Its way to RabbitMQ, which the test can close.
+            // Its connection to RabbitMQ, which the test can close.
             let way = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
             let mut env = harness.sandbox.env.clone();
             let mut url = url::Url::parse(&env["KYHAN_AMQP_URL"]).expect("a URL");
@@ -218,7 +218,7 @@ async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
         let worker = Process::start("worker", &[], &harness.sandbox.env);
         let address = worker.address().await;
         until_ready(address).await;
-        // It cannot finish as long as somebody holds the row.
+        // It cannot finish while the transaction holds the row lock.
         let subject = harness.delivering().await;
         let blocker = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
@@ -226,7 +226,7 @@ async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
         harness.publish(vec![harness.wakeup("confirm-receipt", &[subject])]).await;
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         harness.until(waiting).await;
-        fleet::terminate(&worker.child).await.expect("told");
+        fleet::terminate(&worker.child).await.expect("SIGTERM sent");
         eventually("it is stopping", SOON, async || {
             let (status, report) = readiness(address)?;
             Ok(status == 503 && report["stopping"] == true)
@@ -284,7 +284,7 @@ async fn clients_that_say_nothing_keep_nobody_out_for_long() {
         let address = relay.address().await;
         let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(address).expect("a connection")).collect();
         assert!(alive(address));
-        // Hung up on, all of them.
+        // The server closes all of them.
         for mut stream in silent {
             stream.set_read_timeout(Some(SOON)).expect("a timeout");
             assert_eq!(stream.read(&mut [0]).expect("the end"), 0);

@@ -35,7 +35,7 @@ struct Money {
     paid: [i64; 3],
 }
 
-/// An order in a status, long ago, with payments of long ago.
+/// An order that got its status and its payments long ago.
 async fn order(harness: &Harness, customer: Uuid, status: &str, money: Money) -> Uuid {
     let id = Uuid::new_v4();
     harness
@@ -87,7 +87,7 @@ async fn transfer(harness: &Harness, debit: Uuid, credit: Uuid, amount: i64, ord
         .await;
 }
 
-/// Gives a wallet this balance.
+/// Sets a wallet to this balance.
 async fn wallet(harness: &Harness, customer: Uuid, balance: i64) {
     let wallet = account(harness, "wallet", Some(customer), None).await;
     let outside = account(harness, "outside", None, None).await;
@@ -131,7 +131,7 @@ async fn sums_are_zero(harness: &Harness) {
     }
 }
 
-/// Applies the task to these orders, by itself.
+/// Applies the task to these orders directly.
 async fn collect(harness: &Harness, floor: Option<i64>, orders: &[Uuid]) -> HashMap<Uuid, Outcome> {
     let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
     let statements = Statements::new(tasks::find("collect-arrears").expect("the task"), &harness.settings().policy, floor);
@@ -232,11 +232,11 @@ async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
         harness.until("SELECT count(*) = 1 FROM arrears_outstanding WHERE outstanding = 200").await;
         assert_eq!(paid(harness, short).await, [500, 100, 0]);
         assert_eq!(harness.ask::<i64>("SELECT balance FROM accounts WHERE kind = 'wallet'").await, -500);
-        // Tried again after each period, it takes nothing while there is nothing …
+        // It retries after each period and takes nothing while the wallet is empty …
         let tried: String = harness.ask("SELECT tried_at::text FROM arrears_outstanding").await;
         harness.until(&format!("SELECT tried_at > '{tried}' FROM arrears_outstanding")).await;
         assert_eq!(paid(harness, short).await, [500, 100, 0]);
-        // … and the rest once the customer has paid something in.
+        // … and the rest after the customer has paid in.
         wallet(harness, EXAMPLE_CUSTOMER, 1_000).await;
         harness.until("SELECT count(*) = 0 FROM arrears_outstanding").await;
         assert_eq!(paid(harness, short).await, [500, 300, 0]);
@@ -266,7 +266,7 @@ async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_
         harness.publish(vec![harness.wakeup("collect-arrears", &all)]).await;
         harness.until("SELECT count(*) = 3 FROM arrears_outstanding WHERE outstanding = 700").await;
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'in_warehouse'").await, 3);
-        // One pays into the wallet, one pays the order, one is cancelled.
+        // One customer pays into the wallet, one pays the order, one order is cancelled.
         wallet(harness, orders[0].0, 5_000).await;
         pay(harness, orders[1].0, orders[1].1, "goods", 700).await;
         harness.run("UPDATE orders SET status = 'cancelled' WHERE id = $1", [orders[2].1.into()]).await;
@@ -291,9 +291,9 @@ async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made
         let (outside, goods) =
             (account(harness, "outside", None, None).await, account(harness, "goods", None, Some(order)).await);
         transfer(harness, outside, goods, 100, Some(order)).await;
-        // Fully paid, it is left alone …
+        // A fully paid order is left alone …
         assert_eq!(collect(harness, None, &[order]).await[&order], Outcome::Stale);
-        // … until a refund that does not even name it.
+        // … until a refund that does not even name the order.
         transfer(harness, goods, outside, 100, None).await;
         assert!(matches!(collect(harness, None, &[order]).await[&order], Outcome::Applied { .. }));
         assert_eq!(paid(harness, order).await, [100, 0, 0]);
@@ -303,7 +303,7 @@ async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made
     .await;
 }
 
-/// What should be collected: wallet by wallet, in the order of deadlines (all equal here), then ids, then components.
+/// What should be collected: per wallet, in the order of deadlines (all equal here), then ids, then components.
 fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) -> HashMap<Uuid, [i64; 3]> {
     orders.sort_by_key(|(id, _)| *id);
     let mut paid = HashMap::new();
@@ -314,7 +314,7 @@ fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) ->
             let short = (due - *paid).max(0);
             let most = floor.map_or(i64::MAX, |floor| if shorter { 0 } else { (wallet - floor).max(0) });
             let amount = short.min(most);
-            // What one deadline could not get in full, no later one gets before it.
+            // If one deadline could not get its full amount, no later deadline gets money before it.
             shorter |= amount < short;
             *paid += amount;
             wallet -= amount;
@@ -344,7 +344,7 @@ async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
                 let customer = customer(harness).await;
                 let mut made = Vec::new();
                 for money in orders {
-                    // One moment for all, so that the ids alone give their order.
+                    // The same time for all, so that only the ids determine their order.
                     let id = order(harness, customer, "received", money).await;
                     harness
                         .run(
@@ -371,7 +371,7 @@ async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
     .await;
 }
 
-/// One try of the order system at something that it does to an order, all in one transaction.
+/// One attempt of the order system to do something to an order, all in one transaction.
 async fn act(db: &DatabaseConnection, order: Uuid, dice: u32) -> Result<(), DbErr> {
     #[derive(FromQueryResult)]
     struct Account {
@@ -382,17 +382,17 @@ async fn act(db: &DatabaseConnection, order: Uuid, dice: u32) -> Result<(), DbEr
     let tx = db.begin().await?;
     let component = COMPONENTS[(dice % 3) as usize];
     match dice / 3 % 4 {
-        // A fee changes, by much or by nothing.
+        // A fee changes, by any amount or not at all.
         0 => {
             let sql = format!("UPDATE orders SET {component}_due = {component}_due + $2, fees_changed_at = now() WHERE id = $1");
             tx.execute_raw(statement(&sql, [order.into(), i64::from(dice % 1000).into()])).await?;
         }
-        // The customer pays a part of what is missing, or is refunded a part of what was paid.
+        // The customer pays part of what is missing, or gets back part of what was paid.
         pays => {
             let sql = format!(
                 "SELECT a.id, a.balance, o.{component}_due AS due FROM orders o JOIN accounts a ON a.order_id = o.id AND a.kind = '{component}'
                   WHERE o.id = $1 FOR UPDATE{}",
-                // Some programs lock the order, some only the account that they pay into.
+                // Some programs lock the order, some only the account they pay into.
                 if dice.is_multiple_of(2) { "" } else { " OF a" }
             );
             let Some(account) = Account::find_by_statement(statement(&sql, [order.into()])).one(&tx).await? else {
@@ -421,7 +421,7 @@ async fn act(db: &DatabaseConnection, order: Uuid, dice: u32) -> Result<(), DbEr
 async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_makes_an_amount_wrong() {
     const ORDERS: usize = 40;
     const HAMMERS: u64 = 4;
-    // Due at once after every change, so that the batches and the order system meet on the same rows all the time.
+    // Due immediately after every change, so that the batches and the order system contend for the same rows all the time.
     let file = QUICK.replace("200ms", "1ms").replace("[\"100ms\", \"1s\"]", "[\"10ms\", \"50ms\"]");
     with_harness(&file, async |harness| {
         let mut orders = Vec::new();
@@ -461,7 +461,7 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
         for hammer in hammers {
             acted += hammer.await.expect("no panic");
         }
-        // The order system has gone home: one more round, and every order is paid, not a đồng more or less.
+        // The order system has stopped. One more round, and every order is paid exactly.
         harness.publish(vec![harness.wakeup("collect-arrears", &orders)]).await;
         let unpaid = "SELECT count(*) = 0 FROM orders o CROSS JOIN LATERAL (VALUES
                           ('goods', goods_due), ('shipping', shipping_due), ('service', service_due)) part (kind, due)

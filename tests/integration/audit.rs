@@ -1,4 +1,5 @@
-//! `ops audit`: a healthy system is found healthy, and each kind of trouble is counted exactly, with exit code 1. It only looks.
+//! `ops audit` finds nothing wrong with a healthy system, and counts each kind of fault exactly, with exit code 1. It is
+//! read-only.
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
@@ -12,12 +13,12 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, SOON, with_harness};
 
-/// What is audited here waits for an hour, or is a year overdue.
+/// A policy under which rows wait for an hour or are a year overdue.
 fn patient() -> String {
     QUICK.replace("400ms", "1h").replace("200ms", "1h").replace("300ms", "1h")
 }
 
-/// What `ops audit --json` says, and its exit code.
+/// The output of `ops audit --json` and its exit code.
 async fn audited(harness: &Harness) -> (Value, i32) {
     let mut command = fleet::command("ops", &harness.sandbox.env, ["audit", "--json"]).expect("built");
     let done = command.output().await.expect("an end");
@@ -26,7 +27,7 @@ async fn audited(harness: &Harness) -> (Value, i32) {
     (report, done.status.code().expect("an exit code"))
 }
 
-/// The counts that are off, as `section check count`; a kind, a queue or a check names what.
+/// The counts that are off, as `section check count`. The section is the name of a kind, queue or check.
 fn off(report: &Value) -> Vec<String> {
     let mut found = Vec::new();
     for (section, lines) in report.as_object().expect("a document") {
@@ -43,14 +44,14 @@ fn off(report: &Value) -> Vec<String> {
     found
 }
 
-/// The audit finds exactly this off.
+/// Asserts that the audit finds exactly these counts off.
 async fn only_off(harness: &Harness, expected: &[&str]) {
     let (report, code) = audited(harness).await;
     assert_eq!(off(&report), expected, "{report}");
     assert_eq!(code, i32::from(!expected.is_empty()));
 }
 
-/// Does what no role may, as somebody who tampers would.
+/// Tampers with rows: bypasses the triggers, which no role can.
 async fn tamper(harness: &Harness, sql: &str) -> u64 {
     let tx = harness.sandbox.db.begin().await.expect("a transaction");
     tx.execute_unprepared("SET LOCAL session_replication_role = replica").await.expect("a superuser");
@@ -59,7 +60,7 @@ async fn tamper(harness: &Harness, sql: &str) -> u64 {
     done.rows_affected()
 }
 
-/// Orders that are due in an hour, each with its wake-up in the rung.
+/// Orders due in an hour, each with its wake-up in the rung.
 async fn waiting(harness: &Harness, count: i64) -> Vec<Uuid> {
     let orders = harness.many_delivering(count).await;
     harness.run("UPDATE orders SET delivering_since = now()", []).await;
@@ -72,7 +73,7 @@ async fn waiting(harness: &Harness, count: i64) -> Vec<Uuid> {
     orders
 }
 
-/// One subject of each kind with its effect, made by a worker.
+/// One subject of each kind, to which a worker has applied the effect.
 async fn applied(harness: &Harness) -> Vec<(&'static dyn Exampled, Uuid)> {
     let mut subjects = Vec::new();
     for task in harness.tasks() {
@@ -107,7 +108,8 @@ async fn a_healthy_system_is_found_healthy_and_left_as_it_was() {
 
         assert_eq!(report["due"][0]["kind"], "confirm-receipt");
         assert_eq!((&report["due"][0]["pending"], &report["due"][0]["overdue"]), (&300.into(), &0.into()));
-        // 300 of confirm-receipt in packs of 128; the same orders' arrears, which are none, wait there too.
+        // 300 of confirm-receipt in packs of 128. The arrears wake-ups of the same orders wait there as well; those orders owe
+        // nothing.
         assert_eq!(report["wakeups"]["messages"], harness.depth("rung.").await);
         assert_eq!((&report["wakeups"]["subjects"], &report["wakeups"]["missing"]), (&300.into(), &0.into()));
         let rung = report["rungs"].as_array().expect("rungs").iter().find(|rung| rung["rung"] == "1h").expect("a rung");
@@ -125,7 +127,7 @@ async fn overdue_rows_are_counted_and_those_within_the_grace_are_on_their_way() 
         harness.many_delivering(7).await;
         harness.in_cart().await;
         only_off(harness, &["due confirm-receipt 7", "due purge-cart-item 1"]).await;
-        // Five minutes are the sweep's.
+        // The sweep's grace is five minutes.
         harness.run("UPDATE orders SET delivering_since = now() - interval '62 minutes'", []).await;
         harness.run("UPDATE cart_items SET added_at = now() - interval '62 minutes'", []).await;
         only_off(harness, &[]).await;
@@ -153,7 +155,7 @@ async fn a_receipt_that_history_does_not_tell_and_one_that_it_tells_twice_are_of
 async fn history_of_an_order_that_does_not_exist_is_off() {
     with_harness(&patient(), async |harness| {
         applied(harness).await;
-        // Who says to be the fleet is not asked.
+        // A client that sets `kyhan.effect` is not trusted.
         let tx = harness.sandbox.db.begin().await.expect("a transaction");
         tx.execute_unprepared("SET LOCAL kyhan.effect = on").await.expect("set");
         let orphan = "INSERT INTO order_status_history (order_id, from_status, to_status, reason)
@@ -168,7 +170,7 @@ async fn history_of_an_order_that_does_not_exist_is_off() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_staff_and_customers_may_do_is_not_off() {
     with_harness(&patient(), async |harness| {
-        // One of an order system that keeps no history, and one of a customer whose confirmation is recorded.
+        // One order of a system that keeps no history, and one whose customer's confirmation is recorded.
         for sql in [
             "UPDATE orders SET status = 'received', received_at = now() WHERE id = $1",
             "WITH confirmed AS (UPDATE orders SET status = 'received', received_at = now(), updated_at = now() WHERE id = $1 RETURNING id)
@@ -177,7 +179,7 @@ async fn what_staff_and_customers_may_do_is_not_off() {
             let order = harness.delivering().await;
             harness.run(sql, [order.into()]).await;
         }
-        // Set delivering again after a receipt by itself, with and without history, and received by itself again.
+        // Set back to delivering after an automatic receipt, with and without history, and received automatically again.
         for history in [false, true] {
             let order = harness.delivering().await;
             for again in [true, false] {
@@ -194,7 +196,7 @@ async fn what_staff_and_customers_may_do_is_not_off() {
                 }
             }
         }
-        // An item put back under its old id.
+        // An item inserted again under its old id.
         let item = Uuid::new_v4();
         let added = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)
                      VALUES ($1, $2, 'ref', 'name', 1, now() - interval '1 year' * $3)";
@@ -220,7 +222,7 @@ async fn a_purged_item_that_is_there_and_a_purge_told_twice_are_off() {
                       SELECT actor_kind, action, subject_kind, subject_id, detail FROM activity WHERE action = 'cart_item.purged'";
         harness.run(copied, []).await;
         only_off(harness, &["records items whose purge is recorded twice 1"]).await;
-        // It was added before it was purged, and belongs to an order, so that nothing is due.
+        // It was added before it was purged and belongs to an order, so nothing is due.
         let back = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at, order_id)
                     SELECT $1, $2, 'ref', 'name', 1, now() - interval '1 year', id FROM orders LIMIT 1";
         harness.run(back, [item.into(), EXAMPLE_CUSTOMER.into()]).await;
@@ -277,17 +279,17 @@ async fn wakeups_purged_from_a_rung_are_missing_as_far_as_counts_can_tell() {
         shared::broker::close_channel(&channel).await;
         broker.close().await;
         only_off(harness, &["wakeups  300"]).await;
-        // One message names 128 at most, though this one names one.
+        // A message names at most 128 subjects; this one names one.
         let mut one = harness.wakeup("confirm-receipt", &orders[..1]);
         one.exchange.clone_from(&rung);
         harness.publish(vec![one]).await;
         only_off(harness, &["wakeups  172"]).await;
-        // What is still in the outbox will have one.
+        // Events still in the outbox will get their wake-ups.
         for order in &orders[1..201] {
             harness.event("order.shipped", *order).await;
         }
         only_off(harness, &[]).await;
-        // A canary is a message too, and may be the only one that there is: that is a note.
+        // A canary is a message as well. If it is the only message, the audit prints a note.
         let canary = "INSERT INTO canaries (id, queue, published_at, due_at) VALUES (gen_random_uuid(), $1, now(), now() + interval '1 hour')";
         harness.run(canary, [rung.into()]).await;
         let (report, code) = audited(harness).await;
@@ -318,14 +320,14 @@ async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_a
         let mut expected = vec![format!("queues {} -", rung.name)];
         expected.extend(lanes);
         assert_eq!((off(&report), code), (expected, 1), "{report}");
-        // The second one found no lane.
+        // The second message had no lane.
         let unrouted = report["queues"].as_array().expect("queues").iter().find(|queue| queue["role"] == "unrouted");
         let unrouted = unrouted.expect("a queue");
         assert_eq!((&unrouted["messages"], &unrouted["verdict"]), (&1.into(), &"note".into()));
         // Nothing is pending, so a wake-up that waits is stale.
         assert_eq!((&report["wakeups"]["messages"], &report["wakeups"]["verdict"]), (&1.into(), &"note".into()));
 
-        // A relay and a worker declare what is missing, and do what there is to do; what is left is told and is not off.
+        // A relay and a worker declare what is missing and do the pending work. The rest is reported, but is not off.
         let (relay, worker) = (harness.relay(), harness.worker());
         harness.until("SELECT count(*) = 1 FROM set_aside").await;
         harness.until_settled().await;

@@ -1,4 +1,4 @@
-//! Bad input: whatever comes in, nothing crashes, nothing loops, and the messages beside it are applied.
+//! Bad input: no message crashes a process or loops forever, and the valid messages beside it are applied.
 
 use lapin::{
     BasicProperties,
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, with_harness};
 
-/// A message into the lane of `confirm-receipt`.
+/// A message for the lane of `confirm-receipt`.
 pub fn raw(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     Outgoing {
         exchange: harness.topology().due_exchange(),
@@ -34,7 +34,7 @@ async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_it
     with_harness(QUICK, async |harness| {
         let order = format!("\"{}\"", harness.delivering().await);
         let many = vec![order.clone(); SUBJECTS_MAX + 1].join(",");
-        // RabbitMQ 4 takes no message of over 16 MiB.
+        // RabbitMQ 4 rejects messages over 16 MiB.
         let many_more = (0..400_000u128).map(|n| format!("\"{}\"", Uuid::from_u128(n))).collect::<Vec<_>>().join(",");
         let bad: Vec<(Vec<u8>, &str)> = vec![
             (b"hello".to_vec(), "no wake-up"),
@@ -162,7 +162,7 @@ async fn rows_with_impossible_moments_stop_nothing() {
                 .await;
             orders.push(order);
         }
-        // A deployment's own table may lack the moment: then nothing counts from it.
+        // A deployment's own table may lack the timestamp: then nothing counts from it.
         harness.run("ALTER TABLE orders DROP CONSTRAINT orders_check", []).await;
         let without = harness.delivering().await;
         harness.run("UPDATE orders SET delivering_since = NULL WHERE id = $1", [without.into()]).await;
@@ -173,7 +173,7 @@ async fn rows_with_impossible_moments_stop_nothing() {
         let worker = harness.worker();
         let applied = format!("SELECT status = 'received' FROM orders WHERE id = '{neighbour}'");
         harness.until(&applied).await;
-        // What began in all eternity or 4713 years before Christ is overdue; what begins in eternity waits.
+        // `-infinity` and 4713 BC are overdue; `infinity` waits.
         harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
         let totals = worker.stop().await;
         assert_eq!(totals.applied, 3, "{totals:?}");
@@ -184,7 +184,7 @@ async fn rows_with_impossible_moments_stop_nothing() {
 
 #[test]
 fn a_decoded_wakeup_allocates_no_more_than_its_message() {
-    // 64 KiB hold at most that many subjects of 16 bytes, fewer than the bytes they came in.
+    // 64 KiB hold at most that many 16-byte subjects, fewer than the bytes they arrived in.
     let body = wakeup(&vec![format!("\"{}\"", Uuid::nil()); SUBJECTS_MAX].join(","));
     let decoded = Wakeup::decode(body.as_bytes(), None).expect("a wake-up");
     assert!(decoded.subjects.capacity() * 16 <= 2 * body.len());

@@ -1,5 +1,5 @@
-//! RabbitMQ's users: each part of the fleet does its work with no more than its own permissions, and the broker itself refuses the
-//! rest. On servers of their own, as somebody else's RabbitMQ has no such users.
+//! RabbitMQ's users: each part of the fleet works with its own permissions only, and the broker itself refuses the rest. These
+//! tests start servers of their own, because a shared RabbitMQ does not have these users.
 
 use std::{
     path::Path,
@@ -35,12 +35,12 @@ use crate::{
     policies::File,
 };
 
-/// The AMQP reply code by which RabbitMQ refuses what a user may not do.
+/// The AMQP reply code for a missing permission.
 const ACCESS_REFUSED: u16 = 403;
-/// That by which it says what is wrong with a queue.
+/// The AMQP reply code for a queue that differs from its declaration.
 const PRECONDITION_FAILED: u16 = 406;
 
-/// The servers of these tests: those that run at the same time share them, and the last to end takes them down.
+/// The servers of these tests. Tests that run at the same time share them; the last one to end stops them.
 pub async fn pair() -> Arc<Pair> {
     static SHARED: Mutex<Weak<Pair>> = Mutex::const_new(Weak::new());
     let mut shared = SHARED.lock().await;
@@ -54,12 +54,12 @@ pub async fn pair() -> Arc<Pair> {
     pair
 }
 
-/// A harness on them.
+/// A sandbox on these servers.
 pub async fn sandbox(pair: &Pair) -> Sandbox {
     Sandbox::on(pair.servers.clone(), "test", QUICK, &[], None).await.expect("a sandbox")
 }
 
-/// The harness's settings for somebody who logs in by this URL.
+/// The harness's settings with this RabbitMQ URL.
 pub fn settings_of(harness: &Harness, url: &str) -> Settings {
     harness.sandbox.settings_with(&[("KYHAN_AMQP_URL", url)]).expect("settings")
 }
@@ -68,7 +68,7 @@ pub async fn broker_of(harness: &Harness, url: &str) -> Broker {
     Broker::connect(&settings_of(harness, url).amqp, "kyhan test").await.expect("a connection")
 }
 
-/// Runs `ops` as an operator who logs in by this URL.
+/// Runs `ops` as an operator with this RabbitMQ URL.
 pub async fn ops(harness: &Harness, url: &str, arguments: &[&str]) -> String {
     let mut command = fleet::command("ops", &harness.sandbox.env, arguments).expect("built");
     command.env("KYHAN_AMQP_URL", url);
@@ -93,38 +93,39 @@ async fn each_part_of_the_fleet_does_its_work_with_no_more_than_its_own_permissi
         let relay = relay_with(settings_of(harness, &users.producer));
         let worker = worker_with(settings_of(harness, &users.worker));
 
-        // By way of the outbox, and of the library.
-        let (shipped, told) = (harness.delivering().await, harness.delivering().await);
+        // Through the outbox and through the library.
+        let (shipped, scheduled) = (harness.delivering().await, harness.delivering().await);
         harness.run("UPDATE orders SET delivering_since = now(), goods_due = 900", []).await;
         harness.event("order.shipped", shipped).await;
         let producer = Producer::connect(&settings_of(harness, &users.producer)).await.expect("a producer");
-        assert_eq!(producer.schedule(&[event(EventType::OrderShipped, told)]).await.expect("confirmed"), []);
+        assert_eq!(producer.schedule(&[event(EventType::OrderShipped, scheduled)]).await.expect("confirmed"), []);
         producer.close().await;
         harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         let early = "SELECT bool_or(received_at < delivering_since + interval '400 ms') FROM orders";
         assert!(!harness.ask::<bool>(early).await, "two weeks are two weeks");
         harness.until("SELECT count(*) = 2 FROM transfers").await;
 
-        // In its lane too early, a wake-up goes on into a rung, and comes again.
+        // A wake-up that reaches its lane too early goes back into a rung and returns later.
         let order = harness.delivering().await;
         harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [order.into()]).await;
         publish(harness, &users.producer, &[harness.wakeup("confirm-receipt", &[order])]).await.expect("confirmed");
         harness.until("SELECT count(*) = 3 FROM orders WHERE status = 'received'").await;
 
-        // Out of quarantine they go one by one.
+        // Quarantined subjects are applied one by one.
         let quarantined = [harness.delivering().await, harness.delivering().await];
         let packed = Outgoing { exchange: harness.topology().quarantine(), ..harness.wakeup("confirm-receipt", &quarantined) };
         publish(harness, &users.ops, &[packed]).await.expect("confirmed");
         harness.until("SELECT count(*) = 5 FROM orders WHERE status = 'received'").await;
 
-        // One is buried by the worker, and one comes where the broker puts what no lane takes; both are stored.
-        let nobodys = Outgoing { routing_key: "nobody.0".into(), ..raw(harness, "hello", FieldTable::default()) };
-        publish(harness, &users.producer, &[raw(harness, "hello", FieldTable::default()), nobodys]).await.expect("confirmed");
+        // The worker dead-letters one message, and the broker puts one that matches no lane into the unrouted queue; both are
+        // stored.
+        let unrouted = Outgoing { routing_key: "nobody.0".into(), ..raw(harness, "hello", FieldTable::default()) };
+        publish(harness, &users.producer, &[raw(harness, "hello", FieldTable::default()), unrouted]).await.expect("confirmed");
         harness.until_dead(2).await;
         let reasons = "SELECT string_agg(reason, ' ' ORDER BY reason) FROM dead_letters";
         assert_eq!(harness.ask::<String>(reasons).await, "malformed unrouted");
 
-        // Operators look at everything, put a policy with other rungs in force, and the fleet goes on by it.
+        // Operators inspect everything and apply a policy with other rungs, and the fleet goes on with it.
         harness.until_settled().await;
         for arguments in [&["topology", "show"][..], &["audit"], &["rebuild"]] {
             ops(harness, &users.ops, arguments).await;
@@ -152,7 +153,7 @@ async fn each_part_of_the_fleet_does_its_work_with_no_more_than_its_own_permissi
     .await;
 }
 
-/// Whatever somebody tries over a channel of its own; what RabbitMQ answers.
+/// An operation to try on a channel of its own, and the broker's answer.
 enum Try {
     Declare,
     Delete,
@@ -263,7 +264,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             (Try::Publish, &default),
             (Try::Publish, &foreign),
         ];
-        // Its lanes it has to consume, and RabbitMQ lets purge whoever may consume.
+        // It must consume its lanes, and RabbitMQ lets every consumer of a queue purge it.
         let worker = [
             (Try::Declare, &new),
             (Try::Declare, &lane),
@@ -291,7 +292,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             (Try::Publish, &default),
             (Try::Bind("amq.topic".into()), &dead),
         ];
-        // It is there to be refused, and somebody else's.
+        // A queue that belongs to another system, to which access must be refused.
         let admin = harness.sandbox.broker().await.expect("a broker");
         let channel = admin.channel().await.expect("a channel");
         assert!(Try::Declare.on(&foreign, &channel, &admin).await.is_none(), "an administrator may");
@@ -315,7 +316,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
             assert_eq!(code(error), Some(ACCESS_REFUSED), "{who} with a wrong password: {refused}");
         }
 
-        // What a worker asks for before it takes anything is answered, and not made.
+        // The checks of a worker before it consumes are answered, and create nothing.
         let broker = broker_of(harness, &users.worker).await;
         let (asked, mut arguments) = (broker.channel().await.expect("a channel"), FieldTable::default());
         arguments.insert("x-queue-type".into(), AMQPValue::LongString("stream".into()));
@@ -324,7 +325,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
         assert_eq!(code(&answer), Some(PRECONDITION_FAILED), "{answer}");
         broker.close().await;
 
-        // Nothing came of it.
+        // The refused operations changed nothing.
         for queue in topology.queues() {
             let seen = admin.observe(&queue.name).await.expect("an answer").expect("a queue");
             assert_eq!((seen.messages, seen.consumers), (u32::from(queue.name == lane), 0), "{}", queue.name);
@@ -339,7 +340,7 @@ async fn what_a_user_has_no_business_with_the_broker_refuses() {
     .await;
 }
 
-/// Every line of a log that tells what to run.
+/// Every log line that names the command to run.
 fn missing_logged(log: &Path) -> Vec<String> {
     let log = std::fs::read_to_string(log).unwrap_or_default();
     log.lines().filter(|line| line.contains("run `ops topology declare` with")).map(str::to_owned).collect()
@@ -379,8 +380,8 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
         for name in ["producer", "worker"] {
             eventually("it says what is missing", SOON, async || Ok(!missing_logged(&log(name)).is_empty())).await;
         }
-        // They have tried again by then, more than once.
-        always("both have said it once, and run", Duration::from_secs(3), async || {
+        // By then they have retried more than once.
+        always("both have logged it once and keep running", Duration::from_secs(3), async || {
             let once = ["producer", "worker"].iter().all(|name| missing_logged(&log(name)).len() == 1);
             Ok(once && processes.iter_mut().all(|process| matches!(process.try_wait(), Ok(None))))
         })
@@ -388,7 +389,7 @@ async fn a_fleet_that_may_not_declare_says_once_what_is_missing_and_goes_on_when
         for line in ["producer", "worker"].map(|name| missing_logged(&log(name)).remove(0)) {
             assert!(line.contains(&rung) && line.contains(&exchange) && line.contains("WARN"), "{line}");
         }
-        assert_eq!(operator.observe(&rung).await.expect("an answer"), None, "nobody has declared it");
+        assert_eq!(operator.observe(&rung).await.expect("an answer"), None, "it is not declared");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await, 0);
 
         ops(harness, &users.ops, &["topology", "declare"]).await;
@@ -425,7 +426,7 @@ async fn a_fleet_that_waits_for_a_rung_goes_on_by_a_policy_that_needs_none() {
         let slower = File::new(&QUICK.replace("400ms", "700ms"));
         ops(harness, &users.ops, &["policy", "apply", slower.path(), "--why", "a test", "--yes"]).await;
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        assert_eq!(operator.observe(&old).await.expect("an answer"), None, "nobody has declared it");
+        assert_eq!(operator.observe(&old).await.expect("an answer"), None, "it is not declared");
         relay.stop().await;
         worker.stop().await;
         operator.delete_exchange(&new).await.expect("deleted");

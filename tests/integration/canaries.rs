@@ -1,4 +1,4 @@
-//! Canaries and `ops status`: a rung that no longer moves is noticed, one that moves is not complained of.
+//! Canaries and `ops status`: a stalled rung is reported, and a working one is not.
 
 use lapin::types::FieldTable;
 use serde_json::Value;
@@ -10,7 +10,7 @@ fn watched(grace_ms: u32) -> String {
     QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = {grace_ms}"))
 }
 
-/// What `ops status --json` says, and whether it left with 0.
+/// The output of `ops status --json`, and whether it exited 0.
 async fn status(harness: &Harness) -> (Value, bool) {
     let mut command = tests::fleet::command("ops", &harness.sandbox.env, ["status", "--json"]).expect("built");
     let done = command.output().await.expect("run");
@@ -47,7 +47,7 @@ async fn a_rung_that_does_not_move_is_named_and_the_others_are_not() {
         let rungs = harness.topology().rungs().count();
         harness.until(&format!("SELECT count(DISTINCT queue) = {rungs} FROM canaries WHERE arrived_at IS NOT NULL")).await;
         harness.until_consumed().await;
-        // One without a time to live: what goes in never comes out.
+        // A rung without a TTL: messages in it never leave.
         let jammed = format!("{}1s", harness.topology().rung_prefix());
         harness.replace(&jammed, |table| *table = FieldTable::default()).await;
         let troubles = async || status(harness).await.0["troubles"].as_array().expect("a list").len();

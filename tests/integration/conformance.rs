@@ -1,4 +1,4 @@
-//! The conformance suite: what every kind in the list of tasks must keep. A new kind inherits all of it.
+//! The conformance suite: the rules that every kind in the list of tasks must keep. A new kind inherits all of them.
 
 use sea_orm::TransactionTrait;
 use shared::{
@@ -29,15 +29,15 @@ async fn happened(harness: &Harness, task: &dyn Exampled, subject: Uuid, times: 
     assert!(counts.iter().all(|count| *count == times), "{}: {counts:?} instead of all {times}", task.kind());
 }
 
-/// Effects and records agree, as `ops audit` counts them.
+/// Asserts that effects and records agree, as `ops audit` counts them.
 async fn nothing_is_off(harness: &Harness, task: &dyn Exampled) {
-    assert!(!task.checks().is_empty(), "{} has records, and somebody has to compare them", task.kind());
+    assert!(!task.checks().is_empty(), "{} has records, so it needs checks that compare them", task.kind());
     for check in task.checks() {
         assert_eq!(harness.ask::<i64>(check.sql).await, 0, "{}: {}", task.kind(), check.name);
     }
 }
 
-/// From now on, the effect on these subjects fails by itself.
+/// From now on, the effect on each of these subjects fails.
 async fn poison(harness: &Harness, task: &dyn Exampled, subjects: &[Uuid]) {
     harness.run("CREATE TABLE IF NOT EXISTS poisoned (id uuid PRIMARY KEY)", []).await;
     let function = "CREATE OR REPLACE FUNCTION poison() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
@@ -184,7 +184,7 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
                 assert_eq!((letter.reason.as_str(), letter.attempts), ("attempts-exhausted", 3));
                 assert_eq!(letter.kind.as_deref(), Some(task.kind()));
                 assert!(letter.cause.contains("SQLSTATE 23514 in PL/pgSQL function poison"), "{}", letter.cause);
-                // The wake-up it died of: of its last attempt, naming this subject.
+                // The wake-up of its last attempt, which names this subject.
                 let text = String::from_utf8_lossy(&letter.body);
                 assert!(text.contains(&subject.to_string()) && text.contains("\"attempt\":2"), "{text}");
             }
@@ -200,7 +200,7 @@ async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
     with_harness(&QUICK.replace("attempts_max = 3", "attempts_max = 1"), async |harness| {
         let orders = harness.many_delivering(256).await;
         poison(harness, exampled("confirm-receipt"), &orders[100..101]).await;
-        // A sequence does not roll back: it counts every try.
+        // A sequence does not roll back, so it counts every attempt.
         harness.run("CREATE SEQUENCE tries", []).await;
         let count =
             "CREATE FUNCTION try() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN PERFORM nextval('tries'); RETURN NULL; END $$";
@@ -211,7 +211,7 @@ async fn one_bad_row_among_many_costs_a_logarithm_of_tries() {
         harness.until("SELECT count(*) = 255 FROM orders WHERE status = 'received'").await;
         harness.until_dead(1).await;
         worker.stop().await;
-        // The whole, then both halves of whatever fails: 1 + 2 × 8.
+        // The whole batch, then both halves of each failing part: 1 + 2 × 8.
         assert_eq!(harness.ask::<i64>("SELECT last_value FROM tries").await, 17);
     })
     .await;
@@ -251,7 +251,7 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
-    // Due a second after a moment that is now: the wake-up comes early, climbs a rung, and comes again.
+    // Due one second from now: the wake-up comes early, goes up one rung, and returns.
     let file = QUICK.replace("400ms", "1s").replace("200ms", "1s").replace("300ms", "1s");
     with_harness(&file, async |harness| {
         let worker = harness.worker();
@@ -268,7 +268,7 @@ async fn what_is_not_due_yet_is_postponed_and_applied_in_time() {
     .await;
 }
 
-/// Makes the effect on a subject count from now.
+/// Makes a subject's deadline count from now.
 pub async fn from_now(harness: &Harness, task: &dyn Exampled, subject: Uuid) {
     for moment in ["delivering_since", "out_of_stock_since", "parcel_recorded_at", "added_at"] {
         let exists = "SELECT count(*) > 0 FROM information_schema.columns WHERE table_name = '{t}' AND column_name = '{c}'";
@@ -296,7 +296,7 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
                     "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'",
                 )
                 .await;
-            // By the clock that decides: the deadline passes while the recheck waits.
+            // By the database clock, which decides: the deadline passes while the recheck waits.
             let began: String = harness.ask("SELECT clock_timestamp()::text").await;
             harness.until(&format!("SELECT clock_timestamp() > '{began}'::timestamptz + interval '1.1 seconds'")).await;
             blocker.rollback().await.expect("unlocked");
@@ -320,7 +320,7 @@ async fn a_rung_that_disappears_under_a_worker_is_declared_again_and_nothing_is_
             broker.delete_exchange(&queue.exchange).await.expect("deleted");
         }
         broker.close().await;
-        // One that comes early needs a rung; its neighbours are due.
+        // The early one needs a rung; its neighbours are due.
         let early = harness.delivering().await;
         harness.run("UPDATE orders SET delivering_since = now() WHERE id = $1", [early.into()]).await;
         let mut messages = vec![harness.wakeup("confirm-receipt", &[early])];
@@ -392,7 +392,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
         }
         let worker = harness.worker();
         harness.until_consumed().await;
-        // Nobody can connect, and whoever is connected is thrown out: away, as far as a worker can tell.
+        // New connections are refused and existing ones are terminated: for a worker, the database is down.
         let name: String = harness.ask("SELECT current_database()::text").await;
         let admin = sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server");
         let away = [
@@ -449,7 +449,7 @@ async fn a_worker_abandons_what_waits_for_the_database_when_its_grace_is_over() 
         let totals = worker.stop().await;
         assert_eq!(totals.applied, 0);
         blocker.rollback().await.expect("unlocked");
-        // Unacked, it is back in its lane, and another worker applies it.
+        // The unacked message returns to its lane, and another worker applies it.
         let worker = harness.worker();
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;

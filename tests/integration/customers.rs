@@ -1,4 +1,5 @@
-//! One customer (policy point 7): masked for staff, exported whole for the customer, erased when nothing is open; each on record.
+//! One customer (policy point 7): masked for staff, exported in full for the customer, erased when nothing is open. Each access
+//! is recorded.
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use shared::{database::roles::DatabaseRole, domain::task::EXAMPLE_CUSTOMER};
@@ -9,7 +10,7 @@ use crate::{
     letters::{Said, json, ops},
 };
 
-/// What is personal about the example customer, or tells where goods come from.
+/// Personal data of the example customer, and the sources of their goods.
 const PERSONAL: [&str; 10] = [
     "Nguyễn Thị Mẫu",
     "0901234567",
@@ -23,7 +24,7 @@ const PERSONAL: [&str; 10] = [
     "Áo khoác",
 ];
 
-/// A customer with an order, a source, a message, products, an event with data, and money that is all paid.
+/// Makes a customer with an order, a source, a message, products, an event with data, and money that is fully paid.
 async fn furnish(harness: &Harness) -> Uuid {
     let order = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due) VALUES ($1, 'BG-1', $2, 'received', now(), 1000)";
@@ -34,7 +35,7 @@ async fn furnish(harness: &Harness) -> Uuid {
         .await;
     let (ordered, _) = (harness.in_cart().await, harness.in_cart().await);
     harness.run("UPDATE cart_items SET order_id = $2 WHERE id = $1", [ordered.into(), order.into()]).await;
-    // A product without a number.
+    // A product without a reference.
     let nameless = harness.in_cart().await;
     harness.run("UPDATE cart_items SET order_id = $2, product_ref = '' WHERE id = $1", [nameless.into(), order.into()]).await;
     let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason, data)
@@ -69,7 +70,7 @@ async fn staff_see_a_customer_masked() {
         }
         let unknown = ops(harness, &["customer", "show", &Uuid::new_v4().to_string()]).await;
         assert!(unknown.code == 1 && unknown.err.contains("there is no customer"), "{unknown:?}");
-        // However short or odd a name is, a mask never is the whole of it.
+        // However short or unusual a name is, its mask never equals it.
         for (name, masked) in [
             ("An", "A***"),
             ("", "***"),
@@ -114,7 +115,7 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
         assert!(count("accounts") == 2 && count("activity") >= 1, "{held:#}");
         let recorded = "SELECT string_agg(detail ->> 'by' || ' ' || (detail ->> 'why'), ',') FROM activity WHERE action = 'customer.exported'";
         assert_eq!(harness.ask::<String>(recorded).await, "lan khách yêu cầu");
-        // Whatever is added to the tables about a customer is to be exported, too.
+        // New tables about a customer must be exported as well.
         let tables = "SELECT string_agg(DISTINCT table_name::text, ',' ORDER BY table_name::text) FROM information_schema.columns
                        WHERE table_schema = 'public' AND column_name IN ('customer_id', 'order_id')
                          AND table_name IN (SELECT tablename FROM pg_tables)";
@@ -184,13 +185,13 @@ async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothin
         let erased = erase().await;
         assert_eq!(erased.code, 0, "{erased:?}");
         names_nobody(&erased);
-        // Nothing personal is left anywhere in the database, and no digest by which it could be guessed.
+        // No personal data is left anywhere in the database, and no digest from which it could be guessed.
         let everything: String = harness.ask("SELECT database_to_xml(true, false, '')::text").await;
         for personal in PERSONAL {
             assert!(!everything.contains(personal), "{personal} is left");
         }
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM order_messages WHERE salt IS NOT NULL").await, 0);
-        // Ledger, history and seals are as they were.
+        // Ledger, history and seals are unchanged.
         assert_eq!(harness.ask::<String>("SELECT jsonb_agg(to_jsonb(t) ORDER BY id)::text FROM transfers t").await, before);
         let order_stays = format!("SELECT count(*) FROM orders WHERE id = '{order}' AND code = 'BG-1'");
         assert_eq!(harness.ask::<i64>(&order_stays).await, 1);
@@ -198,7 +199,7 @@ async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothin
         assert_eq!(verified["faults"], serde_json::json!([]));
         let shown = json(harness, &["customer", "show", &id, "--json"]).await;
         assert!(shown["name"] == "***" && shown["erased_at"].is_string(), "{shown}");
-        // Again is no harm, and keeps the first moment.
+        // Erasing again is idempotent and keeps the first time.
         let first: String = harness.ask("SELECT erased_at::text FROM customers").await;
         assert_eq!(erase().await.code, 0);
         assert_eq!(harness.ask::<String>("SELECT erased_at::text FROM customers").await, first);
@@ -298,7 +299,7 @@ async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
         assert!(said.contains("keeps no personal data"), "{said}");
         let said = tried(erase).await;
         assert!(said.contains("recorded in the transaction that erases"), "{said}");
-        // Whoever blanks what was said without it is found.
+        // Blanking a message without an erasure is detected.
         let blank = format!("UPDATE order_messages SET author = '', body = '', salt = NULL WHERE order_id = '{order}'");
         db.execute_unprepared(&blank).await.expect("may, to erase");
         let verified = ops(harness, &["activity", "verify"]).await;

@@ -1,4 +1,4 @@
-//! What operators decide about dead letters: with a reason and a record, once, and never about more than they mean.
+//! Operators' decisions about dead letters: with a reason and a record, once, and only about the letters they select.
 
 use serde_json::json;
 use uuid::Uuid;
@@ -8,7 +8,7 @@ use crate::{
     letters::{Letter, at_a_terminal, json, ops},
 };
 
-/// How many letters are in a state.
+/// The number of letters in a state.
 async fn in_state(harness: &Harness, state: &str) -> i64 {
     harness.ask(&format!("SELECT count(*) FROM dead_letters WHERE state = '{state}'")).await
 }
@@ -17,7 +17,7 @@ async fn activities(harness: &Harness, action: &str) -> i64 {
     harness.ask(&format!("SELECT count(*) FROM activity WHERE action = '{action}' AND actor_kind = 'staff'")).await
 }
 
-/// A plan that is running with this letter.
+/// A running plan that contains this letter.
 async fn running_with(harness: &Harness, letter: Uuid) -> Uuid {
     let plan = Uuid::new_v4();
     let sql = "INSERT INTO replay_plans (id, state, made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount,
@@ -75,8 +75,8 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
             let refused = ops(harness, &[&["dead", "discard"][..], arguments].concat()).await;
             assert!(refused.code == 2 && refused.err.contains(said), "{arguments:?}: {refused:?}");
         }
-        let nobody = ops(harness, &["--as", " ", "dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
-        assert!(nobody.code == 2 && nobody.err.contains("--as NAME"), "{nobody:?}");
+        let unnamed = ops(harness, &["--as", " ", "dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
+        assert!(unnamed.code == 2 && unnamed.err.contains("--as NAME"), "{unnamed:?}");
 
         let plan = running_with(harness, id.parse().expect("an id")).await.to_string();
         Letter::default().store(harness).await;
@@ -134,12 +134,12 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
         assert!(old.contains(&format!("repaired as         {new}")), "{old}");
         assert_eq!((&new_shown["letter"]["repaired_from"], &new_shown["stands"]["standing"]), (&json!(id), &json!("due")));
 
-        // A double press.
+        // The same command a second time.
         let again = ops(harness, &["dead", "repair", &id, "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
         assert!(again.code == 1 && again.err.contains(&format!("is repaired already, as {new}")), "{again:?}");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await, 2);
 
-        // The repaired letter can be repaired in its turn: the row it was about is another after all.
+        // The repaired letter can be repaired as well, for example when the subject was wrong.
         let (first, item) = (wrong.to_string(), harness.in_cart().await.to_string());
         assert_eq!(ops(harness, &["dead", "repair", &new, "--subject", &first, "--why", "no, not mixed up", "--yes"]).await.code, 0);
         let newest = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'open'").await.to_string();

@@ -1,4 +1,4 @@
-//! Dead letters found, grouped and explained: an operator sees all that is meant, nothing else, and nobody's personal data.
+//! Dead letters found, grouped and explained: an operator sees every matching letter, no others, and no personal data.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::{
     letters::{Letter, json, ops},
 };
 
-/// The ids that a list gives.
+/// The ids in a list.
 async fn listed(harness: &Harness, arguments: &[&str]) -> BTreeSet<Uuid> {
     let all = [&["dead", "list", "--json"][..], arguments].concat();
     let found = json(harness, &all).await;
@@ -40,7 +40,7 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
             subject: Some(second),
             cause: "100% of wallet_floor",
             group: "?% of wallet_floor",
-            // 24 November, half past midnight, in Asia/Ho_Chi_Minh.
+            // 24 November, 00:30 in Asia/Ho_Chi_Minh.
             failed: Some("2025-11-23T17:30:00Z"),
             ..Letter::default()
         };
@@ -96,7 +96,7 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
             (&["--group", "0000000000"], &[]),
             (&["--unreadable"], &[garbage, stranger]),
             (&["--unreadable", "--kind", "confirm-receipt"], &[]),
-            // A day is that of Asia/Ho_Chi_Minh, from its beginning to its end.
+            // A day is a calendar day in Asia/Ho_Chi_Minh.
             (&["--since", "2025-11-24", "--until", "2025-11-24"], &[percent, stuck]),
             (&["--since", "2025-11-25", "--until", "2025-11-25"], &[garbage]),
             (&["--until", "2025-11-23"], &[obstacle]),
@@ -105,7 +105,7 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
             (&["--since", "2h", "--until", "50m"], &[stranger]),
             (&["--until", "2h"], &[obstacle, percent, stuck, garbage]),
             (&["--until", "1 month"], &[obstacle, percent, stuck, garbage]),
-            // Hostile values are values.
+            // Special characters are matched literally.
             (&["--cause", "%"], &[percent]),
             (&["--cause", "_"], &[percent]),
             (&["--cause", "'"], &[stuck]),
@@ -139,7 +139,7 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_goes_meanwhile() {
     with_harness(QUICK, async |harness| {
-        // Mixed causes, and hundreds that failed at the same moment.
+        // Mixed causes, and hundreds of letters that failed at the same time.
         let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue,
                                              routing_key, headers, body)
                    SELECT gen_random_uuid(), (ARRAY['confirm-receipt', 'purge-cart-item', 'collect-arrears', NULL])[1 + n % 4],
@@ -162,7 +162,7 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
             pages += 1;
             let Some(next) = page["next"].as_str() else { break };
             if pages == 3 {
-                // The letter that the page ended with is decided about, and one comes that failed before all of them.
+                // The last letter of the page is decided, and a letter arrives that failed before all of them.
                 let last = id_of(&page["letters"].as_array().expect("letters").last().expect("one")["id"]);
                 let sql = "UPDATE dead_letters SET state = 'resolved', decided_at = now(), decided_by = 'x', decided_why = 'x' WHERE id = $1";
                 harness.run(sql, [last.into()]).await;
@@ -206,7 +206,7 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
             harness.run(task.examples().due, [subject.into()]).await;
             harness.run(task.examples().moot, [subject.into()]).await;
             about(harness, task, subject, "lock timeout").await;
-            // What makes an example moot may also delete it.
+            // Making an example moot may delete the row.
             let there =
                 harness.ask::<bool>(&format!("SELECT EXISTS (SELECT FROM {} WHERE id = '{subject}')", task.table())).await;
             add("lock timeout", if there { "moot" } else { "gone" });
@@ -232,7 +232,7 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
         for group in found["groups"].as_array().expect("groups") {
             let text = |name: &str| group[name].as_str().expect("a text").to_owned();
             assert_eq!(counted.insert((text("cause"), text("standing")), group["letters"].as_i64().expect("a count")), None);
-            // One cause has one id, and the other way round.
+            // Each cause has one id, and each id one cause.
             assert_eq!(ids.entry(text("group")).or_insert(text("cause")), &text("cause"));
         }
         assert_eq!(counted, expected);
@@ -296,9 +296,9 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
         for said in ["status              received", "received_at         2026-11-24 15:04:05 +07", "stands              moot"] {
             assert!(shown.contains(said), "{said}: {shown}");
         }
-        let told = json(harness, &["dead", "show", &id, "--json"]).await;
-        assert_eq!((&told["row"]["values"]["status"], &told["stands"]["standing"]), (&json!("received"), &json!("moot")));
-        assert_eq!((&told["letter"]["id"], &told["letter"]["body"]), (&json!(id), &json!("eyJ2IjoxfQ==")));
+        let shown = json(harness, &["dead", "show", &id, "--json"]).await;
+        assert_eq!((&shown["row"]["values"]["status"], &shown["stands"]["standing"]), (&json!("received"), &json!("moot")));
+        assert_eq!((&shown["letter"]["id"], &shown["letter"]["body"]), (&json!(id), &json!("eyJ2IjoxfQ==")));
 
         let twin = Letter { id: "5f0c1d2e-0000-4000-8000-000000000002".parse().expect("an id"), ..Letter::default() };
         let twin = twin.store(harness).await.to_string();
@@ -377,7 +377,7 @@ async fn nothing_personal_and_no_source_of_goods_is_in_any_answer_or_record() {
         for id in &ids {
             answers.push(ops(harness, &["dead", "show", id]).await);
             answers.push(ops(harness, &["dead", "show", id, "--json"]).await);
-            // It would be no claim where nothing is shown.
+            // The test would prove nothing if no row were shown.
             assert!(json(harness, &["dead", "show", id, "--json"]).await["row"]["moments"].is_object());
         }
         let other = other.to_string();
@@ -405,7 +405,7 @@ async fn a_message_that_no_lane_takes_jams_nothing() {
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
         let good = harness.wakeup("confirm-receipt", &[order]);
-        // Both wait in the same rung, the stray one before the other.
+        // Both wait in the same rung, the stray one first.
         let rung = format!("{}100ms", harness.topology().rung_prefix());
         let stray = Outgoing { exchange: rung.clone(), routing_key: "make-coffee.0".into(), ..good.clone() };
         harness.publish(vec![stray]).await;

@@ -1,4 +1,4 @@
-//! The entities and the migrated schema say the same: every column, its type, and whether it may be null; none is missing on either side.
+//! The entities match the migrated schema: every column, its type, and whether it is nullable. Nothing is missing on either side.
 
 use std::{collections::BTreeSet, fs, path::Path};
 
@@ -10,7 +10,7 @@ use shared::database::{entity, statement};
 
 use crate::harness::{QUICK, with_harness};
 
-/// A column: its name, its type as `information_schema` calls it, whether it may be null.
+/// A column: its name, its type as in `information_schema`, and whether it is nullable.
 type Column = (String, String, bool);
 
 #[tokio::test(flavor = "multi_thread")]

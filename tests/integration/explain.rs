@@ -1,4 +1,4 @@
-//! `ops explain`: a whole life in order of time, where a wake-up waits, and nothing that is nobody's business.
+//! `ops explain`: a subject's whole life in order of time, where its wake-up waits, and no personal data.
 
 use serde_json::Value;
 use shared::domain::task::EXAMPLE_CUSTOMER;
@@ -7,15 +7,15 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, with_harness};
 
-/// The published policy, and nothing swept.
+/// The published policy, with no sweep.
 const FILE: &str = "[sweep]\n every_ms = 3600000";
 
 async fn explained(harness: &Harness, name: &str) -> Value {
-    let told = harness.ops(&["explain", name, "--json"]).await.expect("an explanation");
-    serde_json::from_str(&told).expect("JSON")
+    let explanation = harness.ops(&["explain", name, "--json"]).await.expect("an explanation");
+    serde_json::from_str(&explanation).expect("JSON")
 }
 
-/// The one subject that a name stands for.
+/// The only subject that matches a name.
 async fn subject(harness: &Harness, name: &str) -> Value {
     let explanation = explained(harness, name).await;
     let subjects = explanation["subjects"].as_array().expect("subjects");
@@ -27,7 +27,7 @@ fn kind<'a>(subject: &'a Value, kind: &str) -> &'a Value {
     subject["kinds"].as_array().expect("kinds").iter().find(|one| one["kind"] == kind).expect("the kind")
 }
 
-/// An order of this code that began to be delivered so long ago.
+/// An order with this code whose delivery began that long ago.
 async fn delivering(harness: &Harness, code: &str, ago: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since, created_at, updated_at)
@@ -36,7 +36,7 @@ async fn delivering(harness: &Harness, code: &str, ago: &str) -> Uuid {
     id
 }
 
-/// A letter about a receipt, and what was decided; both as the store and an operator would leave them.
+/// A letter about a receipt and the decision on it, as the store and an operator would write them.
 async fn letter(harness: &Harness, order: Uuid, state: &str, cause: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO dead_letters (id, state, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
@@ -49,7 +49,7 @@ async fn letter(harness: &Harness, order: Uuid, state: &str, cause: &str) -> Uui
     id
 }
 
-/// Takes money out of an order's account into its customer's wallet, as an order system would that refunds.
+/// Moves money from an order's account into its customer's wallet, as a refund by the order system does.
 async fn refund(harness: &Harness, order: Uuid, amount: i64) {
     let sql = "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
                SELECT goods.id, wallet.id, $2, 'refund', $1, gen_random_uuid()::text
@@ -85,7 +85,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
         harness.until("SELECT status = 'received' FROM orders").await;
         harness.publish(vec![harness.wakeup("collect-arrears", &[order])]).await;
         harness.until("SELECT count(*) = 1 FROM transfers").await;
-        // By mistake, with its parcel on record; the refund is collected again.
+        // By mistake, because its parcel is recorded. The refund is collected again.
         harness.run("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = now(), parcel_recorded_at = now()", []).await;
         history(harness, order, "received", "out_of_stock", "0").await;
         refund(harness, order, 900_000).await;
@@ -102,7 +102,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
         let moments: Vec<chrono::DateTime<chrono::Utc>> =
             timeline.iter().map(|entry| entry["at"].as_str().expect("a moment").parse().expect("a moment")).collect();
         assert!(moments.is_sorted(), "{subject}");
-        let told: Vec<String> = timeline
+        let lines: Vec<String> = timeline
             .iter()
             .map(|entry| {
                 let detail = &entry["detail"];
@@ -113,7 +113,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
             .filter(|entry| entry != "updated at")
             .collect();
         assert_eq!(
-            told,
+            lines,
             [
                 "created at",
                 "delivering since",
@@ -126,7 +126,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
                 "dead letter replayed lan",
                 "replay: applied",
                 "received at",
-                // One of the receipt's, and one of the order put back, which counts from then.
+                // One event of the receipt, and one of the order that was put back, which counts from then.
                 "event, waits in the outbox order.received",
                 "event, waits in the outbox order.received",
                 "status received",
@@ -192,14 +192,14 @@ async fn nothing_personal_and_no_source_of_goods_is_told() {
         let (order, item, policy_file) = (order.to_string(), item.to_string(), policy.to_str().expect("a path"));
         for asked in [&["explain", "BG-2"][..], &["explain", &order], &["explain", &item], &["forecast"], &["policy", "preview", policy_file]] {
             for json in [&[][..], &["--json"]] {
-                let told = harness.ops(&[asked, json].concat()).await.expect("an answer");
-                assert!(!told.contains("SECRET"), "{asked:?}: {told}");
+                let shown = harness.ops(&[asked, json].concat()).await.expect("an answer");
+                assert!(!shown.contains("SECRET"), "{asked:?}: {shown}");
             }
         }
         std::fs::remove_file(&policy).expect("removed");
-        // What is kept back is said to be.
-        let told = harness.ops(&["explain", "BG-2"]).await.expect("an answer");
-        assert!(told.contains("kept back") && told.contains("order.noted") && told.contains("obstacle"), "{told}");
+        // The output says where it keeps text back.
+        let shown = harness.ops(&["explain", "BG-2"]).await.expect("an answer");
+        assert!(shown.contains("kept back") && shown.contains("order.noted") && shown.contains("obstacle"), "{shown}");
     })
     .await;
 }
@@ -228,7 +228,7 @@ async fn a_wakeup_waits_in_the_rung_that_the_ladder_gives_it() {
         })
         .await;
     }
-    // No rung is as long as calendar months: hops of 30 days, of which the second is under way.
+    // No rung is as long as calendar months: the wake-up goes through hops of 30 days and is in the second one.
     with_harness(&receipts_after("3 months"), async |harness| {
         delivering(harness, "BG-4", "40 days").await;
         let receipt = kind(&subject(harness, "BG-4").await, "confirm-receipt").clone();
@@ -282,10 +282,10 @@ async fn a_code_that_looks_like_an_id_is_found_and_what_nobody_knows_is_an_error
         assert_eq!(subject(harness, &code).await["id"], order.to_string());
         for odd in ["--BG 1", "BG/'1' \"x\"", "%", "1e3", "đơn 1"] {
             let order = delivering(harness, odd, "1 day").await;
-            let told = harness.ops(&["explain", "--json", "--", odd]).await.expect("an explanation");
-            assert!(told.contains(&order.to_string()), "{told}");
+            let explanation = harness.ops(&["explain", "--json", "--", odd]).await.expect("an explanation");
+            assert!(explanation.contains(&order.to_string()), "{explanation}");
         }
-        // A code that is another order's id stands for both, and each is told of by itself.
+        // If a code is also another order's id, both orders match, and each is explained separately.
         let other = delivering(harness, "BG-8", "1 day").await;
         let named = delivering(harness, &other.to_string(), "1 day").await;
         let both = explained(harness, &other.to_string()).await;
@@ -316,7 +316,7 @@ async fn what_is_gone_is_told_from_what_is_on_record() {
         assert_eq!(gone["timeline"][0]["detail"]["activity"], "cart_item.purged", "{gone}");
         assert_eq!(kind(&gone, "purge-cart-item")["wakeup"]["why"], "not a candidate: cart_items has no row of this id");
 
-        // Moments that no calendar holds are shown as far away as they mean to be.
+        // Infinite timestamps are shown as infinite.
         let order = harness.delivering().await;
         harness.run("UPDATE orders SET delivering_since = '-infinity', fees_changed_at = 'infinity'", []).await;
         let shown = harness.ops(&["explain", &order.to_string()]).await.expect("an explanation");

@@ -1,4 +1,4 @@
-//! The forecast: its numbers are those of the rows, per kind, and whoever no longer leads tells none.
+//! The forecast: its numbers match the rows, per kind, and only the leader reports them.
 
 use std::{collections::BTreeMap, process::Stdio, time::Duration};
 
@@ -20,7 +20,7 @@ use crate::{
     telemetry::{Received, collector, messages},
 };
 
-/// The default policy, with a leader soon. Nothing is swept: what is overdue here stays so.
+/// The default policy, with an early leader. Nothing is swept, so overdue rows stay overdue.
 const FILE: &str = r"
     [sweep]
     every_ms = 100
@@ -29,13 +29,14 @@ const FILE: &str = r"
     every_ms = 100
 ";
 
-/// Of a sweep, and of a forecast, every 100 ms.
+/// Settings of a sweep and a forecast every 100 ms.
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 
-/// By kind and `within`.
+/// Counts by kind and `within`.
 type Forecast = BTreeMap<(String, String), i64>;
 
-/// Due in so many seconds: how many orders being delivered, how many products in carts. None passes an edge while a test runs.
+/// Due in that many seconds: the number of orders being delivered and of products in carts. None crosses a boundary while a test
+/// runs.
 const ROWS: [(i64, i64, i64); 8] = [
     (-3_630, 40, 41), // overdue for longer than an hour
     (-1_800, 1, 2),
@@ -49,7 +50,7 @@ const ROWS: [(i64, i64, i64); 8] = [
 
 async fn fill(harness: &Harness) {
     for (in_seconds, orders, items) in ROWS {
-        // An order that was received meanwhile, and an item of which an order was made, are due no more.
+        // An order that has been received and an item that has been ordered are no longer due.
         for (status, count) in [("delivering", orders), ("received", 9)] {
             let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                        SELECT gen_random_uuid(), gen_random_uuid()::text, $1, $2, now() - interval '14 days' + $3 * interval '1 s'
@@ -65,7 +66,7 @@ async fn fill(harness: &Harness) {
             harness.run(&sql, [EXAMPLE_CUSTOMER.into(), in_seconds.into(), count.into()]).await;
         }
     }
-    // Short of money, and collected within minutes: of several moments, so not forecast.
+    // Short of money and collected within minutes. Arrears depend on several times, so they are not forecast.
     let short = "UPDATE orders SET goods_due = 1000, fees_changed_at = now() - interval '23 hours 58 minutes'";
     harness.run(short, []).await;
 }
@@ -77,7 +78,7 @@ fn forecast(kinds: &[(&str, [i64; 5])]) -> Forecast {
     points.collect()
 }
 
-/// What the newest export says.
+/// The values in the latest export.
 fn newest(received: &Received) -> Option<Forecast> {
     let text = |attributes: &[KeyValue], key: &str| {
         let value = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
@@ -92,14 +93,14 @@ fn newest(received: &Received) -> Option<Forecast> {
         for point in gauge.data_points {
             let Some(AsInt(due)) = point.value else { panic!("no whole number") };
             let of = (text(&point.attributes, "kind").expect("a kind"), text(&point.attributes, "within").expect("a stretch"));
-            assert_eq!(points.insert(of, due), None, "told once");
+            assert_eq!(points.insert(of, due), None, "reported once");
         }
     }
     Some(points)
 }
 
-async fn until_told(received: &Received, what: &str, told: &Forecast) {
-    eventually(what, SOON, async || Ok(newest(received).as_ref() == Some(told))).await;
+async fn until_reported(received: &Received, what: &str, expected: &Forecast) {
+    eventually(what, SOON, async || Ok(newest(received).as_ref() == Some(expected))).await;
 }
 
 fn worker(harness: &Harness, endpoint: &str, more: &[(&str, &str)]) -> Child {
@@ -108,9 +109,9 @@ fn worker(harness: &Harness, endpoint: &str, more: &[(&str, &str)]) -> Child {
     command.envs(more.iter().copied()).stderr(Stdio::null()).spawn().expect("started")
 }
 
-/// Long before its grace is over.
+/// Stops it, long before the end of its grace period.
 async fn stop(mut worker: Child) {
-    fleet::terminate(&worker).await.expect("told");
+    fleet::terminate(&worker).await.expect("SIGTERM sent");
     let ended = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves at once");
     assert!(ended.expect("a status").success());
 }
@@ -121,8 +122,8 @@ async fn what_falls_due_is_told_exactly_by_kind_and_by_how_soon() {
         fill(harness).await;
         let (endpoint, received) = collector().await;
         let worker = worker(harness, &endpoint, &[]);
-        let told = forecast(&[("confirm-receipt", [1, 3, 10, 23, 42]), ("purge-cart-item", [2, 5, 16, 33, 56])]);
-        until_told(&received, "every row is counted in its stretch and those after it", &told).await;
+        let expected = forecast(&[("confirm-receipt", [1, 3, 10, 23, 42]), ("purge-cart-item", [2, 5, 16, 33, 56])]);
+        until_reported(&received, "every row is counted in its interval and the longer ones", &expected).await;
         stop(worker).await;
     })
     .await;
@@ -134,8 +135,8 @@ async fn no_more_than_so_many_are_counted_in_one_stretch() {
         fill(harness).await;
         let (endpoint, received) = collector().await;
         let worker = worker(harness, &endpoint, &[("KYHAN_FORECAST_COUNT_MAX", "10")]);
-        let told = forecast(&[("confirm-receipt", [1, 3, 10, 20, 30]), ("purge-cart-item", [2, 5, 15, 25, 35])]);
-        until_told(&received, "ten a stretch", &told).await;
+        let expected = forecast(&[("confirm-receipt", [1, 3, 10, 20, 30]), ("purge-cart-item", [2, 5, 15, 25, 35])]);
+        until_reported(&received, "ten per interval", &expected).await;
         stop(worker).await;
     })
     .await;
@@ -147,15 +148,15 @@ async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers()
         let (endpoint, received) = collector().await;
         let worker = worker(harness, &endpoint, &[]);
         let (orders, items) = (("confirm-receipt", [0; 5]), ("purge-cart-item", [0; 5]));
-        until_told(&received, "both kinds are told of", &forecast(&[orders, items])).await;
+        until_reported(&received, "both kinds are reported", &forecast(&[orders, items])).await;
 
         let locked = harness.sandbox.db.begin().await.expect("a transaction");
         locked.execute_unprepared("LOCK TABLE orders IN ACCESS EXCLUSIVE MODE").await.expect("locked");
-        until_told(&received, "a kind that cannot be counted is not told of", &forecast(&[items])).await;
+        until_reported(&received, "a kind that cannot be counted is not reported", &forecast(&[items])).await;
         locked.rollback().await.expect("unlocked");
-        until_told(&received, "it is told of again", &forecast(&[orders, items])).await;
+        until_reported(&received, "it is reported again", &forecast(&[orders, items])).await;
 
-        // Whoever waits for the lock has it at once when its holder is gone.
+        // A session that waits for the lock gets it as soon as its holder is gone.
         let of_leader = "locktype = 'advisory' AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
         let leader = format!("SELECT (classid::bigint << 32) | objid::bigint FROM pg_locks WHERE {of_leader} AND granted");
         let key: i64 = harness.ask(&leader).await;
@@ -170,10 +171,10 @@ async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers()
         let (waited, ()) = tokio::join!(waiting, deposing);
         waited.expect("the lock");
         let nothing = Forecast::new();
-        until_told(&received, "a worker that does not lead tells nothing", &nothing).await;
-        always("nothing is told", SEVERAL_ROUNDS, async || Ok(newest(&received).as_ref() == Some(&nothing))).await;
+        until_reported(&received, "a worker that does not lead reports nothing", &nothing).await;
+        always("nothing is reported", SEVERAL_ROUNDS, async || Ok(newest(&received).as_ref() == Some(&nothing))).await;
         usurper.rollback().await.expect("unlocked");
-        until_told(&received, "it tells again when it leads again", &forecast(&[orders, items])).await;
+        until_reported(&received, "it reports again when it leads again", &forecast(&[orders, items])).await;
         stop(worker).await;
     })
     .await;

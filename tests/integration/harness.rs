@@ -1,4 +1,4 @@
-//! The harness of a test: a sandbox, a relay and workers in this process, rows to act on, and questions about them.
+//! The test harness: a sandbox, a relay and workers in this process, rows to act on, and queries about them.
 
 use std::{panic::AssertUnwindSafe, time::Duration};
 
@@ -34,7 +34,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 use uuid::Uuid;
 
-/// A policy of milliseconds: what takes weeks in life takes no time here.
+/// A policy in milliseconds: deadlines of weeks pass within a test.
 pub const QUICK: &str = r#"
     [[policy]]
     on = "order.shipped"
@@ -60,26 +60,26 @@ pub const QUICK: &str = r#"
     every_ms = 3600000
 "#;
 
-/// The same with the kind that counts in calendar months, of which there are no milliseconds.
+/// The same, plus the kind that counts in calendar months, which cannot be given in milliseconds.
 pub fn every_kind(file: &str) -> String {
     format!("[[policy]]\non = \"order.recorded\"\ntask = \"hide-order\"\nafter = \"6 months\"\n{file}")
 }
 
-/// How long a test waits for something that should happen at once.
+/// How long a test waits for something that should happen immediately.
 pub const SOON: Duration = Duration::from_secs(30);
 
 pub struct Harness {
     pub sandbox: Sandbox,
 }
 
-/// Runs a test on a harness of its own, which is removed whatever happens.
+/// Runs a test on a harness of its own, which is always removed at the end.
 pub async fn with_harness(file: &str, test: impl AsyncFnOnce(&Harness)) {
     let sandbox = Sandbox::new("test", file, &[]).await.expect("a sandbox");
     sandbox.declare().await.expect("the topology");
     on_harness(sandbox, test).await;
 }
 
-/// The same in a sandbox that is there, with what it has.
+/// The same, in an existing sandbox.
 pub async fn on_harness(sandbox: Sandbox, test: impl AsyncFnOnce(&Harness)) {
     let harness = Harness { sandbox };
     harness
@@ -98,20 +98,20 @@ pub async fn on_harness(sandbox: Sandbox, test: impl AsyncFnOnce(&Harness)) {
 
 /// A worker or relay in this process.
 pub struct Running<T> {
-    /// Told to shut down with this, also by a test that fails: a fleet that goes on declares again what is removed after it.
+    /// Stops it when dropped, also if the test fails. A fleet that kept running would declare the removed objects again.
     shutdown: DropGuard,
     handle: JoinHandle<T>,
 }
 
 impl<T> Running<T> {
-    /// Tells it to shut down and waits for what it says.
+    /// Shuts it down and waits for its totals.
     pub async fn stop(self) -> T {
         drop(self.shutdown);
         self.handle.await.expect("no panic")
     }
 }
 
-/// A worker with other settings than its harness's.
+/// A worker with its own settings.
 pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     let settings = as_role(settings, DatabaseRole::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
@@ -120,7 +120,7 @@ pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
     Running { shutdown: shutdown.drop_guard(), handle }
 }
 
-/// A relay with other settings than its harness's.
+/// A relay with its own settings.
 pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
     let settings = as_role(settings, DatabaseRole::Producer).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
@@ -158,12 +158,12 @@ impl Harness {
         relay_with(self.settings().clone())
     }
 
-    /// Runs a statement; how many rows it touched.
+    /// Runs a statement and returns the number of affected rows.
     pub async fn run<const N: usize>(&self, sql: &str, values: [Value; N]) -> u64 {
         self.sandbox.db.execute_raw(statement(sql, values)).await.unwrap_or_else(|error| panic!("{sql}: {error}")).rows_affected()
     }
 
-    /// What somebody does who may do everything, and whom no trigger keeps from it.
+    /// Runs SQL as a superuser, with all triggers off.
     pub async fn as_superuser(&self, sql: &str) {
         let tx = self.sandbox.db.begin().await.expect("a transaction");
         for sql in ["SET LOCAL session_replication_role = replica", sql] {
@@ -172,7 +172,7 @@ impl Harness {
         tx.commit().await.expect("a commit");
     }
 
-    /// The one value that a statement gives.
+    /// The single value that a query returns.
     pub async fn ask<T: TryGetable>(&self, sql: &str) -> T {
         let row = self.sandbox.db.query_one_raw(statement(sql, [])).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         row.expect("a row").try_get_by_index(0).unwrap_or_else(|error| panic!("{sql}: {error:?}"))
@@ -190,7 +190,7 @@ impl Harness {
         self.ask::<Vec<Uuid>>("SELECT array_agg(id) FROM orders").await
     }
 
-    /// Waits until a statement gives `true`.
+    /// Waits until a query returns `true`.
     pub async fn until(&self, sql: &str) {
         eventually(sql, SOON, async || Ok(self.ask::<bool>(sql).await)).await;
     }
@@ -201,7 +201,7 @@ impl Harness {
         self.run(sql, [event_type.into(), subject.into()]).await;
     }
 
-    /// A wake-up that is due now, straight into its lane.
+    /// A wake-up that is due now, addressed to its lane.
     pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Outgoing {
         let due_at = "2026-01-01T00:00:00Z".parse().expect("a time");
         let wait = chrono::TimeDelta::zero();
@@ -211,7 +211,7 @@ impl Harness {
         Outgoing::of(&packed.remove(0), &self.topology())
     }
 
-    /// Puts another queue or exchange in the place of one of the topology's, as somebody would who changed its arguments.
+    /// Replaces a queue or exchange of the topology by one with changed arguments.
     pub async fn replace(&self, name: &str, change: impl Fn(&mut FieldTable)) {
         let broker = self.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
@@ -256,8 +256,8 @@ impl Harness {
         broker.close().await;
     }
 
-    /// Waits until nothing waits, is due or in hand. What a worker has in hand shows in no queue, and is settled in
-    /// milliseconds: the queues must be seen empty several times over.
+    /// Waits until nothing waits, is due or in hand. Messages that a worker has in hand are in no queue and are settled within
+    /// milliseconds, so the queues must be empty several times in a row.
     pub async fn until_settled(&self) {
         const TIMES: u32 = 10;
         let broker = self.sandbox.broker().await.expect("a broker");
@@ -271,7 +271,7 @@ impl Harness {
         broker.close().await;
     }
 
-    /// Waits until a worker consumes every queue but the rungs.
+    /// Waits until workers consume every queue except the rungs.
     pub async fn until_consumed(&self) {
         let broker = self.sandbox.broker().await.expect("a broker");
         let consumed = self.topology().queues().into_iter().filter(|queue| queue.role != QueueRole::Rung).map(|queue| queue.name);
@@ -284,7 +284,7 @@ impl Harness {
         broker.close().await;
     }
 
-    /// How many messages lie in the queues whose names begin so.
+    /// The number of messages in the queues whose names begin with this prefix.
     pub async fn depth(&self, begins: &str) -> u32 {
         let broker = self.sandbox.broker().await.expect("a broker");
         let depth = self.sandbox.depth(&broker, begins).await.expect("a depth");
@@ -292,19 +292,19 @@ impl Harness {
         depth
     }
 
-    /// Waits until so many dead letters are stored and open; a worker has to run.
+    /// Waits until that many dead letters are stored and open. A worker must be running.
     pub async fn until_dead(&self, count: u32) {
         self.until(&format!("SELECT count(*) = {count} FROM dead_letters WHERE state = 'open'")).await;
     }
 
-    /// Every stored letter, whatever became of it, in the order of their ids.
+    /// All stored letters in every state, ordered by id.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
         let sql = "SELECT * FROM dead_letters ORDER BY id";
         let rows = self.sandbox.db.query_all_raw(statement(sql, [])).await.expect("letters");
         rows.iter().map(|row| letter(row).expect("a letter")).collect()
     }
 
-    /// How many letters there are, stored or waiting to be.
+    /// The number of letters, stored or still waiting to be stored.
     pub async fn buried(&self) -> i64 {
         let stored: i64 = self.ask("SELECT count(*) FROM dead_letters").await;
         stored + i64::from(self.depth("dead").await + self.depth("unrouted").await)
@@ -315,7 +315,7 @@ impl Harness {
         fleet::output(fleet::command("ops", &self.sandbox.env, arguments)?).await
     }
 
-    /// So many orders on their way since a year.
+    /// That many orders that have been on their way for a year.
     pub async fn many_delivering(&self, count: i64) -> Vec<Uuid> {
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    SELECT gen_random_uuid(), 'BG-' || n, $1, 'delivering', now() - interval '1 year' FROM generate_series(1, $2::bigint) n";
@@ -323,7 +323,7 @@ impl Harness {
         self.order_ids().await
     }
 
-    /// An order on its way since a year.
+    /// An order that has been on its way for a year.
     pub async fn delivering(&self) -> Uuid {
         let id = Uuid::new_v4();
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
@@ -332,7 +332,7 @@ impl Harness {
         id
     }
 
-    /// A product in the cart since a year.
+    /// A product that has been in the cart for a year.
     pub async fn in_cart(&self) -> Uuid {
         let id = Uuid::new_v4();
         let sql = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity, added_at)

@@ -1,5 +1,5 @@
-//! The triggers that stand in for the foreign key of `order_status_history`: every row has its order, whoever writes, whatever a
-//! transaction's snapshot shows.
+//! The triggers that replace the foreign key of `order_status_history`: every row has its order, for every writer and every
+//! transaction snapshot.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, IsolationLevel, TransactionTrait};
 use tests::sandbox::eventually;
@@ -18,7 +18,7 @@ fn history_of(order: Uuid) -> String {
 
 async fn transaction(harness: &Harness, level: IsolationLevel) -> DatabaseTransaction {
     let tx = harness.sandbox.db.begin_with_config(Some(level), None).await.expect("a transaction");
-    // The snapshot is that of the first statement.
+    // The first statement takes the snapshot.
     run(&tx, "SELECT count(*) FROM orders").await;
     tx
 }
@@ -27,12 +27,12 @@ async fn run(tx: &impl ConnectionTrait, sql: &str) {
     tx.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
 }
 
-/// Runs what is refused; why it was.
+/// Runs a statement that must be refused, and returns the reason.
 async fn refused(tx: &impl ConnectionTrait, sql: &str) -> String {
     tx.execute_unprepared(sql).await.map(|_| ()).expect_err(sql).to_string()
 }
 
-/// The same, to the end of the transaction.
+/// The same, and ends the transaction.
 async fn refused_for(tx: DatabaseTransaction, sql: &str, why: &str) {
     let said = refused(&tx, sql).await;
     assert!(said.contains(why), "{sql}: {said}");
@@ -55,7 +55,7 @@ async fn history_of_no_order_is_refused_and_of_one_that_goes_meanwhile() {
             let moved = format!("UPDATE order_status_history SET order_id = '{}'", Uuid::new_v4());
             refused_for(transaction(harness, level).await, &moved, NO_ORDER).await;
         }
-        // Whoever writes history of an order that somebody else is deleting waits, and then is refused.
+        // A transaction that writes history of an order that another one is deleting waits, and is then refused.
         for (level, why) in LEVELS.into_iter().zip([NO_ORDER, "could not serialize access"]) {
             let order = harness.delivering().await;
             let (deletes, writes) =
@@ -68,7 +68,7 @@ async fn history_of_no_order_is_refused_and_of_one_that_goes_meanwhile() {
                 eventually("it waits", SOON, async || Ok(harness.ask::<bool>(waits).await)).await;
                 deletes.commit().await.expect("a commit");
             };
-            // The lock timeout is for lives that are in a hurry.
+            // The lock timeout is for deployments that must not wait.
             run(&writes, "SET LOCAL lock_timeout = 0").await;
             tokio::join!(refused_for(writes, &written, why), ends);
         }
@@ -94,14 +94,14 @@ async fn an_order_with_history_stays_and_keeps_its_id_whatever_a_snapshot_shows(
                 refused_for(tx, &sql, why).await;
             }
             refused_for(transaction(harness, IsolationLevel::RepeatableRead).await, &sql, NAMED).await;
-            // Both may go together.
+            // Both may be deleted together.
             let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
             run(&tx, "DELETE FROM order_status_history").await;
             run(&tx, &sql).await;
             tx.rollback().await.expect("rolled back");
             harness.run("DELETE FROM order_status_history", []).await;
         }
-        // What deletes nothing, and leaves the id as it was, may be anywhere.
+        // A statement that deletes no row and leaves the ids unchanged is allowed at any level.
         let tx = transaction(harness, IsolationLevel::RepeatableRead).await;
         run(&tx, "DELETE FROM orders WHERE status = 'cancelled'").await;
         run(&tx, "UPDATE orders SET id = id, on_hold = true").await;
@@ -119,7 +119,7 @@ async fn orders_are_truncated_only_together_with_their_history() {
         run(db, &format!("INSERT INTO accounts (kind, order_id) VALUES ('goods', '{order}')")).await;
         let said = refused(db, "TRUNCATE orders CASCADE").await;
         assert!(said.contains(NAMED), "{said}");
-        // Neither does the ledger go with them.
+        // The ledger is not truncated with them.
         let said = refused(db, "TRUNCATE orders, order_status_history CASCADE").await;
         assert!(said.contains("while the ledger names it"), "{said}");
         run(db, "DELETE FROM accounts").await;
@@ -146,7 +146,7 @@ async fn who_may_only_insert_history_can_and_a_search_path_fools_nobody() {
         run(&tx, &history_of(order)).await;
         refused_for(tx, &history_of(Uuid::new_v4()), NO_ORDER).await;
 
-        // Neither a table of one's own, nor a path on which there is none.
+        // The triggers find the right table despite a temporary table or an empty search path.
         let tx = transaction(harness, IsolationLevel::ReadCommitted).await;
         run(&tx, &clerk).await;
         let orphan = Uuid::new_v4();

@@ -1,4 +1,4 @@
-//! The main job, end to end: something happens, a wake-up waits, a worker applies what is due.
+//! The main job, end to end: an event occurs, a wake-up waits, and a worker applies what is due.
 
 use producer::{Producer, schedule};
 use sea_orm::{ConnectionTrait, TransactionTrait};
@@ -30,7 +30,7 @@ async fn an_event_in_the_outbox_becomes_an_effect_when_it_is_due() {
         harness.until_settled().await;
         let report = relay.stop().await;
         let totals = worker.stop().await;
-        // The receipt was an event too, whose arrears were found collected.
+        // The receipt raised an event as well, whose arrears were already collected.
         assert_eq!((report.events, totals.applied), (3, 3), "{report:?} {totals:?}");
         assert_eq!(totals.rejected + totals.retried + totals.malformed, 0);
     })
@@ -49,7 +49,7 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
             ("status = status", ""),
             ("delivering_since = now()", "order.shipped"),
             ("goods_due = 5, fees_changed_at = now()", "order.fees_changed"),
-            // An order system that knows no moments: they are filled in.
+            // An order system that does not set the times: the triggers fill them in.
             ("goods_due = 6", "order.fees_changed"),
             ("status = 'in_warehouse', delivering_since = NULL", ""),
             ("status = 'delivering'", "order.shipped"),
@@ -80,7 +80,7 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
         harness.run("UPDATE cart_items SET quantity = 3", []).await;
         assert_eq!(harness.ask::<String>(events).await, "cart.item_added");
 
-        // What the fleet itself changes, it raises itself, once.
+        // The fleet raises the events of its own changes, once each.
         harness.run("DELETE FROM outbox", []).await;
         let order = harness.delivering().await;
         harness.run("DELETE FROM outbox", []).await;
@@ -102,7 +102,7 @@ async fn with_the_triggers_an_order_system_need_not_change_a_line() {
 async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox() {
     with_harness(QUICK, async |harness| {
         triggers::install(&harness.sandbox.db).await.expect("triggers");
-        // Another program's tables with our names, which the order system may write.
+        // Tables of another program with the same names, which the order system may write.
         harness.sandbox.db.execute_unprepared(
             "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE public.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
              CREATE TABLE shop.orders (LIKE public.orders); GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA shop TO PUBLIC",
@@ -113,7 +113,7 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
             let tx = db.begin().await.expect("a transaction");
             let order = Uuid::new_v4();
             for sql in [
-                // In each session's own way, before everything else that is not named.
+                // In each session, ahead of all schemas that are not named.
                 "CREATE TEMPORARY TABLE outbox (event_type text, subject_id uuid, occurred_at timestamptz)",
                 &format!("SET LOCAL search_path = {path}"),
                 &format!(
@@ -149,7 +149,7 @@ async fn a_rust_caller_schedules_a_thousand_orders_in_a_handful_of_messages() {
         let broker = harness.sandbox.broker().await.expect("a connection");
         let messages =
             async || anyhow::Ok(harness.sandbox.depth(&broker, "rung").await? + harness.sandbox.depth(&broker, "due").await?);
-        // Two for each order, but 128 in one.
+        // Two wake-ups for each order, packed 128 to a message.
         eventually("a handful of messages", SOON, async || Ok((1..=32).contains(&messages().await?))).await;
         broker.close().await;
         let worker = harness.worker();

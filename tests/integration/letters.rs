@@ -1,4 +1,5 @@
-//! Dead letters for tests, made by SQL as a worker would store them, and `ops` run over them with what it said and how it ended.
+//! Dead letters for tests, inserted by SQL as a worker would store them, and a way to run `ops` that returns its output and exit
+//! code.
 
 use chrono::{DateTime, Utc};
 use sea_orm::Value;
@@ -8,14 +9,14 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, SOON};
 
-/// A letter; a test says what matters to it.
+/// A letter; a test sets the fields that matter to it.
 pub struct Letter<'a> {
     pub id: Uuid,
     pub kind: Option<&'a str>,
     pub subject: Option<Uuid>,
     pub reason: &'a str,
     pub cause: &'a str,
-    /// The cause without what differs from letter to letter.
+    /// The cause without the parts that differ from letter to letter.
     pub group: &'a str,
     /// When it last failed, RFC 3339; `None`: an hour ago.
     pub failed: Option<&'a str>,
@@ -40,7 +41,7 @@ impl Default for Letter<'_> {
 }
 
 impl Letter<'_> {
-    /// Stores it, open. Its id.
+    /// Stores it as an open letter and returns its id.
     pub async fn store(&self, harness: &Harness) -> Uuid {
         let failed: Option<DateTime<Utc>> = self.failed.map(|failed| failed.parse().expect("a moment"));
         let sql =
@@ -65,7 +66,7 @@ impl Letter<'_> {
     }
 }
 
-/// How a command ended, and what it said.
+/// A command's exit code and output.
 #[derive(Debug)]
 pub struct Said {
     pub code: i32,
@@ -80,15 +81,15 @@ pub async fn ops(harness: &Harness, arguments: &[&str]) -> Said {
     Said { code: run.status.code().expect("an exit code"), out: text(&run.stdout), err: text(&run.stderr) }
 }
 
-/// What `ops` answers in JSON.
+/// The JSON output of `ops`.
 pub async fn json(harness: &Harness, arguments: &[&str]) -> serde_json::Value {
     let said = ops(harness, arguments).await;
     assert_eq!(said.code, 0, "{arguments:?}: {said:?}");
     serde_json::from_str(&said.out).expect("JSON")
 }
 
-/// Runs `ops` in a terminal of its own, which `script` of util-linux makes, and answers its
-/// question with these keys. The exit code.
+/// Runs `ops` in a terminal of its own, made by `script` of util-linux, and answers its question with these keys. Returns the
+/// exit code.
 pub async fn at_a_terminal(harness: &Harness, arguments: &str, question: &str, keys: &str) -> i32 {
     let run = format!("exec '{}' {arguments}", fleet::binary("ops").expect("built").display());
     let mut script = tokio::process::Command::new("script");

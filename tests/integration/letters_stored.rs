@@ -1,4 +1,4 @@
-//! The store of dead letters: whatever died becomes a row, once; what has become moot closes itself; what is kept and what is
+//! The store of dead letters: each dead message becomes one row, moot letters close themselves, and old letters are kept or
 //! deleted.
 
 use std::time::Duration;
@@ -29,13 +29,13 @@ use crate::{
     quarantine::give_up,
 };
 
-/// Of a sweep every 100 ms.
+/// Settings of a sweep every 100 ms.
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 
-/// Garbage that no text holds.
+/// Bytes that are not valid text.
 const GARBAGE: &[u8] = b"\0 no text \xff\xfe \0";
 
-/// What a worker publishes that gives up.
+/// The message that a worker publishes when it gives up.
 fn given_up(harness: &Harness, kind: &str, subject: Uuid, cause: &str) -> Outgoing {
     let death = Death {
         reason: Reason::AttemptsExhausted,
@@ -50,13 +50,13 @@ fn given_up(harness: &Harness, kind: &str, subject: Uuid, cause: &str) -> Outgoi
     DeadLetter::new(&death, &format!("{kind}.0"), None, format!("{kind} {subject}").as_bytes()).message(&harness.topology())
 }
 
-/// The same message, which died that long after the moment that it tells.
+/// The same message, which died that much later than its timestamp.
 fn later(message: &Outgoing, seconds: u64) -> Outgoing {
     let died_at = message.properties.timestamp().expect("a moment");
     Outgoing { properties: message.properties.clone().with_timestamp(died_at + seconds), ..message.clone() }
 }
 
-/// A message that lies in the dead letters' queue, as somebody put it there.
+/// A message in the dead-letter queue, as if put there by hand.
 fn put(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     Outgoing { exchange: harness.topology().dead(), routing_key: "somewhere".into(), properties, body: body.into() }
@@ -74,7 +74,7 @@ fn text(text: impl Into<Vec<u8>>) -> AMQPValue {
     AMQPValue::LongString(text.into().into())
 }
 
-/// Publishes these and one more behind them, and waits until that one is stored: so are those before it.
+/// Publishes these and one more after them, and waits until that one is stored: then the others are as well.
 async fn stored(harness: &Harness, mut messages: Vec<Outgoing>) {
     let last = Uuid::new_v4();
     messages.push(put(harness, last.to_string(), FieldTable::default()));
@@ -84,7 +84,7 @@ async fn stored(harness: &Harness, mut messages: Vec<Outgoing>) {
     harness.run("DELETE FROM dead_letters WHERE body = $1", [last.to_string().into_bytes().into()]).await;
 }
 
-/// How many letters there are that the condition holds for.
+/// The number of letters that match the condition.
 async fn count(harness: &Harness, condition: &str) -> i64 {
     harness.ask(&format!("SELECT count(*) FROM dead_letters WHERE {condition}")).await
 }
@@ -94,7 +94,7 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
     with_harness(QUICK, async |harness| {
         let orders = [harness.delivering().await, harness.delivering().await, harness.delivering().await];
         harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
-        // The broker gives up a packed one.
+        // The broker gives up a packed message.
         let topology = harness.topology();
         let packed = harness.wakeup("confirm-receipt", &orders[1..]);
         harness.publish(vec![Outgoing { exchange: topology.quarantine(), ..packed.clone() }]).await;
@@ -102,7 +102,7 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
         let broker = harness.sandbox.broker().await.expect("a broker");
         eventually("it is buried", SOON, async || Ok(harness.sandbox.depth(&broker, "dead").await? == 1)).await;
         broker.close().await;
-        // A worker gives up one, and does not understand another; no lane takes two more; somebody puts two more there by hand.
+        // A worker gives up one message and cannot decode another; two more match no lane, and two more are put there by hand.
         let failing = harness.wakeup("confirm-receipt", &orders[..1]);
         let strange = headers([("nul", text("a\0b")), ("bytes", AMQPValue::ByteArray(vec![0, 255].into()))]);
         let malformed = Outgoing {
@@ -129,7 +129,7 @@ async fn letters_of_every_origin_become_rows_with_their_bytes() {
 
         let exhausted = "reason = 'attempts-exhausted'";
         for (condition, expected) in [
-            // Of its last attempt, which remembers the first.
+            // The letter of the last attempt, which keeps the time of the first.
             (format!("{exhausted} AND kind = 'confirm-receipt' AND subject_id = '{}' AND attempts = 3", orders[0]), 1),
             (format!("{exhausted} AND worker LIKE '%/{}'", std::process::id()), 1),
             (format!("{exhausted} AND first_failed_at <= last_failed_at AND position('failed_at' IN convert_from(body, 'UTF8')) > 0"), 1),
@@ -180,11 +180,11 @@ async fn a_letter_that_comes_twice_is_one_row_and_is_reopened_only_when_it_died_
     with_harness(QUICK, async |harness| {
         let worker = harness.worker();
         let letter = given_up(harness, "confirm-receipt", Uuid::new_v4(), "first");
-        // In one batch, in another, and as a worker that was killed between commit and ack would leave it.
+        // In the same batch, in another one, and as if a worker was killed between commit and ack.
         stored(harness, vec![letter.clone(), letter.clone()]).await;
         stored(harness, vec![letter.clone()]).await;
         assert_eq!(count(harness, "true").await, 1);
-        // Whose death has no moment of its own.
+        // A message without a time of death.
         let stray = Outgoing { routing_key: "make-coffee.0".into(), ..harness.wakeup("confirm-receipt", &[Uuid::new_v4()]) };
         harness.publish(vec![stray.clone(), stray.clone()]).await;
         harness.until_dead(2).await;
@@ -211,7 +211,7 @@ async fn a_letter_that_comes_twice_is_one_row_and_is_reopened_only_when_it_died_
                           AND letter.state = 'open'";
         assert_eq!(harness.ask::<i64>(records).await, 1);
 
-        // Open, it only says how it failed last.
+        // On an open letter, only the last failure is updated.
         stored(harness, vec![later(&letter, 20)]).await;
         assert_eq!(harness.ask::<i64>(records).await, 1);
         let died_at = letter.properties.timestamp().expect("a moment") + 20;
@@ -226,7 +226,7 @@ async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_aft
     const LETTERS: u32 = 100;
     with_harness(QUICK, async |harness| {
         let (name, admin) = (name(harness).await, admin().await);
-        // What a consumer has in hand when it begins goes back soon, too.
+        // The messages that a consumer already has when the hold begins go back soon as well.
         let worker = worker_with(harness.sandbox.settings_with(&[("KYHAN_WORKER_HOLD_MS", "100")]).expect("settings"));
         let (dead, broker) = (harness.topology().dead(), harness.sandbox.broker().await.expect("a broker"));
         let consumed = async || Ok(broker.observe(&dead).await?.is_some_and(|seen| seen.consumers == 1));
@@ -236,7 +236,7 @@ async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_aft
         let letters = (0..LETTERS).map(|_| given_up(harness, "confirm-receipt", Uuid::new_v4(), "outage"));
         harness.publish(letters.collect()).await;
         let waits = async || Ok(broker.observe(&dead).await?.is_some_and(|seen| seen.messages == LETTERS && seen.consumers == 0));
-        eventually("they wait, and nobody takes them", SOON, waits).await;
+        eventually("they wait, and no consumer takes them", SOON, waits).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
         let sql = "SELECT count(*) FROM dead_letters";
         eventually("they are stored", SOON, async || {
@@ -318,7 +318,7 @@ async fn one_that_cannot_be_stored_as_it_is_is_reduced_and_says_so_and_its_neigh
 
 #[tokio::test(flavor = "multi_thread")]
 async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay_open() {
-    // What is due for less than an hour is left alone by the sweep.
+    // The sweep leaves alone rows that became due less than an hour ago.
     let file = QUICK.replace("every_ms = 3600000", "every_ms = 100\n    grace_ms = 3600000");
     with_harness(&file, async |harness| {
         let mut letters = Vec::new();
@@ -328,7 +328,7 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
             harness.run(task.examples().moot, [subject.into()]).await;
             letters.push(given_up(harness, task.kind(), subject, "moot"));
         }
-        // No such row.
+        // There is no such row.
         letters.push(given_up(harness, "confirm-receipt", Uuid::new_v4(), "moot"));
         let (due, not_yet, young) = (harness.delivering().await, harness.delivering().await, Uuid::new_v4());
         for (order, moment) in [(due, "now() - interval '10 minutes'"), (not_yet, "now() + interval '1 day'")] {
@@ -353,7 +353,7 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
                         WHERE actor_kind = 'system' AND action = 'dead_letter.resolved' AND subject_kind = 'dead_letter'
                           AND letter.state = 'resolved' AND detail ->> 'by' = 'kyhan' AND detail ->> 'why' = decided_why";
         assert_eq!(harness.ask::<i64>(records).await, 4, "each once");
-        // Once the due one has had its effect, by whoever, it is moot too; but not while somebody is deciding about it.
+        // After another wake-up has applied the due one, its letter is moot too, but not while an operator is deciding about it.
         let deciding = harness.sandbox.db.begin().await.expect("a transaction");
         let lock = statement("SELECT 1 FROM dead_letters WHERE subject_id = $1 FOR UPDATE", [due.into()]);
         deciding.execute_raw(lock).await.expect("a lock");
@@ -369,7 +369,7 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
     .await;
 }
 
-/// A stored letter that died so long ago, and that perhaps was decided about so long ago.
+/// A stored letter that died that long ago, and that may have been decided that long ago.
 async fn stored_letter(harness: &Harness, died: &str, decided: Option<&str>, repaired_from: Option<Uuid>) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body,
@@ -391,11 +391,11 @@ async fn letters_are_kept_for_ever_unless_a_setting_says_how_long_and_open_ones_
             stored_letter(harness, "400 days", None, None).await,
             stored_letter(harness, "400 days", Some("29 days"), None).await,
         ];
-        // What a kept one was repaired from.
+        // The original of a kept letter that was repaired.
         let original = stored_letter(harness, "40 days", old, None).await;
         kept.extend([original, stored_letter(harness, "40 days", None, Some(original)).await]);
         let mut gone = vec![stored_letter(harness, "31 days", old, None).await, stored_letter(harness, "400 days", old, None).await];
-        // One that was repaired, and what it was repaired from.
+        // A repaired letter and its original.
         let original = stored_letter(harness, "50 days", old, None).await;
         gone.extend([original, stored_letter(harness, "50 days", old, Some(original)).await]);
         let all = i64::try_from(kept.len() + gone.len()).expect("few");

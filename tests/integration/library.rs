@@ -1,4 +1,4 @@
-//! The library's door under several callers at once: each hears of its own events, and of nobody else's trouble.
+//! The library with several concurrent callers: each gets the results of its own events only, and no errors of the others.
 
 use futures::future::join_all;
 use producer::{Producer, schedule::event};
@@ -11,7 +11,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, with_harness};
 
-/// The quick policy with receipts and purges in rungs of their own, and so long that nobody is late for them.
+/// The quick policy with receipts and purges in rungs of their own, long enough that no caller is late for them.
 fn two_rungs() -> String {
     let line = |task: &str, after: &str| format!("task = \"{task}\"\n    after = \"{after}\"");
     let slower = [("confirm-receipt", "400ms", "1h"), ("purge-cart-item", "300ms", "2h")];
@@ -21,7 +21,7 @@ fn two_rungs() -> String {
     })
 }
 
-/// The rung of the policy's line on an event.
+/// The rung for an event's task in the policy.
 fn rung_of(harness: &Harness, event_type: EventType) -> String {
     let topology = harness.topology();
     let line = *harness.settings().policy.lines_on(event_type).next().expect("a line");
@@ -98,7 +98,7 @@ async fn a_returned_message_is_never_taken_for_anothers() {
             let (one, other) = tokio::join!(publisher.publish_all(&sound), publisher.publish_all(&lost));
             assert!(!matches!(one, Err(BrokerError::Returned { .. })), "{one:?}");
             assert!(matches!(other, Err(BrokerError::Returned { .. })), "{other:?}");
-            // Whatever answers were still to come, nobody else gets them.
+            // Answers that were still outstanding reach no other caller.
             assert!(matches!(publisher.publish_all(&sound).await, Err(BrokerError::Unsound)));
             publisher.close().await;
         }
@@ -112,7 +112,7 @@ async fn a_producer_that_closes_while_callers_wait_answers_them_all() {
     with_harness(QUICK, async |harness| {
         let producer = Producer::connect(harness.settings()).await.expect("a producer");
         let events: Vec<Event> = (0..50_000).map(|_| event(EventType::OrderShipped, Uuid::new_v4())).collect();
-        // More than one flush, of a caller that goes away in the middle.
+        // More than one flush; the caller goes away in the middle.
         tokio::select! {
             scheduled = producer.schedule(&events) => assert_eq!(scheduled.expect("confirmed"), []),
             () = tokio::time::sleep(std::time::Duration::from_millis(5)) => {}

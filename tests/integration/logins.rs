@@ -1,5 +1,5 @@
-//! Logins with passwords, as `ops roles install` gives them: on servers of their own, whose PostgreSQL asks for one (SCRAM), because the
-//! roles are a whole server's.
+//! Logins with passwords, as `ops roles install` creates them. The tests start servers of their own, whose PostgreSQL requires a
+//! password (SCRAM), because roles belong to the whole server.
 
 use std::process::{Output, Stdio};
 
@@ -15,10 +15,10 @@ use crate::{
     telemetry::{collector, messages},
 };
 
-/// With what a URL, a shell and SQL would each trip over.
+/// With characters that are special in a URL, a shell or SQL.
 const PASSWORD: &str = r#"it's "mật khẩu": \ @/%24 $1"#;
 
-/// Runs `ops` as an administrator with these variables, logging all that there is to log.
+/// Runs `ops` as an administrator with these variables and the most verbose log level.
 async fn ops_with(harness: &Harness, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = fleet::command("ops", &harness.sandbox.env, arguments).expect("built");
     command.envs(variables.iter().copied()).env("KYHAN_TELEMETRY_LOG", "trace");
@@ -28,12 +28,12 @@ async fn ops_with(harness: &Harness, arguments: &[&str], variables: &[(&str, &st
 /// A URL of the sandbox's database with this login.
 fn url(harness: &Harness, user: &str, password: &str) -> String {
     let mut url = url::Url::parse(&harness.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
-    // The crate leaves a % as it is.
+    // The crate does not escape `%`.
     url.set_username(user).and_then(|()| url.set_password(Some(&password.replace('%', "%25")))).expect("a host");
     url.into()
 }
 
-/// Who one is after logging in.
+/// The current user after logging in.
 async fn whoami(harness: &Harness, user: &str, password: &str) -> Result<String, DbErr> {
     let mut options = ConnectOptions::new(url(harness, user, password));
     options.max_connections(1).sqlx_logging(false);
@@ -75,18 +75,18 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
         for user in ["kyhan_producer", "kyhan_order_system"] {
             refused(user, PASSWORD).await;
         }
-        // What the server keeps, and what is on record, in a log or on a terminal, is not the password.
+        // The server stores no plain password, and none is in the activity, in a log or on a terminal.
         let kept = "SELECT count(*) FROM pg_authid WHERE rolname IN ('kyhan_worker', 'kyhan_ops', 'kyhan_owner')
                         AND rolpassword LIKE 'SCRAM-SHA-256$4096:%' AND NOT rolsuper AND NOT rolcreaterole AND NOT rolbypassrls";
         assert_eq!(harness.ask::<i64>(kept).await, 3);
-        let told = "SELECT count(*) FROM activity WHERE action = 'roles.installed' AND strpos(detail::text, 'mật khẩu') = 0
+        let record = "SELECT count(*) FROM activity WHERE action = 'roles.installed' AND strpos(detail::text, 'mật khẩu') = 0
                         AND detail -> 'changed' -> 'passwords' ? 'kyhan_worker'";
-        assert_eq!(harness.ask::<i64>(told).await, 1);
+        assert_eq!(harness.ask::<i64>(record).await, 1);
         let output = [done.stdout, done.stderr].concat();
         let output = String::from_utf8_lossy(&output);
         assert!(!output.contains("mật khẩu") && !output.contains("from a file"), "{output}");
 
-        // A worker and an operator work by them, and the owner migrates.
+        // A worker and an operator work with them, and the owner migrates.
         harness.sandbox.declare().await.expect("declared");
         let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
         command.env("KYHAN_DATABASE_URL", url(harness, "kyhan_worker", PASSWORD));
@@ -95,11 +95,11 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
         let order = harness.delivering().await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         assert!(worker.wait().await.expect("an end").success());
         std::fs::remove_file(log).expect("removed");
         for (user, password, arguments, most) in [
-            // It finds no lane that anybody takes from.
+            // Exits 1, because no lane has a consumer.
             ("kyhan_ops", "from a file", &["status"][..], 1),
             ("kyhan_owner", "owner's", &["migrate", "up"], 0),
             ("kyhan_owner", "owner's", &["migrate", "status"], 0),
@@ -110,7 +110,7 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
             assert!(done.status.code().is_some_and(|code| code <= most) && !done.stdout.is_empty(), "{arguments:?}: {done:?}");
         }
 
-        // Another one takes its place; who is given none keeps the one it has.
+        // A new password replaces the old one; a role without a new password keeps its own.
         let done = ops_with(harness, &["roles", "install"], &[("KYHAN_ROLES_WORKER_PASSWORD", "another")]).await;
         assert!(done.status.success(), "{done:?}");
         refused("kyhan_worker", PASSWORD).await;
@@ -132,7 +132,7 @@ async fn a_role_logs_in_with_the_password_that_it_was_given_and_with_no_other() 
     .await;
 }
 
-/// A password in each of the ways in which a log could hold it.
+/// A password in each form in which a log could contain it.
 fn ways(password: &str) -> Vec<String> {
     let mut url = url::Url::parse("amqp://host").expect("a URL");
     url.set_username("u").and_then(|()| url.set_password(Some(&password.replace('%', "%25")))).expect("a host");
@@ -142,20 +142,20 @@ fn ways(password: &str) -> Vec<String> {
         password.to_owned(),
         url.password().expect("a password").to_owned(),
         escaped.trim_matches('"').to_owned(),
-        // Within JSON, and within a string in JSON.
+        // In JSON, and in a string within JSON.
         escaped.trim_matches('"').replace('\\', "\\\\"),
         bytes.trim_matches(['[', ']']).to_owned(),
     ]
 }
 
-/// Every binary logs all that there is to log, to stderr and to a collector, while its logins work and while they are refused.
+/// Every binary logs at the most verbose level to stderr and to a collector, with valid logins and with refused ones.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_password_is_logged_or_exported_at_any_level() {
     const TOKEN: &str = "collector-token-55aa";
     let pair = pair().await;
     on_harness(sandbox(&pair).await, async |harness| {
         harness.sandbox.declare().await.expect("declared");
-        // The sandbox's logins, with passwords that nothing else resembles.
+        // The sandbox's logins, with unmistakable passwords.
         let env = &harness.sandbox.env;
         let admin = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
         let login = |role: DatabaseRole| {
@@ -194,7 +194,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
             command("producer", &["relay"], DatabaseRole::Producer, &pair.users.producer).spawn().expect("started"),
             command("worker", &[], DatabaseRole::Worker, &pair.users.worker).spawn().expect("started"),
         );
-        // Read while they run, or a full pipe would stop them.
+        // Read their output while they run, because a full pipe would block them.
         let pids = [relay.id(), worker.id()].map(|pid| pid.expect("it runs"));
         let running = tokio::spawn(async move { futures::join!(relay.wait_with_output(), worker.wait_with_output()) });
         let order = harness.delivering().await;
@@ -223,12 +223,12 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         install.env("KYHAN_DATABASE_URL", admin.as_str()).env("KYHAN_ROLES_ORDER_SYSTEM_PASSWORD", "given by hand 77");
         outputs.push(install.output().await.expect("run"));
         for pid in pids {
-            tests::pair::send(pid, "TERM").await.expect("told");
+            tests::pair::send(pid, "TERM").await.expect("SIGTERM sent");
         }
         let (relay, worker) = running.await.expect("no panic");
         outputs.extend([relay.expect("an end"), worker.expect("an end")]);
 
-        // Refused, by PostgreSQL and by RabbitMQ.
+        // Refused by PostgreSQL and by RabbitMQ.
         let (user, _) = login(DatabaseRole::Worker);
         for (database, broker) in [
             (url(harness, &user, PASSWORD), pair.users.worker.clone()),

@@ -1,4 +1,4 @@
-//! The integration tests: one binary, real servers, a database and a name prefix per test. Names are claims.
+//! The integration tests: one binary, real servers, and a database and a name prefix per test. Test names are claims.
 
 #![allow(clippy::expect_used, clippy::panic, reason = "a test that meets an error has failed")]
 #![allow(

@@ -1,5 +1,6 @@
-//! Nothing personal and no source of goods leaves the database (policy points 6 and 7): unmistakable markers are put into every column
-//! that may hold either, everything is played that can happen to a fleet, every word of it is kept, and no marker is in any of it.
+//! No personal data and no source of goods leaves the database (policy points 6 and 7). Unmistakable markers are put into every
+//! column that may hold either, a scenario runs everything that can happen to a fleet, all output is captured, and no capture may
+//! contain a marker.
 
 use crate::harness::{QUICK, every_kind, with_harness};
 
@@ -23,12 +24,12 @@ fn search() -> Search {
     Search::new(population::MARKED.iter().map(|of| (of.table, of.name)))
 }
 
-/// Of the captures whose name begins so, whether one says this.
+/// Whether a capture whose name has this prefix contains the text.
 fn says(captures: &[Capture], begins: &str, text: &str) -> bool {
     captures.iter().any(|capture| capture.name.starts_with(begins) && capture.says(text))
 }
 
-/// Whether a worker has counted this among what it settled.
+/// Whether a worker has counted this outcome among its settled wake-ups.
 fn says_of_settled(captures: &[Capture], what: &str) -> bool {
     let logs = captures.iter().filter(|capture| capture.name.starts_with("stderr of") && capture.says("settled so far"));
     let text = logs.map(|log| String::from_utf8_lossy(&log.bytes).into_owned()).collect::<String>();
@@ -40,17 +41,17 @@ fn says_of_settled(captures: &[Capture], what: &str) -> bool {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
-    // Long enough that what counts from now is postponed.
+    // Long enough that subjects whose deadline counts from now are postponed.
     let file = ["400ms", "200ms", "300ms"].iter().fold(every_kind(QUICK), |file, span| file.replace(span, "1500ms"));
     with_harness(&file, async |harness| {
         let scenario::Captured { searched, complaints } = scenario::run(harness, &file).await;
         let search = search();
-        // Whoever serves customers by name reads what is theirs; nobody else's connection is called so.
+        // A session for a named customer may read that customer's data; no other connection has this name.
         let kept_from = |capture: &&Capture| !capture.name.starts_with("PostgreSQL to kyhan customer");
         let finds: Vec<Find> = searched.iter().filter(kept_from).flat_map(|capture| search.finds(capture)).collect();
         assert!(finds.is_empty(), "{}", report(&finds));
 
-        // All of it was there to be found.
+        // The scenario did produce all of these outputs.
         let settled = |what: &str| says_of_settled(&searched, what);
         assert!(
             ["applied", "stale", "postponed", "retried", "malformed", "stored"].into_iter().all(settled),
@@ -88,7 +89,7 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
         for dropped in ["LogsDropped", "SpansDropped"] {
             assert!(!says(&searched, "stderr", dropped), "not everything was exported: {dropped}");
         }
-        // PostgreSQL did name the rows, in errors that nobody asked for.
+        // PostgreSQL did quote the rows, in the details of its errors.
         let named: std::collections::BTreeSet<String> =
             complaints.iter().flat_map(|complaint| search.finds(complaint)).map(|find| find.column).collect();
         for column in ["full_name", "phone", "email", "address"].map(|column| format!("customers.{column}")) {
@@ -101,7 +102,7 @@ async fn nothing_personal_and_no_source_of_goods_leaves_the_database() {
     .await;
 }
 
-/// Planted where it can go every way out at once: the reason of a pause, and a message that is no wake-up.
+/// Text that can go every way out at once: the reason of a pause, and a message that is not a wake-up.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_marker_is_found_on_every_way_out() {
     with_harness(QUICK, async |harness| {
@@ -143,7 +144,8 @@ async fn a_marker_is_found_on_every_way_out() {
     .await;
 }
 
-/// Where the words of an error are no letter's cause: in the log of a worker that tries again, and of a relay, and on a terminal.
+/// Places where error text appears besides a letter's cause: the log of a worker that retries, the log of a relay, and a
+/// terminal.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
     with_harness(QUICK, async |harness| {
@@ -154,7 +156,7 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
              $$ BEGIN RAISE EXCEPTION USING ERRCODE = TG_ARGV[0], MESSAGE = 'no label for {planted}'; END $$"
         );
         harness.run(&function, []).await;
-        // Each is told in its own way: what may be a cut connection, what fails for good, and what an operator wanted to do.
+        // Each is reported in its own way: a possibly lost connection, a permanent failure, and a refused command.
         for (event, code) in [
             ("UPDATE ON orders", "42501"),
             ("DELETE ON outbox", "P0001"),
@@ -195,8 +197,8 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
             ("stderr of `retention hold", "23514"),
             ("stderr of `customer erase", "P0002"),
         ] {
-            let told = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its words are kept back");
-            assert!(says(&captures, capture, &told), "not told in {capture}: {told}");
+            let logged = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its words are kept back");
+            assert!(says(&captures, capture, &logged), "not logged in {capture}: {logged}");
         }
         assert!(complaints.iter().any(|complaint| !search.finds(complaint).is_empty()), "PostgreSQL did say it");
     })

@@ -1,5 +1,5 @@
-//! Market statistics (policy point 6): only over enough customers, none of whom makes up too much of a group; and nothing can be told by
-//! comparing what is shown with what else is shown, or was shown before.
+//! Market statistics (policy point 6): only over enough customers, none of whom dominates a group. Nothing can be derived by
+//! comparing what is shown with other or earlier figures.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, with_harness};
 
-/// Orders of `customers` in the month `months` before this one, of which each has `of_one`, worth `goods` each. Their customers are new ones.
+/// Makes orders of `customers` in the month `months` ago, `of_one` orders each, worth `goods` each. The customers are new.
 async fn bought(harness: &Harness, months: i32, customers: u32, of_one: i64, goods: i64) -> Vec<Uuid> {
     let mut ids = Vec::new();
     for _ in 0..customers {
@@ -33,7 +33,7 @@ async fn more(harness: &Harness, customer: Uuid, months: i32, orders: i64, goods
     harness.run(sql, [customer.into(), months.into(), orders.into(), goods.into()]).await;
 }
 
-/// Publishes as a worker does, by the rule of five customers and a half at most.
+/// Publishes as a worker does, with the rule of at least five customers and a share of at most a half.
 async fn publish(harness: &Harness) {
     let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
     loop {
@@ -46,7 +46,7 @@ async fn publish(harness: &Harness) {
     db.close().await.expect("closed");
 }
 
-/// What operators see, group by group: months before this one, band, orders, quantity, value.
+/// The operators' view, group by group: months ago, band, orders, quantity, value.
 async fn shown(harness: &Harness) -> Vec<String> {
     let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
     let sql = "SELECT concat_ws(' | ', (extract(year FROM age) * 12 + extract(month FROM age))::int, price_band, orders, quantity, value)
@@ -60,7 +60,7 @@ async fn shown(harness: &Harness) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_is_shown_from_five_customers_on() {
     with_harness(QUICK, async |harness| {
-        // One group of each size, in months of their own.
+        // One group of each size, each in its own month.
         for size in 1..=6 {
             bought(harness, 1 + size, size as u32, 1, 300_000).await;
         }
@@ -73,13 +73,13 @@ async fn a_group_is_shown_from_five_customers_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_that_one_customer_dominates_is_not_shown_by_whichever_figure() {
     with_harness(QUICK, async |harness| {
-        // Of ten orders six are one customer's.
+        // Of ten orders, six belong to one customer.
         let six = bought(harness, 3, 5, 1, 300_000).await;
         more(harness, six[0], 3, 5, 300_000).await;
-        // As many orders each, but most of the money is one's: 9.9 million beside five of 2.
+        // Equal numbers of orders, but one customer has most of the money: 9.9 million beside five of 2.
         bought(harness, 4, 5, 1, 2_000_000).await;
         bought(harness, 4, 1, 2, 9_900_000).await;
-        // As much money each, but most pieces are one's.
+        // Equal amounts of money, but one customer has most of the pieces.
         let pieces = bought(harness, 5, 6, 1, 300_000).await;
         harness.run("UPDATE cart_items SET quantity = 100 WHERE customer_id = $1", [pieces[0].into()]).await;
         // Exactly a half is not too much.
@@ -99,7 +99,8 @@ async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing()
         publish(harness).await;
         let first = shown(harness).await;
         assert_eq!(first.len(), 1, "the month before this one is not over for long enough: {first:?}");
-        // A seventh customer's order in the month, another sum, a cancelled and a deleted one: the figures would tell which.
+        // A seventh customer's order in the month, another sum, a cancelled and a deleted order: changed figures would reveal
+        // which.
         let seventh = bought(harness, 2, 1, 1, 499_999).await;
         publish(harness).await;
         assert_eq!(shown(harness).await, first);
@@ -108,7 +109,7 @@ async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing()
         harness.run("DELETE FROM cart_items", []).await;
         publish(harness).await;
         assert_eq!(shown(harness).await, first);
-        // Each order is in one group, and no sum over groups stands beside them.
+        // Each order is in one group, and there are no totals over groups.
         let columns: Vec<String> = harness
             .ask("SELECT array_agg(column_name::text ORDER BY ordinal_position) FROM information_schema.columns WHERE table_name = 'market_statistics'")
             .await;
@@ -127,8 +128,8 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             bought(harness, months, customers, 1, goods).await;
         }
         publish(harness).await;
-        // Whatever months, bands and differences are asked for: everything that can be told follows from the groups that are shown, and each
-        // of them stands for five customers at least.
+        // For all combinations of months, bands and differences: everything that can be derived follows from the groups shown,
+        // and each of them contains at least five customers.
         let shown: BTreeSet<String> = shown(harness).await.into_iter().collect();
         assert_eq!(shown.len(), 3, "{shown:?}");
         let least: i64 = harness
@@ -141,7 +142,7 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             )
             .await;
         assert!(least >= 5, "{least}");
-        // A condition that is worked out before the view's own would tell of the rows that it keeps back.
+        // A condition that is evaluated before the view's own condition would reveal the hidden rows.
         let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let leaky = "SELECT 1 FROM market_statistics WHERE 1 / (customers_of(orders)) > 0";
         harness
@@ -157,7 +158,7 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
             let refused = db.query_all_raw(statement(&format!("SELECT FROM {table}"), [])).await;
             assert!(refused.expect_err(table).to_string().contains("permission denied"));
         }
-        // A stricter rule holds for what was published before, and a laxer one is refused.
+        // A stricter rule also applies to earlier publications; a laxer one is refused.
         let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         worker.execute_unprepared("SELECT kyhan_publish_statistics(6, 0.5)").await.expect("a rule");
         assert_eq!(db.query_all_raw(statement("SELECT FROM market_statistics", [])).await.expect("rows").len(), 2);

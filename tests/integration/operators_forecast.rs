@@ -1,4 +1,4 @@
-//! `ops forecast`: the counts are those that SQL counts by hand, day by day in Asia/Ho_Chi_Minh.
+//! `ops forecast`: its counts match an independent SQL count, day by day in Asia/Ho_Chi_Minh.
 
 use std::collections::BTreeMap;
 
@@ -9,22 +9,22 @@ use tests::fleet;
 
 use crate::harness::{Harness, with_harness};
 
-/// The published policy, and nothing swept.
+/// The published policy, with no sweep.
 const FILE: &str = "[sweep]\n every_ms = 3600000";
 
 /// Subjects and amount, by day.
 type Days = BTreeMap<String, (i64, Option<i64>)>;
 
 async fn forecast(harness: &Harness, days: &str) -> Value {
-    let told = harness.ops(&["forecast", "--days", days, "--json"]).await.expect("a forecast");
-    serde_json::from_str(&told).expect("JSON")
+    let forecast = harness.ops(&["forecast", "--days", days, "--json"]).await.expect("a forecast");
+    serde_json::from_str(&forecast).expect("JSON")
 }
 
 fn kind<'a>(forecast: &'a Value, kind: &str) -> &'a Value {
     forecast["kinds"].as_array().expect("kinds").iter().find(|one| one["kind"] == kind).expect("the kind")
 }
 
-/// The days of a kind on which anything falls due.
+/// The days on which subjects of a kind fall due.
 fn days(kind: &Value) -> Days {
     let days = kind["days"].as_array().expect("days").iter();
     let days = days.map(|day| {
@@ -33,7 +33,7 @@ fn days(kind: &Value) -> Days {
     days.filter(|(_, (subjects, _))| *subjects > 0).collect()
 }
 
-/// What SQL counts by hand: text `day`, `subjects` and `amount`.
+/// An independent count in SQL: text `day`, `subjects` and `amount`.
 async fn by_hand(harness: &Harness, sql: &str) -> Days {
     let rows = harness.sandbox.db.query_all_raw(statement(sql, [])).await.expect("counts");
     let of = |row: &sea_orm::QueryResult| {
@@ -48,7 +48,7 @@ async fn by_hand(harness: &Harness, sql: &str) -> Days {
 #[tokio::test(flavor = "multi_thread")]
 async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
     with_harness(FILE, async |harness| {
-        // Due from 10 days ago until 45 days ahead, every 7 hours; a third of them not to be collected.
+        // Due from 10 days ago until 45 days from now, every 7 hours; a third of them are not to be collected.
         let orders = "INSERT INTO orders (id, code, customer_id, status, delivering_since, received_at, goods_due, service_due)
                       SELECT gen_random_uuid(), 'BG-' || n, $1, CASE WHEN n % 3 = 0 THEN 'received' ELSE 'delivering' END,
                              now() - interval '24 days' + n * interval '7 hours',
@@ -60,7 +60,7 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
                      SELECT gen_random_uuid(), $1, 'ref', 'name', 1, now() - interval '40 days' + n * interval '5 hours'
                        FROM generate_series(1, 250) AS n";
         harness.run(items, [EXAMPLE_CUSTOMER.into()]).await;
-        // A part is paid.
+        // Partly paid.
         let paid = "WITH chosen AS (SELECT id FROM orders WHERE goods_due > 2000 ORDER BY code LIMIT 20),
                          wallet AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1) RETURNING id),
                          goods AS (INSERT INTO accounts (kind, order_id) SELECT 'goods', id FROM chosen RETURNING id, order_id)
@@ -97,11 +97,11 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
         }
         let stake = "SELECT sum(goods_due + service_due)::bigint - 14000 FROM orders";
         let arrears = kind(&forecast, "collect-arrears");
-        let told = days(arrears).values().filter_map(|(_, amount)| *amount).sum::<i64>();
-        let told = told
+        let amount = days(arrears).values().filter_map(|(_, amount)| *amount).sum::<i64>();
+        let amount = amount
             + arrears["overdue"]["amount"].as_i64().expect("an amount")
             + arrears["later"]["amount"].as_i64().expect("an amount");
-        assert_eq!(told, harness.ask::<i64>(stake).await);
+        assert_eq!(amount, harness.ask::<i64>(stake).await);
         assert_eq!(kind(&forecast, "confirm-receipt")["overdue"].get("amount"), None, "it moves no money");
     })
     .await;
@@ -110,7 +110,7 @@ async fn counts_and_amounts_are_those_that_sql_counts_by_hand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_day_ends_at_midnight_in_ho_chi_minh_city() {
     with_harness(FILE, async |harness| {
-        // Days that are still far ahead, so that no midnight passes meanwhile.
+        // Days in the far future, so that no midnight passes during the test.
         let midnight = "((now() AT TIME ZONE 'Asia/Ho_Chi_Minh')::date + 5)::timestamp AT TIME ZONE 'Asia/Ho_Chi_Minh'";
         for (count, shift) in
             [(1, "- interval '1 second'"), (2, ""), (4, "+ interval '23 hours 59 minutes'"), (8, "+ interval '1 day'")]
@@ -123,8 +123,8 @@ async fn a_day_ends_at_midnight_in_ho_chi_minh_city() {
             harness.run(&sql, [EXAMPLE_CUSTOMER.into()]).await;
         }
         let forecast = forecast(harness, "30").await;
-        let told: Vec<i64> = days(kind(&forecast, "confirm-receipt")).values().map(|(subjects, _)| *subjects).collect();
-        assert_eq!(told, [1, 6, 8], "{forecast}");
+        let subjects: Vec<i64> = days(kind(&forecast, "confirm-receipt")).values().map(|(subjects, _)| *subjects).collect();
+        assert_eq!(subjects, [1, 6, 8], "{forecast}");
     })
     .await;
 }
@@ -146,7 +146,7 @@ async fn the_chart_is_drawn_and_days_out_of_range_are_refused() {
             let done = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("run");
             assert_eq!(done.status.code(), Some(2), "{days}");
         }
-        // Rows and money beyond all reason end no count.
+        // Extreme rows and amounts do not make the count fail.
         harness.run("UPDATE orders SET delivering_since = 'infinity', goods_due = 9223372036854775807, shipping_due = 9223372036854775807", []).await;
         let later = kind(&forecast(harness, "366").await, "collect-arrears")["later"].clone();
         assert_eq!((&later["subjects"], &later["amount"]), (&4.into(), &i64::MAX.into()));

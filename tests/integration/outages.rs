@@ -1,4 +1,4 @@
-//! Outages: nothing is spent, nothing is buried, and what is not an outage is not taken for one.
+//! Outages: no attempt is spent, nothing is dead-lettered, and only outages are treated as outages.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use tests::sandbox::{always, eventually};
 
 use crate::harness::{Harness, QUICK, SOON, with_harness, worker_with};
 
-/// A connection that an outage of the test's own database does not touch.
+/// A connection that is not affected by an outage of the test's own database.
 pub async fn admin() -> DatabaseConnection {
     sea_orm::Database::connect(std::env::var("KYHAN_DATABASE_URL").expect("a URL")).await.expect("a server")
 }
@@ -30,7 +30,7 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
     with_harness(QUICK, async |harness| {
         let orders = harness.many_delivering(50).await;
         let (name, admin) = (name(harness).await, admin().await);
-        // More consumers than RabbitMQ delivers a message times: were it held by one after the other, it would be given up.
+        // More consumers than RabbitMQ's delivery limit: if one after the other held the message, the broker would give it up.
         let consumers = (LANE_DELIVERY_LIMIT + 5).to_string();
         let many = [
             ("KYHAN_WORKER_HOLD_MS", "100"),
@@ -45,7 +45,7 @@ async fn what_is_held_for_too_long_returns_to_its_lane_and_does_not_go_from_hand
         let lane = harness.topology().lane("confirm-receipt", 0);
         let broker = harness.sandbox.broker().await.expect("a broker");
         let rests = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.messages == 50 && seen.consumers == 0));
-        eventually("all of it is back, and nobody takes it", SOON, rests).await;
+        eventually("everything is back in the lane, and nothing consumes it", SOON, rests).await;
         always("it rests there", Duration::from_secs(2), rests).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
         received(harness, 50).await;
@@ -72,7 +72,7 @@ async fn a_worker_without_work_notices_an_outage_and_takes_nothing_until_it_is_o
         let broker = harness.sandbox.broker().await.expect("a broker");
         for lane in [harness.topology().lane("confirm-receipt", 0), harness.topology().quarantine()] {
             let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
-            eventually("nobody takes from it", SOON, left).await;
+            eventually("it has no consumer", SOON, left).await;
         }
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         run(&admin, &format!("ALTER DATABASE {name} ALLOW_CONNECTIONS true")).await;
@@ -84,7 +84,7 @@ async fn a_worker_without_work_notices_an_outage_and_takes_nothing_until_it_is_o
     .await;
 }
 
-/// Waits until so many orders are received, however often the question itself fails.
+/// Waits until that many orders are received, even if the query itself fails meanwhile.
 async fn received(harness: &Harness, count: i64) {
     let sql = "SELECT count(*) FROM orders WHERE status = 'received'";
     eventually("they are received", SOON, async || {
@@ -127,7 +127,7 @@ async fn a_database_that_is_read_only_is_away_and_no_attempt_is_spent() {
         harness.until_consumed().await;
         let order = harness.delivering().await;
         run(&admin, &format!("ALTER DATABASE {name} SET default_transaction_read_only = on")).await;
-        // Whoever is connected goes on writing; who connects anew may not.
+        // Existing sessions go on writing; new ones are read-only.
         run(&admin, &throw_out(&name)).await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         let unspent = async || Ok(harness.depth("dead").await + harness.depth("rung.").await == 0);
@@ -156,8 +156,8 @@ async fn booby_trap(harness: &Harness, order: uuid::Uuid, sql: &str) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_that_breaks_its_connection_is_no_outage_and_ends_alone() {
-    // As one whose page is damaged would: the server process that touches it is gone, the server is not. Or all of them are, as
-    // when one crashes.
+    // As with a damaged page: the server process that touches it crashes, but the server does not. Or all of them are gone, as
+    // after a crash of one.
     for sql in [
         "PERFORM pg_terminate_backend(pg_backend_pid());",
         "PERFORM pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'kyhan worker';",

@@ -1,4 +1,4 @@
-//! The outbox and its relay: nothing is lost, what makes no sense is set aside, and nothing waits behind it.
+//! The outbox and its relay: no event is lost, invalid events are set aside, and they block no others.
 
 use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
@@ -30,7 +30,7 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
         }
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM set_aside WHERE data = '{\"a\": 1}'").await, 3);
 
-        // Once the row is there, the event can be put back.
+        // Once the row exists, the event can be put back.
         harness
             .run(
                 "INSERT INTO orders (id, code, customer_id, status, delivering_since) VALUES ($1, 'BG-77', $2, 'delivering', now() - interval '1 year')",
@@ -90,14 +90,14 @@ async fn events_wait_in_the_outbox_until_the_broker_takes_them() {
         harness.event("order.shipped", order).await;
         let relay = harness.relay();
         harness.until("SELECT count(*) = 0 FROM outbox").await;
-        // The rung disappears under the relay: its publish is refused, nothing is committed, and it declares the rung again.
+        // The rung is deleted while the relay runs: its publish is refused, nothing is committed, and it declares the rung again.
         let broker = harness.sandbox.broker().await.expect("a broker");
         let rung = format!("{}400ms", harness.topology().rung_prefix());
         broker.delete_exchange(&rung).await.expect("deleted");
         let second = harness.delivering().await;
         harness.event("order.shipped", second).await;
         harness.until("SELECT count(*) = 0 FROM outbox").await;
-        // Without its queue the exchange takes the message, acks it, and returns it: that is no delivery.
+        // Without its queue, the exchange accepts, acks and returns the message: that is not a delivery.
         eventually("what waited is due", SOON, async || Ok(harness.depth("rung.").await == 0)).await;
         broker.delete_queue(&rung).await.expect("deleted");
         let third = harness.delivering().await;

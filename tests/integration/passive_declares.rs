@@ -1,5 +1,5 @@
-//! RabbitMQ from 4.2.6 and 4.3.0 on refuses a passive declare to a login without any right to the object. Here an older one is made to do
-//! the same: a proxy before it answers such declares as the newer ones do.
+//! From 4.2.6 and 4.3.0 on, RabbitMQ refuses a passive declare by a user without any permission on the object. Here a proxy in
+//! front of an older broker answers such declares as the newer ones do.
 
 use std::{collections::HashSet, net::SocketAddr, sync::Arc};
 
@@ -21,16 +21,16 @@ use crate::{
 
 const METHOD: u8 = 1;
 const FRAME_END: u8 = 0xCE;
-/// Class and method, as they stand at the beginning of a method frame.
+/// Class and method, as at the beginning of a method frame.
 const CHANNEL_CLOSE: [u8; 4] = [0, 20, 0, 40];
 const CHANNEL_CLOSE_OK: [u8; 4] = [0, 20, 0, 41];
 const EXCHANGE_DECLARE: [u8; 4] = [0, 40, 0, 10];
 const QUEUE_DECLARE: [u8; 4] = [0, 50, 0, 10];
 
-/// Which names are refused.
+/// The names that are refused.
 type Refused = Arc<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Listens before the broker to which a URL leads. The same URL by way of this proxy.
+/// Listens in front of the broker of this URL. Returns the URL of this proxy.
 async fn refusing(url: &str, refused: Refused) -> String {
     let mut url = url::Url::parse(url).expect("a URL");
     let server = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(5672));
@@ -55,7 +55,7 @@ async fn refusing(url: &str, refused: Refused) -> String {
     url.into()
 }
 
-/// A frame: its type, its channel, what it holds.
+/// A frame: its type, channel and payload.
 struct Frame {
     kind: u8,
     channel: [u8; 2],
@@ -87,9 +87,10 @@ impl Frame {
         Self { kind: METHOD, channel: self.channel, payload }
     }
 
-    /// The name that a passive declare asks for.
+    /// The name in a passive declare.
     fn passively_declared(&self) -> Option<&str> {
-        // Class, method, a reserved field; then the name, of an exchange the type, and the bits, of which the first is "passive".
+        // Class, method, a reserved field; then the name, the type if it is an exchange, and the bits, the first of which is
+        // "passive".
         let (name, mut rest) = short_string(self.payload.get(6..)?)?;
         if self.is(EXCHANGE_DECLARE) {
             rest = short_string(rest)?.1;
@@ -106,13 +107,13 @@ fn short_string(bytes: &[u8]) -> Option<(&str, &[u8])> {
     Some((std::str::from_utf8(text).ok()?, rest))
 }
 
-/// What closes a channel, with a code and a text.
+/// A frame that closes a channel, with a code and a text.
 fn close(code: u16, text: &str) -> Vec<u8> {
     let length = u8::try_from(text.len()).expect("a short text");
     [&CHANNEL_CLOSE[..], &code.to_be_bytes(), &[length], text.as_bytes(), &[0; 4]].concat()
 }
 
-/// Where a declare is refused, the client's channel is closed as the broker would, and so is the broker's, where it is still open.
+/// When a declare is refused, closes the client's channel as the broker would, and the broker's channel if it is still open.
 async fn to_the_server(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
@@ -124,16 +125,16 @@ async fn to_the_server(
     if from.read_exact(&mut greeting).await.is_err() || to.write_all(&greeting).await.is_err() {
         return;
     }
-    let mut told = HashSet::new();
+    let mut refusals = HashSet::new();
     while let Some(frame) = Frame::read(&mut from).await {
-        if frame.is(CHANNEL_CLOSE_OK) && told.remove(&frame.channel) {
+        if frame.is(CHANNEL_CLOSE_OK) && refusals.remove(&frame.channel) {
             continue;
         }
         match frame.passively_declared().filter(|name| refused(name)) {
             Some(name) => {
                 closing.lock().await.insert(frame.channel);
                 frame.answer(close(200, "done")).write(&mut to).await;
-                told.insert(frame.channel);
+                refusals.insert(frame.channel);
                 let text = format!("ACCESS_REFUSED - access to '{name}' refused");
                 frame.answer(close(403, &text)).write(&mut *back.lock().await).await;
             }
@@ -159,7 +160,7 @@ async fn a_fleet_runs_where_the_broker_shows_each_login_only_what_it_may_use() {
         let due_exchange = harness.topology().due_exchange();
         let (rungs, due) = (format!("{prefix}.rung."), due_exchange.clone());
         let producers = refusing(&pair.users.producer, Arc::new(move |name| name != due && !name.starts_with(&rungs))).await;
-        // A worker uses all of it but, where it is a name of its own, the exchange of what no lane takes.
+        // A worker uses everything except the unrouted exchange, where that has a name of its own.
         let (relay, worker) =
             (relay_with(settings_of(harness, &producers)), worker_with(settings_of(harness, &pair.users.worker)));
         let shipped = harness.delivering().await;
@@ -173,7 +174,7 @@ async fn a_fleet_runs_where_the_broker_shows_each_login_only_what_it_may_use() {
         relay.stop().await;
         worker.stop().await;
 
-        // What it uses and is not there is still missing.
+        // Objects that it uses and that do not exist are still reported as missing.
         let operator = crate::broker_users::broker_of(harness, &pair.users.ops).await;
         operator.delete_exchange(&due_exchange).await.expect("deleted");
         operator.close().await;

@@ -1,5 +1,5 @@
-//! Pauses: once `ops pause` has returned nothing of the kind is applied, nothing is spent and nothing is buried; once it is resumed,
-//! everything happens once.
+//! Pauses: after `ops pause` has returned, nothing of the kind is applied, no attempt is spent and nothing is dead-lettered.
+//! After it is resumed, every wake-up is applied once.
 
 use std::time::Duration;
 
@@ -27,7 +27,7 @@ use crate::{
 };
 
 const RECEIVED: &str = "SELECT count(*) FROM orders WHERE status = 'received'";
-/// Within it every worker has noticed a pause or its end, and has given back what it held.
+/// Within this time every worker notices a pause or its end, and returns the messages that it held.
 const NOTICED: Duration = Duration::from_secs(30);
 
 async fn pause(harness: &Harness) {
@@ -40,14 +40,14 @@ async fn resume(harness: &Harness) {
     assert!(said.contains("is resumed; it was paused since") && said.contains("by lan"), "{said}");
 }
 
-/// An exit code, and what was said.
+/// The exit code and the output.
 async fn run(harness: &Harness, arguments: &[&str]) -> (i32, String) {
     let done = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("an end");
     let said = [done.stdout, done.stderr].map(|said| String::from_utf8_lossy(&said).into_owned()).concat();
     (done.status.code().expect("an exit code"), said)
 }
 
-/// Waits until so many messages rest in the kind's lane and nobody takes from it.
+/// Waits until that many messages rest in the kind's lane and it has no consumer.
 async fn until_at_rest(harness: &Harness, broker: &Broker, messages: u32) {
     let lane = harness.topology().lane("confirm-receipt", 0);
     let mut seen = None;
@@ -58,7 +58,8 @@ async fn until_at_rest(harness: &Harness, broker: &Broker, messages: u32) {
     .await;
 }
 
-/// How often, at most, a message of the kind's lane came back from a consumer. Asking returns them all, which is once more.
+/// The highest number of times that a message of the kind's lane was returned by a consumer. This check returns them all once
+/// more.
 async fn deliveries(harness: &Harness, broker: &Broker) -> i64 {
     let lane = harness.topology().lane("confirm-receipt", 0);
     let channel = broker.channel().await.expect("a channel");
@@ -79,7 +80,7 @@ async fn deliveries(harness: &Harness, broker: &Broker) -> i64 {
     most
 }
 
-/// Every batch takes a while between its first statement and its commit.
+/// Makes every batch take some time between its first statement and its commit.
 async fn slow_down(harness: &Harness) {
     let function =
         "CREATE FUNCTION slow() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM pg_sleep(0.05); RETURN NULL; END $$";
@@ -108,8 +109,8 @@ async fn nothing_of_a_paused_kind_is_applied_once_ops_has_returned_and_everythin
         let broker = harness.sandbox.broker().await.expect("a broker");
         let lane = harness.topology().lane("confirm-receipt", 0);
         let rests = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
-        eventually("nobody takes any more", NOTICED, rests).await;
-        always("and nobody comes back", Duration::from_secs(7), rests).await;
+        eventually("the lane has no consumer any more", NOTICED, rests).await;
+        always("and no consumer comes back", Duration::from_secs(7), rests).await;
         let most = deliveries(harness, &broker).await;
         assert!(most <= 1, "a pause returns a message once: {most}");
         assert!(unchanged().await.expect("an answer"));
@@ -137,7 +138,7 @@ async fn a_pause_waits_for_whoever_looked_before_it_and_says_so_when_it_waits_in
         let patient = [("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "60000")];
         let worker = worker_with(harness.sandbox.settings_with(&patient).expect("settings"));
         harness.publish(vec![harness.wakeup("confirm-receipt", &[held])]).await;
-        // It waits for its first row, so it has not even an id by which a snapshot would know it.
+        // It waits for its first row, so it does not yet have an id that a snapshot could contain.
         harness
             .until("SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND backend_xid IS NULL")
             .await;
@@ -178,7 +179,7 @@ async fn somebody_who_only_reads_for_long_does_not_hold_up_a_pause() {
 async fn messages_of_a_paused_kind_do_not_go_from_hand_to_hand() {
     with_harness(QUICK, async |harness| {
         let orders = harness.many_delivering(50).await;
-        // More consumers than RabbitMQ delivers a message times, in workers that learn of the pause each by itself.
+        // More consumers than RabbitMQ's delivery limit, in workers that each notice the pause separately.
         let many = [("KYHAN_WORKER_CONSUMERS", "6"), ("KYHAN_DATABASE_MAX_CONNECTIONS", "4"), ("KYHAN_WORKER_PREFETCH", "3")];
         let settings = harness.sandbox.settings_with(&many).expect("settings");
         let workers: Vec<_> = (0..4).map(|_| worker_with(settings.clone())).collect();
@@ -284,7 +285,7 @@ async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_nobo
         eventually("it is applied", NOTICED, async || Ok(harness.ask::<i64>(RECEIVED).await == 2)).await;
         harness.until_consumed().await;
 
-        // And by a worker that does not know of the pause yet.
+        // And by a worker that has not noticed the pause yet.
         pause(harness).await;
         let quarantined =
             Outgoing { exchange: harness.topology().quarantine(), ..harness.wakeup("confirm-receipt", &orders[2..]) };
@@ -361,7 +362,7 @@ async fn what_waits_because_of_a_pause_is_not_off_and_not_wrong() {
         };
         assert_eq!(verdicts().await, (1, 1, "off".to_owned()));
         pause(harness).await;
-        // What the audit found before the pause holds until the next one.
+        // The audit's findings from before the pause remain until the next audit.
         assert_eq!(verdicts().await, (1, 0, "note".to_owned()));
         let worker = harness.worker();
         eventually("nothing is wrong", SOON, async || Ok(verdicts().await == (0, 0, "note".to_owned()))).await;
@@ -371,7 +372,7 @@ async fn what_waits_because_of_a_pause_is_not_off_and_not_wrong() {
     .await;
 }
 
-/// Whoever pauses twice at once has paused once.
+/// Two pauses at the same time have the effect of one.
 #[tokio::test(flavor = "multi_thread")]
 async fn two_who_pause_at_once_are_one_pause() {
     with_harness(QUICK, async |harness| {

@@ -1,4 +1,4 @@
-//! Other policies for tests, as files, and rows that they make due.
+//! Further policies for tests, as files, and rows that fall due under them.
 
 use std::path::PathBuf;
 
@@ -7,8 +7,8 @@ use uuid::Uuid;
 
 use crate::harness::Harness;
 
-/// Receipts after a week, carts after a week, arrears after six hours: durations that have their rungs already. What is hidden, and when,
-/// stays.
+/// Receipts after a week, carts after a week, arrears after six hours: durations that already have rungs. The rules for hiding
+/// orders do not change.
 pub const SHORTER: &str = r#"
     [[policy]]
     on = "order.shipped"
@@ -28,7 +28,7 @@ pub const SHORTER: &str = r#"
     after = "6 months"
 "#;
 
-/// A file of its own, gone with it.
+/// A temporary file, removed when dropped.
 pub struct File(pub PathBuf);
 
 impl File {
@@ -49,7 +49,7 @@ impl Drop for File {
     }
 }
 
-/// Orders on their way for 1 to `most` days, paid in full; half an hour apart from any border.
+/// Orders that have been on their way for 1 to `most` days, paid in full; half an hour away from any boundary.
 pub async fn delivering(harness: &Harness, most: i32) {
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                SELECT gen_random_uuid(), 'D-' || n, $1, 'delivering', now() - n * interval '1 day' + interval '30 minutes'
@@ -57,7 +57,7 @@ pub async fn delivering(harness: &Harness, most: i32) {
     harness.run(sql, [EXAMPLE_CUSTOMER.into(), most.into()]).await;
 }
 
-/// Orders received 1 to `most` hours ago, each short of as many thousands for goods and one for service.
+/// Orders received 1 to `most` hours ago. Each lacks as many thousands for goods as hours, and one thousand for service.
 pub async fn short(harness: &Harness, most: i32) {
     let sql = "INSERT INTO orders (id, code, customer_id, status, received_at, goods_due, service_due)
                SELECT gen_random_uuid(), 'R-' || n, $1, 'received', now() - n * interval '1 hour' + interval '10 minutes', n * 1000, 1

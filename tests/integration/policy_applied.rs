@@ -1,5 +1,5 @@
-//! `ops policy apply`: another policy is in force across a running fleet, and what it makes due at once is released little by little,
-//! whoever dies meanwhile.
+//! `ops policy apply`: another policy becomes active while the fleet runs, and what it makes due immediately is released
+//! gradually, even if processes are killed meanwhile.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -26,7 +26,7 @@ use crate::{
     policies::{File, SHORTER, delivering, in_cart, short},
 };
 
-/// The published policy, and nothing swept: whatever is applied was woken.
+/// The published policy, with no sweep: only wake-ups cause effects.
 const FILE: &str = "[sweep]\n every_ms = 3600000\n[relay]\n poll_ms = 100";
 
 fn lan() -> Actor {
@@ -42,7 +42,7 @@ async fn governed(harness: &Harness) -> Governed {
     active_policy::of(harness.sandbox.db.clone(), harness.settings()).await.expect("what holds")
 }
 
-/// Puts a policy in force that releases so many of a kind a second, with or without its wake-ups.
+/// Applies a policy that releases that many subjects of a kind per second, with or without its wake-ups.
 async fn activate(
     harness: &Harness,
     under: &Governed,
@@ -62,7 +62,7 @@ fn receipts() -> &'static dyn shared::domain::task::Shown {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due_at_once() {
     with_harness(FILE, async |harness| {
-        // By a week instead of two: 30 of them are due at once, and of the short ones, by 6 hours instead of a day, 14.
+        // With a week instead of two, 30 of them are due immediately; with 6 hours instead of a day, 14 of the arrears.
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    SELECT gen_random_uuid(), 'W-' || n, id, 'delivering', now() - interval '7 days' - n * interval '1 hour'
                      FROM customers, generate_series(1, 30) AS n";
@@ -73,10 +73,10 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let (worker, relay) = (harness.worker(), harness.relay());
         let file = File::new(SHORTER);
         let apply = ["--as", "lan", "policy", "apply", file.path(), "--why", "the board", "--rate", "6", "--yes", "--json"];
-        let told = json(harness, &apply).await;
-        assert_eq!((told["number"].as_i64(), told["scheduled"].as_u64()), (Some(1), Some(30 + 3 + 20 + 3)), "{told}");
+        let applied = json(harness, &apply).await;
+        assert_eq!((applied["number"].as_i64(), applied["scheduled"].as_u64()), (Some(1), Some(30 + 3 + 20 + 3)), "{applied}");
 
-        // What is shipped from now on waits in the new policy's rung: the relay knows.
+        // An order shipped from now on waits in the new policy's rung: the relay uses the new policy.
         let fresh = uuid::Uuid::new_v4();
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since) SELECT $1, 'F', id, 'delivering', now() FROM customers";
         harness.run(sql, [fresh.into()]).await;
@@ -94,7 +94,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let applied = active_policy::read(&harness.sandbox.db).await.expect("an answer").expect("a policy");
         let release = applied.policy.release(receipts()).expect("a release");
         assert_eq!((release.over_ms, release.from - applied.at), (5_000, chrono::TimeDelta::from_std(LEAD).expect("a lead")));
-        // Each at its moment, never before, and woken by its own wake-up.
+        // Each at its time, never earlier, and by its own wake-up.
         let sql = format!(
             "SELECT array_agg(extract(epoch FROM at - {moment})::float8)
                FROM order_status_history JOIN orders ON orders.id = order_id WHERE order_status_history.reason = 'confirm-receipt'",
@@ -108,7 +108,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let rest = "SELECT count(*) = 4 FROM orders WHERE status = 'delivering'";
         always("the others wait", Duration::from_millis(500), async || Ok(harness.ask::<bool>(rest).await)).await;
 
-        // The receipts' own arrears are due only in 6 hours; nothing is off meanwhile.
+        // The arrears after these receipts are due only in 6 hours; nothing is off meanwhile.
         let again = ops(harness, &apply).await;
         assert!(again.code == 0 && again.err.contains("applied by lan") && again.err.contains("nothing was changed"), "{again:?}");
         let recorded = "SELECT detail ->> 'by' || ': ' || (detail ->> 'why') FROM activity WHERE action = 'policy.applied'";
@@ -138,7 +138,7 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
         assert!(matches!(refused, Err(RolloutError::Changed { .. })), "{refused:?}");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'policy.applied'").await, 1);
 
-        // Whoever was first is interrupted before any wake-up is made.
+        // The first apply is interrupted before it makes any wake-up.
         let (broker, stop) = (harness.sandbox.broker().await.expect("a broker"), CancellationToken::new());
         stop.cancel();
         let whole = rollout::schedule(&harness.sandbox.db, &broker, harness.settings(), &applied, &stop, |_| ()).await;
@@ -149,7 +149,7 @@ async fn a_rollout_that_was_interrupted_goes_on_and_only_one_of_two_operators_ap
             troubled.code == 1 && troubled.out.contains("some wake-ups of rows that are due earlier are missing"),
             "{troubled:?}"
         );
-        // Another one comes first, about carts alone: with its wake-ups, those of the first are made.
+        // Another policy is applied first, for carts only. It makes its own wake-ups and those of the first.
         let file =
             File::new(&SHORTER.replace("after = \"7d\"", "after = \"1d\"").replacen("after = \"1d\"", "after = \"7d\"", 1));
         let gone_on = json(harness, &["policy", "apply", file.path(), "--why", "carts, too", "--yes", "--json"]).await;
@@ -174,12 +174,12 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    SELECT gen_random_uuid(), 'S-' || n, id, 'delivering', now() - interval '8 days' FROM customers, generate_series(1, 200) AS n";
         harness.run(sql, []).await;
-        // By the policy before these are due soon, some of them before they are released.
+        // Under the previous policy these are due soon, some of them before they are released.
         let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
                    SELECT gen_random_uuid(), 'L-' || n, id, 'delivering', now() - interval '14 days' + interval '30 minutes'
                      FROM customers, generate_series(1, 50) AS n";
         harness.run(sql, []).await;
-        // Of a release over two hours, half is over; nobody has made a wake-up. Nothing falls due while the test looks.
+        // A release over two hours is half over, and its wake-ups have not been made. Nothing falls due during the test.
         let now = shared::database::now(&harness.sandbox.db).await.expect("a moment");
         let hours = chrono::TimeDelta::hours;
         let release = |before: &Policy, ago| Release {
@@ -205,13 +205,14 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
         let earlier = harness.ask::<Vec<uuid::Uuid>>(&earlier).await;
         assert!((50..150).contains(&earlier.len()), "{}", earlier.len());
 
-        // Until the first is released nothing is due that was not, also of what the policy before makes due in that time.
+        // Until the first is released, nothing becomes due that was not, including subjects due under the previous policy in that
+        // time.
         let first = Release { since: now, from: now + hours(1), ..release(before, 0) };
         let soon = due::query(receipts(), &policy("7d").releasing("confirm-receipt", first));
         assert_eq!(harness.ask::<i64>(&format!("SELECT count(*) FROM {soon} AS due WHERE due_at <= now()")).await, 0);
 
-        // The bounded question tells of exactly what the whole one tells of, also of a release in another, of a kind that was never due
-        // before, and of calendar months.
+        // The bounded query returns exactly the rows of the full one, also with a release within another one, a kind that was
+        // never due before, and calendar months.
         let policies = [
             released.clone(),
             policy("5d").releasing("confirm-receipt", release(&released, 0)),
@@ -257,18 +258,18 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
             slowly.into_iter().fold(policy.clone(), |policy, (kind, release)| policy.releasing(kind, release))
         };
         let first = activate(harness, &governed(harness).await, &shorter, 1).await.expect("applied");
-        // Over a day: what is released within the test is nothing.
+        // Over a day, so that practically nothing is released within the test.
         let slowly = in_a_day(&first.policy);
         active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
-        // Nine days are longer than seven, and yet earlier for what is not released: four rows, one a second.
+        // Nine days are more than seven, yet earlier for subjects not yet released: four rows, one per second.
         let longer = settings(harness, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
         let longer = activate(harness, &governed(harness).await, &longer, 1).await.expect("applied");
         assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
         active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
         let back = activate(harness, &governed(harness).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
-        // Shorter and shorter: each release lies in the one before, up to so many.
+        // Ever shorter: each release lies within the one before, up to the limit.
         let mut policy = slowly;
         let refused = loop {
             active_policy::apply(&harness.sandbox.db, &policy, "lan", "slower").await.expect("in force");
@@ -290,7 +291,7 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
     with_harness(FILE, async |harness| {
         delivering(harness, 13).await;
         let (file, bad) = (File::new(SHORTER), File::new(&SHORTER.replace("\"7d\"", "\"a week\"")));
-        let asked = ops(harness, &["policy", "apply", file.path(), "--why", "nobody is there"]).await;
+        let asked = ops(harness, &["policy", "apply", file.path(), "--why", "no terminal"]).await;
         assert!(
             asked.code == 2
                 && asked.err.contains("There is no terminal to ask at")
@@ -303,7 +304,7 @@ async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
         assert_eq!(unreasoned.code, 2, "{unreasoned:?}");
         let nothing = "SELECT (SELECT count(*) FROM policies) + (SELECT count(*) FROM activity)";
         assert_eq!(harness.ask::<i64>(nothing).await, 0);
-        // Where money is to move, a yes is not enough.
+        // If money will move, `--yes` is not enough.
         short(harness, 7).await;
         let (apply, question) = (format!("policy apply {} --why why", file.path()), "Type 7.001 ₫ to continue");
         assert_eq!(at_a_terminal(harness, &apply, question, "y\r").await, 1);
@@ -335,7 +336,7 @@ async fn nothing_is_applied_any_more_by_a_policy_that_was_replaced() {
         let (one, wakes) = (harness.delivering().await, |order| vec![harness.wakeup("confirm-receipt", &[order])]);
         harness.publish(wakes(one)).await;
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
-        // The worker has not heard of it when the next wake-up comes.
+        // The worker has not loaded it when the next wake-up arrives.
         let longer = settings(harness, &SHORTER.replace("7d", "9 years")).policy;
         active_policy::apply(&harness.sandbox.db, &longer, "lan", "nine years").await.expect("in force");
         let other = harness.delivering().await;

@@ -1,4 +1,4 @@
-//! `ops policy preview`: what it says is what a fleet with the new policy really does.
+//! `ops policy preview`: its output matches what a fleet with the new policy does.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -15,8 +15,8 @@ use crate::{
 const FILE: &str = "[sweep]\n every_ms = 100\n grace_ms = 10\n";
 
 async fn previewed(harness: &Harness, file: &File) -> Value {
-    let told = harness.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
-    serde_json::from_str(&told).expect("JSON")
+    let preview = harness.ops(&["policy", "preview", file.path(), "--json"]).await.expect("a preview");
+    serde_json::from_str(&preview).expect("JSON")
 }
 
 fn kind<'a>(preview: &'a Value, kind: &str) -> &'a Value {
@@ -30,17 +30,17 @@ fn numbers<const N: usize>(kind: &Value, names: [&str; N]) -> [i64; N] {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
     with_harness(FILE, async |harness| {
-        // Overdue already: 2 orders of 16 days (15 and 16), none of the short ones, no items.
+        // Already overdue: 2 orders of 16 days (15 and 16), none of the arrears, no items.
         delivering(harness, 16).await;
         short(harness, 20).await;
         in_cart(harness, 20).await;
         let file = File::new(SHORTER);
         let preview = previewed(harness, &file).await;
-        let told = ["candidates", "earlier", "later", "same", "appear", "vanish", "never", "due_before", "due_after", "at_once"];
-        // Of 16, those of 8 days and more are due; of 20 hours, those of 7 and more; of 20 days, those of 8 and more.
-        assert_eq!(numbers(kind(&preview, "confirm-receipt"), told), [16, 16, 0, 0, 0, 0, 0, 2, 9, 7], "{preview}");
-        assert_eq!(numbers(kind(&preview, "collect-arrears"), told), [20, 20, 0, 0, 0, 0, 0, 0, 14, 14], "{preview}");
-        assert_eq!(numbers(kind(&preview, "purge-cart-item"), told), [20, 20, 0, 0, 0, 0, 0, 0, 13, 13], "{preview}");
+        let names = ["candidates", "earlier", "later", "same", "appear", "vanish", "never", "due_before", "due_after", "at_once"];
+        // Of 16, those of at least 8 days are due; of 20 hours, those of at least 7; of 20 days, those of at least 8.
+        assert_eq!(numbers(kind(&preview, "confirm-receipt"), names), [16, 16, 0, 0, 0, 0, 0, 2, 9, 7], "{preview}");
+        assert_eq!(numbers(kind(&preview, "collect-arrears"), names), [20, 20, 0, 0, 0, 0, 0, 0, 14, 14], "{preview}");
+        assert_eq!(numbers(kind(&preview, "purge-cart-item"), names), [20, 20, 0, 0, 0, 0, 0, 0, 13, 13], "{preview}");
         let amount = kind(&preview, "collect-arrears")["at_once_amount"].as_i64().expect("an amount");
         assert_eq!(amount, (7..=20).map(|n| n * 1000 + 1).sum::<i64>());
         assert_eq!(kind(&preview, "confirm-receipt")["at_once_amount"], Value::Null);
@@ -48,7 +48,7 @@ async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
                               + (SELECT count(*) FROM transfers) + (SELECT count(*) FROM activity)";
         assert_eq!(harness.ask::<i64>(untouched).await, 0, "a preview changes nothing");
 
-        // The same settings with the other policy.
+        // The same settings with the new policy.
         let both = File::new(&format!("{FILE}{SHORTER}"));
         let worker = worker_with(Settings::read(Some(&both.0), harness.sandbox.env.clone()).expect("settings"));
         let applied = "SELECT ARRAY[(SELECT count(*) FROM order_status_history WHERE reason = 'confirm-receipt'),
@@ -108,7 +108,7 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
             harness.ops(&["policy", "preview", File::new(&SHORTER.replace("\"7d\"", "\"1d\"")).path()]).await.expect("a preview");
         assert!(at_once.contains("fall due at once"), "{at_once}");
 
-        // The other way round, what appears: a fleet whose policy does not know carts yet.
+        // In the other direction subjects appear: a fleet whose policy does not have carts yet.
         let now = File::new(&std::fs::read_to_string(&file.0).expect("a file"));
         let published = File::new(&Settings::read(None, harness.sandbox.env.clone()).expect("settings").policy.to_string());
         let mut command =

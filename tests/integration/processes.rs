@@ -1,4 +1,4 @@
-//! The binaries as an operator meets them: what they refuse, what they say, how they stop.
+//! The binaries as an operator sees them: what they refuse, what they print, and how they stop.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     letters,
 };
 
-/// Every index, trigger and function, as PostgreSQL would make it again.
+/// The definition of every index, trigger and function, as PostgreSQL prints it.
 const DEFINITIONS: &str = "SELECT string_agg(definition, E'\\n' ORDER BY definition) FROM (
      SELECT indexdef AS definition FROM pg_indexes WHERE schemaname = 'public'
       UNION ALL
@@ -27,7 +27,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         assert!(ops(&["migrate", "up"]).await.expect("up").contains("0 migrations applied"));
         assert!(ops(&["set-aside", "retry", "999"]).await.expect_err("refused").to_string().contains("0 events are back"));
         let before = harness.ask::<String>(DEFINITIONS).await;
-        // The order system works without the fleet: with the outbox gone, its triggers must not stop it.
+        // The order system works without the fleet: even without the outbox, its triggers must not fail its writes.
         ops(&["triggers", "install"]).await.expect("triggers");
         let fleet = harness.ask::<i64>("SELECT count(*) FROM seaql_migrations WHERE version >= 'm01'").await.to_string();
         ops(&["migrate", "down", "--steps", &fleet]).await.expect("down");
@@ -49,7 +49,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
                 .await,
             0
         );
-        // Several at once, as when many start together: one migrates, the others wait.
+        // Several at once, as when many processes start together: one migrates, the others wait.
         let (first, second, third) = tokio::join!(ops(&["migrate", "up"]), ops(&["migrate", "up"]), ops(&["migrate", "up"]));
         let said = [first, second, third].map(|up| up.expect("up again"));
         assert_eq!(said.iter().filter(|said| said.contains("0 migrations applied")).count(), 2, "{said:?}");
@@ -63,7 +63,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
 async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
     with_harness(QUICK, async |harness| {
         harness.delivering().await;
-        for (arguments, told, recorded) in [
+        for (arguments, expected, recorded) in [
             (&["triggers", "install"][..], json!({ "installed": true }), Some("triggers.installed")),
             (&["triggers", "remove"], json!({ "installed": false }), Some("triggers.removed")),
             (&["migrate", "down", "--steps", "1"], json!({ "taken_back": 1 }), Some("schema.taken_back")),
@@ -82,7 +82,7 @@ async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
         ] {
             let before: i64 = harness.ask("SELECT count(*) FROM activity").await;
             let said = letters::json(harness, &[&["--as", "lan"], arguments, &["--json"]].concat()).await;
-            assert_eq!(said, told, "{arguments:?}");
+            assert_eq!(said, expected, "{arguments:?}");
             assert_eq!(
                 harness.ask::<i64>("SELECT count(*) FROM activity").await - before,
                 i64::from(recorded.is_some()),
@@ -115,7 +115,7 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
             let said = String::from_utf8_lossy(&refused.stderr).into_owned();
             assert!(said.contains("worker.batch_max") && said.contains("topology.shards"), "{said}");
         }
-        // A server that is there and refuses is no outage: waiting would not help.
+        // A server that answers with a refusal is not an outage: waiting would not help.
         for (variable, value, why) in [
             ("KYHAN_AMQP_URL", "amqp://nobody:hunter2@127.0.0.1:5672/%2f", "cannot connect to RabbitMQ"),
             ("KYHAN_DATABASE_URL", "postgres://postgres@127.0.0.1:5432/kyhan_no_such_database", "PostgreSQL"),
@@ -152,12 +152,12 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
         let mut worker =
             fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
         harness.until("SELECT count(*) > 500 FROM orders WHERE status = 'received'").await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(Duration::from_secs(20), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         let said = std::fs::read_to_string(&log).expect("a log");
         std::fs::remove_file(&log).expect("removed");
-        // It settled all that it applied: nothing of it comes back.
+        // It settled everything that it applied: nothing is redelivered.
         let applied: i64 = harness.ask("SELECT count(*) FROM orders WHERE status = 'received'").await;
         let last = said.lines().rfind(|line| line.contains("settled so far")).expect("a last word");
         let last: serde_json::Value = serde_json::from_str(last).expect("JSON on no terminal");
@@ -182,7 +182,7 @@ async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_n
         let mut worker = fleet::start(fleet::command("worker", &env, [""; 0]).expect("built"), &log).expect("started");
         let away = async || Ok(std::fs::read_to_string(&log)?.contains("PostgreSQL is away"));
         tests::sandbox::eventually("it says so", SOON, away).await;
-        fleet::terminate(&worker).await.expect("told");
+        fleet::terminate(&worker).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         std::fs::remove_file(&log).expect("removed");
@@ -216,7 +216,7 @@ async fn the_trace_travels_in_the_message() {
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
         harness.event("order.shipped", order).await;
-        // Exporting to nowhere must disturb nothing.
+        // A missing collector must not disturb anything.
         let mut relay = fleet::command("producer", &harness.sandbox.env, ["relay"]).expect("built");
         relay.env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9");
         let mut relay = relay.spawn().expect("started");
@@ -248,7 +248,7 @@ async fn every_thread_has_room_for_headers_as_deep_as_a_frame_allows() {
         let mut worker = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built").spawn().expect("started");
         let pid = worker.id().expect("a pid");
         harness.until_consumed().await;
-        // The thread that reads from RabbitMQ, and the memory that was set apart for its stack.
+        // The thread that reads from RabbitMQ, and the memory reserved for its stack.
         let maps = std::fs::read_to_string(format!("/proc/{pid}/maps"));
         if let Ok(maps) = maps {
             let size = |line: &str| {

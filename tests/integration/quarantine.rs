@@ -1,4 +1,5 @@
-//! Quarantine: what was delivered too often is applied alone, so that only what stops its worker becomes a dead letter.
+//! Quarantine: messages over the delivery limit are applied one subject at a time, so that only the subject that stops its worker
+//! becomes a dead letter.
 
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, SOON, with_harness};
 
-/// From now on whoever applies this order hangs, as a worker would that its row sends into an endless loop.
+/// From now on every worker that applies this order hangs, as if the row caused an endless loop.
 async fn hangs_its_worker(harness: &Harness, order: Uuid) {
     let function = format!(
         "CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
@@ -21,7 +22,7 @@ async fn hangs_its_worker(harness: &Harness, order: Uuid) {
     harness.run("CREATE TRIGGER hang BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION hang()", []).await;
 }
 
-/// Worker after worker takes the head of a queue in hand and dies, until the queue gives it up.
+/// Worker after worker takes the first message of a queue and dies, until the queue gives it up.
 pub async fn give_up(harness: &Harness, queue: &str, limit: i64) {
     let broker = harness.sandbox.broker().await.expect("a broker");
     for _ in 0..=limit {
@@ -48,7 +49,7 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         let broker = harness.sandbox.broker().await.expect("a broker");
         eventually("it is quarantined", SOON, async || Ok(harness.sandbox.depth(&broker, "quarantine").await? == 1)).await;
 
-        // Real workers now: each takes the culprit in hand, hangs, and is killed.
+        // Now real workers: each takes the culprit, hangs, and is killed.
         let hanging = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
         let end_it = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
                        WHERE datname = current_database() AND wait_event = 'PgSleep'";
@@ -61,8 +62,8 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
             .await;
             worker.kill().await.expect("killed");
             harness.ask::<i64>(end_it).await;
-            // A session takes a moment to end, and must not be taken for the next one.
-            eventually("nobody hangs", SOON, async || Ok(!harness.ask::<bool>(hanging).await)).await;
+            // A session takes a moment to end; it must not be mistaken for the next one.
+            eventually("no session hangs", SOON, async || Ok(!harness.ask::<bool>(hanging).await)).await;
             deaths += 1;
             assert!(deaths <= QUARANTINE_DELIVERY_LIMIT + 2, "it is never given up");
         }
@@ -76,7 +77,7 @@ async fn a_packed_wakeup_that_stops_its_workers_is_taken_apart_and_only_the_culp
         assert_eq!((letters[0].reason.as_str(), letters[0].subject), ("delivery-limit", Some(culprit)));
         assert!(letters[0].cause.contains("quarantine"), "{}", letters[0].cause);
 
-        // Once what hung is mended, it is applied when it is woken again.
+        // After the fault is fixed, the next wake-up applies it.
         harness.run("DROP TRIGGER hang ON orders", []).await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[culprit])]).await;
         let worker = harness.worker();

@@ -1,5 +1,5 @@
-//! Rebuild: a broker lost with its disk loses nothing, as every wake-up is made again from the rows; on a healthy broker it does
-//! no harm; interrupted, it goes on.
+//! Rebuild: after the broker has lost its disk, every wake-up is made again from the rows. On a healthy broker a rebuild is
+//! harmless, and an interrupted one can be continued.
 
 use shared::domain::task::Task;
 use tests::{fleet, sandbox::eventually};
@@ -7,7 +7,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, SOON, with_harness};
 
-/// The broker comes back empty.
+/// Empties the broker, as after the loss of its disk.
 async fn lose_the_broker(harness: &Harness) {
     let broker = harness.sandbox.broker().await.expect("a broker");
     for queue in harness.topology().queues() {
@@ -31,7 +31,7 @@ async fn a_broker_lost_with_its_disk_loses_no_deadline() {
                 subjects.push((task, id));
             }
         }
-        // Half of the orders fall due in a second only.
+        // Half of the orders fall due only in a second.
         let later =
             "UPDATE orders SET delivering_since = now() WHERE status = 'delivering' AND id IN (SELECT id FROM orders LIMIT 5)";
         harness.run(later, []).await;
@@ -83,7 +83,7 @@ async fn interrupted_it_goes_on_where_it_stopped_and_leaves_no_row_out() {
         first.kill().await.expect("killed");
         let counted = harness.ops(&["rebuild", "--dry-run", "--kind", "confirm-receipt"]).await.expect("counted");
         assert!(counted.contains("30000 pending") && counted.contains("a rebuild was interrupted at"), "{counted}");
-        // Long ago: the broker may have been lost again since, and somebody has to say what is meant.
+        // Long ago: the broker may have been lost again since, so an operator has to choose.
         let age = "UPDATE rebuilds SET at = at - interval '2 hours' * $1";
         harness.run(age, [1.0f64.into()]).await;
         let refused = harness.ops(&["rebuild", "--kind", "confirm-receipt"]).await.expect_err("refused").to_string();

@@ -1,11 +1,11 @@
-//! `confirm-receipt` and `purge-cart-item`: what they change, and all that they leave alone.
+//! `confirm-receipt` and `purge-cart-item`: the columns that they change, and everything that they leave alone.
 
 use sea_orm::prelude::Uuid;
 use shared::domain::task::EXAMPLE_CUSTOMER;
 
 use crate::harness::{QUICK, with_harness, worker_with};
 
-/// Everything in the database about orders, but for the columns that the policy lets change.
+/// All data about orders, except the columns that the policy allows to change.
 const ALL_ELSE: &str = "SELECT jsonb_build_object(
     'orders', (SELECT jsonb_agg(to_jsonb(o) - 'status' - 'received_at' - 'updated_at' ORDER BY id) FROM orders o),
     'messages', (SELECT jsonb_agg(m ORDER BY id) FROM order_messages m),
@@ -34,7 +34,7 @@ async fn confirm_receipt_changes_the_status_and_nothing_else() {
         assert!(harness.ask::<bool>("SELECT received_at = updated_at AND received_at > now() - interval '1 minute' FROM orders").await);
         let history: String = harness.ask("SELECT string_agg(from_status || ' → ' || to_status || ' ' || reason, ',') FROM order_status_history WHERE wakeup_id IS NOT NULL").await;
         assert_eq!(history, "delivering → received confirm-receipt");
-        // The policy collects arrears after a receipt, so the effect has raised it, in its own transaction.
+        // The policy collects arrears after a receipt, so the effect raised the event in its own transaction.
         assert_eq!(harness.ask::<String>("SELECT string_agg(event_type, ',') FROM outbox").await, "order.received");
     })
     .await;
@@ -63,7 +63,7 @@ async fn a_change_of_the_policy_changes_what_is_already_on_its_way() {
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
         harness.run("UPDATE orders SET delivering_since = now() - interval '10 days' WHERE id = $1", [order.into()]).await;
-        // Woken under 400 ms, but the policy says two weeks by now.
+        // The wake-up was made for 400 ms, but the policy now says two weeks.
         let longer = QUICK.replace("400ms", "14d");
         let path = std::env::temp_dir().join(format!("{}.toml", Uuid::new_v4()));
         std::fs::write(&path, longer).expect("a file");

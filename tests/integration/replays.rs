@@ -1,5 +1,5 @@
-//! Replays of dead letters: planned, approved and run. Whatever is killed, raced or changed in between, no letter is applied twice,
-//! none is lost, and the money is what was said.
+//! Replays of dead letters: planned, approved and run. Despite kills, races and changes in between, no letter is applied twice,
+//! none is lost, and the money matches the plan.
 
 use std::time::Duration;
 
@@ -12,10 +12,10 @@ use crate::{
     letters::at_a_terminal,
 };
 
-/// The default policy; letters are made by hand, and no worker runs.
+/// The default policy. The letters are inserted by SQL, and no worker runs.
 const DEFAULTS: &str = "";
 
-/// Short of so much each, in đồng.
+/// The amount that each order is short, in đồng.
 const SHORT: i64 = 100_000;
 
 /// A letter about a subject.
@@ -27,7 +27,7 @@ async fn letter(harness: &Harness, kind: Option<&str>, subject: Option<Uuid>) ->
     id
 }
 
-/// An order on its way since a year, short of [`SHORT`], of a customer of its own or of this one.
+/// An order that has been on its way for a year, short of [`SHORT`], of a new customer or of the given one.
 async fn short(harness: &Harness, customer: Option<Uuid>) -> Uuid {
     let id = Uuid::new_v4();
     let customer = if let Some(customer) = customer {
@@ -43,7 +43,7 @@ async fn short(harness: &Harness, customer: Option<Uuid>) -> Uuid {
     id
 }
 
-/// So many orders short of [`SHORT`], each of a customer of its own and with a letter about it, in order.
+/// That many orders short of [`SHORT`], in order, each with a customer of its own and a letter about it.
 async fn many_short(harness: &Harness, count: i64) {
     for sql in [
         "INSERT INTO customers (id, full_name, phone, email, address)
@@ -59,7 +59,7 @@ async fn many_short(harness: &Harness, count: i64) {
     }
 }
 
-/// Plans every open letter as Lan, and returns the plan's id.
+/// Plans all open letters as Lan, and returns the plan's id.
 async fn plan(harness: &Harness, more: &[&str]) -> Uuid {
     let mut arguments = vec!["--as", "lan", "dead", "replay", "--all", "--plan", "--why", "mended", "--json"];
     arguments.extend(more);
@@ -113,7 +113,7 @@ async fn a_plan_tells_what_would_happen_and_changes_nothing() {
         }
         letter(harness, Some("confirm-receipt"), Some(orders[5])).await;
         letter(harness, Some("confirm-receipt"), Some(orders[6])).await;
-        // A second one about the first order, one about an order that is gone, one of a kind of old, and garbage.
+        // A second letter about the first order, one about a deleted order, one of an old kind, and garbage.
         letter(harness, Some("collect-arrears"), Some(orders[0])).await;
         letter(harness, Some("collect-arrears"), Some(Uuid::new_v4())).await;
         letter(harness, Some("make-coffee"), Some(orders[0])).await;
@@ -191,7 +191,7 @@ async fn a_run_killed_at_random_goes_on_where_it_was_and_charges_once() {
         while letters(harness, "replayed").await < COUNT / 2 {
             let arguments = ["--as", "minh", "dead", "replay", "--run", &id_text, "--yes", "--rate", "10000"];
             let mut ops = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").spawn().expect("started");
-            // At whatever it is at, once it has begun.
+            // At a random time after it has begun.
             let pause = rand::random_range(1..200);
             let begun = charged(harness).await;
             tests::sandbox::eventually("it replays", crate::harness::SOON, async || Ok(charged(harness).await > begun)).await;
@@ -203,7 +203,7 @@ async fn a_run_killed_at_random_goes_on_where_it_was_and_charges_once() {
             moved = now;
         }
         assert!(kills > 0);
-        // The killed one's session may live for a moment.
+        // The session of the killed process may live for a moment.
         tests::sandbox::eventually("the rest is replayed", crate::harness::SOON, async || {
             Ok(run(harness, id, &[]).await.is_ok() || letters(harness, "replayed").await == COUNT)
         })
@@ -223,7 +223,7 @@ async fn a_plan_is_refused_when_the_rows_have_moved_further_than_it_tolerates() 
         }
         let strict = plan(harness, &[]).await;
         let tolerant = plan(harness, &["--tolerance-letters", "2", "--tolerance-amount", "150000"]).await;
-        // One owes more by now, and one nothing.
+        // One order now owes more, and one nothing.
         harness.run("UPDATE orders SET goods_due = goods_due + 50000 WHERE id = $1", [orders[0].into()]).await;
         harness.run("UPDATE orders SET goods_due = 0 WHERE id = $1", [orders[1].into()]).await;
         let refused = run(harness, strict, &[]).await.expect_err("refused").to_string();
@@ -279,7 +279,7 @@ async fn above_an_amount_somebody_else_has_to_approve() {
         let own = approve("lan").await.expect_err("one's own").to_string();
         assert!(own.contains("lan made this plan"), "{own}");
         let unasked = harness.ops(&["--as", "hoa", "dead", "approve", &large.to_string()]).await;
-        assert!(unasked.is_err(), "nobody was there to be asked");
+        assert!(unasked.is_err(), "there was no terminal for the question");
         assert_eq!(charged(harness).await, 0);
         approve("hoa").await.expect("approved");
         let twice = approve("minh").await.expect_err("twice").to_string();
@@ -359,7 +359,7 @@ async fn a_letter_about_an_order_that_is_hidden_or_deleted_is_moot_and_no_money_
     with_harness(DEFAULTS, async |harness| {
         many_short(harness, 3).await;
         let ids = harness.order_ids().await;
-        // Settled otherwise and hidden since, and gone altogether.
+        // One was settled by hand and hidden since; the other was deleted.
         let paid = "INSERT INTO accounts (id, kind, order_id) VALUES (gen_random_uuid(), 'goods', $1)";
         harness.run(paid, [ids[0].into()]).await;
         let transfer = "INSERT INTO transfers (id, debit_account, credit_account, amount, reason, order_id, idempotency_key)
@@ -368,7 +368,7 @@ async fn a_letter_about_an_order_that_is_hidden_or_deleted_is_moot_and_no_money_
                          WHERE goods.order_id = $1 AND goods.kind = 'goods' AND outside.kind = 'outside'";
         harness.run("INSERT INTO accounts (id, kind) SELECT gen_random_uuid(), 'outside' WHERE NOT EXISTS (SELECT FROM accounts WHERE kind = 'outside')", []).await;
         assert_eq!(harness.run(transfer, [ids[0].into(), SHORT.into()]).await, 1);
-        // Nobody can wait for it.
+        // The test cannot wait for it.
         let hidden = "UPDATE orders SET status = 'received', received_at = now() - interval '7 months', hidden_at = now()";
         harness.as_superuser(&format!("{hidden} WHERE id = '{}'", ids[0])).await;
         harness.run("DELETE FROM orders WHERE id = $1", [ids[1].into()]).await;

@@ -1,5 +1,5 @@
-//! Retention (policy point 4): hidden after six calendar months of Asia/Ho_Chi_Minh without news and not a second earlier; whole until it
-//! is deleted, where that is wanted; and whoever holds an order keeps it.
+//! Retention (policy point 4): orders are hidden after six calendar months in Asia/Ho_Chi_Minh without activity, and not a second
+//! earlier. They stay complete until they are deleted, where the policy deletes them. An order that is still referenced is kept.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::{
     letters::{json, ops},
 };
 
-/// An order that was received, and of which nothing was heard since a moment (SQL).
+/// An order that was received, without activity since a time (SQL).
 async fn heard_of(harness: &Harness, moment: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = format!(
@@ -27,12 +27,12 @@ async fn heard_of(harness: &Harness, moment: &str) -> Uuid {
     id
 }
 
-/// What the leaders of this file see to: all of it, ten times a second.
+/// The settings of the leaders in this file: all duties, ten times a second.
 fn kept(more: &str) -> String {
     every_kind(&QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = 100\n    {more}")))
 }
 
-/// Puts a clock before the workers of a harness: their statements ask `clock.now()`, which says what `clock.at` holds.
+/// Gives the workers of a harness a different clock: their statements call `clock.now()`, which returns the value of `clock.at`.
 async fn clock(harness: &Harness) {
     for sql in [
         "CREATE SCHEMA clock",
@@ -52,7 +52,7 @@ async fn clock(harness: &Harness) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_second_earlier() {
-    // Moments of Asia/Ho_Chi_Minh, and when six months are over there: ends of months, leap years, midnights, a year's end.
+    // Times in Asia/Ho_Chi_Minh, and when six months end there: ends of months, leap years, midnights, the turn of a year.
     const CASES: [(&str, &str); 10] = [
         ("2022-08-31 10:00:00+07", "2023-02-28 10:00:00+07"),
         ("2022-08-29 00:00:00+07", "2023-02-28 00:00:00+07"),
@@ -61,7 +61,7 @@ async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_se
         ("2023-02-28 12:00:00+07", "2023-08-28 12:00:00+07"),
         ("2024-12-31 23:59:59+07", "2025-06-30 23:59:59+07"),
         ("2025-03-31 00:00:00+07", "2025-09-30 00:00:00+07"),
-        // Late in the evening of the 30th in UTC it is the 31st there; and early on the 1st there still the 31st in UTC.
+        // Late in the evening of the 30th in UTC it is the 31st there; early on the 1st there it is still the 31st in UTC.
         ("2025-08-30 18:00:00+00", "2026-02-27 18:00:00+00"),
         ("2025-10-31 17:00:00+00", "2026-04-30 17:00:00+00"),
         ("2025-06-15 08:30:15.123456+07", "2025-12-15 08:30:15.123456+07"),
@@ -71,7 +71,7 @@ async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_se
         let hidden = "SELECT count(*) > 0 FROM orders WHERE hidden_at IS NOT NULL";
         for (news, end) in CASES {
             let order = heard_of(harness, &format!("timestamptz '{news}'")).await;
-            // A second, and then a microsecond, before the end.
+            // A second and then a microsecond before the end.
             for early in ["1 second", "1 microsecond"] {
                 harness.run(&format!("UPDATE clock.at SET now = timestamptz '{end}' - interval '{early}'"), []).await;
                 let worker = harness.worker();
@@ -110,12 +110,12 @@ async fn whatever_is_heard_of_an_order_counts_anew() {
             "INSERT INTO order_messages (order_id, author, body) VALUES ($1, 'khách', 'x')",
             "UPDATE orders SET updated_at = now() WHERE id = $1",
             "UPDATE orders SET fees_changed_at = now() WHERE id = $1",
-            // Also where the client says that it was long ago, or nothing about when.
+            // Also if the client gives an old time or no time.
             "UPDATE orders SET parcel_recorded_at = '2020-01-01' WHERE id = $1",
             "UPDATE orders SET delivering_since = '2020-01-01', updated_at = '2020-01-01' WHERE id = $1",
         ] {
             let tx = harness.sandbox.db.begin().await.expect("a transaction");
-            // It is one statement for one piece of news.
+            // One statement for each kind of activity.
             let sql = news.replace("$1", &format!("'{order}'"));
             tx.execute_unprepared("SET LOCAL session_replication_role = origin").await.expect("set");
             tx.execute_unprepared(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
@@ -143,7 +143,7 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
                 "UPDATE orders SET status = 'received', parcel_recorded_at = NULL WHERE id = $1",
             ),
             (short, "UPDATE orders SET goods_due = 0 WHERE id = $1"),
-            // Paid too much, and, cancelled, not paid back.
+            // Overpaid; and cancelled but not refunded.
             ("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 7)", "UPDATE orders SET status = 'cancelled' WHERE id = $1"),
             ("UPDATE orders SET goods_due = 6 WHERE id = $1", "UPDATE orders SET goods_due = 7 WHERE id = $1"),
             ("UPDATE orders SET on_hold = true WHERE id = $1", "UPDATE orders SET on_hold = false WHERE id = $1"),
@@ -160,14 +160,14 @@ async fn what_is_open_short_disputed_or_held_is_postponed_and_hidden_once_it_is_
             assert!(harness.ask::<bool>("SELECT hidden_at IS NULL FROM orders").await, "{opens}");
             harness.as_superuser(&arranged(closes)).await;
         }
-        // That it was settled is news, too.
+        // Settling it is activity as well.
         let overdue = format!("SELECT due_at <= now() FROM {} AS due", due::query(tasks::find("hide-order").expect("the kind"), &harness.settings().policy));
         assert!(harness.ask::<bool>(&overdue).await);
         for sql in ["UPDATE orders SET on_hold = true", "UPDATE orders SET on_hold = false"] {
             harness.run(sql, []).await;
             assert!(!harness.ask::<bool>(&overdue).await, "{sql}");
         }
-        // Truly out of stock is final.
+        // An order that really is out of stock is final.
         harness.as_superuser("UPDATE orders SET status = 'out_of_stock', out_of_stock_since = received_at, changed_at = NULL").await;
         let worker = harness.worker();
         harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
@@ -197,7 +197,7 @@ async fn a_hidden_order_leaves_the_views_and_stays_whole_and_comes_back_with_a_r
         assert_eq!(harness.ask::<i64>(online).await, 1);
         let recorded = "SELECT detail ->> 'by' || ' ' || (detail ->> 'why') || ' ' || (detail ->> 'login' LIKE 'kyhan%\\_ops') FROM activity WHERE action = 'order.unhidden'";
         assert_eq!(harness.ask::<String>(recorded).await, "lan khách hỏi true");
-        // It has its wake-up again, and six months; once is enough.
+        // It has its wake-up again and another six months. Unhiding it again changes nothing.
         assert_eq!(harness.ask::<String>("SELECT event_type FROM outbox").await, "order.recorded");
         let again = json(harness, &["retention", "unhide", &id, "--why", "again", "--json"]).await;
         assert_eq!(again["changed"], false);
@@ -240,7 +240,7 @@ async fn a_hold_keeps_an_order_and_is_placed_listed_and_released_once_with_who_a
     .await;
 }
 
-/// Everything that is kept with an order, and a ledger about it.
+/// Adds everything that is kept with an order, and ledger entries about it.
 async fn furnish(harness: &Harness, order: Uuid) {
     for sql in [
         "INSERT INTO order_messages (id, order_id, author, body, at) VALUES (gen_random_uuid(), $1, 'khách', 'x', now() - interval '2 years')",
@@ -258,7 +258,7 @@ async fn furnish(harness: &Harness, order: Uuid) {
         SELECT outside.id, goods.id, 1000, 'trả', $1, 'paid:' || $1, now() - interval '2 years'
           FROM made outside, made goods WHERE outside.kind = 'outside' AND goods.kind = 'goods'";
     harness.run(paid, [order.into()]).await;
-    // What the messages' trigger recorded is as old as they are, and so are the fees.
+    // Back-dates the records of the messages' trigger to the messages, and the fees as well.
     harness
         .as_superuser(&format!(
             "UPDATE activity SET at = at - interval '2 years'; UPDATE orders SET goods_due = 1000 WHERE id = '{order}'"
@@ -276,11 +276,11 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
             "INSERT INTO retention_holds (order_id, held_by, why) VALUES ('{order}', 'lan', 'kiện')",
             "UPDATE orders SET on_hold = true WHERE id = '{order}'",
             "UPDATE orders SET goods_due = 5 WHERE id = '{order}'",
-            // Dated back: on record is nothing of the kind.
+            // Back-dated: there is no such record.
             "DELETE FROM activity WHERE subject_id = '{order}' AND action = 'order.hidden'",
-            // The record is of an earlier time.
+            // The record has an earlier time.
             "UPDATE activity SET at = at - interval '1 month' WHERE subject_id = '{order}' AND action = 'order.hidden'",
-            // News since it was hidden.
+            // Activity since it was hidden.
             "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'order', '{order}')",
         ];
         furnish(harness, goes).await;
@@ -311,14 +311,14 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         assert_eq!(harness.ask::<i64>(&ledger).await, 1);
         assert_eq!(harness.ask::<i64>("SELECT sum(balance)::bigint FROM accounts").await, 0);
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'order.deleted'").await, 1);
-        // Three are not hidden as it is on record, as the test has arranged it; everything else agrees.
+        // Three are hidden without a matching record, as the test arranged; everything else agrees.
         let audit = ops(harness, &["audit", "--json"]).await.out;
         let audit: serde_json::Value = serde_json::from_str(&audit).expect("JSON");
         let counted = ["ledger", "records"].iter().flat_map(|part| audit[part].as_array().expect("counts"));
         let off: Vec<_> = counted.filter(|counted| counted["verdict"] == "off").map(|counted| counted["check"].to_string()).collect();
         assert_eq!(off, ["\"hidden orders whose activity does not say so\""]);
         assert_eq!(json(harness, &["activity", "verify", "--json"]).await["faults"], serde_json::json!([]));
-        // Its id is not used again, and nobody gets an order away whose money is in the ledger.
+        // Its id is not reused, and no role can delete an order that has ledger entries.
         for (sql, why) in [
             (format!("INSERT INTO orders (id, code, customer_id, status) VALUES ('{goes}', 'x', '{EXAMPLE_CUSTOMER}', 'received')"), "ids are used once"),
             (format!("INSERT INTO accounts (kind, order_id) VALUES ('shipping', '{goes}')"), "names an order that does not exist"),
@@ -335,7 +335,7 @@ async fn hiding_is_the_default_and_deletes_nothing() {
     with_harness(&kept(""), async |harness| {
         heard_of(harness, "now() - interval '5 years'").await;
         let worker = harness.worker();
-        // Found by the sweep: nobody had woken it.
+        // The sweep finds it, without a wake-up of its own.
         harness.until("SELECT count(*) = 1 FROM orders WHERE hidden_at IS NOT NULL").await;
         harness.as_superuser("UPDATE orders SET hidden_at = now() - interval '4 years'").await;
         always("it stays", Duration::from_millis(800), async || Ok(harness.ask::<i64>("SELECT count(*) FROM orders").await == 1))
@@ -358,7 +358,7 @@ async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_
             ("wallet old", None, "7 months"),
             ("wallet young", None, "5 months"),
         ] {
-            // As they were before it was hidden: news would bring it back.
+            // As before it was hidden; an update would count as activity and bring it back.
             let named = order.map_or("NULL".to_owned(), |order| format!("'{order}'"));
             let sql = format!(
                 "INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key, at)
@@ -377,7 +377,7 @@ async fn records_older_than_six_months_leave_the_views_unless_their_order_is_on_
         assert_eq!(harness.ask::<String>("SELECT string_agg(idempotency_key, ',' ORDER BY 1) FROM (SELECT idempotency_key FROM transfers_online ORDER BY 1) AS t").await, kept);
         assert_eq!(harness.ask::<String>("SELECT string_agg(action, ',') FROM (SELECT action FROM activity_online WHERE actor_kind = 'staff' ORDER BY 1) AS a").await, kept);
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM transfers").await, 5, "nothing is gone");
-        // Never early: six months before is not later than six calendar months allow.
+        // Never early: the cutoff of six months is not later than six calendar months allow.
         assert!(harness.ask::<bool>("SELECT (hidden_before AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= now() FROM records_retention").await);
     })
     .await;
@@ -408,7 +408,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             (format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')"), "DELETE FROM order_messages"),
             (format!("INSERT INTO order_status_history (order_id, from_status, to_status, reason) VALUES ('{old}', 'a', 'b', 'c')"), "DELETE FROM order_status_history"),
             (
-                // Nobody says which order, and its account does.
+                // The transfer does not name the order, but its account does.
                 "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
                  SELECT a.id, b.id, 1, 'x', gen_random_uuid() FROM accounts a, accounts b WHERE a.kind = 'outside' AND b.kind = 'goods'".to_owned(),
                 "DELETE FROM transfers; UPDATE accounts SET balance = 0",
@@ -422,7 +422,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             harness.as_superuser(&format!("{back_again}; DELETE FROM activity")).await;
         }
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM outbox WHERE event_type = 'order.recorded'").await, 5, "each has its wake-up again");
-        // One that is written while it is being hidden waits, and brings it back.
+        // A write during the hiding waits, and brings the order back.
         for news in [
             "INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
              SELECT a.id, b.id, 1, 'x', gen_random_uuid() FROM accounts a, accounts b WHERE a.kind = 'outside' AND b.kind = 'goods'".to_owned(),
@@ -438,7 +438,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
             assert!(harness.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await, "{news}");
             harness.as_superuser("DELETE FROM activity; DELETE FROM transfers; UPDATE accounts SET balance = 0").await;
         }
-        // One that is being written while it is to be hidden is waited for.
+        // The hiding waits for a write that has begun.
         let writing = harness.sandbox.db.begin().await.expect("a transaction");
         writing.execute_unprepared(&format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')")).await.expect("said");
         let fleet = harness.worker();
@@ -458,7 +458,7 @@ async fn nobody_hides_early_and_news_of_a_hidden_order_brings_it_back() {
 async fn money_that_moves_between_two_orders_is_news_of_both() {
     with_harness(&every_kind(QUICK), async |harness| {
         let (from, to) = (heard_of(harness, "now() - interval '1 year'").await, heard_of(harness, "now() - interval '1 year'").await);
-        // Seven too many were paid for the one, and are missing for the other.
+        // Seven too many were paid for one order, and are missing for the other.
         harness.run("INSERT INTO accounts (kind, order_id) VALUES ('goods', $1), ('goods', $2)", [from.into(), to.into()]).await;
         harness.as_superuser(&format!("UPDATE accounts SET balance = 7 WHERE order_id = '{from}'; UPDATE orders SET goods_due = 7 WHERE id = '{to}'")).await;
         let order_system = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");

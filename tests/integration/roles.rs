@@ -1,4 +1,5 @@
-//! The roles: each tries what it must not, and the server itself refuses it (policy points 4 to 7). No code of ours stands in between.
+//! The roles: each role tries what it must not do, and the server itself refuses it (policy points 4 to 7). No code of this
+//! project is involved.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
 use shared::{
@@ -12,7 +13,7 @@ use crate::{
     letters::ops,
 };
 
-/// What nobody may but those who are named.
+/// Statements, each with the only roles that may run them.
 const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
     use DatabaseRole::{Ops, OrderSystem, Owner, Worker};
     [
@@ -30,13 +31,13 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
         ("SELECT author FROM order_messages", &[OrderSystem, Owner]),
         ("SELECT detail FROM activity", &[OrderSystem, Owner]),
         ("SELECT data FROM set_aside", &[OrderSystem, Owner]),
-        // Sources: policy point 6. Those who may ask get no row: see sources.rs.
+        // Sources: policy point 6. The roles that may read the table still get no rows: see sources.rs.
         ("SELECT supplier_name FROM order_sources", &[OrderSystem, Owner]),
         ("SELECT count(*) FROM order_sources", &[OrderSystem, Owner]),
         ("SELECT supplier_name FROM own_imports", &[OrderSystem, Owner]),
         ("ALTER TABLE order_sources DISABLE ROW LEVEL SECURITY", &[Owner]),
         ("SET row_security = off; SELECT supplier_name FROM order_sources", &[]),
-        // The ledger, whose owner is bound by its trigger.
+        // The ledger. Its trigger also binds the owner.
         ("UPDATE transfers SET amount = 1", &[]),
         ("DELETE FROM transfers", &[]),
         ("UPDATE accounts SET balance = 1", &[Owner]),
@@ -51,7 +52,7 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
             "INSERT INTO activity (at, actor_kind, action, subject_kind, subject_id) VALUES ('2020-01-01', 'system', 'x', 'x', gen_random_uuid())",
             &[Owner],
         ),
-        // In whose name it is made.
+        // On behalf of which actor it is made.
         (
             "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('customer', 'x', 'x', gen_random_uuid())",
             &[OrderSystem, Owner],
@@ -73,16 +74,16 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
             "INSERT INTO customers (id, full_name, phone, email, address, erased_at) VALUES (gen_random_uuid(), '', '', '', '', now())",
             &[Owner],
         ),
-        // Only the fleet has wake-ups.
+        // Only the fleet may name a wake-up.
         (
             "INSERT INTO order_status_history (order_id, from_status, to_status, reason, wakeup_id)
              SELECT gen_random_uuid(), 'x', 'x', 'x', gen_random_uuid() WHERE false",
             &[Worker, Ops, Owner],
         ),
-        // What is kept: policy point 4.
+        // Retention: policy point 4.
         ("DELETE FROM orders", &[Owner]),
         ("UPDATE orders SET hidden_at = now()", &[Worker, Ops, Owner]), // and its trigger asks whether it is time
-        // Where nothing is to be deleted.
+        // If the policy deletes nothing.
         ("SELECT kyhan_delete_hidden_orders(now(), 1)", &[Owner]),
         ("SELECT kyhan_remove_activity(now(), 1)", &[Owner]),
         ("SELECT salt FROM activity_seals", &[OrderSystem, Owner]),
@@ -96,12 +97,12 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
             &[OrderSystem, Owner],
         ),
         ("DELETE FROM order_status_history", &[Owner]),
-        // And what is none of their business.
+        // And other objects that they must not use.
         ("INSERT INTO policies (policy, applied_by, why) VALUES ('{}', 'x', 'x')", &[Ops, Owner]),
     ]
 };
 
-/// What PostgreSQL says of a statement that is rolled back whatever comes of it.
+/// PostgreSQL's answer to a statement, which is always rolled back.
 async fn tried(db: &DatabaseConnection, sql: &str) -> Result<(), sea_orm::DbErr> {
     let tx = db.begin().await.expect("a transaction");
     let done = tx.execute_unprepared(sql).await.map(|_| ());
@@ -109,7 +110,7 @@ async fn tried(db: &DatabaseConnection, sql: &str) -> Result<(), sea_orm::DbErr>
     done
 }
 
-/// Something to be read and changed in every table that the tries are about.
+/// Makes a row to read and change in every table that the statements use.
 async fn populate(harness: &Harness) {
     let order = harness.delivering().await;
     harness.in_cart().await;
@@ -140,13 +141,13 @@ async fn the_server_refuses_each_role_what_it_must_not_do() {
             for (sql, allowed) in FORBIDDEN {
                 let done = tried(&db, sql).await;
                 if allowed.contains(&role) {
-                    // Else the try would prove nothing: it is the right that is missing, not the table.
+                    // Otherwise the test would prove nothing: the permission must be missing, not the table.
                     if let Err(error) = done {
                         assert!(!is_refused(&error), "{role} may: {sql}: {error}");
                     }
                 } else {
                     let error = done.expect_err(&format!("{role}: {sql}"));
-                    // With row_security off, a policy refuses by itself.
+                    // With row_security off, a row-level policy raises an error itself.
                     assert!(is_refused(&error) || sql.contains("row_security"), "{role}: {sql}: {error}");
                 }
             }
@@ -166,7 +167,8 @@ async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
                 SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
             ) AS others";
         assert_eq!(harness.ask::<String>(others).await, "");
-        // Whatever runs with its owner's rights is given to somebody by name, and finds its tables whatever a session has in its way.
+        // Every function that runs with its owner's rights is granted to roles by name, and finds its tables for any
+        // `search_path`.
         let open = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
                      WHERE pronamespace = 'public'::regnamespace AND prosecdef
                        AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
@@ -175,7 +177,7 @@ async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
         let everybodys = "SELECT coalesce(string_agg(relname, ', '), '') FROM pg_class, aclexplode(relacl) AS acl
                            WHERE relnamespace = 'public'::regnamespace AND acl.grantee = 0";
         assert_eq!(harness.ask::<String>(everybodys).await, "");
-        // A login of a role is no more than the role.
+        // A role's login has no more rights than the role.
         let powers = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kyhan\\_%' AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls)";
         assert_eq!(harness.ask::<i64>(powers).await, 0);
     })
@@ -195,7 +197,7 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
     .await;
 }
 
-/// A shop's own tables, some of which have our names, in a schema of the sandbox's database.
+/// A shop's own tables, some with the same names as ours, in a schema of the sandbox's database.
 #[tokio::test(flavor = "multi_thread")]
 async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() {
     with_harness(QUICK, async |harness| {
@@ -215,7 +217,7 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
             ("CREATE TABLE shop.orders (id int)", "orders"),
             ("CREATE VIEW shop.activity AS SELECT 1 AS one", "activity"),
             ("CREATE FUNCTION shop.kyhan_customer() RETURNS int LANGUAGE sql AS 'SELECT 1'", "kyhan_customer()"),
-            // Of another program that uses sea-orm.
+            // A table of another program that uses sea-orm.
             ("CREATE TABLE shop.seaql_migrations (version text, applied_at bigint); CREATE TABLE shop.accounts (id int);
               INSERT INTO shop.seaql_migrations VALUES ('m2024_shop', 1)", "accounts"),
         ] {
@@ -228,7 +230,7 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
             admin("DROP FUNCTION IF EXISTS shop.kyhan_customer(); DROP VIEW IF EXISTS shop.activity; DROP TABLE IF EXISTS shop.orders").await;
         }
         admin("DROP TABLE shop.accounts").await;
-        // What is left has none of our names; but the shop lets everybody create objects here, and may rely on it.
+        // No table left has one of our names. But the shop lets every role create objects in this schema, and may rely on that.
         admin("GRANT CREATE ON SCHEMA shop TO PUBLIC").await;
         let (code, said) = install().await;
         assert!(code == Some(1) && said.contains("REVOKE CREATE ON SCHEMA shop FROM PUBLIC"), "{said}");
@@ -241,12 +243,12 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
     .await;
 }
 
-/// The list by which the installation knows our objects is all that the migrations make.
+/// The installation's list of our objects contains exactly what the migrations create.
 #[tokio::test(flavor = "multi_thread")]
 async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then_to_the_owner() {
     with_harness(QUICK, async |harness| {
         triggers::install(&harness.sandbox.db).await.expect("triggers");
-        // As a deployment from before the roles has it.
+        // As in a deployment from before the roles.
         let administrator: String = harness.ask("SELECT current_user::text").await;
         harness.sandbox.db.execute_unprepared(&format!("REASSIGN OWNED BY kyhan_owner TO {administrator}")).await.expect("taken back");
         let others = "SELECT count(*) FROM (
@@ -263,7 +265,7 @@ async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then
     .await;
 }
 
-/// The sandbox's login of a role, and its password.
+/// The user name and password of the sandbox's login for a role.
 fn login_of(harness: &Harness, role: DatabaseRole) -> (String, String) {
     let url = url_as_role(&harness.sandbox.env["KYHAN_DATABASE_URL"], role).expect("a URL");
     let url = url::Url::parse(&url).expect("a URL");
@@ -303,7 +305,7 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         let policies = "SELECT string_agg(concat_ws(' ', polname, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), E'\n' ORDER BY polname)
                           FROM pg_policy WHERE polrelid = 'activity'::regclass";
         let (policies_before, same) = (harness.ask::<String>(policies).await, "SELECT string_agg(oid::text, ' ' ORDER BY polname) FROM pg_policy");
-        // One that is as it should be is not made anew, as that would lock the table.
+        // An object that is correct is not recreated, because that would lock the table.
         let untouched = harness.ask::<String>(same).await;
         assert_eq!(ops(harness, &["roles", "install"]).await.code, 0);
         assert_eq!(harness.ask::<String>(same).await, untouched);
@@ -325,7 +327,7 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         assert!(harness.ask::<bool>("SELECT relrowsecurity FROM pg_class WHERE relname = 'activity'").await);
         let refused = ops(harness, &["--as", "lan", "migrate", "status"]).await;
         assert_eq!(refused.code, 0, "{refused:?}");
-        // What an operator's login may not, it is told.
+        // An operator's login gets an explanation of each refusal.
         let id = EXAMPLE_CUSTOMER.to_string();
         let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let error =

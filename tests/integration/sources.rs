@@ -1,4 +1,4 @@
-//! Sources of goods (policy point 6): seen in the owning customer's session and in no other, whoever asks; and a customer's own import
+//! Sources of goods (policy point 6): visible only in the owning customer's session, for every role. And a customer's own import
 //! history.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, TransactionTrait};
@@ -12,7 +12,7 @@ use crate::harness::{Harness, QUICK, with_harness};
 
 const OTHER: Uuid = Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0002);
 
-/// Two customers with an order each, and where its goods come from.
+/// Two customers with an order each. The first order also has an item.
 async fn two_customers(harness: &Harness) -> (Uuid, Uuid) {
     harness
         .run("INSERT INTO customers VALUES ($1, 'Trần Văn Khác', '0911111111', 'khac@example.vn', 'Huế')", [OTHER.into()])
@@ -46,15 +46,15 @@ async fn a_source_is_written_by_the_order_system_and_seen_by_the_owning_customer
         }
         let tx = db.begin().await.expect("a transaction");
         let all = "SELECT supplier_name FROM order_sources ORDER BY 1";
-        assert!(seen(&tx, all).await.is_empty(), "in nobody's name");
+        assert!(seen(&tx, all).await.is_empty(), "without a customer");
         as_customer(&tx, Some(EXAMPLE_CUSTOMER)).await;
         assert_eq!(seen(&tx, all).await, ["Xưởng A"]);
         assert_eq!(seen(&tx, "SELECT supplier_name FROM own_imports").await, ["Xưởng A"]);
-        // Neither a join, nor a condition that tells by an error, nor an upsert gets at the other's.
+        // A join, a condition that reveals values through an error, and an upsert all fail to reach the other customer's rows.
         let joined = "SELECT supplier_name FROM orders LEFT JOIN order_sources ON order_id = orders.id WHERE supplier_name IS NOT NULL";
         assert_eq!(seen(&tx, joined).await, ["Xưởng A"]);
-        let told = "SELECT supplier_name FROM order_sources WHERE 1 / (CASE WHEN supplier_name = 'Xưởng B' THEN 0 ELSE 1 END) = 1";
-        assert_eq!(seen(&tx, told).await, ["Xưởng A"]);
+        let revealing = "SELECT supplier_name FROM order_sources WHERE 1 / (CASE WHEN supplier_name = 'Xưởng B' THEN 0 ELSE 1 END) = 1";
+        assert_eq!(seen(&tx, revealing).await, ["Xưởng A"]);
         let changed = |sql: &'static str| {
             let tx = &tx;
             async move { tx.execute_unprepared(sql).await.map(|done| done.rows_affected()) }
@@ -72,7 +72,7 @@ async fn a_source_is_written_by_the_order_system_and_seen_by_the_owning_customer
         let refused: Result<_, DbErr> = tx.query_one_raw(statement(&upsert, [])).await;
         assert!(refused.expect_err("refused").to_string().contains("row-level security"));
         tx.rollback().await.expect("rolled back");
-        // Gone with the transaction: a pooled connection does not hand one customer's name to the next.
+        // The setting ends with the transaction: a pooled connection does not carry one customer's name over to the next.
         assert!(seen(&db.begin().await.expect("a transaction"), all).await.is_empty());
         db.close().await.expect("closed");
     })

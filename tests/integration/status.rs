@@ -1,4 +1,4 @@
-//! `ops status`: what is wrong makes its exit code, what waits is shown, and two looks tell rates.
+//! `ops status`: faults set its exit code, waiting work is shown, and two readings give rates.
 
 use std::process::Stdio;
 
@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::harness::{Harness, QUICK, SOON, with_harness};
 
-/// What `ops status` printed with these arguments, and its exit code.
+/// The output of `ops status` with these arguments, and its exit code.
 async fn status(harness: &Harness, arguments: &[&str]) -> (String, i32) {
     let arguments = [&["status"], arguments].concat();
     let done = fleet::command("ops", &harness.sandbox.env, arguments).expect("built").output().await.expect("an end");
@@ -26,7 +26,7 @@ fn troubles(status: &Value) -> Vec<&str> {
     status["troubles"].as_array().expect("a list").iter().map(|trouble| trouble.as_str().expect("text")).collect()
 }
 
-/// So many open letters of this group, as a worker would store them.
+/// That many open letters of this group, as a worker would store them.
 async fn letters(harness: &Harness, group: i32, count: i32) {
     let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body)
                SELECT gen_random_uuid(), 'confirm-receipt', gen_random_uuid(), 'attempts-exhausted', 'cause', 'group ' || $1::int, 3,
@@ -48,12 +48,12 @@ async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
         }
         let (found, code) = json(harness).await;
         assert_eq!((troubles(&found), code), (vec!["78 dead letters are open; see `ops dead list`"], 1));
-        let told = &found["letters"];
+        let letters = &found["letters"];
         assert_eq!(
-            (&told["open"], &told["groups"], told["largest"].as_array().map(Vec::len)),
+            (&letters["open"], &letters["groups"], letters["largest"].as_array().map(Vec::len)),
             (&78.into(), &12.into(), Some(10))
         );
-        let first = &told["largest"][0];
+        let first = &letters["largest"][0];
         assert_eq!(
             (&first["letters"], &first["cause"], &first["kind"]),
             (&12.into(), &"group 12".into(), &"confirm-receipt".into())
@@ -79,7 +79,7 @@ async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_message() {
     with_harness(QUICK, async |harness| {
-        // What the order system says of when it happened is not how long it waits.
+        // The event's own time does not determine how long it has waited.
         let shipped = "INSERT INTO outbox (event_type, subject_id, occurred_at) VALUES ('order.shipped', $1, now() + interval '1 year')";
         for _ in 0..3 {
             harness.run(shipped, [harness.delivering().await.into()]).await;
@@ -93,7 +93,7 @@ async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_messag
         assert!(said[0] == nothing_runs && said[1].starts_with("3 events wait in the outbox, the oldest for 18"), "{said:?}");
         assert!(found["outbox"]["oldest_s"].as_f64().is_some_and(|waits| (180.0..240.0).contains(&waits)), "{found:#}");
 
-        // The worker is there again, and the relay is not.
+        // The worker is running again, and the relay is not.
         let worker = harness.worker();
         harness.until_consumed().await;
         let (found, code) = json(harness).await;
@@ -102,7 +102,7 @@ async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_messag
         harness.until("SELECT count(*) = 0 FROM outbox").await;
         eventually("nothing is wrong", SOON, async || Ok(json(harness).await.1 == 0)).await;
 
-        // An event that is set aside is wrong until an operator has decided.
+        // An event that is set aside is a fault until an operator decides about it.
         harness.event("order.shiped", Uuid::nil()).await;
         harness.event("order.shipped", Uuid::nil()).await;
         harness.until("SELECT count(*) = 2 FROM set_aside").await;
@@ -155,7 +155,7 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
         for said in ["1 of 2", "3 failures", "woke 1 subjects within the last hour", "by lan: 0 checks off"] {
             assert!(screen.contains(said), "{said}: {screen}");
         }
-        // One that found something is wrong until the next one.
+        // An audit that found something is a fault until the next audit.
         harness.run("INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail) SELECT actor_kind, action, subject_kind, subject_id, jsonb_set(detail, '{changed,off}', '2') FROM activity", []).await;
         let (found, code) = json(harness).await;
         assert!(code == 1 && troubles(&found)[0].contains("found 2 checks off"), "{found:#}");
@@ -214,7 +214,7 @@ async fn a_server_that_is_away_is_exit_code_3_and_wrong_use_is_2() {
     .await;
 }
 
-/// An `ops status --watch` whose documents are read line by line.
+/// An `ops status --watch` whose JSON documents are read line by line.
 struct Watching {
     child: tokio::process::Child,
     lines: Lines<BufReader<tokio::process::ChildStdout>>,
@@ -236,9 +236,9 @@ impl Watching {
         serde_json::from_str(&self.line().await.expect("a document")).expect("JSON")
     }
 
-    /// Its exit code, once it is told to stop.
+    /// Stops it and returns its exit code.
     async fn stop(mut self) -> i32 {
-        fleet::terminate(&self.child).await.expect("told");
+        fleet::terminate(&self.child).await.expect("SIGTERM sent");
         tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status").code().expect("an exit code")
     }
 }
@@ -251,7 +251,7 @@ async fn each_look_is_a_line_of_json_and_the_second_tells_rates() {
         let first = watching.next().await;
         assert_eq!((&first["lanes"][0]["growth_per_s"], &first["kinds"][0]["effects_per_s"]), (&Value::Null, &Value::Null));
         harness.publish(orders.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
-        // Until a look shows it: the sum of all growth is what there is.
+        // Until a reading shows it: the growth adds up to the total.
         let growth = |look: &Value| {
             look["lanes"].as_array().expect("lanes").iter().filter_map(|lane| lane["growth_per_s"].as_f64()).sum::<f64>()
         };

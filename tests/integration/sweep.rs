@@ -1,4 +1,5 @@
-//! The sweep: what was lost is made again, once; what is merely behind is left alone; what keeps failing is woken ever more rarely.
+//! The sweep: lost wake-ups are made again, once; rows that are merely late are left alone; rows that keep failing are woken less
+//! and less often.
 
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use crate::{
     letters::Letter,
 };
 
-/// Of a sweep every 100 ms.
+/// Settings of a sweep every 100 ms.
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 
 /// The quick policy with a sweep every 100 ms.
@@ -62,12 +63,12 @@ async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
     .await;
 }
 
-/// A sweep whose rounds look back a minute, and whose look at the rest of the past comes every so many ms.
+/// A sweep that looks back a minute each round, and looks at everything older every so many ms.
 fn short_sighted(whole_every_ms: u32) -> String {
     swept(&format!("grace_ms = 100\n    lookback_ms = 60000\n    whole_every_ms = {whole_every_ms}"))
 }
 
-/// An order that began to be delivered so long ago.
+/// An order whose delivery began that long ago.
 async fn delivering_since(harness: &Harness, ago: &str) -> Uuid {
     let id = Uuid::new_v4();
     let sql = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
@@ -84,14 +85,15 @@ async fn until_received(harness: &Harness, order: Uuid) {
 async fn a_round_looks_back_only_so_far_and_at_the_rest_of_the_past_now_and_then() {
     for (whole_every_ms, found) in [(3_600_000, false), (1500, true)] {
         with_harness(&short_sighted(whole_every_ms), async |harness| {
-            // A new leader looks at everything, however long ago: also at what no calendar holds.
+            // A new leader looks at everything, however old, including infinite timestamps.
             let first = [delivering_since(harness, "1 hour").await, delivering_since(harness, "70 years").await];
             harness.run("UPDATE orders SET delivering_since = '-infinity' WHERE id = $1", [first[1].into()]).await;
             let worker = harness.worker();
             for order in first {
                 until_received(harness, order).await;
             }
-            // What is that long overdue in the meantime shows only at the next time; what fell due lately, in every round.
+            // An old overdue row that appears meanwhile is found only by the next full look; one that fell due recently, in every
+            // round.
             let long = delivering_since(harness, "1 hour").await;
             until_received(harness, delivering_since(harness, "2 seconds").await).await;
             if found {
@@ -110,7 +112,7 @@ async fn a_round_looks_back_only_so_far_and_at_the_rest_of_the_past_now_and_then
 async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_when_it_can() {
     let file = format!("{}\n    [database]\n    statement_timeout_ms = 1000", short_sighted(3_600_000));
     with_harness(&file, async |harness| {
-        // Reading what lies a month back takes longer than PostgreSQL may take for a statement.
+        // Reading rows from a month ago takes longer than the statement timeout.
         harness.run("ALTER TABLE orders RENAME TO all_orders", []).await;
         harness
             .run(
@@ -148,7 +150,7 @@ async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_wh
     .await;
 }
 
-/// Past the obstacle.
+/// Waits for the order in the table itself, because reading through the view fails.
 async fn until_received_of_all(harness: &Harness, order: Uuid) {
     harness.until(&format!("SELECT status = 'received' FROM all_orders WHERE id = '{order}'")).await;
 }
@@ -159,7 +161,7 @@ async fn a_row_that_was_woken_before_is_woken_again_however_long_it_is_overdue()
         let first = delivering_since(harness, "1 hour").await;
         let worker = harness.worker();
         until_received(harness, first).await;
-        // By now the rest of the past has been looked at. One of two rows there was woken five times, last a while ago.
+        // By now the full look has taken place. One of the two rows was woken five times, the last time a while ago.
         let (woken, unseen) = (Uuid::new_v4(), delivering_since(harness, "1 hour").await);
         let sql = "WITH made AS (
                        INSERT INTO orders (id, code, customer_id, status, delivering_since)
@@ -169,7 +171,7 @@ async fn a_row_that_was_woken_before_is_woken_again_however_long_it_is_overdue()
                    SELECT 'confirm-receipt', id, delivering_since + interval '400 ms', now() - interval '1 second', 5 FROM made";
         harness.run(sql, [woken.into(), EXAMPLE_CUSTOMER.into()]).await;
         until_received(harness, woken).await;
-        // 100 ms doubled five times.
+        // 100 ms, doubled five times.
         let again = "SELECT times = 6 AND at >= due_at + interval '1 hour' - interval '400 ms' + interval '2200 ms' FROM swept";
         harness.until(&format!("{again} WHERE subject_id = '{woken}'")).await;
         assert_eq!(harness.ask::<String>(&format!("SELECT status FROM orders WHERE id = '{unseen}'")).await, "delivering");
@@ -213,7 +215,7 @@ async fn a_row_that_keeps_failing_is_woken_ever_more_rarely() {
         harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
         let worker = harness.worker();
         harness.until("SELECT count(*) = 1 FROM swept WHERE times = 3").await;
-        // 100 ms doubled thrice: the fourth time is 800 ms away from the third.
+        // 100 ms, doubled three times: the fourth wake-up comes 800 ms after the third.
         let (third, fourth) =
             ("SELECT (at AT TIME ZONE 'UTC')::text FROM swept", "SELECT count(*) = 1 FROM swept WHERE times = 4");
         let third: String = harness.ask(third).await;
@@ -247,10 +249,10 @@ async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is
             made("collect-arrears", long_ago).await,
             made("confirm-receipt", None).await,
             made("confirm-receipt", long_ago).await,
-            // Its fault has passed, and no money is moved.
+            // Its fault has passed, and it moves no money.
             made("confirm-receipt", open).await,
         ];
-        // A rebuild makes wake-ups of the same rows, as does whoever looks how many there are.
+        // A rebuild makes wake-ups for the same rows, and a dry run counts them.
         let counted = harness.ops(&["rebuild", "--dry-run"]).await.expect("counts");
         assert!(counted.contains("confirm-receipt: 3 pending") && counted.contains("collect-arrears: 2 pending"), "{counted}");
         harness.ops(&["rebuild"]).await.expect("a rebuild");

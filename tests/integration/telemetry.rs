@@ -1,5 +1,5 @@
-//! Telemetry over OTLP, received by a collector that speaks just enough gRPC: the worker's span links to the producer's, the
-//! counters and the histogram of lateness are there, and nothing personal is in any of it.
+//! Telemetry over OTLP, received by a collector that implements just enough gRPC: the worker's span links to the producer's, the
+//! counters and the lateness histogram are present, and none of it contains personal data.
 
 use std::sync::{Arc, Mutex};
 
@@ -18,10 +18,10 @@ use tokio::net::TcpListener;
 
 use crate::harness::{QUICK, SOON, with_harness};
 
-/// What a collector was sent: the gRPC method's path and the message.
+/// What a collector received: the path of the gRPC method, and the message.
 pub type Received = Arc<Mutex<Vec<(String, Bytes)>>>;
 
-/// Listens on a free port; what comes in is acknowledged and kept.
+/// Listens on a free port, and acknowledges and keeps everything it receives.
 pub async fn collector() -> (String, Received) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let endpoint = format!("http://{}", listener.local_addr().expect("an address"));
@@ -31,7 +31,7 @@ pub async fn collector() -> (String, Received) {
         while let Ok((socket, _)) = listener.accept().await {
             let kept = Arc::clone(&kept);
             tokio::spawn(async move {
-                // Without it each answer, of several small writes, waits for the client's delayed acknowledgement.
+                // Without it, each answer consists of several small writes, which wait for the client's delayed acknowledgement.
                 socket.set_nodelay(true).expect("a socket");
                 let mut connection = h2::server::handshake(socket).await.expect("HTTP/2");
                 while let Some(Ok((request, respond))) = connection.accept().await {
@@ -51,7 +51,7 @@ async fn take(request: http::Request<h2::RecvStream>, mut respond: h2::server::S
         let _ = body.flow_control().release_capacity(part.len());
         whole.extend_from_slice(&part);
     }
-    // gRPC: a byte that says whether it is compressed, four of length, the message. Of a process that was killed, only a part comes.
+    // gRPC: one byte for the compression, four for the length, then the message. A killed process may send only a part.
     let Some((&[compressed, ref length @ ..], message)) = whole.split_first_chunk::<5>() else { return };
     if message.len() < u32::from_be_bytes(*length) as usize {
         return;
@@ -107,10 +107,10 @@ async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_
         harness.run("INSERT INTO pauses (kind, paused_by, why) VALUES ('purge-cart-item', 'lan', 'x')", []).await;
         let (broker, lane) = (harness.sandbox.broker().await.expect("a broker"), harness.topology().lane("purge-cart-item", 0));
         let left = async || Ok(broker.observe(&lane).await?.is_some_and(|seen| seen.consumers == 0));
-        eventually("the worker knows of the pause", SOON, left).await;
+        eventually("the worker has noticed the pause", SOON, left).await;
         broker.close().await;
         for driver in &mut drivers {
-            fleet::terminate(driver).await.expect("told");
+            fleet::terminate(driver).await.expect("SIGTERM sent");
             assert!(driver.wait().await.expect("a status").success());
         }
 
@@ -136,22 +136,22 @@ async fn traces_metrics_and_logs_are_exported_and_the_workers_span_links_to_the_
         let subjects = metrics.iter().find(|metric| metric.name == "kyhan.worker.subjects").expect("the counter");
         let Some(Data::Sum(sum)) = &subjects.data else { panic!("{subjects:?}") };
         let attributes = format!("{:?}", sum.data_points);
-        for told in ["confirm-receipt", "purge-cart-item", "collect-arrears", "applied"] {
-            assert!(attributes.contains(told), "{told}: {attributes}");
+        for expected in ["confirm-receipt", "purge-cart-item", "collect-arrears", "applied"] {
+            assert!(attributes.contains(expected), "{expected}: {attributes}");
         }
         assert!(metrics.iter().any(|metric| metric.name == "kyhan.relay.events"));
         let paused = metrics.iter().find(|metric| metric.name == "kyhan.paused").expect("the pauses");
         let Some(Data::Gauge(gauge)) = &paused.data else { panic!("{paused:?}") };
-        let told: Vec<_> = gauge.data_points.iter().map(|point| (format!("{:?}", point.attributes), point.value)).collect();
+        let points: Vec<_> = gauge.data_points.iter().map(|point| (format!("{:?}", point.attributes), point.value)).collect();
         assert!(
-            told.iter().all(|(kind, value)| {
+            points.iter().all(|(kind, value)| {
                 *value == Some(number_data_point::Value::AsInt(kind.contains("purge-cart-item").into()))
-            }) && told.len() == shared::domain::tasks::EXAMPLED.len(),
-            "{told:?}"
+            }) && points.len() == shared::domain::tasks::EXAMPLED.len(),
+            "{points:?}"
         );
         assert!(!messages::<ExportLogsServiceRequest>(&received, "LogsService").is_empty());
 
-        // Even at the level of debugging.
+        // Even at debug level.
         for (path, bytes) in received.lock().expect("no panic").iter() {
             let text = String::from_utf8_lossy(bytes);
             for personal in ["Nguyễn Thị Mẫu", "0901234567", "mau@example.vn", "taobao", "Áo khoác"] {

@@ -1,4 +1,4 @@
-//! The topology on a real broker: declared again without harm, refused when it differs, pruned when it is empty.
+//! The topology on a real broker: declaring again is harmless, a difference is refused, and an empty queue is pruned.
 
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
         assert!(differences[0].name == lane && differences[0].difference.contains("x-d"), "{refused}");
         let shown = harness.ops(&["topology", "show"]).await.expect("shown");
         assert!(shown.contains("differs"), "{shown}");
-        // A worker says so and leaves, instead of trying for ever.
+        // A worker logs it and exits instead of retrying forever.
         let complaint = fleet::output(may_declare(harness)).await.expect_err("refused");
         assert!(complaint.to_string().contains(&lane), "{complaint}");
         broker.close().await;
@@ -52,7 +52,7 @@ async fn a_queue_with_other_arguments_is_an_error_that_names_it_and_the_differen
     .await;
 }
 
-/// A worker that may declare, and so learns of other arguments; see `broker_users.rs` for those who may not.
+/// A worker that may declare, and so detects changed arguments; see `broker_users.rs` for those that may not.
 fn may_declare(harness: &Harness) -> tokio::process::Command {
     let mut command = fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built");
     command.env("KYHAN_AMQP_URL", &harness.sandbox.env["KYHAN_AMQP_URL"]);
@@ -68,10 +68,10 @@ fn without(table: &mut FieldTable, name: &str) {
     *table = kept;
 }
 
-/// What somebody does to the arguments of one of ours.
+/// A change that another program makes to the arguments of one of our objects.
 type Change = Box<dyn Fn(&mut FieldTable)>;
 
-/// A classic queue's arguments: those that it takes.
+/// The arguments that a classic queue accepts.
 fn classic(table: &mut FieldTable) {
     for name in ["x-queue-type", "x-delivery-limit", "x-dead-letter-strategy"] {
         without(table, name);
@@ -131,13 +131,13 @@ async fn a_rung_that_the_policy_forgets_is_removed_once_it_is_empty() {
         waiting.exchange = format!("{}3s", before.rung_prefix());
         harness.publish(vec![waiting]).await;
 
-        // Two operators at once do not get into each other's way.
+        // Two concurrent runs by operators do not disturb each other.
         let (first, second) = tokio::join!(harness.ops(&["topology", "prune"]), harness.ops(&["topology", "prune"]));
         let pruned = [first.expect("pruned"), second.expect("pruned")];
         assert!(pruned.iter().any(|pruned| pruned.contains("rung.1h: removed")), "{pruned:?}");
         assert!(pruned.iter().all(|pruned| pruned.contains("rung.3s: still holds 1")), "{pruned:?}");
         assert!(broker.observe(&format!("{}1h", before.rung_prefix())).await.expect("an answer").is_none());
-        // What waited there still arrives, and then the rung goes too.
+        // The message that waited there still arrives, and then the rung is deleted as well.
         let worker = harness.worker();
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         worker.stop().await;

@@ -1,4 +1,4 @@
-//! Formats of wake-ups: producers and workers are upgraded in any order.
+//! Wake-up formats: producers and workers can be upgraded in any order.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
         let bytes = body(99, later);
         let mut headers = FieldTable::default();
         headers.insert("new".into(), AMQPValue::LongString("kept".into()));
-        // Taken along into the rung, a shorter expiration would end its pause.
+        // A shorter expiration on the message would shorten its time in the rung if it were kept.
         let properties = BasicProperties::default()
             .with_delivery_mode(2)
             .with_headers(headers)
@@ -55,11 +55,11 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
         harness.until(&format!("SELECT status = 'received' FROM orders WHERE id = '{beside}'")).await;
         always("it is no dead letter", Duration::from_millis(2_500), async || Ok(harness.buried().await == 0)).await;
         let totals = worker.stop().await;
-        // The longest rung here has a second.
+        // The longest rung here has a TTL of one second.
         assert!((2..=began.elapsed().as_secs() + 2).contains(&totals.parked), "once a second: {totals:?}");
         assert_eq!((totals.malformed, totals.applied), (0, 1));
 
-        // A newer worker would take it from the lane, as it was.
+        // A newer worker would take it from the lane unchanged.
         let broker = harness.sandbox.broker().await.expect("a broker");
         let channel = broker.channel().await.expect("a channel");
         let lane = harness.topology().lane("confirm-receipt", 0);
@@ -86,7 +86,7 @@ async fn a_later_format_that_somebody_published_by_hand_finds_its_way_back_too()
     with_harness(QUICK, async |harness| {
         let beside = harness.delivering().await;
         let lane = harness.topology().lane("confirm-receipt", 0);
-        // The default exchange, whose routing keys are queues' names, as RabbitMQ's own pages use it.
+        // The default exchange, whose routing keys are queue names, as in RabbitMQ's documentation.
         let by_hand = Outgoing {
             exchange: String::new(),
             routing_key: lane.clone(),

@@ -1,5 +1,5 @@
-//! The walk-through of docs/operations.md, really run: a constraint makes a thousand charges fail, and operators find, understand,
-//! plan, approve, replay and audit them. It prints the page; what stands in it was said by the built binaries.
+//! The walk-through of docs/operations.md: a constraint makes a thousand charges fail, and operators find, examine, plan, approve,
+//! replay and audit them. It prints the page from the output of the built binaries.
 
 use std::{
     path::Path,
@@ -15,7 +15,7 @@ use tests::{
     sandbox::{Sandbox, eventually},
 };
 
-/// The published policy; only what fails is tried again sooner.
+/// The published policy, with an earlier retry.
 const SETTINGS: &str = r#"
     [topology]
     ladder = ["100ms", "1s", "5s", "30s", "5m", "1h", "6h", "1d", "7d", "30d"]
@@ -76,10 +76,10 @@ async fn story(sandbox: &Sandbox) -> Result<()> {
     let groups = said(sandbox, &["dead", "list", "--groups", "--json"]).await?;
     let group = first_group(&groups).with_context(|| groups.clone())?;
     let letter: String = ask(sandbox, "SELECT left(id::text, 8) FROM dead_letters ORDER BY last_failed_at, id LIMIT 1").await?;
-    print("One of them, with what a replay would do at this moment:");
+    print("One of the letters, with what a replay would do now:");
     shown(sandbox, &["dead", "show", &letter]).await?;
 
-    print("## It is paused, mended, and planned\n\nNothing more is charged once this has returned:");
+    print("## Pause the kind, fix the cause, plan the replay\n\nAfter this command returns, no further charges are made:");
     shown(
         sandbox,
         &["--as", "lan", "pause", "collect-arrears", "--why", "wallets may be negative by the policy; a constraint forbids it"],
@@ -91,20 +91,20 @@ async fn story(sandbox: &Sandbox) -> Result<()> {
     shown(sandbox, &["--as", "lan", "dead", "replay", "--group", &group, "--plan", "--why", "the constraint is gone"]).await?;
     let plan: String = ask(sandbox, "SELECT id::text FROM replay_plans").await?;
 
-    print("## A second operator approves it");
+    print("## A second operator approves the plan");
     shown(sandbox, &["--as", "lan", "dead", "replay", "--run", &plan, "--yes"]).await?;
     shown(sandbox, &["--as", "lan", "dead", "approve", &plan, "--yes"]).await?;
     shown(sandbox, &["--as", "hoa", "dead", "approve", &plan, "--yes", "--why", "checked three orders by hand"]).await?;
 
-    print("## It is run, first with a limit of money");
+    print("## Run the plan, first with a limit on the amount");
     let run = ["--as", "lan", "dead", "replay", "--run", &plan, "--yes", "--rate", "500"];
     shown(sandbox, &[&run[..], &["--amount-max", "1.000.000"]].concat()).await?;
     shown(sandbox, &run).await?;
-    print("Pressed once more:");
+    print("The same command again:");
     shown(sandbox, &run).await?;
     shown(sandbox, &["dead", "plans", &plan]).await?;
 
-    print("## It is audited");
+    print("## Audit the result");
     shown(sandbox, &["audit"]).await?;
     shown(sandbox, &["dead", "list"]).await?;
     shown(sandbox, &["explain", "BG-00001"]).await?;
@@ -118,11 +118,16 @@ async fn story(sandbox: &Sandbox) -> Result<()> {
 const INTRODUCTION: &str = "\
 # Operations: dead letters, a walk-through
 
-`make walkthrough` runs this page anew, on a database and a name prefix of its own, and writes it: everything in a box was said by the built
-binaries. A thousand orders shipped two days ago, each short of 35.000 ₫ of shipping. Somebody has put a constraint on the wallets, so every charge fails, and after its last
-attempt is a dead letter.
+`make walkthrough` generates this page: it runs every command below on a temporary database and
+shows what the built binaries printed.
 
-One setting differs from the defaults: what fails is tried again after 100 ms. The sweep looks as it always does, and leaves alone what takes money and has an open letter.
+A thousand orders were shipped two days ago, and each still owes 35.000 ₫ for shipping. A wrong
+constraint on the wallets makes every charge fail. After the last attempt, each charge becomes a
+dead letter.
+
+One setting differs from the defaults: failed effects are retried after 100 ms. The sweep runs with
+its default settings. If an effect moves money and its dead letter is open, the sweep makes no new
+wake-up for it.
 ";
 
 async fn ask<T: sea_orm::TryGetable>(sandbox: &Sandbox, sql: &str) -> Result<T> {
@@ -136,7 +141,7 @@ fn first_group(groups: &str) -> Option<String> {
     Some(list.get(0)?.get("group")?.as_str()?.to_owned())
 }
 
-/// What a command says, and how it ends.
+/// Runs a command and returns its output and exit code.
 async fn output(sandbox: &Sandbox, arguments: &[&str]) -> Result<(String, i32)> {
     let mut command = fleet::command("ops", &sandbox.env, arguments)?;
     command.env("COLUMNS", "160").env("NO_COLOR", "1").stdin(Stdio::null());
@@ -149,13 +154,13 @@ async fn said(sandbox: &Sandbox, arguments: &[&str]) -> Result<String> {
     Ok(output(sandbox, arguments).await?.0)
 }
 
-/// A part of the page, and an empty line.
+/// Prints a part of the page and an empty line.
 fn print(part: &str) {
     say(part);
     say("");
 }
 
-/// A command and what it says, as a box of the page.
+/// Runs a command and prints it with its output as a code block.
 async fn shown(sandbox: &Sandbox, arguments: &[&str]) -> Result<()> {
     let typed = arguments.iter().map(|one| if one.contains([' ', ';']) { format!("'{one}'") } else { (*one).to_owned() });
     let (said, code) = output(sandbox, arguments).await?;

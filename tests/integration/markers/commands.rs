@@ -1,4 +1,4 @@
-//! Every command of `ops`, run as operators run it: a table of lines, and the help of `ops` that says whether one is missing.
+//! Every command of `ops`, run as operators run it: a table of lines, and a check against the help of `ops` that none is missing.
 
 use futures::{StreamExt, stream};
 use tests::fleet;
@@ -6,14 +6,14 @@ use tests::fleet;
 use super::{search::Capture, surroundings::Surroundings};
 use crate::harness::{Harness, SOON};
 
-/// Lines, a group after the other; those of a group side by side.
+/// Groups of command lines. The groups run one after the other, the lines of a group concurrently.
 type Lines = &'static [&'static [&'static str]];
 
-/// Every line: `{…}` in it stands for what [`PLACES`] finds at that moment. One that begins with `~` may also end with 1, as what it tells
-/// is that something is wrong. Each command that has `--json` is to be run with it and without.
+/// All lines. `{…}` is replaced by what [`PLACES`] finds at that moment. A line that begins with `~` may also exit 1, because it
+/// reports faults. Each command that has `--json` must be run with it and without it.
 const ALL: [Lines; 4] = [PREPARE, OPERATE, REPLAY, LAST];
 
-/// Before any process of the fleet is started.
+/// Run before any process of the fleet is started.
 pub const PREPARE: Lines = &[&[
     "roles install",
     "roles install --json",
@@ -27,10 +27,10 @@ pub const PREPARE: Lines = &[&[
     "completions bash",
 ]];
 
-/// Over a fleet that works.
+/// Run on a working fleet.
 pub const OPERATE: Lines = &[
     &[
-        // Takes longest, as it waits until whoever goes by the policy before must have heard of it.
+        // Takes longest, because it waits until no process can still use the previous policy.
         "policy apply {policy} --why shorter --yes",
         "topology show",
         "topology show --json",
@@ -91,7 +91,7 @@ pub const OPERATE: Lines = &[
     &["set-aside discard --all --why calm --json"],
 ];
 
-/// Over rows that nobody but an operator changes any more.
+/// Run on rows that only operators still change.
 pub const REPLAY: Lines = &[
     &[
         "dead discard --id {letter} --why noise --yes",
@@ -101,7 +101,7 @@ pub const REPLAY: Lines = &[
         "dead discard --id {letter} --why noise --yes --json",
         "dead repair {malformed} --kind purge-cart-item --subject {item} --why importer --yes --json",
     ],
-    // Planned with every obstacle in its way. Then most of these are gone, and the run is refused; planned anew, it is not.
+    // Planned while every obstacle is in place. Then most of them are removed and the run is refused; a new plan is accepted.
     &["dead replay --all --plan --why mended"],
     &["dead plans {plan}", "dead plans {plan} --json", "--as hoa dead approve {plan} --yes --why checked", "{mended}"],
     &["~dead replay --run {plan} --yes"],
@@ -123,16 +123,16 @@ pub const REPLAY: Lines = &[
     &["triggers install"],
 ];
 
-/// Run when everything else is searched: they take tables away.
+/// Run after everything else has been searched, because they drop tables.
 pub const LAST: Lines = &[&["~migrate down"], &["~migrate down --json"], &["migrate up"]];
 
-/// Commands that no line runs, by their last word, and why.
-const LEFT_OUT: &[(&str, &str)] = &[("help", "clap's own, and says what --help says, by which the commands are found")];
+/// Commands that no line runs, by their last word, with the reason.
+const LEFT_OUT: &[(&str, &str)] = &[("help", "clap's own command; it prints what --help prints, which lists the commands")];
 
-/// Commands whose stdout is not searched, and why: what they tell is what they are for. Their stderr is searched.
-const HAND_OUT: &[(&str, &str)] = &[("customer export", "it hands out to a customer what is held about them")];
+/// Commands whose stdout is not searched, with the reason: handing out this data is their purpose. Their stderr is searched.
+const HAND_OUT: &[(&str, &str)] = &[("customer export", "it exports a customer's own data to that customer")];
 
-/// What stands in a line's braces: SQL that finds it.
+/// The placeholders of the lines, each with the SQL that finds its value.
 const PLACES: &[(&str, &str)] = &[
     ("{code}", "SELECT code FROM orders JOIN obstacles ON subject = id ORDER BY id LIMIT 1"),
     ("{order}", "SELECT id::text FROM orders JOIN obstacles ON subject = id ORDER BY id LIMIT 1"),
@@ -151,19 +151,19 @@ const PLACES: &[(&str, &str)] = &[
     ),
 ];
 
-/// What the lines are run with.
+/// The surroundings in which the lines are run.
 pub struct Runner<'a> {
     pub harness: &'a Harness,
     pub surroundings: &'a Surroundings,
-    /// Besides [`PLACES`].
+    /// Placeholders in addition to [`PLACES`].
     pub places: Vec<(&'static str, String)>,
 }
 
-/// So many run side by side.
+/// The number of lines that run concurrently.
 const SIDE_BY_SIDE: usize = 4;
 
 impl Runner<'_> {
-    /// Runs a table of lines; what they said.
+    /// Runs a table of lines and returns their output.
     pub async fn run(&self, lines: Lines) -> Vec<Capture> {
         let mut captures = Vec::new();
         for group in lines {
@@ -178,7 +178,7 @@ impl Runner<'_> {
         captures
     }
 
-    /// A line with what its places stand for.
+    /// A line with its placeholders replaced.
     async fn filled(&self, line: &str) -> String {
         let mut line = line.to_owned();
         for (place, found) in &self.places {
@@ -193,7 +193,7 @@ impl Runner<'_> {
     }
 
     async fn line(&self, line: &str) -> [Capture; 2] {
-        let (tells, line) = line.strip_prefix('~').map_or((false, line), |line| (true, line));
+        let (may_fail, line) = line.strip_prefix('~').map_or((false, line), |line| (true, line));
         let words: Vec<&str> = line.split(' ').collect();
         let (program, arguments) = match words.as_slice() {
             ["worker" | "producer", arguments @ ..] => (words[0], arguments.to_vec()),
@@ -204,13 +204,13 @@ impl Runner<'_> {
         let said = said.unwrap_or_else(|_| panic!("`{line}` does not end")).expect("run");
         let (code, complaint) = (said.status.code(), String::from_utf8_lossy(&said.stderr));
         let last = complaint.lines().rfind(|line| !line.starts_with('{')).unwrap_or_default();
-        assert!(code == Some(0) || tells && code == Some(1), "`{line}` ended with {code:?}: {last}");
-        let told = if HAND_OUT.iter().any(|(path, _)| is_of(line, path)) { Vec::new() } else { said.stdout };
-        [Capture::new(format!("stdout of `{line}`"), told), Capture::new(format!("stderr of `{line}`"), said.stderr)]
+        assert!(code == Some(0) || may_fail && code == Some(1), "`{line}` ended with {code:?}: {last}");
+        let stdout = if HAND_OUT.iter().any(|(path, _)| is_of(line, path)) { Vec::new() } else { said.stdout };
+        [Capture::new(format!("stdout of `{line}`"), stdout), Capture::new(format!("stderr of `{line}`"), said.stderr)]
     }
 
     /// # Panics
-    /// When `ops` has a command that no line runs, or only one with `--json` or without.
+    /// If `ops` has a command that no line runs, or that is run only with `--json` or only without.
     pub async fn assert_complete(&self) {
         let lines: Vec<&str> = ALL.iter().copied().flatten().flat_map(|group| group.iter().copied()).collect();
         let mut paths = vec![String::new()];
@@ -239,7 +239,7 @@ fn is_of(line: &str, path: &str) -> bool {
     path.split(' ').eq(words.skip(skipped).take(path.split(' ').count()))
 }
 
-/// The names under «Commands:» of a help.
+/// The names under «Commands:» in a help text.
 fn subcommands(help: &str) -> impl Iterator<Item = &str> {
     let list = help.split_once("\nCommands:\n").map_or("", |(_, list)| list);
     let names = list.lines().take_while(|line| !line.is_empty()).filter_map(|line| line.strip_prefix("  "));

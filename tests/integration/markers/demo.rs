@@ -1,15 +1,15 @@
-//! The demo tells nobody's name either: run as it is, small, and what it prints and its fleet logs is searched for what its population is
-//! made of. That needs no markers: it is removed with its database, and everything in it is of a shape that nothing else has.
+//! The demo prints no personal data either. It is run with few orders, and its output and its fleet's logs are searched for the
+//! data of its population. Markers are not needed: the demo's database is removed, and all its data has an unmistakable format.
 
 use std::{path::Path, process::Stdio, time::Duration};
 
 use regex::Regex;
 use tests::fleet;
 
-/// The demo's days, a second each, and twice as long again for a busy machine.
+/// The demo's days, one second each, doubled for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Names, telephones, addresses, and what is in orders' messages and carts: see `population.rs` of the demo.
+/// Names, telephone numbers, addresses, and the contents of messages and carts: see `population.rs` of the demo.
 const PERSONAL: &[&str] = &[
     "(Nguyễn|Trần|Lê|Phạm|Hoàng|Huỳnh|Phan|Vũ|Võ|Đặng|Bùi|Đỗ) (Thị|Văn|Hữu|Ngọc|Minh|Thanh|Quốc|Thùy) ",
     r"\b09\d{8}\b",
@@ -23,7 +23,7 @@ const PERSONAL: &[&str] = &[
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_demo_names_nobody() {
-    // It writes its report and its logs into a folder of where it runs.
+    // The demo writes its report and its logs below its working directory.
     let folder = std::env::temp_dir().join(format!("kyhan-demo-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir_all(&folder).expect("a folder");
     let servers = ["KYHAN_DATABASE_URL", "KYHAN_AMQP_URL"].map(|name| (name.to_owned(), std::env::var(name).expect(name)));
@@ -31,24 +31,24 @@ async fn the_demo_names_nobody() {
     demo.current_dir(&folder).env("RUST_BACKTRACE", "full").stdin(Stdio::null());
     let said = tokio::time::timeout(PATIENCE, demo.output()).await.expect("it ends").expect("run");
     let (out, err) = (String::from_utf8_lossy(&said.stdout).into_owned(), String::from_utf8_lossy(&said.stderr).into_owned());
-    let mut told = vec![("stdout".to_owned(), out), ("stderr".to_owned(), err)];
+    let mut outputs = vec![("stdout".to_owned(), out), ("stderr".to_owned(), err)];
     let files = std::fs::read_dir(folder.join("target/demo")).expect("the demo's folder");
     for file in files.map(|file| file.expect("a file").path()) {
-        told.push((name(&file), String::from_utf8_lossy(&std::fs::read(&file).expect("a file")).into_owned()));
+        outputs.push((name(&file), String::from_utf8_lossy(&std::fs::read(&file).expect("a file")).into_owned()));
     }
     std::fs::remove_dir_all(&folder).expect("removed");
 
     for pattern in PERSONAL {
         let pattern = Regex::new(pattern).expect("a regular expression");
-        for (place, text) in &told {
+        for (place, text) in &outputs {
             let found = pattern.find(text).map(|found| (found.start(), found.as_str()));
-            assert_eq!(found, None, "{place} tells what the population is made of ({pattern})");
+            assert_eq!(found, None, "{place} contains data of the population ({pattern})");
         }
     }
-    // All of it was there to be found.
-    assert!(said.status.success(), "{:?}", told[0]);
+    // The demo did produce all of these outputs.
+    assert!(said.status.success(), "{:?}", outputs[0]);
     for (place, text) in [("stdout", "Trong giỏ"), ("worker-1.log", "worker started"), ("relay.log", "relay started")] {
-        assert!(told.iter().any(|(of, said)| of == place && said.contains(text)), "no {text:?} in {place}: {told:?}");
+        assert!(outputs.iter().any(|(of, said)| of == place && said.contains(text)), "no {text:?} in {place}: {outputs:?}");
     }
 }
 

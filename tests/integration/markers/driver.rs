@@ -1,4 +1,4 @@
-//! A process of the fleet whose every word is kept: stdout, stderr, and what its admin port answers.
+//! The driver of one fleet process. It captures stdout, stderr and the answers of the admin port.
 
 use std::{net::SocketAddr, path::PathBuf, process::Stdio};
 
@@ -18,7 +18,7 @@ pub struct Driver {
 }
 
 impl Driver {
-    /// Starts it; its files are in a folder of its own.
+    /// Starts the process, with a folder of its own for its files.
     pub fn start(surroundings: &Surroundings, name: &str, binary: &str, arguments: &[&str]) -> Self {
         let folder = surroundings.folder.join(name);
         std::fs::create_dir_all(&folder).expect("a folder");
@@ -31,7 +31,7 @@ impl Driver {
         String::from_utf8_lossy(&std::fs::read(self.folder.join("stderr")).expect("a log")).into_owned()
     }
 
-    /// Where its admin port is, by its own word.
+    /// The address of its admin port, as it logs it.
     async fn address(&self) -> SocketAddr {
         let mut address = None;
         eventually("the admin port listens", SOON, async || {
@@ -47,12 +47,12 @@ impl Driver {
         address.expect("an address")
     }
 
-    /// Waits until it is ready, or is not any more.
+    /// Waits until its readiness is as given.
     pub async fn until_ready(&mut self, ready: bool) {
         self.until_answered(&format!("ready: {ready}"), |status, _| (status == 200) == ready).await;
     }
 
-    /// Waits until what it is asked about its health is answered so; every answer is kept.
+    /// Waits until its readiness endpoint gives such an answer. All answers are kept.
     pub async fn until_answered(&mut self, what: &str, so: impl Fn(u16, &str) -> bool) {
         let address = self.address().await;
         let (name, answers) = (&self.name, &mut self.answers);
@@ -69,24 +69,24 @@ impl Driver {
         .await;
     }
 
-    /// Waits until it has said this.
+    /// Waits until it has logged this text.
     pub async fn until_said(&self, text: &str) {
         eventually(&format!("{} says {text:?}", self.name), SOON, async || Ok(self.said().contains(text))).await;
     }
 
-    /// `kill -9`
+    /// Kills it with SIGKILL.
     pub async fn kill(&mut self) {
         self.child.kill().await.expect("killed");
     }
 
-    /// Tells it to leave, and waits until it has.
+    /// Sends SIGTERM and waits until it has exited.
     pub async fn stop(&mut self) {
-        fleet::terminate(&self.child).await.expect("told");
+        fleet::terminate(&self.child).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{}: {status}", self.name);
     }
 
-    /// Everything that it has said; it has to be gone.
+    /// All its output. The process must have exited.
     pub fn captures(self) -> Vec<Capture> {
         let file =
             |name: &str| Capture::new(format!("{name} of {}", self.name), std::fs::read(self.folder.join(name)).expect("a file"));

@@ -1,5 +1,5 @@
-//! Obstacles: triggers of the order system that let an effect fail, each in a way of its own, and PostgreSQL names the customer, the
-//! product or the supplier in what it says about it.
+//! Obstacles: triggers of the order system that make an effect fail, each in its own way, so that PostgreSQL quotes the customer,
+//! the product or the supplier in its error.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction};
 use shared::database::statement;
@@ -7,11 +7,12 @@ use uuid::Uuid;
 
 use crate::harness::Harness;
 
-/// The ways to fail. In each, MESSAGE, DETAIL, HINT or CONTEXT of the error quotes marked columns, or a warning before it does.
+/// The ways to fail. In each of them, MESSAGE, DETAIL, HINT or CONTEXT of the error, or a warning before it, quotes marked
+/// columns.
 pub const WAYS: &[&str] =
     &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning", "cast", "said", "made up"];
 
-/// They may lie outside of what the fleet's roles see, as in an order system of its own: the function is its owner's.
+/// The tables may be invisible to the fleet's roles, as in a separate order system: the function runs with its owner's rights.
 const TABLES: &str = "
     CREATE TABLE obstacles (subject uuid PRIMARY KEY, way text NOT NULL);
     CREATE TABLE label_names (full_name text PRIMARY KEY);
@@ -56,7 +57,7 @@ const TABLES: &str = "
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;
     END $$;";
 
-/// Makes them, for no subject yet.
+/// Creates the obstacles, for no subject yet.
 pub async fn install(harness: &Harness, tables: impl IntoIterator<Item = &'static str>) {
     harness.sandbox.db.execute_unprepared(TABLES).await.expect("tables of the order system");
     for table in tables {
@@ -65,7 +66,7 @@ pub async fn install(harness: &Harness, tables: impl IntoIterator<Item = &'stati
     }
 }
 
-/// Lays one into a subject's way.
+/// Puts an obstacle in a subject's way.
 pub async fn lay(tx: &DatabaseTransaction, subject: Uuid, way: &str) {
     let sql = statement("INSERT INTO obstacles VALUES ($1, $2)", [subject.into(), way.into()]);
     tx.execute_raw(sql).await.expect("an obstacle");

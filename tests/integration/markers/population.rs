@@ -1,5 +1,5 @@
-//! The population: every column that may hold something personal or a source of goods is filled with text around a marker of its own.
-//! No column that can hold text goes unnoticed: each is marked, or somebody has said here why it is not.
+//! The population: every column that may hold personal data or a source of goods is filled with text around its own marker. No
+//! column that can hold text is overlooked: each is marked, or a list here gives the reason why it is not.
 
 use std::collections::BTreeSet;
 
@@ -10,10 +10,10 @@ use uuid::Uuid;
 use super::search::{Capture, marker};
 use crate::harness::Harness;
 
-/// Where a marker stands in its text.
+/// The place of the marker in its text.
 const PLACE: &str = "#";
 
-/// A column and what is written into it.
+/// A column and the text written into it.
 pub struct Column {
     pub table: &'static str,
     pub name: &'static str,
@@ -24,7 +24,7 @@ const fn column(table: &'static str, name: &'static str, text: &'static str) -> 
     Column { table, name, text }
 }
 
-/// Columns of customers, of sources of goods, and of what anybody may write freely. A mask shows less than these markers are long.
+/// Columns of customers, of sources of goods, and of free text. A mask shows fewer characters than these markers have.
 pub const MARKED: &[Column] = &[
     column("customers", "full_name", "Nguyễn Thị # Ánh"),
     column("customers", "phone", "09#678"),
@@ -44,7 +44,7 @@ pub const MARKED: &[Column] = &[
     column("outbox", "data", r##"{"người nhận": "Đặng # Huế", "#": {"nguồn": "https://example.cn/#"}}"##),
 ];
 
-/// Columns of the same tables that can hold text and are not marked, and why.
+/// Columns of the same tables that can hold text and are not marked, with the reason.
 const NOT_MARKED: &[(&str, &str, &str)] = &[
     ("orders", "code", "the name by which customers, staff and operators speak of an order"),
     ("orders", "status", "one of the nine"),
@@ -54,10 +54,10 @@ const NOT_MARKED: &[(&str, &str, &str)] = &[
     ("activity", "actor_kind", "one of three"),
     ("activity", "action", "a name that the fleet counts by"),
     ("activity", "subject_kind", "a name"),
-    ("outbox", "event_type", "a name; one that nobody knows is told to operators as it is"),
+    ("outbox", "event_type", "a name; an unknown one is shown to operators unchanged"),
 ];
 
-/// This system's own tables, and which of their rows it writes: whoever may read those learns nothing personal from them.
+/// This system's own tables, and which of their rows it writes. Their readers learn nothing personal from them.
 const OWN: &[(&str, &str)] = &[
     ("activity", "actor_kind <> 'customer'"),
     ("activity_removals", "true"),
@@ -83,17 +83,17 @@ const OWN: &[(&str, &str)] = &[
     ("transfers", "idempotency_key NOT LIKE 'nạp-ví-%'"),
 ];
 
-/// Tables of which neither is asked, and why.
+/// Tables that belong to neither list, with the reason.
 const NEITHER: &[(&str, &str)] = &[(
     "set_aside",
-    "keeps an event that made no sense whole, to be put right, and in the database alone; what `ops set-aside` tells of it is searched",
+    "keeps an invalid event in full, to be corrected, in the database only; the output of `ops set-aside` is searched",
 )];
 
-/// Types that cannot hold what somebody has written.
+/// Types that cannot hold free text.
 const NO_TEXT: &str = "'uuid', 'smallint', 'integer', 'bigint', 'boolean', 'date', 'timestamp with time zone'";
 
 /// # Panics
-/// When there is a table, or a column that can hold text, of which nobody has said here what it is.
+/// If there is a table, or a column that can hold text, that no list here contains.
 pub async fn assert_known(harness: &Harness) {
     let of_schema = "FROM information_schema.tables JOIN information_schema.columns USING (table_schema, table_name)
                      WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'";
@@ -123,19 +123,19 @@ pub async fn assert_known(harness: &Harness) {
     );
 }
 
-/// What is written into a column.
+/// The text written into a column.
 fn text(table: &str, column: &str) -> String {
     let of = MARKED.iter().find(|of| (of.table, of.name) == (table, column)).expect("a marked column");
     of.text.replace(PLACE, &marker(table, column))
 }
 
-/// Marks the customer of all examples. Whatever else is marked belongs to this one.
+/// Marks the customer of all examples. All other marked data belongs to this customer.
 pub async fn mark_customer(harness: &Harness) {
     let values = ["full_name", "phone", "email", "address"].map(|column| text("customers", column).into());
     let [name, phone, email, address] = values;
     let sql = "UPDATE customers SET full_name = $1, phone = $2, email = $3, address = $4 WHERE id = $5";
     assert_eq!(harness.run(sql, [name, phone, email, address, EXAMPLE_CUSTOMER.into()]).await, 1);
-    // Paid in by hand, as somebody wrote it down.
+    // Paid in by hand, with a note.
     let sql = "WITH outside AS (INSERT INTO accounts (kind) VALUES ('outside') RETURNING id),
                     wallet AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1) RETURNING id)
                INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
@@ -144,7 +144,7 @@ pub async fn mark_customer(harness: &Harness) {
     harness.run(sql, [EXAMPLE_CUSTOMER.into(), reason, key]).await;
 }
 
-/// Marks whatever an example has made, in the transaction that made it: nobody sees it unmarked.
+/// Marks the data of an example, in the transaction that made it, so that it is never visible unmarked.
 pub async fn mark_subject(tx: &DatabaseTransaction, table: &str, subject: Uuid) {
     let t = |table: &str, column: &str| sea_orm::Value::from(text(table, column));
     let mut statements = vec![(
@@ -176,7 +176,7 @@ pub async fn mark_subject(tx: &DatabaseTransaction, table: &str, subject: Uuid) 
                    FROM orders WHERE id = $1 AND status <> 'out_of_stock'",
                 vec![t("order_status_history", "reason")],
             ),
-            // Nothing is left to pay for the goods of what was paid: only some of it was.
+            // Pays one đồng for the goods, so that they are only partly paid.
             (
                 "WITH goods AS (INSERT INTO accounts (kind, order_id) VALUES ('goods', $1) ON CONFLICT DO NOTHING RETURNING id)
                  INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
@@ -192,8 +192,8 @@ pub async fn mark_subject(tx: &DatabaseTransaction, table: &str, subject: Uuid) 
     }
 }
 
-/// Makes all that was heard of an order a year old, and paid: whatever counts from the last news is due. What was recorded of its messages
-/// does not agree with their moments then, which `ops activity verify` finds.
+/// Makes everything about an order a year old and paid, so that what counts from the last activity is due. The records of its
+/// messages then disagree with their times, which `ops activity verify` reports.
 pub async fn as_long_ago(tx: &DatabaseTransaction, order: Uuid) {
     let sql = "SET LOCAL session_replication_role = replica;
                UPDATE activity SET at = at - interval '1 year' WHERE subject_id = '{order}';
@@ -205,24 +205,24 @@ pub async fn as_long_ago(tx: &DatabaseTransaction, order: Uuid) {
     tx.execute_unprepared(&sql.replace("{order}", &order.to_string())).await.expect("long ago");
 }
 
-/// An event of the order system with whatever it likes to say about it.
+/// An event of the order system with arbitrary data.
 pub async fn event(harness: &Harness, event_type: &str, subject: Uuid) {
     let sql = "INSERT INTO outbox (event_type, subject_id, data) VALUES ($1, $2, $3::text::jsonb)";
     harness.run(sql, [event_type.into(), subject.into(), text("outbox", "data").into()]).await;
 }
 
 /// # Panics
-/// When a marked column holds no marker: then nothing that is not found was there.
+/// If a marked column contains no marker: then the search would prove nothing.
 pub async fn assert_marked(harness: &Harness) {
     for Column { table, name: column, .. } in MARKED {
-        // An event is gone once it was relayed; one that was set aside is kept whole.
+        // The relay deletes an event once it is relayed; an event that is set aside is kept in full.
         let table_now = if *table == "outbox" { "set_aside" } else { table };
         let sql = format!("SELECT EXISTS (SELECT FROM {table_now} WHERE {column}::text LIKE '%{}%')", marker(table, column));
         assert!(harness.ask::<bool>(&sql).await, "{table}.{column} is not marked");
     }
 }
 
-/// The rows that this system wrote, as text, a capture a table.
+/// The rows that this system wrote, as text, one capture per table.
 pub async fn own_rows(harness: &Harness) -> Vec<Capture> {
     let mut captures = Vec::new();
     for (table, rows) in OWN {

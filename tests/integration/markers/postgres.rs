@@ -1,21 +1,21 @@
-//! What PostgreSQL says to its clients, sorted: errors and notices apart from everything else.
+//! PostgreSQL's messages to its clients, sorted: errors and notices separately from all other messages.
 //!
-//! An error's DETAIL, HINT and CONTEXT may quote the row that it is about, and PostgreSQL sends them unasked; a client can only drop
-//! them. So a marker in an error is no question that the fleet asked, and what becomes of it is seen in all that the fleet says. In
-//! every other message it would be: a column that was read.
+//! An error's DETAIL, HINT and CONTEXT may quote the row, and PostgreSQL sends them unasked; a client can only drop them. So a
+//! marker in an error does not mean that the fleet read the column, and the fleet's own output shows whether it passed it on. A
+//! marker in any other message means that the fleet read the column.
 
 /// `ErrorResponse` and `NoticeResponse`.
 const COMPLAINTS: [u8; 2] = [b'E', b'N'];
-/// A byte for the type, four for the length, which counts itself.
+/// One byte for the type, and four for the length, which includes itself.
 const HEADER: usize = 5;
 
-/// Everything else, and the errors and notices, of what a server has sent over one connection without TLS.
+/// Splits what a server has sent over one connection without TLS into all other messages, and the errors and notices.
 pub fn sorted(sent: &[u8]) -> (Vec<u8>, Vec<u8>) {
     let (mut answers, mut complaints) = (Vec::new(), Vec::new());
     let mut rest = sent;
     while let Some((kind, length)) = rest.first().zip(rest.get(1..HEADER)) {
         let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
-        // One that was cut off is as long as what is there of it.
+        // A message that was cut off has only the bytes that arrived.
         let (message, after) = rest.split_at(rest.len().min(length.max(HEADER - 1) + 1));
         let kept = if COMPLAINTS.contains(kind) { &mut complaints } else { &mut answers };
         kept.extend_from_slice(message);

@@ -1,4 +1,5 @@
-//! A TCP proxy on 127.0.0.1 before one server: it keeps every byte that passes, either way, and can be the outage of its server.
+//! A TCP proxy on 127.0.0.1 in front of one server. It keeps every byte in both directions, and can simulate an outage of the
+//! server.
 
 use std::{
     net::SocketAddr,
@@ -15,7 +16,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-/// What passed over one connection.
+/// The bytes of one connection.
 #[derive(Clone, Default)]
 pub struct Passed {
     pub to_server: Vec<u8>,
@@ -25,13 +26,13 @@ pub struct Passed {
 pub struct Recorder {
     address: SocketAddr,
     passed: Arc<Mutex<Vec<Passed>>>,
-    /// Whether its server is there, as its clients see it.
+    /// Whether the server is reachable for its clients.
     up: watch::Sender<bool>,
     accepting: JoinHandle<()>,
 }
 
 impl Recorder {
-    /// Before the server to which a URL leads.
+    /// A proxy in front of the server of a URL.
     pub async fn before(url: &str, standard_port: u16) -> Self {
         let url = url::Url::parse(url).expect("a URL");
         let server = (url.host_str().expect("a host").to_owned(), url.port().unwrap_or(standard_port));
@@ -42,7 +43,7 @@ impl Recorder {
         let kept = Arc::clone(&passed);
         let accepting = tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
-                // While it is down, a connection is dropped at once.
+                // During an outage, a new connection is dropped immediately.
                 if *seen.borrow() {
                     tokio::spawn(serve(client, server.clone(), Arc::clone(&kept), seen.clone()));
                 }
@@ -51,19 +52,19 @@ impl Recorder {
         Self { address, passed, up, accepting }
     }
 
-    /// The same URL by way of this proxy.
+    /// The same URL, through this proxy.
     pub fn url(&self, of: &str) -> String {
         let mut url = url::Url::parse(of).expect("a URL");
         url.set_port(Some(self.address.port())).expect("a URL with a port");
         url.into()
     }
 
-    /// Begins an outage, which ends every connection, or ends it.
+    /// Starts or ends an outage. An outage closes every connection.
     pub fn set_up(&self, up: bool) {
         self.up.send_replace(up);
     }
 
-    /// What has passed so far, a connection each.
+    /// The bytes so far, by connection.
     pub fn passed(&self) -> Vec<Passed> {
         self.passed.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -93,7 +94,7 @@ async fn serve(client: TcpStream, server: (String, u16), passed: Arc<Mutex<Vec<P
     tokio::select! {
         () = pump(from_client, to_server, |bytes| keep(bytes, true)) => {}
         () = pump(from_server, to_client, |bytes| keep(bytes, false)) => {}
-        // Also when the proxy is gone.
+        // Also when the proxy has been dropped.
         _ = up.wait_for(|up| !up) => {}
     }
 }

@@ -1,6 +1,6 @@
-//! The play: a fleet of processes over the marked population, with everything that happens to one. Every kind is applied, found stale,
-//! postponed and retried, fails and becomes dead letters; events are set aside; a worker is killed, both servers go away and come
-//! back; and every command of `ops` is run over it.
+//! The scenario: a fleet of processes works on the marked population, and everything happens that can happen to a fleet. Every
+//! kind is applied, found stale, postponed and retried, fails and becomes dead letters; events are set aside; a worker is killed;
+//! both servers go away and come back; and every command of `ops` is run.
 
 use lapin::BasicProperties;
 use sea_orm::TransactionTrait;
@@ -16,41 +16,41 @@ use super::{
 };
 use crate::{conformance::from_now, harness::Harness};
 
-/// What sweeps, counts and reports as often as the play is short.
+/// Settings with short intervals for sweeps, counts and reports, because the scenario is short.
 const SETTINGS: &[(&str, &str)] = &[
     ("KYHAN_SWEEP_EVERY_MS", "500"),
     ("KYHAN_SWEEP_GRACE_MS", "200"),
     ("KYHAN_FORECAST_EVERY_MS", "1000"),
     ("KYHAN_TELEMETRY_REPORT_EVERY_MS", "500"),
-    // Many processes beside other tests, before one server that takes a hundred connections.
+    // Many processes and other tests share one server, which allows a hundred connections.
     ("KYHAN_DATABASE_MAX_CONNECTIONS", "6"),
     ("KYHAN_WORKER_CONSUMERS", "1"),
     // Some charges stay outstanding.
     ("KYHAN_ARREARS_WALLET_FLOOR", "-2000000"),
 ];
 
-/// What a relay and a worker say of a server that is away.
+/// The log messages of a relay and a worker when a server is away.
 const RABBITMQ_AWAY: [&str; 2] = ["the relay lost RabbitMQ", "lost RabbitMQ; unsettled wake-ups return"];
 const POSTGRES_AWAY: [&str; 2] = ["the relay cannot use PostgreSQL", "PostgreSQL is away"];
 
-/// The policy that is previewed and applied: what waits falls due earlier.
+/// The policy that is previewed and applied: waiting subjects fall due earlier.
 fn shorter(file: &str) -> String {
     file.replace("1500ms", "1s")
 }
 
-/// Everything that left the database meanwhile.
+/// Everything that left the database during the scenario.
 pub struct Captured {
     /// No marker may be in any of it.
     pub searched: Vec<Capture>,
-    /// What PostgreSQL said in errors, to show that it did name the rows.
+    /// PostgreSQL's errors, to show that they did quote the rows.
     pub complaints: Vec<Capture>,
 }
 
-/// Plays it; `file` is the harness's.
+/// Runs the scenario; `file` is the harness's policy.
 pub async fn run(harness: &Harness, file: &str) -> Captured {
     population::assert_known(harness).await;
     population::mark_customer(harness).await;
-    // Before there are triggers that make events of them: only the sweep finds these.
+    // Before the triggers exist that make events of them, so that only the sweep finds these rows.
     for task in harness.tasks() {
         subject(harness, task, None).await;
     }
@@ -80,7 +80,7 @@ pub async fn run(harness: &Harness, file: &str) -> Captured {
     population::assert_marked(harness).await;
 
     for (server, away) in [(&surroundings.rabbitmq, RABBITMQ_AWAY), (&surroundings.postgres, POSTGRES_AWAY)] {
-        // Whoever is still busy with the outage before would not tell of this one.
+        // A process that is still recovering from the previous outage would not log this one.
         for driver in [&mut relay, &mut worker] {
             driver.until_ready(true).await;
         }
@@ -105,7 +105,7 @@ pub async fn run(harness: &Harness, file: &str) -> Captured {
     Captured { searched, complaints }
 }
 
-/// Makes a marked subject for which the effect is due, with this obstacle in its way.
+/// Makes a marked subject whose effect is due, with this obstacle in its way.
 async fn subject(harness: &Harness, task: &dyn Exampled, obstacle: Option<&str>) -> Uuid {
     let id = Uuid::new_v4();
     let tx = harness.sandbox.db.begin().await.expect("a transaction");
@@ -121,7 +121,7 @@ async fn subject(harness: &Harness, task: &dyn Exampled, obstacle: Option<&str>)
     id
 }
 
-/// Lets everything happen to subjects of every kind; how many dead letters come of it.
+/// Makes everything happen to subjects of every kind, and returns the number of resulting dead letters.
 async fn misfortunes(harness: &Harness) -> usize {
     obstacles::install(harness, harness.tasks().map(shared::domain::task::Task::table)).await;
     for task in harness.tasks() {
@@ -133,7 +133,7 @@ async fn misfortunes(harness: &Harness) -> usize {
             population::event(harness, event.name(), applied).await;
         }
         let (moot, postponed) = (subject(harness, task, None).await, subject(harness, task, None).await);
-        // Also where what is kept with it would not let it go.
+        // As superuser, because related rows may prevent it.
         harness.as_superuser(&task.examples().moot.replace("$1", &format!("'{moot}'"))).await;
         from_now(harness, task, postponed).await;
         harness.publish(vec![harness.wakeup(task.kind(), &[moot, postponed])]).await;
@@ -146,7 +146,7 @@ async fn misfortunes(harness: &Harness) -> usize {
     letters
 }
 
-/// A message into a lane that is no wake-up.
+/// A message in a lane that is not a wake-up.
 pub fn malformed(harness: &Harness, body: &str) -> Outgoing {
     Outgoing {
         exchange: harness.topology().due_exchange(),

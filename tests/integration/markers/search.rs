@@ -1,21 +1,21 @@
-//! The search: markers in bytes that left the database, in whatever encoding they went. A find names the capture, the column that the
-//! marker was put into, the encoding, the place, and a few bytes around it; however many there are, the report stays short.
+//! The search: finds markers, in any encoding, in bytes that left the database. A find names the capture, the marker's column,
+//! the encoding, the position, and a few bytes around it. The report is short even if there are many finds.
 
 use std::{collections::BTreeMap, fmt, sync::OnceLock};
 
 use base64::{Engine, engine::general_purpose::STANDARD_NO_PAD};
 use regex::bytes::{Regex, RegexBuilder};
 
-/// Every marker begins with it: plain letters and digits that nothing else says, and more of them than any mask leaves standing.
-/// Long enough that also the two thirds of it that base64 leaves alone are no coincidence.
+/// The prefix of every marker: plain letters and digits that occur nowhere else, and longer than what any mask leaves. It is so
+/// long that even the two thirds of it that do not depend on the base64 alignment are no coincidence.
 pub const STEM: &str = "MocQzv9Kxw4T";
 
-/// So many bytes around a find are told.
+/// The number of bytes shown around a find.
 const CONTEXT: usize = 60;
-/// So many ways out are told one by one.
-const TOLD_MAX: usize = 12;
+/// The number of ways out that are listed one by one.
+const LISTED_MAX: usize = 12;
 
-/// Bytes that left the database, and by which way.
+/// Bytes that left the database, and the way they took.
 #[derive(Clone, Debug)]
 pub struct Capture {
     pub name: String,
@@ -27,7 +27,7 @@ impl Capture {
         Self { name: name.into(), bytes: bytes.into() }
     }
 
-    /// Whether this stands in it, letter by letter.
+    /// Whether it contains this text literally.
     pub fn says(&self, text: &str) -> bool {
         self.bytes.windows(text.len()).any(|window| window == text.as_bytes())
     }
@@ -40,12 +40,12 @@ pub fn marker(table: &str, column: &str) -> String {
     format!("{STEM}{}", capitalized.collect::<String>())
 }
 
-/// How text may be written down.
+/// The ways to encode text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Encoding {
-    /// UTF-8, and whatever else leaves ASCII as it is.
+    /// UTF-8, and every other encoding that keeps ASCII.
     Plain,
-    /// Little-endian or big-endian: beside each letter a zero.
+    /// Little-endian or big-endian: a zero byte beside each letter.
     Utf16,
     /// `\u004d` as in JSON, `\u{4d}` as in Rust.
     Escaped,
@@ -62,7 +62,7 @@ pub enum Encoding {
 impl Encoding {
     pub const ALL: [Self; 7] = [Self::Plain, Self::Utf16, Self::Escaped, Self::Percent, Self::Hex, Self::Decimal, Self::Base64];
 
-    /// A regular expression for a text of ASCII letters and digits, in upper or lower case.
+    /// A regular expression for this encoding of a text of ASCII letters and digits, in upper or lower case.
     fn pattern(self, text: &str) -> String {
         match self {
             Self::Plain => text.to_owned(),
@@ -93,7 +93,7 @@ fn bytewise(text: &str, between: &str, written: impl Fn(u8) -> String) -> String
     text.bytes().map(byte).collect::<Vec<_>>().join(between)
 }
 
-/// The part of it that does not depend on its neighbours, when so many bytes of a group of three stand before it.
+/// The part of its base64 that does not depend on the neighbours, if this many bytes of a group of three precede it.
 fn base64_of(text: &str, before: usize) -> String {
     let bytes = [vec![0; before], text.as_bytes().to_vec()].concat();
     let (begins, ends) = ((before * 8).div_ceil(6), bytes.len() * 8 / 6);
@@ -101,14 +101,14 @@ fn base64_of(text: &str, before: usize) -> String {
     own.replace('+', "[+-]").replace('/', "[/_]")
 }
 
-/// A marker that got out.
+/// A marker that left the database.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Find {
     pub capture: String,
     /// `table.column`
     pub column: String,
     pub encoding: Encoding,
-    /// Where it was seen first, in bytes.
+    /// The first position, in bytes.
     pub offset: usize,
     pub times: usize,
     context: String,
@@ -121,22 +121,22 @@ impl fmt::Display for Find {
     }
 }
 
-/// What is looked for.
+/// The markers to search for.
 pub struct Search {
     encodings: Vec<(Encoding, Regex)>,
-    /// The longest marker first: one may begin with another.
+    /// The longest marker first, because one may be the prefix of another.
     columns: Vec<Column>,
 }
 
 struct Column {
     name: String,
     marker: String,
-    /// Of its marker in each encoding, once one is needed.
+    /// For the marker in each encoding, compiled when first needed.
     regexes: [OnceLock<Regex>; Encoding::ALL.len()],
 }
 
 impl Search {
-    /// For the markers of these columns, pairs of a table and a column.
+    /// For the markers of these columns, given as pairs of table and column.
     pub fn new(columns: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
         let column =
             |(table, name)| Column { name: format!("{table}.{name}"), marker: marker(table, name), regexes: Default::default() };
@@ -165,7 +165,7 @@ impl Search {
         finds.into_values().collect()
     }
 
-    /// Whose marker begins here.
+    /// The column whose marker begins here.
     fn column(&self, encoding: Encoding, bytes: &[u8]) -> String {
         let begins = |column: &&Column| {
             // A letter takes at most eight bytes, as in `\\u{4d}`, with some between it and the next.
@@ -178,21 +178,21 @@ impl Search {
     }
 }
 
-/// What was found, a line for each way out, column and encoding: captures that only a number tells apart are one way out.
+/// The finds, one line for each way out, column and encoding. Captures whose names differ only in a number count as one way out.
 pub fn report(finds: &[Find]) -> String {
     let mut ways = BTreeMap::<(String, &str, Encoding), (&Find, usize)>::new();
     for find in finds {
         let way = find.capture.chars().filter(|letter| !letter.is_ascii_digit()).collect();
         ways.entry((way, find.column.as_str(), find.encoding)).or_insert((find, 0)).1 += 1;
     }
-    let told = ways.values().take(TOLD_MAX).map(|(find, captures)| {
+    let listed = ways.values().take(LISTED_MAX).map(|(find, captures)| {
         let more = if *captures > 1 { format!(" and in {} more like it", captures - 1) } else { String::new() };
         format!("\n  {find}{more}")
     });
-    let told: Vec<String> = told.collect();
-    let left = ways.len().saturating_sub(TOLD_MAX);
+    let listed: Vec<String> = listed.collect();
+    let left = ways.len().saturating_sub(LISTED_MAX);
     let left = if left > 0 { format!("\n  and {left} more") } else { String::new() };
-    format!("markers left the database, {} ways:{}{left}", ways.len(), told.concat())
+    format!("markers left the database, {} ways:{}{left}", ways.len(), listed.concat())
 }
 
 fn around(bytes: &[u8], at: usize) -> String {
@@ -241,9 +241,9 @@ fn a_marker_is_found_in_every_encoding_and_its_column_is_told() {
         let before = "…ngày 3".as_bytes();
         let capture = Capture::new("a log", [before, &bytes, " và nữa".as_bytes()].concat());
         let finds = search.finds(&capture);
-        let told: Vec<_> =
+        let found: Vec<_> =
             finds.iter().map(|find| (find.capture.as_str(), find.column.as_str(), find.encoding, find.times)).collect();
-        assert_eq!(told, [("a log", "customers.full_name", encoding, 1)], "{}", String::from_utf8_lossy(&bytes));
+        assert_eq!(found, [("a log", "customers.full_name", encoding, 1)], "{}", String::from_utf8_lossy(&bytes));
         assert!(finds[0].offset >= before.len() && report(&finds).contains("a log: customers.full_name as"), "{finds:?}");
     }
 }
@@ -264,15 +264,15 @@ fn a_report_of_many_finds_is_short() {
     let line = format!("{}\n", marker("customers", "full_name")).repeat(100);
     let mut finds: Vec<Find> =
         (0..100).flat_map(|at| search.finds(&Capture::new(format!("log {at}"), line.as_bytes()))).collect();
-    let told = report(&finds);
+    let text = report(&finds);
     assert!(
-        told.starts_with("markers left the database, 1 ways:\n  log 0: customers.full_name as Plain at byte 0, 100×"),
-        "{told}"
+        text.starts_with("markers left the database, 1 ways:\n  log 0: customers.full_name as Plain at byte 0, 100×"),
+        "{text}"
     );
-    assert!(told.ends_with("… and in 99 more like it"), "{told}");
+    assert!(text.ends_with("… and in 99 more like it"), "{text}");
     for letter in 'a'..='z' {
         finds.extend(search.finds(&Capture::new(format!("log {letter}"), line.as_bytes())));
     }
-    let told = report(&finds);
-    assert!(told.contains("27 ways") && told.ends_with("and 15 more") && told.len() < 4_000, "{told}");
+    let text = report(&finds);
+    assert!(text.contains("27 ways") && text.ends_with("and 15 more") && text.len() < 4_000, "{text}");
 }

@@ -1,5 +1,5 @@
-//! Where every process of the play runs: its ways to RabbitMQ and PostgreSQL lead over recorders, its telemetry to a collector, and
-//! it tells everything that it can.
+//! The surroundings of every process in the scenario: its connections to RabbitMQ and PostgreSQL go through recorders, its
+//! telemetry goes to a collector, and it logs as much as possible.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -16,10 +16,10 @@ use crate::{
     telemetry::{Received, collector},
 };
 
-/// Every crate logs as much as it may: our own at `trace`, others at `debug` (see `shared::process::telemetry`).
+/// The most verbose log filter in use: our crates at `trace`, others at `debug` (see `shared::process::telemetry`).
 const LOUD: &str = "trace";
 
-/// What lets the exporters drop nothing of it, and export within the play.
+/// Settings with which the exporters drop nothing, and export within the scenario.
 const EXPORT: [(&str, &str); 5] = [
     ("OTEL_BLRP_MAX_QUEUE_SIZE", "50000"),
     ("OTEL_BLRP_SCHEDULE_DELAY", "200"),
@@ -34,12 +34,12 @@ pub struct Surroundings {
     pub postgres: Recorder,
     collector: String,
     received: Received,
-    /// Removed with it.
+    /// Removed when dropped.
     pub folder: PathBuf,
 }
 
 impl Surroundings {
-    /// With these settings on top of the harness's.
+    /// With these settings in addition to the harness's.
     pub async fn new(harness: &Harness, settings: &[(&str, &str)]) -> Self {
         let mut env = harness.sandbox.env.clone();
         let rabbitmq = Recorder::before(&env["KYHAN_AMQP_URL"], 5672).await;
@@ -49,7 +49,7 @@ impl Surroundings {
             if name.ends_with("AMQP_URL") {
                 *url = rabbitmq.url(url);
             } else if name.ends_with("DATABASE_URL") {
-                // TLS would hide what passes.
+                // TLS would hide the bytes.
                 let mut way = url::Url::parse(&postgres.url(url)).expect("a URL");
                 way.query_pairs_mut().append_pair("sslmode", "disable");
                 *url = way.into();
@@ -62,20 +62,20 @@ impl Surroundings {
         Self { env, rabbitmq, postgres, collector, received, folder }
     }
 
-    /// A command of a binary.
+    /// A command that runs a binary.
     pub fn command(&self, name: &str, arguments: &[&str]) -> Command {
         let mut command = fleet::command(name, &self.env, arguments).expect("built");
         command.env("RUST_BACKTRACE", "full").env("OTEL_EXPORTER_OTLP_ENDPOINT", &self.collector);
         command
     }
 
-    /// All that was sent, and by whom; and apart from it what PostgreSQL complained of: see [`sorted`].
+    /// All bytes that were sent, by sender; and PostgreSQL's errors and notices separately: see [`sorted`].
     pub fn captures(&self) -> (Vec<Capture>, Vec<Capture>) {
         let (sql, complaints) = self.sql();
         ([self.amqp(), sql, self.otlp()].concat(), complaints)
     }
 
-    /// What was sent to and by RabbitMQ.
+    /// The bytes sent to and by RabbitMQ.
     fn amqp(&self) -> Vec<Capture> {
         let connections = self.rabbitmq.passed().into_iter().enumerate();
         let ways = connections.flat_map(|(at, passed)| {
@@ -87,7 +87,7 @@ impl Surroundings {
         ways.collect()
     }
 
-    /// What was sent to and by PostgreSQL, and what it complained of.
+    /// The bytes sent to and by PostgreSQL, and its errors and notices.
     fn sql(&self) -> (Vec<Capture>, Vec<Capture>) {
         let (mut passed, mut complaints) = (Vec::new(), Vec::new());
         for (at, of) in self.postgres.passed().into_iter().enumerate() {
@@ -100,7 +100,7 @@ impl Surroundings {
         (passed, complaints)
     }
 
-    /// What was exported, as it came, and decoded.
+    /// The exported telemetry, both raw and decoded.
     fn otlp(&self) -> Vec<Capture> {
         let received = self.received.lock().expect("no panic");
         let captures = received.iter().enumerate().flat_map(|(at, (path, bytes))| {
@@ -108,7 +108,7 @@ impl Surroundings {
                 path if path.contains("TraceService") => said::<ExportTraceServiceRequest>(bytes),
                 path if path.contains("MetricsService") => said::<ExportMetricsServiceRequest>(bytes),
                 path if path.contains("LogsService") => said::<ExportLogsServiceRequest>(bytes),
-                other => panic!("{other} is exported, and nobody decodes it"),
+                other => panic!("{other} is exported but not decoded"),
             };
             [
                 Capture::new(format!("OTLP {at} {path}"), bytes.to_vec()),
@@ -125,12 +125,12 @@ impl Drop for Surroundings {
     }
 }
 
-/// Who a connection is, by the name in its first message.
+/// The client of a connection, by the name in its first message.
 fn application(to_server: &[u8]) -> String {
     const NAME: &[u8] = b"application_name\0";
     let begins = to_server.windows(NAME.len()).position(|window| window == NAME).map(|at| at + NAME.len());
     let name = begins.and_then(|at| to_server[at..].split(|byte| *byte == 0).next());
-    name.map_or_else(|| "nobody".to_owned(), |name| String::from_utf8_lossy(name).into_owned())
+    name.map_or_else(|| "unnamed".to_owned(), |name| String::from_utf8_lossy(name).into_owned())
 }
 
 fn said<T: Message + Default + std::fmt::Debug>(bytes: &[u8]) -> String {
