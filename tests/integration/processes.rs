@@ -264,3 +264,21 @@ async fn every_thread_has_room_for_headers_as_deep_as_a_frame_allows() {
     })
     .await;
 }
+
+#[test]
+fn production_binaries_contain_no_rows_of_tests_and_no_schema() {
+    let contains = |name: &str, text: &str| {
+        let bytes = std::fs::read(fleet::binary(name).expect("built")).expect("a binary");
+        bytes.windows(text.len()).any(|window| window == text.as_bytes())
+    };
+    for name in ["worker", "producer"] {
+        for text in ["CREATE TABLE orders", "INSERT INTO orders (id, code", "INSERT INTO cart_items (id, customer_id"] {
+            assert!(!contains(name, text), "{name} contains {text:?}");
+        }
+        assert!(
+            contains(name, "FOR UPDATE SKIP LOCKED") || contains(name, "FOR NO KEY UPDATE"),
+            "nothing was searched in {name}"
+        );
+    }
+    assert!(contains("ops", "CREATE TABLE orders"), "ops migrates");
+}
