@@ -54,7 +54,7 @@ pub struct Entry {
 /// Explains what an order's code, an order's id or a cart item's id stands for; `None`: nothing is known by this name.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn explain(db: &DatabaseConnection, settings: &Settings, name: &str) -> Result<Option<Explanation>, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;

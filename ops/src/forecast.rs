@@ -49,7 +49,7 @@ pub struct Falling {
 /// Counts what falls due today and on the days after it, `days` in all.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn forecast(db: &DatabaseConnection, policy: &Policy, days: u16) -> Result<Forecast, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;

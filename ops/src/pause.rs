@@ -46,7 +46,7 @@ pub enum Resumed {
 /// Pauses a kind, and records who did it and why in the same transaction.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Paused, DbErr> {
     let kind = task.kind();
     let wanted = pauses::ActiveModel {
@@ -77,7 +77,7 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
 /// Resumes a kind, and records who did it and why in the same transaction.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Resumed, DbErr> {
     let kind = task.kind();
     let tx = db.begin().await?;
@@ -97,7 +97,7 @@ pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, wh
 /// to `stop`. How many go on. While it waits, `progress` is told how many there are.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn until_idle(
     db: &DatabaseConnection,
     task: &dyn Shown,

@@ -79,7 +79,7 @@ pub struct Busy {
 /// Compares the policy of these settings with another one; of kinds whose lines are the same, a release goes on.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
     let new = &new.clone().carrying_over(&settings.policy);
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;

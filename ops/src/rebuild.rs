@@ -33,7 +33,7 @@ pub struct Interrupted {
 /// Where an interrupted rebuild of a kind stands.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<Option<Interrupted>, DbErr> {
     let sql =
         "SELECT cursor, at::text AS at, at > now() - interval '1 hour' AS lately FROM rebuilds WHERE prefix = $1 AND kind = $2";
@@ -43,7 +43,7 @@ pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dy
 /// How many rows of a kind fall due some day or are overdue: all, or those beyond a cursor.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown, beyond: Option<Uuid>) -> Result<u64, DbErr> {
     let due = due::query(task, &settings.policy);
     let sql = format!(
@@ -97,7 +97,7 @@ pub async fn rebuild(
 /// Forgets where an interrupted rebuild stands: the next one begins at the beginning.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<(), DbErr> {
     let key = (settings.naming.prefix.clone(), task.kind().to_owned());
     rebuilds::Entity::delete_by_id(key).exec(db).await.map(|_| ())

@@ -135,7 +135,7 @@ pub async fn unhide(
 /// Every hold, oldest first.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn holds(db: &DatabaseConnection) -> Result<Vec<Hold>, DbErr> {
     Hold::find_by_statement(statement(&format!("{HOLDS} ORDER BY held_at, order_id"), [])).all(db).await
 }

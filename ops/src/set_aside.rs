@@ -31,7 +31,7 @@ pub struct SetAside {
 /// The newest `most` of them, and how many there are.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, i64), DbErr> {
     #[derive(DerivePartialModel)]
     struct Counted {

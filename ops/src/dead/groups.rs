@@ -49,7 +49,7 @@ pub struct Groups {
 /// Groups the chosen letters, the cause with most letters first; at most `most` groups.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter, most: u32) -> Result<Groups, DbErr> {
     #[derive(FromQueryResult)]
     struct Counted {

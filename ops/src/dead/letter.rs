@@ -89,7 +89,7 @@ const REPAIRED_AS: &str = "(SELECT id FROM dead_letters AS repaired WHERE repair
 /// The letter of this id, whole.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn by_id(db: &impl ConnectionTrait, id: Uuid) -> Result<Option<Letter>, DbErr> {
     let letter = dead_letters::Entity::find_by_id(id).into_partial_model::<Letter>().one(db).await?;
     let Some(letter) = letter else { return Ok(None) };

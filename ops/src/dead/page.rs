@@ -31,7 +31,7 @@ pub struct Page {
 /// At most `most` of the chosen letters, behind the cursor.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Cursor>, most: u32) -> Result<Page, DbErr> {
     let behind = after.map(|Cursor { last_failed_at, id }| {
         let place = Expr::tuple([Column::LastFailedAt.into_expr(), Column::Id.into_expr()]);
@@ -51,7 +51,7 @@ pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Curs
 /// How many letters are meant.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<u64, DbErr> {
     chosen_ids(filter).count(db).await
 }
@@ -59,7 +59,7 @@ pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<u64, Db
 /// The ids of the letters that are meant, in order.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn ids(db: &impl ConnectionTrait, filter: &Filter) -> Result<Vec<Uuid>, DbErr> {
     chosen_ids(filter).order_by_asc(Column::Id).into_tuple().all(db).await
 }

@@ -255,7 +255,7 @@ pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<Pl
 /// The newest plans.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, DbErr> {
     let newest = replay_plans::Entity::find().order_by_desc(replay_plans::Column::MadeAt).order_by_asc(replay_plans::Column::Id);
     newest.limit(u64::from(limit)).into_partial_model().all(db).await
@@ -264,7 +264,7 @@ pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, Db
 /// What a plan's letters would come to, and did, the most numerous first.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, DbErr> {
     let sql = "SELECT verdict, result, coalesce(result_why, why) AS why, count(*) AS letters,
                       coalesce(sum(amount), 0)::bigint AS amount, coalesce(sum(result_amount), 0)::bigint AS moved
@@ -276,7 +276,7 @@ pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, Db
 /// Of a plan's letters those that are still to be replayed or closed, in their order.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Line>, DbErr> {
     use replay_plan_letters::Column;
     let lines = replay_plan_letters::Entity::find().inner_join(dead_letters::Entity);

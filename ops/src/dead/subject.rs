@@ -59,7 +59,7 @@ pub struct Stands {
 /// How the row of one letter stands; `None` where there is no such letter.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) -> Result<Option<Stands>, DbErr> {
     let (with, values) = standings(policy, &Filter { ids: vec![letter], state: State::All, ..Filter::default() });
     let sql = format!("WITH {with} SELECT standing, due_at FROM standing");
@@ -69,7 +69,7 @@ pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) ->
 /// What operators may see of a subject now, as [`Shown::shown`] has it; `None` where there is no such row.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn seen(db: &impl ConnectionTrait, task: &dyn Shown, subject: Uuid) -> Result<Option<serde_json::Value>, DbErr> {
     let row = db.query_one_raw(statement(task.shown(), [subject.into()])).await?;
     row.map(|row| row.try_get_by_index(0)).transpose()
