@@ -277,7 +277,7 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
         db.close().await.expect("closed");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
         let told = harness.ops(&["explain", &order.to_string()]).await.expect("told");
-        assert!(told.contains("recorded of customer") && told.contains("order.address_changed"), "{told}");
+        assert!(told.contains("activity by customer") && told.contains("order.address_changed"), "{told}");
         assert!(!told.contains("Hàng Bài"), "{told}");
     })
     .await;

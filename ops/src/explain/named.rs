@@ -1,5 +1,4 @@
-//! What a name stands for: every row that has it as its code or its id, in the tables of the tasks. Nothing is guessed: a name that
-//! stands for two rows gives both.
+//! Finds every row of the tasks' tables that has a name as its code or its id. If two rows match, it returns both.
 
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr};
 use shared::{
@@ -16,7 +15,7 @@ pub(super) struct DatabaseRole {
     pub code: Option<String>,
 }
 
-/// Codes before ids. An id that no row has is given as well: there may be records of it.
+/// Finds rows, by code first and then by id. An id without a row is returned too, because there may be records of it.
 pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<Vec<DatabaseRole>, DbErr> {
     let tables = tables();
     let mut found: Vec<DatabaseRole> = Vec::new();
@@ -43,7 +42,7 @@ pub(super) async fn find(snapshot: &DatabaseTransaction, name: &str) -> Result<V
     Ok(found)
 }
 
-/// Each table once, with the column by which people name its rows.
+/// Each table once, with the column of its code, if it has one.
 fn tables() -> Vec<(&'static str, Option<&'static str>)> {
     let mut tables: Vec<(&'static str, Option<&'static str>)> = Vec::new();
     for task in tasks::ALL {
