@@ -171,9 +171,7 @@ pub async fn verify(
             } else if seal.first_id != last_id + 1 {
                 verified.faults.push(seal.fault("its range does not start after the previous range"));
             } else if seal.hash != seal.hash_after(&hash) {
-                verified
-                    .faults
-                    .push(seal.fault("it does not follow from the seals before it: the seal or its hash was changed"));
+                verified.faults.push(seal.fault("it does not follow from the seals before it: the seal or its hash was changed"));
             }
             if noted.is_some_and(|noted| noted.number == seal.number && noted.hash != hex(&seal.hash)) {
                 verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));

@@ -54,11 +54,11 @@ pub enum Obstacle {
 }
 
 fn refused_because(obstacles: &[Obstacle]) -> String {
-    let reasons = obstacles.iter().map(|obstacle| match obstacle {
+    let told = obstacles.iter().map(|obstacle| match obstacle {
         Obstacle::Balance(balance) => format!("the wallet holds {}", shared::domain::money::Dong(*balance)),
         Obstacle::Order(code) => format!("order {} is in progress, short of money, disputed or held", code.escape_debug()),
     });
-    format!("nothing was erased: {}", reasons.collect::<Vec<_>>().join("; "))
+    format!("nothing was erased: {}", told.collect::<Vec<_>>().join("; "))
 }
 
 /// How much an erasure cleared.
