@@ -1,5 +1,5 @@
-//! Verifying the sealed record of what was done (policy point 5): every range of activity against its seal, and the seals against each
-//! other. What it finds was changed, removed or slipped in by somebody who may do everything, as nobody else can.
+//! Verifies the sealed activity (policy point 5): each range against its seal, and each seal against the one before. Only a
+//! superuser can cause what it finds, because only a superuser can change, remove or insert sealed rows.
 
 use std::fmt::Write as _;
 
@@ -10,41 +10,40 @@ use sha2::{Digest as _, Sha256};
 use shared::database::{column, one, scalar, statement};
 use uuid::Uuid;
 
-/// Seals that are read together.
+/// Seals read per page.
 const PAGE: i64 = 1_000;
 
-/// What was looked at, and what is wrong.
+/// What was verified, and the faults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Verified {
     pub seals: u64,
-    /// Rows that are as they were sealed.
+    /// Rows that match their seal.
     pub rows: u64,
-    /// Ranges whose rows were removed because of their age, and where they lie: neighbours together.
+    /// Ranges whose rows were removed because of their age. `removals` lists them, adjacent ranges as one.
     pub removed: u64,
     pub removals: Vec<Removal>,
-    /// Rows that are not sealed yet.
+    /// Rows without a seal so far.
     pub unsealed: i64,
-    /// The newest seal: noted down outside of the database it tells, later, whether the chain was rewritten since.
+    /// The newest seal. A copy kept outside the database shows later whether the chain was rewritten.
     pub head: Option<Head>,
     pub faults: Vec<Fault>,
-    /// Whether a seal that was noted down outside of the database was compared: without one a chain that was made anew is not told from
-    /// the one that there was.
+    /// Whether a seal noted down outside the database was compared. Without one, a chain that was rebuilt completely looks valid.
     pub anchored: bool,
-    /// Whether this login may read the rows, which were then hashed by a statement of ours. Else the database's own function was asked.
+    /// Whether this login may read the rows. If so, this crate's own statement hashed them; otherwise a function in the database did.
     pub read_directly: bool,
 }
 
-/// Neighbouring ranges that were removed because of their age.
+/// Adjacent ranges that were removed because of their age.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Removal {
     pub first_seal: i64,
     pub last_seal: i64,
-    /// Of activity.
+    /// Ids of activity.
     pub first_id: i64,
     pub last_id: i64,
 }
 
-/// A seal by which a chain can be recognised.
+/// A seal that identifies a chain.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Head {
     pub number: i64,
@@ -56,7 +55,7 @@ impl std::str::FromStr for Head {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let wrong = || "write it as NUMBER:HASH, as `ops activity verify` and the workers' log progress them".to_owned();
+        let wrong = || "must be NUMBER:HASH, as `ops activity verify` and the workers' logs print it".to_owned();
         let (number, hash) = text.trim().split_once(':').ok_or_else(wrong)?;
         let number = number.parse().ok().filter(|number| *number > 0).ok_or_else(wrong)?;
         let hash = hash.to_ascii_lowercase();
@@ -73,12 +72,12 @@ impl std::fmt::Display for Head {
     }
 }
 
-/// Something that is not as it was sealed.
+/// A difference between the activity and its seals.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Fault {
-    /// The seal; none where it is about no seal.
+    /// `None`: the fault concerns no particular seal.
     pub seal: Option<i64>,
-    /// The ids of activity that it covers.
+    /// The ids of activity that the seal covers.
     pub first_id: Option<i64>,
     pub last_id: Option<i64>,
     pub sealed_at: Option<DateTime<Utc>>,
@@ -94,23 +93,23 @@ struct Seal {
     rows: i64,
     digest: Vec<u8>,
     sealed_at: DateTime<Utc>,
-    /// As PostgreSQL hashes it.
+    /// `sealed_at` as the text that PostgreSQL hashes.
     sealed_epoch: String,
     hash: Vec<u8>,
-    /// Where its rows were removed: whether before they were six months old, or at a moment that has not come.
+    /// If its rows were removed: whether they were younger than six months, or the removal is dated in the future.
     removed_early: Option<bool>,
-    /// Whether the record says so, or has been removed itself since, with its range.
+    /// Whether activity records the removal, or that record was itself removed later, with its range.
     removed_recorded: bool,
 }
 
-/// What is there of a range.
+/// The rows found in a range.
 #[derive(FromQueryResult)]
 struct Range {
     rows: i64,
     holds: bool,
 }
 
-/// The rows behind the last seal.
+/// The rows after the last seal.
 #[derive(FromQueryResult)]
 struct Unsealed {
     rows: i64,
@@ -118,7 +117,7 @@ struct Unsealed {
 }
 
 impl Seal {
-    /// The hash that it should have behind a chain: as the migration's kyhan_seal_hash() makes it.
+    /// The hash that it should have after the seal with hash `before`, computed like kyhan_seal_hash() in the migration.
     fn hash_after(&self, before: &[u8]) -> Vec<u8> {
         let Self { number, first_id, last_id, rows, sealed_epoch, .. } = self;
         let text = format!("[{number}, {first_id}, {last_id}, {rows}, \"{}\", \"{sealed_epoch}\"]", hex(&self.digest));
@@ -136,11 +135,11 @@ impl Seal {
     }
 }
 
-/// Verifies everything, in one snapshot; `noted` is a seal that somebody noted down earlier, `removals_expected` whether old ranges may
-/// have been removed at all. `progress` is told how many seals were looked at of how many.
+/// Verifies everything in one snapshot. `noted` is a seal noted down earlier. `removals_expected` is whether old ranges may have been
+/// removed. `progress` receives the number of verified seals and the total.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn verify(
     db: &DatabaseConnection,
     noted: Option<&Head>,
@@ -170,11 +169,9 @@ pub async fn verify(
             if seal.number != number + 1 {
                 verified.faults.push(seal.fault(format!("the seals between {number} and this one are missing")));
             } else if seal.first_id != last_id + 1 {
-                verified.faults.push(seal.fault("its range does not follow on the one before"));
+                verified.faults.push(seal.fault("its range does not start after the previous range"));
             } else if seal.hash != seal.hash_after(&hash) {
-                verified
-                    .faults
-                    .push(seal.fault("it does not follow from the seals before it: this seal or its hash was changed"));
+                verified.faults.push(seal.fault("it does not follow from the seals before it: the seal or its hash was changed"));
             }
             if noted.is_some_and(|noted| noted.number == seal.number && noted.hash != hex(&seal.hash)) {
                 verified.faults.push(seal.fault("it is not the seal that was noted down: the chain was rewritten"));
@@ -197,14 +194,14 @@ pub async fn verify(
     }
     let outside: i64 = scalar(&snapshot, statement("SELECT count(*) FROM activity WHERE id < 1", [])).await?;
     if outside > 0 {
-        verified.faults.push(bare(format!("{outside} rows have ids below 1, where no seal covers them: they were slipped in")));
+        verified.faults.push(bare(format!("{outside} rows have ids below 1, which no seal covers: they were slipped in")));
     }
     let sql = "SELECT count(*) AS rows, coalesce(min(at) < now() - interval '1 hour', false) AS late FROM activity WHERE id > $1";
     let Unsealed { rows, late } = one(&snapshot, statement(sql, [last_id.into()])).await?;
     verified.unsealed = rows;
     if late {
         verified.faults.push(bare(format!(
-            "{} rows are not sealed, the oldest since more than an hour: does a worker run?",
+            "{} rows are not sealed, the oldest for more than an hour; is a worker running?",
             verified.unsealed
         )));
     }
@@ -214,7 +211,7 @@ pub async fn verify(
     for id in altered {
         let name =
             id.and_then(|id| Uuid::parse_str(&id).ok()).map_or_else(|| "a message".to_owned(), |id| format!("message {id}"));
-        verified.faults.push(bare(format!("{name} is not what was recorded of it, is gone, or was never recorded")));
+        verified.faults.push(bare(format!("{name} differs from its record, is gone, or was never recorded")));
     }
     snapshot.rollback().await?;
     Ok(verified)
@@ -225,7 +222,7 @@ impl Verified {
         self.removed += 1;
         if !expected {
             self.faults
-                .push(seal.fault("its rows were removed because of their age, and nothing is deleted here (retention.mode)"));
+                .push(seal.fault("its rows were removed because of their age, but retention.mode does not allow deletion"));
         }
         match self.removals.last_mut().filter(|before| before.last_seal + 1 == seal.number) {
             Some(before) => (before.last_seal, before.last_id) = (seal.number, seal.last_id),
@@ -239,29 +236,29 @@ impl Verified {
     }
 }
 
-/// A range against its seal.
+/// Compares a range with its seal.
 async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
     let Range { rows, holds } = one(snapshot, statement(holds, [seal.number.into()])).await?;
     if let Some(early) = seal.removed_early {
         if early {
             verified.faults.push(seal.fault("its rows were removed before they were six months old"));
         } else if !seal.removed_recorded {
-            verified.faults.push(seal.fault("its rows were removed, and no record says so"));
+            verified.faults.push(seal.fault("its rows were removed, but no activity records the removal"));
         }
         if rows > 0 {
-            verified.faults.push(seal.fault(format!("its rows were removed, and {rows} are there: they were slipped in")));
+            verified.faults.push(seal.fault(format!("its rows were removed, but it has {rows} rows: they were slipped in")));
         }
     } else if rows != seal.rows {
-        verified.faults.push(seal.fault(format!("{} rows were sealed, and {rows} are there", seal.rows)));
+        verified.faults.push(seal.fault(format!("{} rows were sealed, but {rows} exist", seal.rows)));
     } else if !holds {
-        verified.faults.push(seal.fault("its rows are not what was sealed: at least one was changed"));
+        verified.faults.push(seal.fault("its rows do not match the seal: at least one was changed"));
     } else {
         verified.rows += u64::try_from(rows).unwrap_or_default();
     }
     Ok(())
 }
 
-/// As the migration's kyhan_seal_holds(), which whoever may do everything could have changed.
+/// The same as kyhan_seal_holds() in the migration, which a superuser could have replaced.
 const HOLDS: &str = r"SELECT found.rows, found.rows = seal.rows AND found.digest = seal.digest AS holds
       FROM activity_seals AS seal CROSS JOIN LATERAL (
            SELECT count(*) AS rows, pg_catalog.sha256(pg_catalog.uuid_send(seal.salt) || pg_catalog.convert_to(coalesce(

@@ -1,8 +1,8 @@
-//! Audit: rows, ledger and broker are compared, both ways, and exact counts say what is off. It only looks: nothing of what it looks at
-//! is written, no message is taken, not even to be given back. What it came to is recorded, once, by [`remember`].
+//! Audit: compares rows, ledger and broker in both directions, with exact counts. It only reads: it writes none of the data that it
+//! checks and gets no message, not even to requeue it. [`remember`] records the result once.
 //!
-//! What the broker can prove is little. It counts messages, not the subjects that they name, so only more subjects than all
-//! messages together could name are certainly without a wake-up; what a count cannot see the sweep finds once it is overdue.
+//! The broker counts messages, not the subjects that they name. So a missing wake-up is certain only if there are more subjects than
+//! all messages together can name. The sweep finds the others once they are overdue.
 
 use std::time::Duration;
 
@@ -24,8 +24,8 @@ mod rows;
 pub use queues::Queue;
 use queues::{Seen, look};
 
-/// A message between two queues is in no count, and one postponed just then in neither look. So what seems to be missing is looked
-/// for again: this often in all, so long apart.
+/// A message that moves between two queues is missing from both counts. So if wake-ups seem to be missing, the audit repeats: at most
+/// `TRIES` times, `PAUSE` apart.
 const TRIES: u32 = 3;
 const PAUSE: Duration = Duration::from_secs(2);
 
@@ -34,7 +34,7 @@ const PAUSE: Duration = Duration::from_secs(2);
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Ok,
-    /// Nothing is wrong, and somebody may have something to do.
+    /// Nothing is wrong, but an operator may have something to do.
     Note,
     Off,
 }
@@ -58,10 +58,10 @@ impl Verdict {
     }
 }
 
-/// All that was counted. Its fields are those of `ops audit --json`, and keep their names.
+/// All counts. The fields are those of `ops audit --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Report {
-    /// The moment of the database's snapshot, by which everything is judged.
+    /// The time of the database snapshot. *Due* and *overdue* refer to it.
     pub at: DateTime<Utc>,
     pub due: Vec<Due>,
     pub records: Vec<Counted>,
@@ -70,9 +70,9 @@ pub struct Report {
     pub rungs: Vec<Rung>,
     pub wakeups: Wakeups,
     pub events: Vec<Counted>,
-    /// Kinds that are paused: what is due of them is not applied, and that is as it should be.
+    /// Paused kinds. Their due rows are not applied, as intended.
     pub paused: Vec<String>,
-    /// How many of the verdicts are [`Verdict::Off`].
+    /// The number of verdicts that are [`Verdict::Off`].
     pub off: usize,
 }
 
@@ -82,9 +82,9 @@ pub struct Due {
     pub kind: &'static str,
     /// Due later.
     pub pending: u64,
-    /// Due, within the sweep's grace: on its way.
+    /// Due for less than the sweep's grace, so a worker may be applying them.
     pub due: u64,
-    /// Due for longer than that, and without an effect.
+    /// Due for longer than that, and not applied.
     pub overdue: u64,
     pub verdict: Verdict,
 }
@@ -99,33 +99,33 @@ pub struct Counted {
     pub verdict: Verdict,
 }
 
-/// One rung: how many wait in it, beside how many would be sent there now. Retries and earlier hops wait there too, a message names
-/// several, and what was sent a while ago would take a shorter rung now: the two need not agree.
+/// One rung: the messages in it, and the candidates that would be sent there now. The two need not agree: retries and earlier hops wait
+/// there too, one message names several subjects, and a wake-up sent earlier would take a shorter rung now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Rung {
     pub rung: String,
     pub messages: u64,
-    /// Messages among them that name nothing and only tell that the rung moves.
+    /// Canaries among the messages. They name no subject and only show that the rung moves.
     pub canaries: u64,
-    /// Pending candidates of all kinds whose next hop this would be.
+    /// Pending candidates of all kinds that would be sent to this rung now.
     pub candidates: u64,
 }
 
-/// Pending subjects against waiting messages. What is due already is left out, as it may be in a worker's hands, where no count
-/// shows it; lost, it becomes overdue.
+/// Pending subjects compared with waiting messages. Due subjects are excluded, because their wake-ups may be unacked at a worker,
+/// where the counts do not include them. If such a wake-up is lost, its subject becomes overdue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Wakeups {
     /// Pending subjects of all kinds, each of which needs a wake-up.
     pub subjects: u64,
-    /// Those whose event is still in the outbox.
+    /// Pending subjects whose event is still in the outbox.
     pub in_outbox: u64,
     /// Messages in all rungs, in the lanes and in quarantine.
     pub messages: u64,
-    /// Canaries that should be among them. After a rung was lost they are not, until a rebuild forgets them.
+    /// Canaries that should be among the messages. If a rung was lost, they are not, until a rebuild deletes their rows.
     pub canaries: u64,
-    /// So many subjects have no wake-up, if all those canaries are there.
+    /// Subjects without a wake-up, if all those canaries are among the messages.
     pub perhaps_missing: u64,
-    /// So many have none, whatever the messages are.
+    /// Subjects without a wake-up, even if every message names as many subjects as possible.
     pub missing: u64,
     pub verdict: Verdict,
 }
@@ -145,23 +145,23 @@ pub async fn audit(db: &DatabaseConnection, broker: &Broker, settings: &Settings
     once(db, broker, settings).await
 }
 
-/// Records in `activity` that an audit was made, by whom, and how many checks it found off: what `ops status` shows of the last one.
+/// Records in `activity` who ran an audit and how many checks were off. `ops status` shows the last one.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn remember(db: &DatabaseConnection, actor: &Actor, report: &Report) -> Result<(), DbErr> {
     let found = json!({ "at": report.at, "off": report.off });
     actor.record(db, FINISHED, ("audit", id_of(AUDIT)), None, found).await
 }
 
-/// What [`remember`] records, of which thing.
+/// The action and the subject that [`remember`] records.
 pub(crate) const FINISHED: &str = "audit.finished";
 pub(crate) const AUDIT: &str = "audit";
 
 async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Report, OpsError> {
     let topology = settings.topology();
     let forgotten: Vec<String> = rungs::forgotten(db, &topology).await?.into_iter().map(|rung| rung.queue).collect();
-    // Before the snapshot and after it: what moves on meanwhile is in one of the looks.
+    // One look before the snapshot and one after it, so that a message that moves meanwhile is in at least one.
     let before = look(broker, &topology, &forgotten).await?;
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;
@@ -195,7 +195,7 @@ fn wakeups(rows: &rows::Rows, seen: &[Seen], pack_max: usize) -> Wakeups {
     let canaries = rows.canaries.values().sum::<u64>();
     let without = |messages| missing(subjects.saturating_sub(rows.in_outbox), messages, pack_max as u64);
     let (perhaps_missing, missing) = (without(messages.saturating_sub(canaries)), without(messages));
-    // Wake-ups of nothing that is pending are harmless: each is found stale.
+    // A surplus wake-up is harmless, because its recheck finds it stale.
     let verdict = match missing {
         0 => Verdict::note_if(perhaps_missing > 0 || (messages > canaries && candidates == 0)),
         _ => Verdict::Off,
@@ -203,7 +203,7 @@ fn wakeups(rows: &rows::Rows, seen: &[Seen], pack_max: usize) -> Wakeups {
     Wakeups { subjects, in_outbox: rows.in_outbox, messages, canaries, perhaps_missing, missing, verdict }
 }
 
-/// How many of `subjects` cannot have a wake-up, whatever the messages name.
+/// How many of `subjects` have no wake-up, even if each message names `pack_max` subjects.
 const fn missing(subjects: u64, messages: u64, pack_max: u64) -> u64 {
     subjects.saturating_sub(messages.saturating_mul(pack_max))
 }

@@ -1,8 +1,8 @@
-//! Bars of Unicode blocks, an eighth of a cell exact, for charts in a terminal. What is not nothing is always seen.
+//! Bars of Unicode blocks for charts in a terminal, accurate to an eighth of a cell. A count above 0 always shows.
 
 const EIGHTHS: [char; 7] = ['▏', '▎', '▍', '▌', '▋', '▊', '▉'];
 
-/// A bar for `count` of at most `most`, in `cells` columns at most.
+/// A bar for `count`, where `most` fills all `cells` columns.
 #[must_use]
 pub fn bar(count: i64, most: i64, cells: usize) -> String {
     let (count, most) = (u128::try_from(count).unwrap_or(0), u128::try_from(most).unwrap_or(0));
@@ -25,7 +25,7 @@ mod tests {
         assert_eq!(bar(8, 8, 4), "████");
         assert_eq!(bar(4, 8, 4), "██");
         assert_eq!(bar(5, 8, 1), "▋");
-        assert_eq!(bar(1, 1_000_000, 20), "▏", "what is not nothing is seen");
+        assert_eq!(bar(1, 1_000_000, 20), "▏", "a count above 0 shows");
         assert_eq!(bar(i64::MAX, i64::MAX, 3), "███");
         for nothing in [bar(0, 8, 4), bar(-1, 8, 4), bar(3, 0, 4), bar(3, 3, 0)] {
             assert_eq!(nothing, "");

@@ -1,5 +1,5 @@
-//! One customer: who it is as staff may know it, all that is held about somebody, and its erasure (policy points 6 and 7). What is
-//! personal is read and changed with a login of the order system's role alone; the server refuses it to operators'.
+//! One customer: the masked view for staff, the export of all data held about the customer, and the erasure of personal data (policy
+//! points 6 and 7). Export and erasure need a login of the order system's role; PostgreSQL refuses them to an operator's login.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, TransactionTrait};
@@ -13,7 +13,7 @@ use uuid::Uuid;
 
 use crate::actor::Actor;
 
-/// A customer as staff may see one: enough to recognise somebody known already.
+/// A customer as staff may see one: enough to recognise a customer they already know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Masked {
     pub id: Uuid,
@@ -24,17 +24,17 @@ pub struct Masked {
     pub erased_at: Option<DateTime<Utc>>,
     pub orders: i64,
     pub orders_on_line: i64,
-    /// The wallet's, in đồng.
+    /// The wallet's balance, in đồng.
     pub balance: i64,
 }
 
-/// Why nothing was told or done.
+/// Why a command on a customer failed.
 #[derive(Debug, thiserror::Error)]
 pub enum CustomerError {
     #[error("there is no customer {0}")]
     Unknown(Uuid),
     #[error(
-        "the login {0} may not read personal data: use one of kyhan_order_system, as whoever serves customers by name has, in \
+        "the login {0} may not read personal data: use one of kyhan_order_system, like the customer service's, in \
          KYHAN_DATABASE_URL"
     )]
     Refused(String),
@@ -44,24 +44,24 @@ pub enum CustomerError {
     Database(#[source] DbErr),
 }
 
-/// What keeps a customer's data from being erased.
+/// A reason why a customer's data cannot be erased.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub enum Obstacle {
-    /// A wallet that is not empty, in đồng.
+    /// The wallet's balance in đồng, if it is not 0.
     Balance(i64),
-    /// An order that is under way, short of money, disputed or held, by its code.
+    /// The code of an order that is in progress, short of money, disputed or held.
     Order(String),
 }
 
 fn refused_because(obstacles: &[Obstacle]) -> String {
     let told = obstacles.iter().map(|obstacle| match obstacle {
         Obstacle::Balance(balance) => format!("the wallet holds {}", shared::domain::money::Dong(*balance)),
-        Obstacle::Order(code) => format!("order {} is under way, short of money, disputed or held", code.escape_debug()),
+        Obstacle::Order(code) => format!("order {} is in progress, short of money, disputed or held", code.escape_debug()),
     });
     format!("nothing was erased: {}", told.collect::<Vec<_>>().join("; "))
 }
 
-/// What an erasure cleared.
+/// How much an erasure cleared.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Erased {
     pub orders: u64,
@@ -85,7 +85,7 @@ pub async fn show(db: &DatabaseConnection, id: Uuid) -> Result<Masked, CustomerE
     masked.ok_or(CustomerError::Unknown(id))
 }
 
-/// Everything that is held about a customer, to be handed to that customer. That it was is recorded, and with it who did it and why.
+/// All data held about a customer, to be handed to that customer. Records in `activity` who exported it and why.
 ///
 /// # Errors
 /// [`CustomerError`].
@@ -103,7 +103,7 @@ pub async fn export(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str)
     Ok(Confidential::new(held))
 }
 
-/// `$1`: the customer. Sources come by their own policy, as the transaction acts in the customer's name.
+/// `$1`: the customer. The row policy of `order_sources` allows the read, because the transaction acts for the customer.
 const EXPORT: &str = "
     WITH own_orders AS (SELECT * FROM orders WHERE customer_id = $1),
          own_items AS (SELECT * FROM cart_items WHERE customer_id = $1),
@@ -144,11 +144,12 @@ const EXPORT: &str = "
                                   FROM dead_letters d WHERE d.subject_id IN (SELECT id FROM subjects))) AS held
       FROM customers AS customer WHERE customer.id = $1";
 
-/// Clears a customer's personal data, everywhere: who it is, what was said, what was bought and where. The ledger, the history and the
-/// sealed record stay, and name ids alone.
+/// Clears a customer's personal data in every table: contact data, messages, products and sources. The ledger, the history and the
+/// sealed activity stay; they contain only ids.
 ///
 /// # Errors
-/// [`CustomerError::Open`] while money is outstanding, an order under way, or a hold stands; the others. Nothing is erased then.
+/// [`CustomerError::Open`] while money is outstanding, an order is in progress, or a hold exists; other [`CustomerError`]s. Nothing is
+/// erased then.
 pub async fn erase(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str) -> Result<Erased, CustomerError> {
     let tx = begin(db, id).await?;
     let erased = match clear(&tx, id).await {
@@ -167,7 +168,7 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
         let done = tx.execute_raw(statement(sql, [id.into()])).await.map_err(CustomerError::Database)?;
         Ok::<_, CustomerError>(done.rows_affected())
     };
-    // Nobody makes an order or moves money for this customer until this is decided.
+    // Blocks new orders and transfers of this customer until the transaction ends.
     if run("SELECT FROM customers WHERE id = $1 FOR UPDATE").await? == 0 {
         return Err(CustomerError::Unknown(id));
     }
@@ -180,12 +181,12 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
     run("UPDATE customers SET full_name = '', phone = '', email = '', address = '', erased_at = coalesce(erased_at, now())
           WHERE id = $1")
     .await?;
-    // While the products are there by which events are found.
+    // Before the cart items are deleted, because events are found by their ids.
     let events = run(&EVENTS.replace("events", "outbox")).await? + run(&EVENTS.replace("events", "set_aside")).await?;
     Ok(Erased {
         orders,
         sources: run("DELETE FROM order_sources WHERE order_id IN (SELECT id FROM orders WHERE customer_id = $1)").await?,
-        // Without its salt, what is recorded of a message says nothing about it.
+        // Without its salt, the recorded hash of a message reveals nothing about it.
         messages: run("UPDATE order_messages SET author = '', body = '', salt = NULL
                         WHERE (salt IS NOT NULL OR author <> '' OR body <> '') AND order_id IN (SELECT id FROM orders WHERE customer_id = $1)")
         .await?,
@@ -196,12 +197,12 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
     })
 }
 
-/// What the order system put into its events about a customer.
+/// Clears the data that the order system put into the events about a customer.
 const EVENTS: &str = "UPDATE events SET data = NULL
      WHERE data IS NOT NULL AND subject_id IN (
          SELECT id FROM orders WHERE customer_id = $1 UNION SELECT id FROM cart_items WHERE customer_id = $1 UNION SELECT $1)";
 
-/// What keeps this customer's data from being erased.
+/// The reasons why this customer's data cannot be erased.
 async fn obstacles(tx: &DatabaseTransaction, id: Uuid) -> Result<Vec<Obstacle>, DbErr> {
     let mut obstacles = Vec::new();
     let sql = "SELECT balance FROM accounts WHERE customer_id = $1 AND kind = 'wallet' AND balance <> 0";
@@ -212,7 +213,7 @@ async fn obstacles(tx: &DatabaseTransaction, id: Uuid) -> Result<Vec<Obstacle>, 
     Ok(obstacles)
 }
 
-/// A transaction that acts in a customer's name: see the policies of `order_sources`.
+/// A transaction that acts for a customer; see the row policies of `order_sources`.
 async fn begin(db: &DatabaseConnection, id: Uuid) -> Result<DatabaseTransaction, CustomerError> {
     let begun = async {
         let tx = db.begin().await?;
@@ -222,7 +223,7 @@ async fn begin(db: &DatabaseConnection, id: Uuid) -> Result<DatabaseTransaction,
     begun.await.map_err(CustomerError::Database)
 }
 
-/// What to do about it, where the server refused the login.
+/// Converts an error; if the server refused the login, into one with advice.
 async fn refused(db: &DatabaseConnection, error: DbErr) -> CustomerError {
     if !is_refused(&error) {
         return CustomerError::Database(error);

@@ -1,7 +1,7 @@
-//! Dead letters as operators find, understand and decide them: rows of `dead_letters`, written by the workers (docs/decisions/0019).
+//! How operators find, diagnose and decide dead letters: rows of `dead_letters`, which the workers write (docs/decisions/0019).
 //!
-//! A letter is found ([`filter`], [`page`], [`groups`]), understood ([`letter`], [`subject`], [`trial`]), and decided about: discarded or
-//! repaired ([`decide`]), or replayed, by [`plan`] and then [`run`]; always in one transaction with its record in `activity`.
+//! [`filter`], [`page`] and [`groups`] find dead letters. [`letter`], [`subject`] and [`trial`] show what they are about. [`decide`]
+//! discards or repairs them; [`plan`] and then [`run`] replay them. Each decision is one transaction with its record in `activity`.
 
 pub mod decide;
 pub mod filter;

@@ -1,7 +1,7 @@
-//! Explain: all that is on record about one order or cart item in order of time, when what falls due next, and where its wake-up
-//! waits. It only looks, at one snapshot, and tells ids, moments, amounts and words of codes: no personal data, no source of goods.
+//! Explain: the recorded history of one order or cart item, what falls due next and when, and where its wake-up waits. It only reads, in
+//! one snapshot. It shows ids, times, amounts and code words, and never personal data or a source of goods.
 //!
-//! Rechecks that found nothing to do leave no row, and neither do attempts that are made again: they are in the traces.
+//! Rechecks that found nothing to do, and attempts that are retried, leave no row. They are in the traces.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{AccessMode, DatabaseConnection, DbErr, IsolationLevel, TransactionTrait};
@@ -22,28 +22,28 @@ mod records;
 pub use fact::{Fact, Facts};
 pub use outlook::{Counted, Hops, Outlook, Paused, Waiting};
 
-/// What a name stands for, explained. Its fields are those of `ops explain --json`, and keep their names.
+/// The explanation of a name. The fields are those of `ops explain --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Explanation {
-    /// The moment of the database's snapshot, by which everything is told.
+    /// The time of the database snapshot.
     pub at: DateTime<Utc>,
-    /// Nearly always one. A code that looks like an id may be another row's id: then both are told of, and nothing is guessed.
+    /// Nearly always one. If a name is both the code of one row and the id of another, both are here.
     pub subjects: Vec<Subject>,
 }
 
-/// One row, or the remains of one.
+/// One row, or the records of a deleted one.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Subject {
-    /// Where the row lies; `None`: there is none of this id any more, only what is on record about it.
+    /// The table of the row; `None`: the row no longer exists, only records about it.
     pub table: Option<&'static str>,
     pub id: Uuid,
-    /// What people call it, where they do.
+    /// The code by which people name it, if it has one.
     pub code: Option<String>,
     pub timeline: Vec<Entry>,
     pub kinds: Vec<Outlook>,
 }
 
-/// Something that happened.
+/// An entry of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Entry {
     pub at: DateTime<Utc>,
@@ -51,10 +51,10 @@ pub struct Entry {
     pub detail: Facts,
 }
 
-/// Explains what an order's code, an order's id or a cart item's id stands for; `None`: nothing is known by this name.
+/// Explains an order's code, an order's id or a cart item's id; `None`: neither a row nor a record has this name.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn explain(db: &DatabaseConnection, settings: &Settings, name: &str) -> Result<Option<Explanation>, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;
@@ -63,11 +63,12 @@ pub async fn explain(db: &DatabaseConnection, settings: &Settings, name: &str) -
         let mut timeline = records::of_row(&snapshot, named.table, named.id).await?;
         timeline.extend(records::of_subject(&snapshot, named.id).await?);
         timeline.extend(letters::of_subject(&snapshot, named.id).await?);
-        // An id that no row has and nothing remembers is a mistyped one.
+        // An id without a row and without records is probably mistyped.
         if named.table.is_none() && timeline.is_empty() {
             continue;
         }
-        // What has the same moment stays in the order of its sources. A plan of several of the subject's letters is told of once.
+        // The sort is stable, so entries of the same time keep the order of their sources. `dedup` keeps one entry of a plan that contains
+        // several letters of the subject.
         timeline.sort_by_key(|entry| entry.at);
         timeline.dedup();
         let concerned = |task: &&&dyn Shown| named.table.is_none_or(|table| table == task.table());

@@ -1,5 +1,5 @@
-//! Forecast: how many rows fall due on each coming day, kind by kind, and how much money with them, by the one definition of *due*.
-//! It reads the candidates of every kind at one snapshot, and only counts.
+//! Forecast: for each kind, how many rows fall due on each coming day, and how much money they move, by the shared definition of *due*.
+//! It reads the candidates of every kind in one snapshot and changes nothing.
 
 use chrono::{DateTime, Days, NaiveDate, Utc};
 use sea_orm::{AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, IsolationLevel, TransactionTrait};
@@ -9,21 +9,21 @@ use shared::{
     domain::{due, money::sql_sum, policy::Policy, span::sql_day, task::Shown, tasks},
 };
 
-/// What falls due. Its fields are those of `ops forecast --json`, and keep their names.
+/// The forecast. The fields are those of `ops forecast --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Forecast {
-    /// The moment of the snapshot.
+    /// The time of the snapshot.
     pub at: DateTime<Utc>,
     pub kinds: Vec<Kind>,
 }
 
-/// What of one kind falls due.
+/// The forecast of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Kind {
     pub kind: &'static str,
-    /// Due already, and without an effect.
+    /// Due now, and not applied.
     pub overdue: Falling,
-    /// Today, of which what is over is not counted, and the days after it in Asia/Ho_Chi_Minh.
+    /// The rest of today, and the days after it, in Asia/Ho_Chi_Minh.
     pub days: Vec<Day>,
     /// After the last of these days.
     pub later: Falling,
@@ -37,19 +37,19 @@ pub struct Day {
     pub falling: Falling,
 }
 
-/// What falls due together.
+/// The rows that fall due in one period.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Falling {
     pub subjects: i64,
-    /// The money at stake in đồng, by the rows as they are now; `None`: the kind moves no money.
+    /// The money at stake in đồng, by the current rows; `None`: the kind moves no money.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub amount: Option<i64>,
 }
 
-/// Counts what falls due today and on the days after it, `days` in all.
+/// Counts the rows that fall due on `days` days, starting with today.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn forecast(db: &DatabaseConnection, policy: &Policy, days: u16) -> Result<Forecast, DbErr> {
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;
@@ -69,7 +69,7 @@ async fn kind(
     today: NaiveDate,
     days: u16,
 ) -> Result<Kind, DbErr> {
-    /// What falls due so many days from today; -1: what is overdue.
+    /// The rows that fall due `on_day` days from today; -1: overdue.
     #[derive(FromQueryResult)]
     struct Counted {
         on_day: i32,

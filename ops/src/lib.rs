@@ -1,4 +1,4 @@
-//! The operators' door: the schema, the topology, the audit, events set aside, dead letters, and what is to come. `main.rs` is its command line.
+//! The operators' library: audit, status, dead letters, policies, pauses, retention, set-aside events. `main.rs` is its command line.
 
 use sea_orm::DbErr;
 use shared::broker::BrokerError;
@@ -22,7 +22,7 @@ pub mod shown;
 pub mod status;
 mod walk;
 
-/// What stopped an operator's command between the two servers.
+/// An error of one of the two servers that stopped an operator's command.
 #[derive(Debug, thiserror::Error)]
 pub enum OpsError {
     #[error(transparent)]

@@ -1,10 +1,10 @@
-//! Pausing and resuming a kind across the fleet. Once a kind is paused and [`until_idle`] leaves nobody over, nothing more of
-//! it is applied before it is resumed.
+//! Pauses and resumes a kind across the fleet. Once a kind is paused and [`until_idle`] returns 0, no process applies it until it is
+//! resumed.
 //!
-//! Whoever applies looks for the pause in the statement that locks its rows ([`shared::database::statements::Statements`]). So only those go on that had
-//! looked before the pause was committed, and they are found by the locks on tables that this statement has taken: PostgreSQL
-//! takes them before the snapshot by which the statement sees, and keeps them to the transaction's end. By their ids they would not be
-//! found (`pg_snapshot_xmin`): a transaction that waits for its first row has none yet.
+//! The statement that locks the rows also checks for a pause ([`shared::database::statements::Statements`]). So only transactions that
+//! checked before the pause was committed continue. Their table locks identify them: PostgreSQL takes table locks before the
+//! statement's snapshot, and keeps them until the transaction ends. Transaction ids (`pg_snapshot_xmin`) would not work, because a
+//! transaction that waits for its first row has no id yet.
 
 use std::time::Duration;
 
@@ -23,30 +23,30 @@ use tokio_util::sync::CancellationToken;
 
 use crate::actor::{Actor, id_of};
 
-/// Between two looks at who still applies.
+/// Time between two checks for transactions that still apply the kind.
 const POLL: Duration = Duration::from_millis(200);
 
-/// What came of [`pause`].
+/// The result of [`pause`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Paused {
     Now(Pause),
-    /// It was paused already, so; nothing was changed.
+    /// It was already paused, by this pause; nothing was changed.
     Before(Pause),
 }
 
-/// What came of [`resume`].
+/// The result of [`resume`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Resumed {
-    /// It was paused so until now.
+    /// The pause that was removed.
     Now(Pause),
-    /// It was not paused; when and by whom it was resumed last, if ever.
+    /// It was not paused. When and by whom it was last resumed, if ever.
     Before(Option<(DateTime<Utc>, String)>),
 }
 
 /// Pauses a kind, and records who did it and why in the same transaction.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Paused, DbErr> {
     let kind = task.kind();
     let wanted = pauses::ActiveModel {
@@ -60,7 +60,7 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
         let wanted = pauses::Entity::insert(wanted.clone()).on_conflict(OnConflict::new().do_nothing().to_owned());
         let inserted = wanted.exec_without_returning(&tx).await? > 0;
         let Some(pause) = pauses::Entity::find_by_id(kind).one(&tx).await? else {
-            // Somebody resumed it between the two statements.
+            // Another operator resumed it between the two statements.
             tx.rollback().await?;
             continue;
         };
@@ -77,7 +77,7 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
 /// Resumes a kind, and records who did it and why in the same transaction.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Resumed, DbErr> {
     let kind = task.kind();
     let tx = db.begin().await?;
@@ -93,11 +93,11 @@ pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, wh
     Ok(Resumed::Now(pause))
 }
 
-/// Waits until every transaction that applies this kind, and may not have seen its pause, has ended: `within` so long, or until told
-/// to `stop`. How many go on. While it waits, `progress` is told how many there are.
+/// Waits until every transaction that applies this kind, and may have missed its pause, has ended. Gives up after `within`, or when
+/// `stop` is cancelled. Returns how many are still open. While it waits, `progress` receives their number.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn until_idle(
     db: &DatabaseConnection,
     task: &dyn Shown,
@@ -115,9 +115,9 @@ pub async fn until_idle(
     Ok(applying.len())
 }
 
-/// The transactions that have looked for a pause and hold rows of the task's table, by their virtual ids, which they have from their
-/// beginning; all, or those `among` others. Kinds of one table are not told apart, and neither are those that see the pause and
-/// are about to roll back.
+/// The virtual ids of transactions that have checked for a pause and hold row locks in the task's table; all, or only those in
+/// `among`. A transaction has a virtual id from its start. The result includes transactions of other kinds with the same table, and
+/// those that see the pause and are about to roll back.
 async fn applying(db: &DatabaseConnection, task: &dyn Shown, among: Option<Vec<String>>) -> Result<Vec<String>, DbErr> {
     let sql = "SELECT virtualtransaction FROM pg_locks
                 WHERE locktype = 'relation' AND granted

@@ -1,5 +1,5 @@
-//! Preview: what another policy would do to the rows as they are now. Both policies are asked at one snapshot by the one definition of
-//! *due*, and nothing is changed.
+//! Preview: what another policy would do to the current rows. It compares both policies in one snapshot, by the shared definition of
+//! *due*, and changes nothing.
 
 use chrono::{DateTime, NaiveDate, Utc};
 use sea_orm::{AccessMode, DatabaseConnection, DatabaseTransaction, DbErr, FromQueryResult, IsolationLevel, TransactionTrait};
@@ -19,15 +19,15 @@ use shared::{
     settings::Settings,
 };
 
-/// What a policy would change. Its fields are those of `ops policy preview --json`, and keep their names.
+/// What a policy would change. The fields are those of `ops policy preview --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Preview {
-    /// The moment of the snapshot.
+    /// The time of the snapshot.
     pub at: DateTime<Utc>,
     pub kinds: Vec<Change>,
     /// Rungs that the workers would declare.
     pub rungs_new: Vec<String>,
-    /// Rungs that nothing new would go into: they drain, and `ops topology prune` removes them then.
+    /// Rungs that the new policy would not use. They drain; then `ops topology prune` removes them.
     pub rungs_forgotten: Vec<String>,
 }
 
@@ -37,31 +37,31 @@ pub struct Change {
     pub kind: &'static str,
     /// The lines of the policy that differ.
     pub lines: Vec<LineChange>,
-    /// Every row that the kind could apply to. Each of them is in one of the next six.
+    /// Every row that the kind could apply to. Each is counted in one of the next six fields.
     pub candidates: i64,
     pub earlier: i64,
     pub later: i64,
     pub same: i64,
-    /// Due some day, and so far never.
+    /// Never due so far, but due under the new policy.
     pub appear: i64,
-    /// Never due any more.
+    /// Due so far, but never under the new policy.
     pub vanish: i64,
-    /// Never due, before and after.
+    /// Never due under either policy.
     pub never: i64,
-    /// Due now, by the policy as it is.
+    /// Due now under the active policy.
     pub due_before: i64,
-    /// Due now, by the new one.
+    /// Due now under the new policy.
     pub due_after: i64,
-    /// Due now by the new one alone.
+    /// Due now under the new policy only.
     pub at_once: i64,
-    /// The money at stake of these, in đồng; `None`: the kind moves no money.
+    /// The money at stake in the rows of `at_once`, in đồng; `None`: the kind moves no money.
     pub at_once_amount: Option<i64>,
     /// The coming day on which most fall due, in Asia/Ho_Chi_Minh.
     pub busiest_before: Option<Busy>,
     pub busiest_after: Option<Busy>,
 }
 
-/// A line of the policy, by the span that it gives.
+/// A changed line of the policy: its duration before and after.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct LineChange {
     pub on: &'static str,
@@ -69,17 +69,17 @@ pub struct LineChange {
     pub after: Option<String>,
 }
 
-/// A day and how many fall due on it.
+/// A day, and how many rows fall due on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Busy {
     pub day: NaiveDate,
     pub subjects: i64,
 }
 
-/// Compares the policy of these settings with another one; of kinds whose lines are the same, a release goes on.
+/// Compares the policy of these settings with another one. A release continues for kinds whose lines do not change.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
     let new = &new.clone().carrying_over(&settings.policy);
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
@@ -118,7 +118,7 @@ async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, 
     })
 }
 
-/// What [`question`] answers.
+/// The result of [`question`].
 #[derive(FromQueryResult)]
 struct Counted {
     candidates: i64,
@@ -138,7 +138,7 @@ struct Counted {
     after_subjects: Option<i64>,
 }
 
-/// One row of counts. The candidates are read once and kept, as everything is counted from them.
+/// SQL for one row of counts. The candidates are materialized, so that they are read once for all counts.
 fn question(task: &dyn Shown, old: &Policy, new: &Policy) -> String {
     const AT_ONCE: &str = "after <= now() AND (before > now() OR before IS NULL)";
     let amount = task.stake().map_or("NULL::bigint".to_owned(), |stake| {

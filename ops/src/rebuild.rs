@@ -1,8 +1,7 @@
-//! Rebuild: every pending wake-up is made again from the rows, as after a broker was lost with its disk. On a healthy broker it
-//! does no harm: what comes twice is found stale.
+//! Rebuild: publishes every pending wake-up again from the rows, for example after a broker lost its disk. It is harmless on a healthy
+//! broker, because the recheck finds a duplicate stale.
 //!
-//! It goes through the rows in id order and remembers how far it has come after each confirmed page, so that a rebuild that was
-//! interrupted goes on where it stopped.
+//! It walks the rows in id order and stores its position after each confirmed page, so that an interrupted rebuild can continue.
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, FromQueryResult, Value};
 use shared::{
@@ -19,31 +18,31 @@ use crate::{
     walk::{self, Walk},
 };
 
-/// Where a rebuild was interrupted.
+/// The position of an interrupted rebuild.
 #[derive(Debug, Clone, PartialEq, Eq, FromQueryResult)]
 pub struct Interrupted {
-    /// Everything up to this id is confirmed.
+    /// The wake-ups of all rows up to this id are confirmed.
     pub cursor: Uuid,
-    /// When, as PostgreSQL writes it.
+    /// When the position was stored, as PostgreSQL formats it.
     pub at: String,
-    /// Whether that was so lately that it is the same recovery.
+    /// Whether that was so recent that it is probably the same recovery.
     pub lately: bool,
 }
 
-/// Where an interrupted rebuild of a kind stands.
+/// The position of an interrupted rebuild of a kind.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn interrupted(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<Option<Interrupted>, DbErr> {
     let sql =
         "SELECT cursor, at::text AS at, at > now() - interval '1 hour' AS lately FROM rebuilds WHERE prefix = $1 AND kind = $2";
     Interrupted::find_by_statement(statement(sql, key(settings, task))).one(db).await
 }
 
-/// How many rows of a kind fall due some day or are overdue: all, or those beyond a cursor.
+/// How many rows of a kind are due now or later: all, or those after a cursor.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown, beyond: Option<Uuid>) -> Result<u64, DbErr> {
     let due = due::query(task, &settings.policy);
     let sql = format!(
@@ -55,7 +54,7 @@ pub async fn pending(db: &DatabaseConnection, settings: &Settings, task: &dyn Sh
     Ok(u64::try_from(pending).unwrap_or_default())
 }
 
-/// SQL: what operators have decided about, or are to decide about, is theirs.
+/// SQL: excludes rows that operators have decided, or have yet to decide, about.
 fn which(task: &dyn Shown) -> String {
     format!("NOT {}", shared::database::sql_decided(task, "due"))
 }
@@ -64,11 +63,11 @@ fn key(settings: &Settings, task: &dyn Shown) -> [Value; 2] {
     [settings.naming.prefix.clone().into(), task.kind().into()]
 }
 
-/// Makes every pending wake-up of a kind again, at most `rate` subjects a second, and tells `progress` of each page. `false` when
-/// it was told to stop before the end.
+/// Publishes every pending wake-up of a kind again, at most `rate` subjects per second. `progress` receives the size of each page.
+/// Returns `false` if `stop` was cancelled before the end.
 ///
 /// # Errors
-/// [`OpsError`]; running it again goes on where it stopped.
+/// [`OpsError`]; the next call continues from the stored position.
 pub async fn rebuild(
     db: &DatabaseConnection,
     broker: &Broker,
@@ -94,10 +93,10 @@ pub async fn rebuild(
     Ok(whole)
 }
 
-/// Forgets where an interrupted rebuild stands: the next one begins at the beginning.
+/// Deletes the position of an interrupted rebuild, so that the next one starts from the first row.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn forget(db: &DatabaseConnection, settings: &Settings, task: &dyn Shown) -> Result<(), DbErr> {
     let key = (settings.naming.prefix.clone(), task.kind().to_owned());
     rebuilds::Entity::delete_by_id(key).exec(db).await.map(|_| ())

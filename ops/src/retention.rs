@@ -1,5 +1,5 @@
-//! Retention by hand: holding an order as it is, whatever its age, letting go of it, and putting a hidden one back on line. Each is
-//! recorded in the transaction that does it, with who and why; whoever does it again changes nothing.
+//! Manual retention: place or release a hold on an order, or make a hidden order visible again. Each is recorded in its own transaction,
+//! with who did it and why. All are idempotent.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -30,15 +30,15 @@ pub struct Hold {
     pub why: String,
 }
 
-/// What came of it.
+/// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Done<T> {
     Now(T),
-    /// It was so before, and nothing was changed.
+    /// It was already so; nothing was changed.
     Before(T),
 }
 
-/// Why nothing was done.
+/// Why a change failed.
 #[derive(Debug, thiserror::Error)]
 pub enum RetentionError {
     #[error("no order has the code or id {0:?}")]
@@ -80,7 +80,7 @@ pub async fn hold(db: &DatabaseConnection, actor: &Actor, order: &str, why: &str
     Ok(Done::Now(hold))
 }
 
-/// Takes a hold away; the code of the order and the hold that there was, if any.
+/// Releases a hold. Returns the order's code, and the hold if there was one.
 ///
 /// # Errors
 /// [`RetentionError`].
@@ -102,8 +102,8 @@ pub async fn release(
     Ok((code, Some(hold)))
 }
 
-/// Puts a hidden order back on line. It is news about the order: it stays there for six months at least. Its code, and since when it
-/// was hidden; [`Done::Before`] where it was on line.
+/// Makes a hidden order visible again. This counts as activity, so the order stays visible for at least six months. Returns its code, and
+/// since when it was hidden; [`Done::Before`]: it was not hidden.
 ///
 /// # Errors
 /// [`RetentionError`].
@@ -121,7 +121,7 @@ pub async fn unhide(
     }
     tx.execute_raw(statement("UPDATE orders SET hidden_at = NULL WHERE id = $1", [id.into()])).await?;
     actor.record(&tx, "order.unhidden", ("order", id), Some(why), json!({ "hidden_at": null })).await?;
-    // A wake-up to hide it again, as it has none any more.
+    // Schedules a new wake-up to hide it, because the old one is spent.
     let event = outbox::ActiveModel {
         event_type: Set(EventType::OrderRecorded.name().to_owned()),
         subject_id: Set(id),
@@ -135,7 +135,7 @@ pub async fn unhide(
 /// Every hold, oldest first.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn holds(db: &DatabaseConnection) -> Result<Vec<Hold>, DbErr> {
     Hold::find_by_statement(statement(&format!("{HOLDS} ORDER BY held_at, order_id"), [])).all(db).await
 }

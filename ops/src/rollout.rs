@@ -1,8 +1,8 @@
-//! Rollout: another policy is put in force, and the wake-ups are made of what it makes due earlier. What would fall due at once is
-//! released little by little; nothing is released before every running process had the time to learn of the policy.
+//! Rollout: activates another policy, and publishes wake-ups for the rows that it makes due earlier. Rows that become due at once are
+//! released gradually, and only after every running process has had time to load the policy.
 //!
-//! The policy holds from the commit of its row on. Whoever is killed after that leaves wake-ups unmade, which the same command makes
-//! when it is run again, and the sweep if nobody does.
+//! The policy is active from the commit of its row on. If the process is killed after that, some wake-ups are missing. Running the
+//! command again publishes them; otherwise the sweep does.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -35,45 +35,45 @@ use crate::{
     walk::Walk,
 };
 
-/// How long after its commit a policy begins to make anything due earlier: by then every process looks for it, finishes what it has in
-/// hand and begins anew. A relay that has not yet would send a wake-up to where the policy before told it to.
+/// How long after its commit a policy starts to make rows due earlier. By then every process has found it, finished its current work and
+/// restarted its lanes. A relay that has not would still publish wake-ups by the previous policy.
 pub const LEAD: Duration = LOOK_EVERY.saturating_mul(3);
 
-/// The advisory lock of whoever puts a policy in force: "kyhan" in ASCII, then 3.
+/// The advisory lock that serializes activations of policies: "kyhan" in ASCII, then 3.
 const ROLLING: i64 = 0x6b_7968_616e_0003;
 
-/// Releases of a kind that may lie in each other: each one is asked about for every row.
+/// Most nested releases of a kind. Each one adds a computation to every row.
 const DEPTH_MAX: usize = 3;
 
-/// Most wake-ups a second.
+/// Most wake-ups per second.
 const WAKEUPS_PER_S: u32 = 20_000;
 
-/// Why a policy was not put in force. Nothing was changed.
+/// Why a policy was not activated. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum RolloutError {
-    #[error("another policy was applied in the meantime, by {by}; look at what this one would do now, and apply it again")]
+    #[error("{by} applied another policy in the meantime; preview this one again, then apply it")]
     Changed { by: String },
     #[error(
-        "{kind}: {DEPTH_MAX} policies are taking hold one after the other; make it due earlier once more after {until}, or take them back"
+        "{kind}: {DEPTH_MAX} releases are in progress, which is the limit; apply the policy after {until}, or revert the earlier policies"
     )]
     Busy { kind: &'static str, until: DateTime<Utc> },
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
 }
 
-/// A policy, and how it is to take hold.
+/// A policy, and how to release the rows that it makes due at once.
 pub struct Rollout<'a> {
     pub policy: Policy,
-    /// What it does, as it was shown to whoever applies it.
+    /// What the policy changes, as shown to the operator who applies it.
     pub preview: &'a Preview,
-    /// How many of a kind are released a second.
+    /// How many rows of a kind are released per second.
     pub rate: NonZeroU32,
     /// See [`LEAD`].
     pub lead: Duration,
     pub why: &'a str,
 }
 
-/// Puts a policy in force in the place of the one that governs, and records who did it and why in the same transaction.
+/// Replaces the active policy, and records who did it and why in the same transaction.
 ///
 /// # Errors
 /// [`RolloutError`].
@@ -92,7 +92,7 @@ pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) 
         if !is_earlier(change, &policy, &governed.settings.policy) {
             continue;
         }
-        // A release that is over makes no difference any more.
+        // Leaves out releases that have ended, because they have no effect any more.
         let before = governed.settings.policy.of_kind(change.kind, since);
         let release = Release { before, since, from, over_ms: over_ms(change.at_once, rate) };
         let task = tasks::find(change.kind);
@@ -109,8 +109,8 @@ pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) 
     Ok(applied)
 }
 
-/// Whether lines were changed so that a row is due earlier than it was, as in the middle of a release by a longer span than that has,
-/// or may be: then there is a release, even if no row would be due at once by now.
+/// Whether changed lines make, or may make, a row due earlier. A longer duration than that of a current release can do so too. Such a
+/// change needs a release, even if no row becomes due at once.
 fn is_earlier(change: &Change, new: &Policy, old: &Policy) -> bool {
     let Some(task) = tasks::find(change.kind).filter(|_| !change.lines.is_empty()) else { return false };
     let may_be = task.counts_from().iter().any(|event| match (old.span(task, *event), new.span(task, *event)) {
@@ -121,18 +121,18 @@ fn is_earlier(change: &Change, new: &Policy, old: &Policy) -> bool {
     may_be || change.earlier > 0 || change.appear > 0
 }
 
-/// Over how many milliseconds so many are released.
+/// How many milliseconds the release of `count` rows takes.
 #[must_use]
 pub fn over_ms(count: i64, rate: NonZeroU32) -> u64 {
     u64::try_from(count).unwrap_or_default().saturating_mul(1000).div_ceil(rate.get().into())
 }
 
-/// Makes the wake-ups of everything that is due earlier by the policy in force than it was when the last wake-ups were made, and tells
-/// `progress` of each page. It begins when the release does: what comes until then, a process may have put where the policy before
-/// told it to. `false` when it was told to stop before the end.
+/// Publishes wake-ups for all rows that the active policy makes due earlier than the last policy whose wake-ups were all published.
+/// `progress` receives the size of each page. It starts when the release does, because until then a process may still publish by the
+/// previous policy. Returns `false` if `stop` was cancelled before the end.
 ///
 /// # Errors
-/// [`OpsError`]; running it again goes on where it stopped.
+/// [`OpsError`]; the next call continues from the stored position.
 pub async fn schedule(
     db: &DatabaseConnection,
     broker: &Broker,
@@ -147,7 +147,7 @@ pub async fn schedule(
         stop.run_until_cancelled(tokio::time::sleep(left)).await;
     }
     for task in tasks::ALL.iter().copied() {
-        // The first of those whose wake-ups are not all made; what it carries over was made by the one that began it.
+        // The first policy whose wake-ups are not all published. A release that it carried over belongs to an earlier policy.
         let own = |it: &Applied| it.policy.release(task).filter(|release| release.since == it.at).cloned();
         let Some(first) = unscheduled.iter().find_map(own) else { continue };
         let due = due::query_compared(task, &applied.policy, &first.before);

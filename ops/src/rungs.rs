@@ -1,5 +1,5 @@
-//! Rungs that the policy no longer uses: once empty they are removed. AMQP cannot list queues, so the rungs ever declared are
-//! remembered in the database.
+//! Removes rungs that the policy no longer uses, once they are empty. AMQP cannot list queues, so the database remembers every rung that
+//! was declared.
 
 use std::time::Duration;
 
@@ -12,23 +12,23 @@ use shared::{
 
 use crate::OpsError;
 
-/// Between taking a rung's exchange away and looking into its queue: what was on its way has arrived then.
+/// Time between deleting a rung's exchange and checking its queue, so that messages in transit have arrived.
 const ON_ITS_WAY: Duration = Duration::from_secs(2);
 
-/// What became of a rung that the policy no longer uses.
+/// The result for a rung that the policy no longer uses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Pruned {
     Removed,
-    /// It still holds so many wake-ups, and drains by itself.
+    /// It still holds this many messages, and drains by itself.
     Waiting(u32),
-    /// It was gone already.
+    /// It was already gone.
     Gone,
 }
 
-/// Removes the rungs, of those remembered under this topology's prefix, that it no longer has and that are empty.
+/// Removes the empty rungs that were declared under this topology's prefix and that it no longer has.
 ///
 /// # Errors
-/// [`OpsError`]; running it again goes on where it stopped.
+/// [`OpsError`]; the next call continues.
 pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology) -> Result<Vec<(String, Pruned)>, OpsError> {
     let used = used(topology);
     let mut pruned = Vec::new();
@@ -43,20 +43,20 @@ pub async fn prune(db: &DatabaseConnection, broker: &Broker, topology: &Topology
     Ok(pruned)
 }
 
-/// The queues of the rungs that a topology has.
+/// The queues of a topology's rungs.
 fn used(topology: &Topology) -> Vec<String> {
     topology.queues().into_iter().filter(|queue| queue.role == QueueRole::Rung).map(|queue| queue.name).collect()
 }
 
-/// The rungs ever declared under this prefix that the topology no longer has: they drain, and what waits there wakes.
+/// The rungs declared under this prefix that the topology no longer has. They drain, so their wake-ups still reach the lanes.
 pub(crate) async fn forgotten(db: &DatabaseConnection, topology: &Topology) -> Result<Vec<rungs::Model>, DbErr> {
-    // Not LIKE: an underscore in a prefix is no wildcard.
+    // Not LIKE, because an underscore in a prefix would be a wildcard.
     let declared = rungs::Entity::find().filter(Expr::cust_with_values("starts_with(queue, $1)", [topology.rung_prefix()]));
     let unused = declared.filter(rungs::Column::Queue.ne_all(used(topology)));
     unused.order_by_asc(rungs::Column::Queue).all(db).await
 }
 
-/// The exchange goes first, so that nothing can come in while the queue is seen to be empty.
+/// Deletes the exchange first, so that no message can arrive after the queue was found empty.
 async fn prune_one(broker: &Broker, queue: &str, exchange: Option<&str>) -> Result<Pruned, BrokerError> {
     let Some(first) = broker.observe(queue).await? else { return Ok(Pruned::Gone) };
     if first.messages > 0 {
@@ -66,12 +66,12 @@ async fn prune_one(broker: &Broker, queue: &str, exchange: Option<&str>) -> Resu
         broker.delete_exchange(exchange).await?;
     }
     tokio::time::sleep(ON_ITS_WAY).await;
-    // A count of 0 means nothing just after a restart: the queue is asked for a message, which it answers only once it has
-    // recovered. Without its exchange it takes nothing new, and what it holds still expires into its lane.
+    // Just after a broker restart a count of 0 is unreliable. Getting a message is reliable, because the queue answers only once it has
+    // recovered. Without its exchange it receives no new messages, and those that it holds still expire into their lane.
     match broker.is_empty(queue).await? {
         Some(true) => broker.delete_queue(queue).await.map(|()| Pruned::Removed),
         Some(false) => Ok(Pruned::Waiting(first.messages.max(1))),
-        // Somebody else prunes, too.
+        // Another process pruned it.
         None => Ok(Pruned::Gone),
     }
 }

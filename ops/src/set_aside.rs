@@ -1,4 +1,5 @@
-//! Events that the relay could not schedule: listed, put back into the outbox once the cause is mended, or discarded.
+//! Events that the relay could not schedule. Operators list them, and discard them or, once the cause is fixed, put them back into the
+//! outbox.
 
 use sea_orm::{
     ColumnTrait, DatabaseConnection, DbErr, DerivePartialModel, EntityTrait, FromQueryResult, QueryOrder, QuerySelect,
@@ -20,7 +21,7 @@ pub struct SetAside {
     pub event_type: String,
     #[sea_orm(from_col = "subject_id")]
     pub subject: Uuid,
-    /// As PostgreSQL writes it: it may be a moment that no calendar holds.
+    /// As text from PostgreSQL, because chrono cannot represent every timestamp.
     #[sea_orm(from_expr = "set_aside::Column::OccurredAt.into_expr().cast_as(\"text\")")]
     pub occurred_at: String,
     #[sea_orm(from_expr = "set_aside::Column::SetAsideAt.into_expr().cast_as(\"text\")")]
@@ -28,10 +29,10 @@ pub struct SetAside {
     pub reason: String,
 }
 
-/// The newest `most` of them, and how many there are.
+/// The newest `most` events, and the number of all.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, i64), DbErr> {
     #[derive(DerivePartialModel)]
     struct Counted {
@@ -46,12 +47,12 @@ pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, 
     Ok((found.into_iter().map(|counted| counted.event).collect(), all))
 }
 
-/// Puts these (or all, when there are none) back into the outbox, with a record of each. How many.
+/// Puts these events (all, if the list is empty) back into the outbox, and records each. Returns how many.
 ///
 /// # Errors
-/// The database's; nothing is put back then.
+/// Database errors; nothing is put back then.
 pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Result<u64, DbErr> {
-    // Whatever the order system put into them stays unread.
+    // A function, so that operators need no access to the data that the order system put into the events.
     let sql = "SELECT kyhan_retry_set_aside($1, $2)";
     let tx = db.begin().await?;
     let events: Vec<Uuid> = column(&tx, statement(sql, [ids.is_empty().into(), ids.to_vec().into()])).await?;
@@ -60,10 +61,10 @@ pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Resul
     Ok(events.len() as u64)
 }
 
-/// Deletes these (or all, when there are none), with a record of each. How many.
+/// Deletes these events (all, if the list is empty), and records each. Returns how many.
 ///
 /// # Errors
-/// The database's; nothing is deleted then.
+/// Database errors; nothing is deleted then.
 pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[i64], why: &str) -> Result<u64, DbErr> {
     #[derive(FromQueryResult)]
     struct Gone {

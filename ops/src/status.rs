@@ -1,6 +1,6 @@
-//! Status: how the fleet is at this moment, by looking alone: nothing is taken from a queue and nothing is written.
+//! Status: the current state of the fleet. It only reads: it gets no message from a queue and writes nothing.
 //!
-//! Two looks after each other tell rates: how fast queues fill or drain, and how many effects are recorded.
+//! Two consecutive looks give rates: how fast queues fill or drain, and how many effects are recorded per second.
 
 use std::collections::HashMap;
 
@@ -29,31 +29,31 @@ pub use active_policy::{ActivePolicy, Release};
 
 pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
 
-/// How the fleet is. Its fields are those of `ops status --json`, and keep their names.
+/// The state of the fleet. The fields are those of `ops status --json`, so their names must not change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
     /// By the database's clock.
     pub at: DateTime<Utc>,
-    /// What is wrong, in words; empty when nothing is.
+    /// What is wrong, one sentence each; empty: nothing is wrong.
     pub troubles: Vec<String>,
-    /// Kinds of which nothing is applied. That is nobody's mistake, and no trouble.
+    /// Paused kinds. They are paused on purpose, so they do not count as wrong.
     pub pauses: Vec<Pause>,
-    /// The policy that was applied last; `None`: that of each process's settings is in force.
+    /// The policy that was applied last; `None`: each process uses the policy of its settings.
     pub policy: Option<ActivePolicy>,
-    /// Due wake-ups, and the canaries that have come.
+    /// The queues of due wake-ups and of arrived canaries.
     pub lanes: Vec<Lane>,
     pub kinds: Vec<Kind>,
     pub rungs: Vec<Rung>,
-    /// Dead letters, messages that no lane takes, and quarantine.
+    /// The queues of dead letters, of unrouted messages and of quarantine.
     pub kept: Vec<Kept>,
     pub outbox: Outbox,
-    /// Events that made no sense.
+    /// The number of events that the relay could not schedule.
     pub set_aside: i64,
-    /// Dead letters that nobody has decided about.
+    /// Open dead letters.
     pub letters: Letters,
-    /// Replay plans that run, or were stopped.
+    /// Replay plans that are running or stopped.
     pub plans: Plans,
-    /// What the sweep has woken.
+    /// The subjects that the sweep has woken.
     pub swept: Swept,
     /// The last audit that was recorded.
     pub audited: Option<Audited>,
@@ -66,7 +66,7 @@ pub struct Lane {
     /// `None`: the queue does not exist.
     pub messages: Option<u32>,
     pub consumers: Option<u32>,
-    /// By how many messages a second it has grown since the look before; below 0 it drains.
+    /// Growth since the previous look, in messages per second; negative: it drains.
     pub growth_per_s: Option<f64>,
 }
 
@@ -77,17 +77,17 @@ pub struct Rung {
     /// How long it holds a message, like `14d`.
     pub duration: String,
     pub messages: Option<u32>,
-    /// By how many messages a second it has grown since the look before; below 0 it drains.
+    /// Growth since the previous look, in messages per second; negative: it drains.
     pub growth_per_s: Option<f64>,
     /// Age of the oldest canary that waits in it.
     pub head_age_s: f64,
-    /// How long that canary should have left it.
+    /// How long ago that canary should have left it.
     pub overdue_s: f64,
-    /// How late the newest canary came; `None` before the first.
+    /// How late the newest canary arrived; `None`: none has arrived yet.
     pub late_s: Option<f64>,
 }
 
-/// A queue of wake-ups or messages that need more than their kind's lane.
+/// A queue of wake-ups or messages that their kind's lane cannot handle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Kept {
     pub queue: String,
@@ -96,7 +96,7 @@ pub struct Kept {
     pub consumers: Option<u32>,
 }
 
-/// Looks again and again, and remembers the look before.
+/// Takes repeated looks, and keeps the previous one for the rates.
 #[derive(Default)]
 pub struct Watch {
     before: Option<Before>,
@@ -105,15 +105,15 @@ pub struct Watch {
 struct Before {
     at: Instant,
     depths: HashMap<String, u32>,
-    /// By kind, the id of the last row of the table in which its effects are recorded.
+    /// For each kind, the last row's id in the table that records its effects.
     last: HashMap<&'static str, i64>,
 }
 
 impl Watch {
-    /// Looks.
+    /// Reads the current status.
     ///
     /// # Errors
-    /// [`OpsError`] when a server is away.
+    /// [`OpsError`] if a server is away.
     pub async fn look(&mut self, db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Status, OpsError> {
         let applied = shared::database::active_policy::read(db).await?;
         let (own, settings) = (settings, &shared::database::active_policy::under(settings, applied.as_ref()));

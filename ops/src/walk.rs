@@ -1,5 +1,5 @@
-//! A walk over rows of one kind in id order: their wake-ups are made, page after page, each confirmed before it is remembered how far
-//! the walk has come. One that was interrupted goes on where it stopped.
+//! A walk over rows of one kind in id order that publishes their wake-ups page by page. It stores its position only after a page is
+//! confirmed, so an interrupted walk can continue.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use crate::OpsError;
 
-/// Most rows that are read, published and remembered at a time.
+/// Most rows per page.
 const PAGE: i64 = 5_000;
 
 pub(crate) struct Walk<'a> {
@@ -32,16 +32,16 @@ pub(crate) struct Walk<'a> {
     pub task: &'a dyn Shown,
     /// SQL: a subquery of `id` and `due_at`, under the name `due`.
     pub due: &'a str,
-    /// SQL: which of its rows.
+    /// SQL: the condition on its rows.
     pub which: &'a str,
-    /// Most subjects a second.
+    /// Most subjects per second.
     pub rate: u32,
     pub stop: &'a CancellationToken,
 }
 
 impl Walk<'_> {
-    /// Makes the wake-ups of the rows behind `cursor`; `remember`s how far it has come after each page, and tells `progress` of it.
-    /// `false` when it was told to stop before the end.
+    /// Publishes the wake-ups of the rows after `cursor`. After each page, `remember` stores the position and `progress` receives the
+    /// size of the page. Returns `false` if `stop` was cancelled before the end.
     pub(crate) async fn run(
         &self,
         mut cursor: Option<Uuid>,
@@ -97,7 +97,7 @@ impl Walk<'_> {
     }
 }
 
-/// SQL: the rows of `due` behind a cursor.
+/// SQL: the condition for rows of `due` after a cursor.
 pub(crate) fn beyond(cursor: Option<Uuid>) -> String {
     cursor.map_or("true".to_owned(), |cursor| format!("due.id > '{cursor}'"))
 }

@@ -78,7 +78,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
             harness.as_superuser(&format!("UPDATE activity SET {change} WHERE id = 60")).await;
             let (first, last, what) = only_fault(&verified(harness, &[]).await);
             assert_eq!((first, last), of_range, "{change}");
-            assert_eq!(what, "its rows are not what was sealed: at least one was changed");
+            assert_eq!(what, "its rows do not match the seal: at least one was changed");
             harness.as_superuser(&format!("UPDATE activity SET {back} WHERE id = 60")).await;
             assert_eq!(verified(harness, &[]).await.1, 0, "{back}");
         }
@@ -87,7 +87,7 @@ async fn a_sealed_row_that_a_superuser_alters_removes_or_slips_in_is_found_and_i
             .await;
         let (first, last, what) = only_fault(&verified(harness, &[]).await);
         assert_eq!((first, last), of_range);
-        assert!(what.ends_with("39 are there") || what.contains("rows were sealed, and"), "{what}");
+        assert!(what.ends_with("39 exist") || what.contains("rows were sealed, but"), "{what}");
         harness.as_superuser("INSERT INTO activity OVERRIDING SYSTEM VALUE SELECT * FROM kept").await;
         assert_eq!(verified(harness, &[]).await.1, 0);
         let slipped = "INSERT INTO activity (id, actor_kind, action, subject_kind, subject_id) OVERRIDING SYSTEM VALUE
@@ -277,7 +277,7 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
         db.close().await.expect("closed");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);
         let explained = harness.ops(&["explain", &order.to_string()]).await.expect("an explanation");
-        assert!(explained.contains("recorded of customer") && explained.contains("order.address_changed"), "{explained}");
+        assert!(explained.contains("activity by customer") && explained.contains("order.address_changed"), "{explained}");
         assert!(!explained.contains("Hàng Bài"), "{explained}");
     })
     .await;
@@ -336,13 +336,13 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
             (done.status.code(), String::from_utf8_lossy(&done.stdout).into_owned())
         };
         let (code, said) = verify(&[]).await;
-        assert!(code == Some(1) && said.contains("nothing is deleted here") && said.contains("removed: seals 1 to 1, activity ids "), "{said}");
+        assert!(code == Some(1) && said.contains("retention.mode does not allow deletion") && said.contains("removed: seals 1 to 1, activity ids "), "{said}");
         assert_eq!(verify(&["--removed-before"]).await.0, Some(0));
         let gone = "DELETE FROM activity USING activity_seals AS seal WHERE number = 5 AND id BETWEEN first_id AND last_id";
         for (removed, what) in [
             ("(5, now(), 1)", "before they were six months old"),
             ("(5, 'infinity', 1)", "before they were six months old"),
-            ("(2, now(), 1)", "no record says so"),
+            ("(2, now(), 1)", "no activity records the removal"),
         ] {
             let number = &removed[1..2];
             harness.as_superuser(&format!("CREATE TABLE kept AS SELECT activity.* FROM activity, activity_seals WHERE number = {number} AND id BETWEEN first_id AND last_id")).await;

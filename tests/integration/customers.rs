@@ -303,7 +303,7 @@ async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
         let blank = format!("UPDATE order_messages SET author = '', body = '', salt = NULL WHERE order_id = '{order}'");
         db.execute_unprepared(&blank).await.expect("may, to erase");
         let verified = ops(harness, &["activity", "verify"]).await;
-        assert!(verified.code == 1 && verified.out.contains("is not what was recorded of it"), "{verified:?}");
+        assert!(verified.code == 1 && verified.out.contains("differs from its record"), "{verified:?}");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM customers WHERE erased_at IS NOT NULL").await, 0);
         db.close().await.expect("closed");
     })

@@ -136,7 +136,7 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
 
         // The same command a second time.
         let again = ops(harness, &["dead", "repair", &id, "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
-        assert!(again.code == 1 && again.err.contains(&format!("is repaired already, as {new}")), "{again:?}");
+        assert!(again.code == 1 && again.err.contains(&format!("is already repaired, as {new}")), "{again:?}");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await, 2);
 
         // The repaired letter can be repaired as well, for example when the subject was wrong.
@@ -168,9 +168,9 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
             (&id, &["--subject", "BG-17"], 2, "BG-17"),
             (&id, &["--subject", &gone], 1, "there is no row"),
             (&id, &["--kind", "purge-cart-item"], 1, "purge-cart-item is about rows of cart_items, and there is no row"),
-            (&id, &["--kind", "confirm-receipt"], 1, "says so already"),
-            (&garbage, &["--kind", "confirm-receipt"], 1, "with --kind and --subject"),
-            (&garbage, &["--subject", &order], 1, "with --kind and --subject"),
+            (&id, &["--kind", "confirm-receipt"], 1, "already has this kind and subject"),
+            (&garbage, &["--kind", "confirm-receipt"], 1, "both --kind and --subject"),
+            (&garbage, &["--subject", &order], 1, "both --kind and --subject"),
             (&renamed, &["--subject", &item], 1, "there is no task \"receipt\""),
             (&gone, &["--subject", &order], 1, "no dead letter's id begins with"),
         ] {
@@ -196,7 +196,7 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
         let discarded = ops(harness, &["dead", "discard", "--id", &id, "--why", "noise", "--yes"]).await;
         assert_eq!(discarded.code, 0, "{discarded:?}");
         let late = ops(harness, &["dead", "repair", &id, "--kind", "collect-arrears", "--why", "late", "--yes"]).await;
-        assert!(late.code == 1 && late.err.contains("is discarded already, by"), "{late:?}");
+        assert!(late.code == 1 && late.err.contains("is already discarded, by"), "{late:?}");
     })
     .await;
 }

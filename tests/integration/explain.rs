@@ -131,13 +131,13 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
                 "event, waits in the outbox order.received",
                 "status received",
                 "transfer goods 900000",
-                "recorded of the system 900000",
+                "activity by the system 900000",
                 "parcel recorded at",
                 "status out_of_stock",
                 "transfer wallet 900000",
                 "status received",
                 "transfer goods 900000",
-                "recorded of the system 900000",
+                "activity by the system 900000",
                 "event, waits in the outbox order.fees_changed",
                 "woken by the sweep",
             ],
@@ -197,9 +197,9 @@ async fn nothing_personal_and_no_source_of_goods_is_told() {
             }
         }
         std::fs::remove_file(&policy).expect("removed");
-        // The output says where it keeps text back.
+        // The output marks redacted text.
         let shown = harness.ops(&["explain", "BG-2"]).await.expect("an answer");
-        assert!(shown.contains("kept back") && shown.contains("order.noted") && shown.contains("obstacle"), "{shown}");
+        assert!(shown.contains("(redacted: free text)") && shown.contains("order.noted") && shown.contains("obstacle"), "{shown}");
     })
     .await;
 }
@@ -314,7 +314,7 @@ async fn what_is_gone_is_told_from_what_is_on_record() {
         let gone = subject(harness, &item.to_string()).await;
         assert_eq!(gone["table"], Value::Null);
         assert_eq!(gone["timeline"][0]["detail"]["activity"], "cart_item.purged", "{gone}");
-        assert_eq!(kind(&gone, "purge-cart-item")["wakeup"]["why"], "not a candidate: cart_items has no row of this id");
+        assert_eq!(kind(&gone, "purge-cart-item")["wakeup"]["why"], "not a candidate: cart_items has no row with this id");
 
         // Infinite timestamps are shown as infinite.
         let order = harness.delivering().await;

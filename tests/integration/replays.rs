@@ -105,7 +105,7 @@ async fn a_plan_tells_what_would_happen_and_changes_nothing() {
         harness.run("UPDATE orders SET status = 'cancelled' WHERE id = $1", [orders[3].into()]).await;
         harness.run("UPDATE orders SET fees_changed_at = now() WHERE id = $1", [orders[4].into()]).await;
         let none = harness.ops(&["--as", "lan", "dead", "replay", "--all", "--plan", "--why", "none"]).await;
-        assert!(none.expect_err("no letters yet").to_string().contains("no open letter"));
+        assert!(none.expect_err("no letters yet").to_string().contains("no open dead letters match"));
         let fails = format!("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (id <> '{}' OR status <> 'received') NOT VALID", orders[5]);
         harness.run(&fails, []).await;
         for order in &orders[..5] {
@@ -144,7 +144,7 @@ async fn a_plan_tells_what_would_happen_and_changes_nothing() {
         let decided = "SELECT count(*) FROM dead_letters WHERE state <> 'open' AND decided_by = 'minh' AND decided_why <> ''";
         assert_eq!(harness.ask::<i64>(decided).await, 7);
         let again = run(harness, id, &[]).await.expect_err("a plan is run once").to_string();
-        assert!(again.contains("it has been run"), "{again}");
+        assert!(again.contains("the plan is already done"), "{again}");
         let kinds = "SELECT string_agg(action || ' ' || (detail ->> 'by'), ', ' ORDER BY id) FROM activity WHERE subject_kind = 'replay_plan'";
         assert_eq!(harness.ask::<String>(kinds).await, "replay.planned lan, replay.started minh, replay.finished minh");
     })
@@ -163,7 +163,7 @@ async fn two_operators_racing_one_plan_charge_once() {
         assert_eq!(ran.iter().filter(|ran| ran.is_ok()).count(), 1, "{ran:?}");
         for refused in ran.into_iter().filter_map(Result::err) {
             let refused = refused.to_string();
-            assert!(refused.contains("another process") || refused.contains("it has been run"), "{refused}");
+            assert!(refused.contains("another process") || refused.contains("the plan is already done"), "{refused}");
         }
         all_charged_once(harness, COUNT).await;
     })
@@ -228,8 +228,8 @@ async fn a_plan_is_refused_when_the_rows_have_moved_further_than_it_tolerates() 
         harness.run("UPDATE orders SET goods_due = 0 WHERE id = $1", [orders[1].into()]).await;
         let refused = run(harness, strict, &[]).await.expect_err("refused").to_string();
         for said in [
-            "2 letters would come to something else",
-            "150.000 ₫ apart",
+            "2 letters would now differ from the plan",
+            "by 150.000 ₫ in all",
             "planned applies, 100.000 ₫; now applies, 150.000 ₫",
             "now moot",
         ] {
@@ -272,7 +272,7 @@ async fn above_an_amount_somebody_else_has_to_approve() {
         many_short(harness, 1).await;
         let large = plan(harness, &[]).await;
         let refused = run(harness, large, &[]).await.expect_err("refused").to_string();
-        assert!(refused.contains("somebody other than lan has to approve it"), "{refused}");
+        assert!(refused.contains("an operator other than lan must approve it"), "{refused}");
         let approve = async |who: &str| {
             harness.ops(&["--as", who, "dead", "approve", &large.to_string(), "--yes", "--why", "checked"]).await
         };
@@ -283,7 +283,7 @@ async fn above_an_amount_somebody_else_has_to_approve() {
         assert_eq!(charged(harness).await, 0);
         approve("hoa").await.expect("approved");
         let twice = approve("minh").await.expect_err("twice").to_string();
-        assert!(twice.contains("approved by hoa already"), "{twice}");
+        assert!(twice.contains("the plan is already approved, by hoa"), "{twice}");
         run(harness, large, &[]).await.expect("approved");
         assert_eq!(charged(harness).await, 2 * SHORT);
         let late = run(harness, small, &[]).await.expect_err("its letter was replayed by the other plan").to_string();
@@ -310,7 +310,7 @@ async fn what_fails_again_is_left_open_and_stops_a_run_that_fails_too_often() {
             harness.run(sql, []).await;
         }
         let refused = run(harness, strict, &[]).await.expect_err("seen before it begins").to_string();
-        assert!(refused.contains("6 letters would come to something else") && refused.contains("obstacle() line 1 at RAISE"), "{refused}");
+        assert!(refused.contains("6 letters would now differ from the plan") && refused.contains("obstacle() line 1 at RAISE"), "{refused}");
         let stopped = run(harness, id, &["--failures-max", "2"]).await;
         assert!(stopped.is_err());
         assert_eq!((charged(harness).await, letters(harness, "open").await), (0, 6));

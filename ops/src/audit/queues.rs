@@ -1,4 +1,4 @@
-//! The broker's side of an audit: what it says of each queue. Nothing is declared and nothing is taken: to read a rung would
+//! The broker's part of an audit: the counts of each queue. It declares no queue and gets no message, because reading a rung would
 //! disturb its order and its counts.
 
 use serde::Serialize;
@@ -9,7 +9,7 @@ use shared::{
 
 use super::Verdict;
 
-/// One queue, as it is reported.
+/// One queue in the report.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Queue {
     pub queue: String,
@@ -21,7 +21,7 @@ pub struct Queue {
     pub verdict: Verdict,
 }
 
-/// One queue, as the broker tells of it.
+/// One queue as the broker reports it.
 #[derive(Clone, Debug)]
 pub(super) struct Seen {
     pub queue: String,
@@ -32,7 +32,7 @@ pub(super) struct Seen {
     consumers: Option<u32>,
 }
 
-/// Looks at every queue: rungs first, as a message goes on from there.
+/// Observes every queue, rungs first, because messages move on from them.
 pub(super) async fn look(broker: &Broker, topology: &Topology, forgotten: &[String]) -> Result<Vec<Seen>, BrokerError> {
     let forgotten = forgotten.iter().map(|queue| (queue.clone(), None, queue.clone()));
     let used = topology.queues().into_iter().rev().map(|queue| (queue.name, Some(queue.role), queue.exchange));
@@ -46,17 +46,18 @@ pub(super) async fn look(broker: &Broker, topology: &Topology, forgotten: &[Stri
 }
 
 impl Seen {
-    /// Of two looks at a queue the greater counts.
+    /// The greater counts of two looks at a queue.
     pub fn most(self, after: Self) -> Self {
         Self { messages: after.messages.max(self.messages), consumers: after.consumers.max(self.consumers), ..after }
     }
 
-    /// Whether what lies here comes to a worker by itself.
+    /// Whether the messages in this queue reach a worker without an operator.
     pub const fn wakes(&self) -> bool {
         matches!(self.role, Some(QueueRole::Rung | QueueRole::Lane | QueueRole::Quarantine) | None)
     }
 
-    /// A forgotten rung that is gone is as it should be, and is passed over. Nobody takes from lanes that are `resting`.
+    /// `None` for a forgotten rung that no longer exists, because that is correct. `resting` are the lanes of paused kinds, which no
+    /// worker consumes.
     pub fn judge(&self, resting: &[String]) -> Option<Queue> {
         let waits = self.messages.is_some_and(|messages| messages > 0);
         let verdict = match (self.role, self.messages) {
@@ -66,7 +67,7 @@ impl Seen {
             (Some(QueueRole::Lane | QueueRole::Canaries | QueueRole::Quarantine), Some(_)) => {
                 Verdict::off_if(waits && self.consumers == Some(0))
             }
-            // A worker's to store; until then nothing is lost, and nobody can see it.
+            // A worker has yet to store these. They are not lost, but operators cannot see them until then.
             (Some(QueueRole::Dead | QueueRole::Unrouted), Some(_)) => Verdict::note_if(waits),
             (Some(QueueRole::Rung) | None, Some(_)) => Verdict::Ok,
         };

@@ -1,5 +1,5 @@
-//! The database's side of an audit. Everything is counted in one snapshot, so that the counts agree with each other; *due* is read
-//! where everything reads it.
+//! The database's part of an audit. All counts come from one snapshot, so that they agree with each other. *Due* is the shared
+//! definition in [`due::query`].
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -16,13 +16,13 @@ use shared::{
 
 use super::{Counted, Due, Verdict};
 
-/// What a snapshot holds.
+/// The counts of one snapshot.
 pub(super) struct Rows {
     pub due: Vec<Due>,
     pub records: Vec<Counted>,
     pub ledger: Vec<Counted>,
     pub events: Vec<Counted>,
-    /// Pending candidates of all kinds by the rung that they would take now, shortest rung first.
+    /// Pending candidates of all kinds by the rung that they would be sent to now, shortest rung first.
     pub by_rung: Vec<u64>,
     /// Pending candidates whose event is still in the outbox.
     pub in_outbox: u64,
@@ -69,7 +69,7 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
 const LEDGER: [(&str, &str); 2] = [
     (
         "the sum of all balances",
-        // Cut to what a bigint holds: a sum beyond it is wrong all the same, and must not end the audit.
+        // Clamped to the range of a bigint: a sum beyond it is wrong in any case, and must not make the audit fail.
         "SELECT least(greatest(coalesce(sum(balance), 0), -9223372036854775808), 9223372036854775807)::bigint FROM accounts",
     ),
     (
@@ -93,7 +93,7 @@ async fn number(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr>
     scalar(snapshot, statement(sql, [])).await
 }
 
-/// Canaries that are known, are not due, and so wait in their rung, unless they are only now on their way or were lost with it.
+/// Canaries that are not due and have not arrived, by queue. They wait in their rung, unless they are in transit or were lost with it.
 async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result<BTreeMap<String, u64>, DbErr> {
     #[derive(FromQueryResult)]
     struct Waiting {
@@ -106,7 +106,7 @@ async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result
     Ok(rows.map(|Waiting { queue, waiting }| (queue, unsigned(waiting))).collect())
 }
 
-/// Counts one kind's candidates by when they are due and by where they would wait.
+/// Counts one kind's candidates by due time and by the rung where they would wait.
 async fn candidates(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
@@ -116,7 +116,7 @@ async fn candidates(
 ) -> Result<(), DbErr> {
     #[derive(FromQueryResult)]
     struct OnRung {
-        /// 0 is no rung: due already.
+        /// 0: already due, so in no rung.
         rung: i32,
         pending: i64,
         due: i64,
@@ -157,8 +157,8 @@ fn unsigned(count: i64) -> u64 {
     u64::try_from(count).unwrap_or_default()
 }
 
-/// The shortest wait, in microseconds, that takes each rung or a longer one, shortest rung first. It is asked of the ladder, which
-/// alone says which rung a wait takes.
+/// For each rung, shortest first, the shortest wait in microseconds that goes into it or a longer one. It is computed by searching
+/// [`Ladder::next`], so that only the ladder defines which rung a wait takes.
 fn shortest_waits(ladder: &Ladder) -> Vec<i64> {
     let takes = |wait: u64, rung| ladder.next(Duration::from_micros(wait)) >= Hop::Rung(rung);
     let shortest = |rung| {
@@ -184,7 +184,7 @@ mod tests {
             assert!(waits.is_sorted() && waits.len() == ladder.rungs().len());
             let near = waits.iter().flat_map(|wait| [wait - 1, *wait, wait + 1]);
             for wait in near.chain([0, 1, 999_999, 1_000_001, 100_500_000, 86_399_000_000, i64::from(u32::MAX) * 1_000_000]) {
-                // As PostgreSQL's width_bucket counts.
+                // The same as width_bucket in PostgreSQL.
                 let bucket = waits.partition_point(|shortest| *shortest <= wait);
                 let hop = bucket.checked_sub(1).map_or(Hop::Lane, |at| Hop::Rung(ladder.rungs()[at]));
                 assert_eq!(hop, ladder.next(Duration::from_micros(wait.cast_unsigned())), "{wait} µs of {seconds:?}");

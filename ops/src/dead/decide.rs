@@ -1,5 +1,5 @@
-//! What an operator decides about letters: to discard them, or to put right what one says it was to do. Each is one transaction with
-//! its record in `activity`; a letter that is decided about stays as it is.
+//! Decisions of an operator about dead letters: discard them, or repair the kind or subject of one. Each is one transaction with its
+//! record in `activity`. A decided letter does not change any more.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -22,25 +22,25 @@ use uuid::Uuid;
 
 use crate::{actor::Actor, shown};
 
-/// What stands in `activity` as the kind of a letter.
+/// The subject kind of dead letters in `activity`.
 const LETTER: &str = "dead_letter";
 
-/// Why nothing was decided.
+/// Why a decision was refused.
 #[derive(Debug, thiserror::Error)]
 pub enum DecideError {
     #[error("there is no dead letter {0}")]
     NoLetter(Uuid),
-    #[error("the letter {id} is {state} already, by {by} at {at}: {why}")]
+    #[error("dead letter {id} is already {state}, by {by} at {at}: {why}")]
     Decided { id: Uuid, state: String, by: String, at: String, why: String },
-    #[error("the letter {id} is repaired already, as {repaired_as}")]
+    #[error("dead letter {id} is already repaired, as {repaired_as}")]
     Repaired { id: Uuid, repaired_as: Uuid },
-    #[error("the plan {plan} is running with the letter {letter}; wait until it is done, or stop it")]
+    #[error("running plan {plan} contains dead letter {letter}; wait until the plan is done, or stop it")]
     Running { plan: Uuid, letter: Uuid },
-    #[error("nobody knows what the letter {0} was to do: say it whole, with --kind and --subject")]
+    #[error("dead letter {0} lacks a kind or a subject; pass both --kind and --subject")]
     Incomplete(Uuid),
-    #[error("there is no task {0:?} any more: say what it is called now, with --kind")]
+    #[error("there is no task {0:?}; pass its current name with --kind")]
     UnknownKind(String),
-    #[error("the letter {0} says so already: nothing would be repaired")]
+    #[error("dead letter {0} already has this kind and subject; nothing to repair")]
     Same(Uuid),
     #[error("{kind} is about rows of {table}, and there is no row {subject}")]
     NoSubject { kind: String, table: &'static str, subject: Uuid },
@@ -48,18 +48,18 @@ pub enum DecideError {
     Database(#[from] DbErr),
 }
 
-/// What became of letters that were to be discarded.
+/// The result of discarding letters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Discarded {
     pub discarded: u64,
-    /// Decided about by somebody else since they were chosen: left as they are.
+    /// Already decided when this transaction locked them, so left unchanged.
     pub decided: u64,
 }
 
-/// Discards these letters for good, those of them that are open.
+/// Discards for good those of these letters that are open.
 ///
 /// # Errors
-/// [`DecideError::Running`] where a running plan has one of them; the database's. Nothing is discarded then.
+/// [`DecideError::Running`] if a running plan contains one of them; database errors. Nothing is discarded then.
 pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[Uuid], why: &str) -> Result<Discarded, DecideError> {
     let tx = db.begin().await?;
     let open = open(&tx, ids).await?;
@@ -72,19 +72,19 @@ pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[Uuid], why: 
     Ok(Discarded { discarded, decided: (ids.len() as u64).saturating_sub(discarded) })
 }
 
-/// What a letter says it was to do, put right. There is no other field: an amount stands in no letter.
+/// A corrected kind or subject of a letter. There is no other field: a letter holds no amount.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Correction {
-    /// The kind it should have had, one of [`tasks::ALL`]; `None`: the one it has.
+    /// The correct kind, one of [`tasks::ALL`]; `None`: unchanged.
     pub kind: Option<&'static str>,
-    /// The subject it should have had; `None`: the one it has.
+    /// The correct subject; `None`: unchanged.
     pub subject: Option<Uuid>,
 }
 
-/// Writes a letter anew with what is put right, open, and resolves the old one, which keeps all it says. The new letter's id.
+/// Inserts a corrected, open copy of a letter, and resolves the old one, which keeps its content. Returns the new letter's id.
 ///
 /// # Errors
-/// [`DecideError`]; nothing is changed then. The same repair twice is an error the second time, and makes no second letter.
+/// [`DecideError`]; nothing is changed then. Repeating a repair is an error and inserts no second copy.
 pub async fn repair(
     db: &DatabaseConnection,
     actor: &Actor,
@@ -128,7 +128,7 @@ pub async fn repair(
     Ok(repaired_as)
 }
 
-/// What is decided about these letters, without a record; how many there are.
+/// Sets the state of these letters and who decided it, without a record in `activity`. Returns how many.
 pub(super) async fn close(tx: &DatabaseTransaction, ids: &[Uuid], state: &str, actor: &Actor, why: &str) -> Result<u64, DbErr> {
     let closed = dead_letters::Entity::update_many()
         .col_expr(Column::State, Expr::value(state))
@@ -139,16 +139,16 @@ pub(super) async fn close(tx: &DatabaseTransaction, ids: &[Uuid], state: &str, a
     Ok(closed.exec(tx).await?.rows_affected)
 }
 
-/// Locks letters in id order, as everybody does who decides about several; those that are open.
+/// Locks letters in id order, like every transaction that decides several of them. Returns those that are open.
 async fn open(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<Vec<Uuid>, DbErr> {
     let letters = dead_letters::Entity::find().select_only().columns([Column::Id, Column::State]);
     let locked = letters.filter(Column::Id.eq_any(ids.iter().copied())).order_by_asc(Column::Id).lock(LockType::NoKeyUpdate);
     let locked: Vec<(Uuid, String)> = locked.into_tuple().all(tx).await?;
-    // By what is read under the lock: who waited for it sees what was decided.
+    // The state as read under the lock, so a decision committed while this waited for it counts.
     Ok(locked.into_iter().filter(|(_, state)| state == "open").map(|(id, _)| id).collect())
 }
 
-/// A plan that starts just after this finds its letter decided, and leaves it: a run asks again for each letter.
+/// A plan that starts just after this check finds its letter decided and leaves it, because a run checks each letter again.
 async fn refuse_running(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<(), DecideError> {
     use replay_plan_letters::Column::{LetterId, PlanId};
     let lines = replay_plan_letters::Entity::find().inner_join(replay_plans::Entity);
@@ -159,7 +159,7 @@ async fn refuse_running(tx: &DatabaseTransaction, ids: &[Uuid]) -> Result<(), De
     }
 }
 
-/// What a letter was to do, and what was decided about it.
+/// A letter's kind, subject and decision.
 #[derive(DerivePartialModel)]
 #[sea_orm(entity = "dead_letters::Entity")]
 struct Repairable {

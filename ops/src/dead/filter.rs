@@ -1,5 +1,5 @@
-//! Which letters are meant: the options of every command on dead letters, and the condition that finds them. What an operator types is
-//! bound as a parameter and never becomes SQL.
+//! Selects dead letters: the options that all commands on dead letters share, and the condition that they become. What an operator types
+//! is bound as a parameter and never becomes SQL.
 
 use sea_orm::{
     ColumnTrait, Condition, Value,
@@ -11,15 +11,15 @@ use uuid::Uuid;
 
 use super::{groups::GROUP_ID, moment::Moment};
 
-/// Under which the options stand in a command's help.
-const HEADING: &str = "Which letters";
+/// The heading of these options in a command's help.
+pub const HEADING: &str = "Which letters";
 
-/// Chooses dead letters: every option narrows the choice, and of one that is repeated any value does. It is kept as JSON with a
-/// plan, so names of fields never change.
+/// Selects dead letters. All options must match; of a repeated option, one value must match. It is stored as JSON with a plan, so the
+/// names of its fields must not change.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct Filter {
-    /// The letter of this id (repeatable)
+    /// The letter with this id (repeatable)
     #[arg(help_heading = HEADING, long = "id", value_name = "ID")]
     pub ids: Vec<Uuid>,
     /// Letters of this kind (repeatable)
@@ -28,51 +28,51 @@ pub struct Filter {
     /// Letters that died for this reason: malformed, attempts-exhausted, delivery-limit, unrouted, … (repeatable)
     #[arg(help_heading = HEADING, long = "reason", value_name = "REASON", value_parser = something)]
     pub reasons: Vec<String>,
-    /// Letters about the row of this id (repeatable)
+    /// Letters about the row with this id (repeatable)
     #[arg(help_heading = HEADING, long = "subject", value_name = "UUID")]
     pub subjects: Vec<Uuid>,
-    /// Letters about the order of this code (repeatable)
+    /// Letters about the order with this code (repeatable)
     #[arg(help_heading = HEADING, long = "order", value_name = "CODE", value_parser = something)]
     pub orders: Vec<String>,
-    /// Letters whose cause contains this text, in upper or lower case
+    /// Letters whose cause contains this text, ignoring case
     #[arg(help_heading = HEADING, long, value_name = "TEXT", value_parser = something)]
     pub cause: Option<String>,
     /// Letters of this group of causes, as `ops dead list --groups` shows it (repeatable)
     #[arg(help_heading = HEADING, long = "group", value_name = "GROUP", value_parser = group)]
     pub groups: Vec<String>,
-    /// Letters that last failed then or later: a moment (RFC 3339), a day in Asia/Ho_Chi_Minh (2026-11-24), or so long ago (2h, 3d)
+    /// Letters that last failed at or after this time: a time (RFC 3339), a day in Asia/Ho_Chi_Minh (2026-11-24), or a duration ago (2h, 3d)
     #[arg(help_heading = HEADING, long, value_name = "WHEN")]
     pub since: Option<Moment>,
-    /// Letters that last failed before that; of a day, before its end
+    /// Letters that last failed before this time; for a day, before its end
     #[arg(help_heading = HEADING, long, value_name = "WHEN")]
     pub until: Option<Moment>,
-    /// Letters of this state
+    /// Letters in this state
     #[arg(help_heading = HEADING, long, value_enum, default_value_t)]
     pub state: State,
-    /// Letters of which nobody knows what they were to do: without a kind or a subject, or of an unknown kind
+    /// Letters without a kind or a subject, or of an unknown kind
     #[arg(help_heading = HEADING, long)]
     pub unreadable: bool,
 }
 
-/// What became of letters, as far as a filter asks.
+/// The states by which a filter selects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// Nothing yet
+    /// Not decided yet
     #[default]
     Open,
     /// A replay applied them
     Replayed,
-    /// There was nothing to do any more, or a repaired letter took their place
+    /// Nothing was left to do, or a repaired letter replaced them
     Resolved,
-    /// An operator gave a reason
+    /// An operator discarded them
     Discarded,
     /// Any of these
     All,
 }
 
 impl State {
-    /// The name in the table; `None` for any.
+    /// The name in the table; `None`: any state.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
         match self {
@@ -86,13 +86,13 @@ impl State {
 }
 
 impl Filter {
-    /// Whether it chooses by nothing but the state.
+    /// Whether it selects only by state.
     #[must_use]
     pub fn names_nothing(&self) -> bool {
         *self == Self { state: self.state, ..Self::default() }
     }
 
-    /// What a row of `dead_letters` has to be.
+    /// The condition on rows of `dead_letters`.
     #[must_use]
     pub fn condition(&self) -> Condition {
         let mut all = Condition::all()
@@ -106,7 +106,7 @@ impl Filter {
             all = all.add(Column::SubjectId.in_subquery(orders));
         }
         if let Some(cause) = &self.cause {
-            // No pattern, so nothing in it is a wildcard.
+            // Not LIKE, so that the text has no wildcards.
             all = all.add(Expr::cust_with_values("strpos(lower(cause), lower($1)) > 0", [cause.clone()]));
         }
         if !self.groups.is_empty() {
@@ -116,7 +116,7 @@ impl Filter {
         all = all.add_option(self.since.as_ref().map(|since| failed_at().gte(since.begins())));
         all = all.add_option(self.until.as_ref().map(|until| failed_at().lt(until.ends())));
         if let Some(state) = self.state.name() {
-            // A literal, not a parameter: the index of open letters needs to see that these are.
+            // A literal, not a parameter, so that the planner can use the partial index on open letters.
             all = all.add(Column::State.into_expr().eq(Expr::Constant(state.into())));
         }
         if self.unreadable {
@@ -127,7 +127,7 @@ impl Filter {
     }
 }
 
-/// Any of the values, if there are some.
+/// Matches any of the values; `None`: there are no values.
 fn any<V: Clone + Into<Value> + NotU8>(column: Column, values: &[V]) -> Option<Expr> {
     (!values.is_empty()).then(|| column.eq_any(values.iter().cloned()))
 }
@@ -136,12 +136,12 @@ fn known_kind(name: &str) -> Result<String, String> {
     let known = || tasks::kinds().collect::<Vec<_>>().join(", ");
     let task = tasks::find(name);
     task.map(|task| task.kind().to_owned())
-        .ok_or_else(|| format!("known are {}; letters of any other kind are found with --unreadable", known()))
+        .ok_or_else(|| format!("known kinds are {}; select letters of other kinds with --unreadable", known()))
 }
 
-/// A text that chooses something: an empty one would choose by nothing without saying so.
+/// A text that is not empty. An empty one would match every letter.
 fn something(text: &str) -> Result<String, String> {
-    if text.trim().is_empty() { Err("it is empty".to_owned()) } else { Ok(text.to_owned()) }
+    if text.trim().is_empty() { Err("must not be empty".to_owned()) } else { Ok(text.to_owned()) }
 }
 
 fn group(text: &str) -> Result<String, String> {
@@ -149,7 +149,7 @@ fn group(text: &str) -> Result<String, String> {
     if digits {
         Ok(text.to_ascii_lowercase())
     } else {
-        Err("a group is ten hex digits, as `ops dead list --groups` shows them".to_owned())
+        Err("must be ten hex digits, as `ops dead list --groups` shows them".to_owned())
     }
 }
 
@@ -172,7 +172,7 @@ mod tests {
         Command::try_parse_from(arguments).map(|command| command.filter).map_err(|error| error.to_string())
     }
 
-    /// The condition as PostgreSQL gets it, and the values of its parameters.
+    /// The condition as sent to PostgreSQL, and the values of its parameters.
     fn condition(filter: &Filter) -> (String, Vec<Value>) {
         let ids = dead_letters::Entity::find().select_only().column(Column::Id);
         let statement = ids.filter(filter.condition()).build(DbBackend::Postgres);
@@ -212,9 +212,9 @@ mod tests {
         for (arguments, said) in [
             (
                 ["--kind", "make-coffee"],
-                "known are confirm-receipt, purge-cart-item, collect-arrears, hide-order; letters of any other kind are",
+                "known kinds are confirm-receipt, purge-cart-item, collect-arrears, hide-order; select letters of other kinds",
             ),
-            (["--cause", " "], "it is empty"),
+            (["--cause", " "], "must not be empty"),
             (["--group", "abc"], "ten hex digits"),
             (["--since", "yesterday"], "2026-11-24"),
             (["--subject", "7"], "invalid value"),

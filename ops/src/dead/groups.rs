@@ -1,4 +1,4 @@
-//! Letters counted by what killed them and by how their rows stand now: what is one fault, and what a replay would still do about it.
+//! Groups of letters by cause and by the current state of their rows: which letters share a fault, and what a replay would do.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DbErr, FromQueryResult};
@@ -11,23 +11,23 @@ use super::{
     subject::{Standing, standings},
 };
 
-/// SQL for the short stable id of a letter's group.
+/// SQL for the short, stable id of a letter's group.
 pub(super) const GROUP_ID: &str = "left(encode(sha256(convert_to(cause_group, 'UTF8')), 'hex'), 10)";
-/// How long those ids are.
+/// The length of these ids.
 pub(super) const GROUP_ID_DIGITS: usize = 10;
 
-/// Letters of one cause whose rows stand alike.
+/// Letters with the same cause whose rows are in the same state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Group {
-    /// For `--group`. The same cause has one id, however its letters' rows stand.
+    /// For `--group`. It depends only on the cause, not on the state of the rows.
     #[sea_orm(from_alias = "group_id")]
     pub group: String,
-    /// The cause, without what differs from letter to letter.
+    /// The cause, without the ids and numbers that differ between letters.
     #[sea_orm(from_alias = "cause_group")]
     pub cause: String,
     pub standing: Standing,
     pub letters: i64,
-    /// Some of their kinds and reasons: all there are, but for forged ones.
+    /// Some of their kinds and reasons. Only forged letters can have more than fit here.
     pub kinds: Vec<String>,
     pub reasons: Vec<String>,
     pub first_failed_at: DateTime<Utc>,
@@ -36,20 +36,20 @@ pub struct Group {
     pub example: Uuid,
 }
 
-/// The first of them, and how many there are.
+/// The first groups, and the totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Groups {
     pub groups: Vec<Group>,
-    /// Groups there are, those not in `groups` too.
+    /// The number of all groups, including those not in `groups`.
     pub all: i64,
-    /// Letters in all of them.
+    /// The number of letters in all groups.
     pub letters: i64,
 }
 
-/// Groups the chosen letters, the cause with most letters first; at most `most` groups.
+/// Groups the selected letters, the cause with the most letters first. Returns at most `most` groups.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter, most: u32) -> Result<Groups, DbErr> {
     #[derive(FromQueryResult)]
     struct Counted {

@@ -1,4 +1,4 @@
-//! One letter: the line that stands for it in a list, and the whole of it. What it says is never changed: it is the evidence.
+//! One letter: its summary in a list, and all of it. Its content never changes, because it is evidence.
 
 use std::str::FromStr;
 
@@ -22,11 +22,11 @@ use super::groups::GROUP_ID;
 pub struct Summary {
     pub id: Uuid,
     pub state: String,
-    /// What it was to do, where that could be understood.
+    /// The kind of its task; `None`: it could not be read.
     pub kind: Option<String>,
     pub subject_id: Option<Uuid>,
     pub reason: String,
-    /// How often it failed.
+    /// The number of failed attempts.
     pub attempts: i32,
     pub first_failed_at: Option<DateTime<Utc>>,
     pub last_failed_at: DateTime<Utc>,
@@ -40,7 +40,7 @@ pub struct Summary {
     pub decided_why: Option<String>,
 }
 
-/// A letter whole.
+/// A complete letter.
 #[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
 #[sea_orm(entity = "dead_letters::Entity")]
 pub struct Letter {
@@ -51,7 +51,7 @@ pub struct Letter {
     pub worker: Option<String>,
     pub trace_id: Option<String>,
     pub stored_at: DateTime<Utc>,
-    /// The queue in which it was found, and the original message's routing key.
+    /// The queue that a worker took it from, and the original message's routing key.
     pub queue: String,
     pub routing_key: String,
     /// The original headers: a table of AMQP values, as JSON.
@@ -64,7 +64,7 @@ pub struct Letter {
     pub repaired_from: Option<Uuid>,
     #[sea_orm(from_expr = "Expr::cust(REPAIRED_AS)")]
     pub repaired_as: Option<Uuid>,
-    /// The plans of replays that it was part of, oldest first.
+    /// The replay plans that contain it, oldest first.
     #[sea_orm(skip)]
     pub plans: Vec<PlanLine>,
 }
@@ -76,9 +76,9 @@ pub struct PlanLine {
     pub plan_id: Uuid,
     #[sea_orm(from_expr = "replay_plans::Column::State")]
     pub plan_state: String,
-    /// What a replay would have done, as checked.
+    /// What a replay would do, as checked when the plan was made.
     pub verdict: String,
-    /// What it did, and when; `None` where it was not its turn yet.
+    /// What the replay did, and when; `None`: it has not been replayed yet.
     pub result: Option<String>,
     pub at: Option<DateTime<Utc>>,
 }
@@ -86,10 +86,10 @@ pub struct PlanLine {
 /// SQL: the letter that corrects a row of `dead_letters`.
 const REPAIRED_AS: &str = "(SELECT id FROM dead_letters AS repaired WHERE repaired.repaired_from = dead_letters.id)";
 
-/// The letter of this id, whole.
+/// The complete letter with this id.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn by_id(db: &impl ConnectionTrait, id: Uuid) -> Result<Option<Letter>, DbErr> {
     let letter = dead_letters::Entity::find_by_id(id).into_partial_model::<Letter>().one(db).await?;
     let Some(letter) = letter else { return Ok(None) };
@@ -101,18 +101,18 @@ pub async fn by_id(db: &impl ConnectionTrait, id: Uuid) -> Result<Option<Letter>
     Ok(Some(Letter { plans: plans.into_partial_model().all(db).await?, ..letter }))
 }
 
-/// A letter's id, or how it begins: at least eight hex digits.
+/// A letter's id, or its first digits: at least eight hex digits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct IdPrefix {
     text: String,
-    /// The ids that begin so lie between these.
+    /// The range of ids with this prefix.
     first: Uuid,
     last: Uuid,
 }
 
-/// A text that no id can be named by.
+/// The error for a text that is not an id or a prefix of one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("a letter is named by its id or the first eight hex digits of it or more")]
+#[error("must be the id of a dead letter, or at least its first eight hex digits")]
 pub struct NotAnId;
 
 impl FromStr for IdPrefix {
@@ -129,21 +129,21 @@ impl FromStr for IdPrefix {
     }
 }
 
-/// Why a letter was not found by how its id begins.
+/// Why a prefix does not identify one letter.
 #[derive(Debug, thiserror::Error)]
 pub enum NotOne {
     #[error("no dead letter's id begins with {0}; see `ops dead list --state all`")]
     None(String),
-    #[error("the ids of several dead letters begin with {prefix}; say more of one: {ids}")]
+    #[error("the ids of several dead letters begin with {prefix}; give more digits of one: {ids}")]
     Several { prefix: String, ids: String },
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
 }
 
-/// The id of the one letter whose id begins so.
+/// The id of the only letter whose id has this prefix.
 ///
 /// # Errors
-/// [`NotOne`]; of several letters it names the first few.
+/// [`NotOne`]; if several match, it lists the first few.
 pub async fn named(db: &impl ConnectionTrait, prefix: &IdPrefix) -> Result<Uuid, NotOne> {
     const NAMED: usize = 10;
     let ids = dead_letters::Entity::find().select_only().column(Column::Id);

@@ -1,4 +1,4 @@
-//! A moment as an operator types it: exact, a day in Asia/Ho_Chi_Minh, or so long ago. Only PostgreSQL's clock says what *ago* is.
+//! A time as an operator types it: exact, a day in Asia/Ho_Chi_Minh, or a duration ago. *Ago* is relative to PostgreSQL's clock.
 
 use std::{fmt, str::FromStr};
 
@@ -9,19 +9,19 @@ use shared::domain::span::Span;
 
 use crate::shown::HO_CHI_MINH;
 
-/// A moment, or a day.
+/// A time, a day, or a duration ago.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum Moment {
     At(DateTime<Utc>),
     /// A day in Asia/Ho_Chi_Minh.
     Day(NaiveDate),
-    /// So long before the statement that asks.
+    /// This long before the statement runs.
     Ago(Span),
 }
 
 impl Moment {
-    /// SQL for the moment, or the day's beginning.
+    /// SQL for the time, or the beginning of the day.
     #[must_use]
     pub fn begins(&self) -> Expr {
         match self {
@@ -37,7 +37,7 @@ impl Moment {
         }
     }
 
-    /// The same for the moment, or the day's end.
+    /// SQL for the time, or the end of the day.
     #[must_use]
     pub fn ends(&self) -> Expr {
         match self {
@@ -48,21 +48,21 @@ impl Moment {
 }
 
 fn midnight(day: NaiveDate) -> DateTime<Utc> {
-    // An offset that never changes has every midnight once; the years of a day that was read leave room for it.
+    // The offset never changes, so each midnight exists once. Parsing limits the year, so the result is in range.
     let there = day.and_time(NaiveTime::MIN).and_local_timezone(HO_CHI_MINH);
     there.single().map_or(DateTime::<Utc>::MIN_UTC, |midnight| midnight.to_utc())
 }
 
-/// Why a text is no moment.
+/// The error for a text that cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is neither a moment (2026-11-24T15:04:05+07:00), nor a day (2026-11-24), nor a span ago (2h, 3d)")]
+#[error("{0:?} is not a valid time; use a time (2026-11-24T15:04:05+07:00), a day (2026-11-24) or a duration ago (2h, 3d)")]
 pub struct NotAMoment(String);
 
 impl FromStr for Moment {
     type Err = NotAMoment;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        /// Years that PostgreSQL and every calendar hold.
+        /// The years that both PostgreSQL and chrono can represent.
         const YEARS: std::ops::RangeInclusive<i32> = 1970..=9998;
         let text = text.trim();
         let read = if let Ok(day) = text.parse::<NaiveDate>() {

@@ -1,5 +1,5 @@
-//! Letters page by page, the one that failed first at the beginning. A page begins behind the last letter of the page before it,
-//! so what comes or is decided meanwhile neither repeats nor skips any other.
+//! Pages of letters, ordered by the time of their last failure. A page starts after the last letter of the previous one, so letters
+//! that arrive or are decided meanwhile cause no repetition and no gap.
 
 use std::{fmt, str::FromStr};
 
@@ -14,24 +14,24 @@ use uuid::Uuid;
 
 use super::{filter::Filter, letter::Summary};
 
-/// The last letter of a page: the next one begins behind it.
+/// The last letter of a page. The next page starts after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Cursor {
     last_failed_at: DateTime<Utc>,
     id: Uuid,
 }
 
-/// Some letters, and where to go on if there are more.
+/// Some letters, and the cursor of the next page if there are more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Page {
     pub letters: Vec<Summary>,
     pub next: Option<Cursor>,
 }
 
-/// At most `most` of the chosen letters, behind the cursor.
+/// At most `most` of the selected letters, after the cursor.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Cursor>, most: u32) -> Result<Page, DbErr> {
     let behind = after.map(|Cursor { last_failed_at, id }| {
         let place = Expr::tuple([Column::LastFailedAt.into_expr(), Column::Id.into_expr()]);
@@ -39,7 +39,7 @@ pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Curs
     });
     let chosen = dead_letters::Entity::find().filter(filter.condition().add_option(behind));
     let ordered = chosen.order_by_asc(Column::LastFailedAt).order_by_asc(Column::Id);
-    // One more tells whether there are more.
+    // One letter more shows whether there is a next page.
     let mut letters: Vec<Summary> = ordered.limit(u64::from(most) + 1).into_partial_model().all(db).await?;
     let most = usize::try_from(most).unwrap_or(usize::MAX);
     let more = letters.len() > most;
@@ -48,18 +48,18 @@ pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Curs
     Ok(Page { next: last.filter(|_| more), letters })
 }
 
-/// How many letters are meant.
+/// The number of selected letters.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn count(db: &impl ConnectionTrait, filter: &Filter) -> Result<u64, DbErr> {
     chosen_ids(filter).count(db).await
 }
 
-/// The ids of the letters that are meant, in order.
+/// The ids of the selected letters, in order.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn ids(db: &impl ConnectionTrait, filter: &Filter) -> Result<Vec<Uuid>, DbErr> {
     chosen_ids(filter).order_by_asc(Column::Id).into_tuple().all(db).await
 }
@@ -80,9 +80,9 @@ impl Serialize for Cursor {
     }
 }
 
-/// A text that no page ended with.
+/// The error for a text that is not a cursor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("no page ended so; copy it from the last line of the page before")]
+#[error("not a valid cursor; copy it from the last line of the previous page")]
 pub struct NotACursor;
 
 impl FromStr for Cursor {

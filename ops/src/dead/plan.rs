@@ -1,5 +1,5 @@
-//! A plan: what a replay of chosen letters would do, letter by letter, as checked against the rows of this moment and kept. Making one
-//! changes nothing but that it is there; only a plan can be run.
+//! A plan: what a replay of the selected letters would do, for each letter, checked against the current rows and stored. Making a plan
+//! changes no letter and no subject. Only a plan can be run.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -23,31 +23,31 @@ use super::{
 };
 use crate::actor::Actor;
 
-/// Letters that are tried at once.
+/// How many letters are tried concurrently.
 const AT_ONCE: usize = 4;
 
-/// What an operator asks for.
+/// An operator's request for a plan.
 #[derive(Clone, Debug)]
 pub struct Request {
     pub filter: Filter,
     pub why: String,
-    /// Most letters; what the filter finds beyond them is not planned, and told.
+    /// Most letters in the plan. The command reports how many more the filter matches.
     pub limit: u32,
     pub tolerance: Tolerance,
-    /// Above so many đồng a second operator has to approve.
+    /// If the plan moves more than this many đồng, a second operator must approve it.
     pub approval_above: Option<i64>,
 }
 
-/// By how much what a run does may differ from what was planned.
+/// How far a run may deviate from its plan.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tolerance {
-    /// Letters of which something else would become.
+    /// Letters whose result differs.
     pub letters: u32,
-    /// Đồng, all differences together.
+    /// The sum of all differences, in đồng.
     pub amount: i64,
 }
 
-/// A plan as it is kept.
+/// A stored plan.
 #[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
 #[sea_orm(entity = "replay_plans::Entity")]
 pub struct Plan {
@@ -56,7 +56,7 @@ pub struct Plan {
     pub made_at: DateTime<Utc>,
     pub made_by: String,
     pub why: String,
-    /// Đồng, in all, and from how many customers.
+    /// The total in đồng, and the number of customers who pay it.
     pub amount: i64,
     pub customers: i32,
     pub tolerance_letters: i32,
@@ -76,7 +76,7 @@ impl Plan {
         Tolerance { letters: u32::try_from(self.tolerance_letters).unwrap_or_default(), amount: self.tolerance_amount }
     }
 
-    /// Whether a second operator still has to approve it.
+    /// Whether a second operator must still approve it.
     #[must_use]
     pub fn waits_for_approval(&self) -> bool {
         self.needs_approval && self.approved_by.is_none()
@@ -95,40 +95,41 @@ pub struct Line {
     pub amount: i64,
 }
 
-/// How many letters of a plan would come to the same, and did.
+/// The letters of a plan with the same verdict, result and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Tally {
     pub verdict: String,
-    /// `None`: still to be done.
+    /// `None`: not replayed yet.
     pub result: Option<String>,
     pub why: Option<String>,
     pub letters: i64,
-    /// Đồng as planned, and as moved.
+    /// Planned and moved amounts, in đồng.
     pub amount: i64,
     pub moved: i64,
 }
 
-/// Why there is no plan, or none to be approved.
+/// Why a plan was not made, found or approved.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("no open letter is found by this")]
+    #[error("no open dead letters match")]
     Empty,
     #[error("no plan has the id {0}; see `ops dead plans`")]
     Unknown(Uuid),
-    #[error("{0} made this plan; somebody else has to approve it")]
+    #[error("{0} made this plan; another operator must approve it")]
     OwnPlan(String),
-    #[error("it was approved by {0} already")]
+    #[error("the plan is already approved, by {0}")]
     Approved(String),
-    #[error("it has been run")]
+    #[error("the plan is already done")]
     Done,
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
 }
 
-/// Checks every letter that the filter finds and keeps what it would come to. `progress` is told of each letter checked, of how many.
+/// Checks every letter that the filter selects, and stores what a replay would do. `progress` receives the number of checked letters and
+/// the total.
 ///
 /// # Errors
-/// [`PlanError`]; no plan is kept then.
+/// [`PlanError`]; no plan is stored then.
 pub async fn make(
     db: &DatabaseConnection,
     replays: &Replays,
@@ -164,10 +165,10 @@ pub async fn make(
     Ok(plan)
 }
 
-/// What replays of these letters, one after the other, would do now. Nothing is changed.
+/// What replays of these letters, one after the other, would do now. Changes nothing.
 ///
 /// # Errors
-/// When the database is away.
+/// The database is away.
 pub(super) async fn check(
     db: &DatabaseConnection,
     replays: &Replays,
@@ -186,7 +187,7 @@ pub(super) async fn check(
         progress(done, abouts.len());
     }
     let mut trials: Vec<Trial> = trials.into_iter().flatten().collect();
-    // Each was tried alone. Those that draw on one wallet are tried again together, as a wallet's floor may not allow them all.
+    // Each was tried alone. Those that charge one wallet are tried again together, because the wallet's floor may not allow them all.
     for together in sharing(&trials) {
         let sharers: Vec<&About> = together.iter().map(|at| &abouts[*at]).collect();
         if let Some(again) = replays.would_all(db, &sharers).await? {
@@ -198,19 +199,19 @@ pub(super) async fn check(
     Ok(trials)
 }
 
-/// A second letter about the same subject has nothing to do once the first was replayed.
+/// After a replay of the first letter about a subject, a second one has nothing left to do.
 fn repeated(about: &About, seen: &mut HashMap<(String, Uuid), Uuid>) -> Option<Trial> {
     let key = (about.kind.clone()?, about.subject?);
     let first = *seen.entry(key).or_insert(about.letter);
-    let why = Some(format!("the letter {first} is about the same"));
+    let why = Some(format!("dead letter {first} has the same kind and subject"));
     (first != about.letter).then_some(Trial { verdict: Verdict::Moot, why, amount: 0, customers: Vec::new() })
 }
 
-/// The letters, by place, that move money of the same customers.
+/// Positions of letters that move money of the same customer, one list per customer.
 fn sharing(trials: &[Trial]) -> Vec<Vec<usize>> {
     let mut of: HashMap<Uuid, Vec<usize>> = HashMap::new();
     for (at, trial) in trials.iter().enumerate().filter(|(_, trial)| trial.amount > 0) {
-        // A replay draws on one wallet.
+        // A replay charges one wallet.
         if let Some(customer) = trial.customers.first() {
             of.entry(*customer).or_default().push(at);
         }
@@ -218,7 +219,7 @@ fn sharing(trials: &[Trial]) -> Vec<Vec<usize>> {
     of.into_values().filter(|letters| letters.len() > 1).collect()
 }
 
-/// The open letters that a filter finds, the oldest first.
+/// The open letters that a filter selects, oldest first.
 async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<Vec<About>, DbErr> {
     use dead_letters::Column::{Id, LastFailedAt};
     let open = Filter { state: State::Open, ..filter.clone() }.condition().add(filter.condition());
@@ -238,10 +239,10 @@ async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], tri
     tx.execute_raw(statement(sql, [plan.into(), letters.into(), verdicts.into(), whys.into(), amounts.into()])).await.map(|_| ())
 }
 
-/// The plan of this id.
+/// The plan with this id.
 ///
 /// # Errors
-/// [`PlanError::Unknown`], or the database's.
+/// [`PlanError::Unknown`], or database errors.
 pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<Plan, PlanError> {
     replay_plans::Entity::find_by_id(id).into_partial_model().one(db).await?.ok_or(PlanError::Unknown(id))
 }
@@ -255,16 +256,16 @@ pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<Pl
 /// The newest plans.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, DbErr> {
     let newest = replay_plans::Entity::find().order_by_desc(replay_plans::Column::MadeAt).order_by_asc(replay_plans::Column::Id);
     newest.limit(u64::from(limit)).into_partial_model().all(db).await
 }
 
-/// What a plan's letters would come to, and did, the most numerous first.
+/// The tallies of a plan, the largest first.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, DbErr> {
     let sql = "SELECT verdict, result, coalesce(result_why, why) AS why, count(*) AS letters,
                       coalesce(sum(amount), 0)::bigint AS amount, coalesce(sum(result_amount), 0)::bigint AS moved
@@ -273,10 +274,10 @@ pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, Db
     Tally::find_by_statement(statement(sql, [id.into()])).all(db).await
 }
 
-/// Of a plan's letters those that are still to be replayed or closed, in their order.
+/// The letters of a plan that are still to be replayed or closed, in order.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Line>, DbErr> {
     use replay_plan_letters::Column;
     let lines = replay_plan_letters::Entity::find().inner_join(dead_letters::Entity);
@@ -287,7 +288,7 @@ pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<
     left.order_by_asc(Column::Position).into_partial_model().all(db).await
 }
 
-/// A second operator's word that a plan may be run.
+/// Approves a plan on behalf of a second operator.
 ///
 /// # Errors
 /// [`PlanError`].
@@ -311,7 +312,7 @@ pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Opti
     Ok(plan)
 }
 
-/// How many of these letters something else would become of than was planned, and the differences in đồng, all together.
+/// The positions of letters whose result would differ from the plan, and the sum of the differences in đồng.
 #[must_use]
 pub fn drift(lines: &[Line], now: &[Trial]) -> (Vec<usize>, i64) {
     let differs = |(line, trial): &(&Line, &Trial)| line.verdict != trial.verdict || line.amount != trial.amount;

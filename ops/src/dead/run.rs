@@ -1,8 +1,8 @@
-//! Running a plan: letter after letter, each one transaction of the effect, the letter's state and the plan's line, together or not at
-//! all. Whatever is killed, pressed twice or started by two, a letter is applied once: its line, locked, says whether it is still to be done.
+//! Runs a plan letter by letter. One transaction holds the effect, the letter's state and the plan's line. A letter is applied once, even
+//! if a run is killed, repeated or started twice, because each transaction locks the line and checks that it has no result.
 //!
-//! A run holds its plan: an advisory lock tells that it lives, and a token in the plan, looked at in every transaction, that it has not
-//! been taken over. One transaction at a time, so that a limit in đồng is kept exactly.
+//! A run owns its plan. An advisory lock shows that it is alive. A token in the plan, checked in every transaction, shows that no other
+//! process has taken the plan over. Transactions run one at a time, so that a limit in đồng is exact.
 
 use std::{num::NonZeroU32, time::Duration};
 
@@ -27,69 +27,69 @@ use super::{
 };
 use crate::actor::Actor;
 
-/// The space of the advisory locks of runs: "kyha" in ASCII.
+/// The first key of the advisory locks of runs: "kyha" in ASCII.
 const RUNNING: i32 = 0x6b79_6861;
-/// Differences that an error names one by one.
+/// Most differences that an error lists.
 const NAMED_MAX: usize = 10;
 
-/// Where a run stops by itself. The rest of the plan can be run later.
+/// The limits at which a run stops. The rest of the plan can be run later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Limits {
-    /// After so many letters that failed, or came to something else than planned.
+    /// Stop after this many letters that failed or differed from the plan.
     pub failures: Option<u32>,
-    /// After so many letters, whatever they came to.
+    /// Stop after this many letters, whatever their results.
     pub letters: Option<u32>,
-    /// Before more than so many đồng are moved.
+    /// Stop before more than this many đồng are moved.
     pub amount: Option<i64>,
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Report {
     pub applied: u32,
     pub moot: u32,
     pub failed: u32,
-    /// Came to something else than planned, and were left as they are.
+    /// Letters whose result would differ from the plan, so left unchanged.
     pub changed: u32,
-    /// Planned to come to nothing, or decided by somebody else meanwhile: not touched.
+    /// Letters left unchanged because the plan does not replay them, or because they are already decided.
     pub left: u32,
     /// Đồng that this run moved.
     pub amount: i64,
-    /// Why it stopped before the end; `None`: the plan is done.
+    /// Why the run stopped early; `None`: the plan is done.
     pub stopped: Option<String>,
 }
 
 impl Report {
-    /// Letters that a run has dealt with.
+    /// The letters that the run has finished.
     #[must_use]
     pub const fn done(&self) -> u32 {
         self.applied + self.moot + self.failed + self.changed
     }
 }
 
-/// Why a plan is not run, or no further.
+/// Why a run was refused or ended with an error.
 #[derive(Debug, thiserror::Error)]
 pub enum RunError {
     #[error(transparent)]
     Plan(#[from] PlanError),
-    #[error("this plan moves {amount}; somebody other than {made_by} has to approve it: ops dead approve {plan}")]
+    #[error("this plan moves {amount}; an operator other than {made_by} must approve it: ops dead approve {plan}")]
     NotApproved { amount: Dong, made_by: String, plan: Uuid },
-    #[error("another process runs this plan at this moment")]
+    #[error("another process is running this plan")]
     Running,
-    #[error("another process has taken this plan over; what this one did is in the plan")]
+    #[error("another process has taken over this plan; the plan records what this one did")]
     TakenOver,
     #[error("{0}")]
     Drifted(Box<Drift>),
-    #[error("PostgreSQL: {0}; what was done by then is in the plan, and the rest can be run again")]
+    #[error("PostgreSQL: {0}; the plan records what was done; run it again for the rest")]
     Database(#[from] DbErr),
 }
 
-/// How far the rows have moved away from a plan.
+/// How far the current rows deviate from a plan.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drift {
     pub letters: usize,
     pub amount: i64,
-    /// Some of them, in words.
+    /// Descriptions of the first few.
     pub named: Vec<String>,
     tolerance: Tolerance,
 }
@@ -97,28 +97,28 @@ pub struct Drift {
 impl std::fmt::Display for Drift {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let (letters, amount) = (self.letters, Dong(self.amount));
-        write!(f, "{letters} letters would come to something else than planned by now, {amount} apart")?;
+        write!(f, "{letters} letters would now differ from the plan, by {amount} in all")?;
         let Tolerance { letters, amount } = self.tolerance;
-        write!(f, "; the plan tolerates {letters} and {}. Nothing was done: make a new plan", Dong(amount))?;
+        write!(f, "; the plan tolerates {letters} and {}. Nothing was done; make a new plan", Dong(amount))?;
         self.named.iter().try_for_each(|named| write!(f, "\n  {named}"))
     }
 }
 
-/// What a run is told to do and what it tells.
+/// The parameters of a run.
 pub struct Run<'a> {
-    /// Sessions of the fleet's: what they change raises its events by itself.
+    /// Sessions of the fleet, for which triggers write the events of each change.
     pub db: &'a DatabaseConnection,
     pub replays: &'a Replays,
     pub actor: &'a Actor,
-    /// Letters a second, at most.
+    /// Most letters per second.
     pub rate: NonZeroU32,
     pub limits: Limits,
-    /// Stop after the letter in hand.
+    /// Cancelled: stop after the current letter.
     pub shutdown: &'a CancellationToken,
 }
 
 impl Run<'_> {
-    /// Runs what is left of a plan. `checked` is told of each letter that was checked again, `done` of each that is done.
+    /// Runs the rest of a plan. `checked` receives the number of rechecked letters and the total, `done` the report after each letter.
     ///
     /// # Errors
     /// [`RunError`].
@@ -141,14 +141,14 @@ impl Run<'_> {
         self.preflight(plan, &lines, &checked).await?;
         let (run, left) = self.begin(plan.id).await?;
         let mut report = Report { left, ..Report::default() };
-        // What comes to something else at its turn is counted anew.
+        // Differences found during the run are counted from zero.
         let mut drifted = Drifted { letters: 0, amount: 0 };
         let mut pace = interval(Duration::from_secs(1) / self.rate.get());
         pace.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for line in &lines {
             report.stopped = self.stops(&report);
             if report.stopped.is_some() || self.shutdown.run_until_cancelled(pace.tick()).await.is_none() {
-                report.stopped.get_or_insert_with(|| format!("{} told it to stop", self.actor.name()));
+                report.stopped.get_or_insert_with(|| format!("{} stopped it", self.actor.name()));
                 break;
             }
             if let Some(why) = self.line(plan, run, line, &mut report, &mut drifted).await? {
@@ -161,7 +161,7 @@ impl Run<'_> {
         Ok(report)
     }
 
-    /// Checks again what is to be done, and refuses when too much of it would come to something else.
+    /// Checks the remaining letters again, and refuses if they deviate from the plan beyond its tolerance.
     async fn preflight(&self, plan: &Plan, lines: &[Line], checked: &impl Fn(usize, usize)) -> Result<(), RunError> {
         let abouts: Vec<_> = lines.iter().map(|line| line.about.clone()).collect();
         let now = check(self.db, self.replays, &abouts, checked).await?;
@@ -175,11 +175,11 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Takes the plan over. Letters that were planned to come to nothing are left as they are; how many these are.
+    /// Takes over the plan and marks the letters that it does not replay as left. Returns the run's token and how many these are.
     async fn begin(&self, id: Uuid) -> Result<(Uuid, u32), RunError> {
         let run = Uuid::new_v4();
         let tx = self.db.begin().await?;
-        // It may have been run to its end, or taken back, since it was looked at.
+        // Another run may have finished it since it was read.
         allowed(&plan::find_locked(&tx, id).await?)?;
         let sql = "UPDATE replay_plans SET state = 'running', run = $2, run_by = $3, started_at = coalesce(started_at, now()), stopped_why = NULL
                     WHERE id = $1";
@@ -193,17 +193,17 @@ impl Run<'_> {
         Ok((run, u32::try_from(left).unwrap_or(u32::MAX)))
     }
 
-    /// Why no other letter is begun.
+    /// Why the run must not start another letter, if a limit is reached.
     fn stops(&self, report: &Report) -> Option<String> {
         let failures = report.failed + report.changed;
         if self.limits.failures.is_some_and(|most| failures >= most) {
-            return Some(format!("{failures} letters failed or came to something else, its limit"));
+            return Some(format!("the limit of {failures} failed or changed letters is reached"));
         }
         let letters = report.done();
-        (self.limits.letters == Some(letters)).then(|| format!("{letters} letters are done, its limit"))
+        (self.limits.letters == Some(letters)).then(|| format!("the limit of {letters} letters is reached"))
     }
 
-    /// One letter; why the run ends before it, if it does.
+    /// Replays one letter. Returns why the run stops before it, if it does.
     async fn line(
         &self,
         plan: &Plan,
@@ -268,7 +268,7 @@ impl Run<'_> {
         }
     }
 
-    /// Notes a failure; `false`: it collided with others, and is to be tried again.
+    /// Records a failure. `false`: a conflict with another transaction, so try again.
     async fn failed(
         &self,
         plan: Uuid,
@@ -284,7 +284,10 @@ impl Run<'_> {
         Ok(true)
     }
 
-    /// Whether this run still holds the plan and this letter is still to be done; both stay locked.
+    /// Whether this letter is still to be done. Locks the plan and its line.
+    ///
+    /// # Errors
+    /// [`RunError::TakenOver`], or database errors.
     async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &Line) -> Result<bool, RunError> {
         let plans = replay_plans::Entity::find_by_id(plan).select_only().column(replay_plans::Column::Run).lock_exclusive();
         let holder: Option<Option<Uuid>> = plans.into_tuple().one(tx).await?;
@@ -295,7 +298,7 @@ impl Run<'_> {
         Ok(tx.query_one_raw(statement(sql, [plan.into(), line.about.letter.into()])).await?.is_some())
     }
 
-    /// Commits a replay with its records.
+    /// Commits a replay together with its records.
     async fn settle(&self, tx: DatabaseTransaction, plan: &Plan, line: &Line, trial: &Trial) -> Result<(), DbErr> {
         let letter = line.about.letter;
         let (result, state) = match trial.verdict {
@@ -332,7 +335,7 @@ impl Run<'_> {
         tx.execute_raw(statement(sql, values)).await.map(|_| ())
     }
 
-    /// Notes what became of a letter whose transaction was rolled back.
+    /// Records the result of a letter whose transaction was rolled back.
     async fn note_alone(&self, plan: Uuid, run: Uuid, line: &Line, result: &str, why: Option<&str>) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
         if self.holds(&tx, plan, run, line).await? {
@@ -341,7 +344,7 @@ impl Run<'_> {
         Ok(tx.commit().await?)
     }
 
-    /// Lets go of the plan: done, or stopped and why.
+    /// Ends the run: marks the plan as done, or as stopped and why.
     async fn end(&self, id: Uuid, run: Uuid, report: &Report) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
         let sql = "UPDATE replay_plans
@@ -359,7 +362,7 @@ impl Run<'_> {
     }
 }
 
-/// Whether a plan may be run at all.
+/// Refuses a plan that is done or not approved.
 fn allowed(plan: &Plan) -> Result<(), RunError> {
     if plan.state == "done" {
         return Err(PlanError::Done.into());
@@ -370,13 +373,13 @@ fn allowed(plan: &Plan) -> Result<(), RunError> {
     Ok(())
 }
 
-/// Locks an open letter; who has decided what about one that is not open any more.
+/// Locks a letter. Returns the decision if it is no longer open.
 async fn decided(tx: &DatabaseTransaction, letter: Uuid) -> Result<Option<String>, DbErr> {
     let sql = "SELECT CASE WHEN state <> 'open' THEN state || ' by ' || decided_by || ': ' || decided_why END AS decided
                  FROM dead_letters WHERE id = $1 FOR UPDATE";
     match tx.query_one_raw(statement(sql, [letter.into()])).await? {
         Some(row) => row.try_get_by_index(0),
-        None => Ok(Some("it is gone".to_owned())),
+        None => Ok(Some("the dead letter no longer exists".to_owned())),
     }
 }
 
@@ -389,14 +392,14 @@ fn difference(line: &Line, now: &Trial) -> String {
     format!("planned {planned}; now {found}")
 }
 
-/// What came to something else than planned so far, and was tolerated.
+/// The tolerated differences so far.
 struct Drifted {
     letters: u32,
     amount: i64,
 }
 
 impl Drifted {
-    /// Whether one more difference is still tolerated.
+    /// Whether one more difference is within the tolerance.
     fn within(&self, plan: &Plan, line: &Line, trial: &Trial) -> bool {
         let tolerance = plan.tolerance();
         let amount = self.amount.saturating_add((trial.amount - line.amount).abs());
@@ -411,13 +414,13 @@ impl Drifted {
     }
 }
 
-/// A run's advisory lock, which ends with its session at the latest.
+/// A run's advisory lock. PostgreSQL releases it when the session ends.
 struct Lock {
     connection: PoolConnection<Postgres>,
 }
 
 impl Lock {
-    /// `None`: somebody else has it.
+    /// `None`: another session holds it.
     async fn take(db: &DatabaseConnection, plan: Uuid) -> Result<Option<Self>, DbErr> {
         let failed = |error: sqlx::Error| DbErr::Query(sea_orm::RuntimeErr::SqlxError(error.into()));
         let mut connection = db.get_postgres_connection_pool().acquire().await.map_err(failed)?;
@@ -426,7 +429,7 @@ impl Lock {
         Ok(taken.map_err(failed)?.then_some(Self { connection }))
     }
 
-    /// Ends the session: a pool would keep it, and the lock with it.
+    /// Closes the session, because in the pool it would keep the lock.
     async fn release(self) {
         use sea_orm::sqlx::Connection as _;
         let _ = tokio::time::timeout(Duration::from_secs(5), self.connection.detach().close()).await;

@@ -1,5 +1,5 @@
-//! The rows that letters are about, as they are now. *Due* is what it is everywhere ([`due::query`]), and what operators may see of
-//! a row, its task says ([`Shown::shown`]): no kind is known here.
+//! The current state of the rows that letters are about. *Due* is the shared definition ([`due::query`]). The task defines what
+//! operators may see of a row ([`Shown::shown`]), so this file names no kind.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -18,20 +18,20 @@ use uuid::Uuid;
 
 use super::filter::{Filter, State};
 
-/// How the row stands that a letter is about.
+/// The state of the row that a letter is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, EnumIter, DeriveActiveEnum)]
 #[serde(rename_all = "lowercase")]
 #[sea_orm(rs_type = "String", db_type = "Text", rename_all = "lowercase")]
 pub enum Standing {
-    /// A candidate, and due: a replay would apply it, if nothing fails.
+    /// A candidate, and due: a replay applies it, unless something fails.
     Due,
     /// A candidate that is not due yet.
     Waits,
-    /// The row is there, and there is nothing to do about it any more.
+    /// The row exists and nothing is left to do.
     Moot,
-    /// There is no such row.
+    /// The row does not exist.
     Gone,
-    /// Nobody knows which row it is: no kind, no subject, or an unknown kind.
+    /// The row is unknown: the letter has no kind, no subject, or an unknown kind.
     Unreadable,
 }
 
@@ -49,34 +49,34 @@ impl Standing {
     }
 }
 
-/// The standing of one letter's row, and when it is or was due, if it is a candidate and the policy says so.
+/// The standing of one letter's row. `due_at` is set if the row is a candidate and the policy makes it due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Stands {
     pub standing: Standing,
     pub due_at: Option<DateTime<Utc>>,
 }
 
-/// How the row of one letter stands; `None` where there is no such letter.
+/// The state of one letter's row; `None`: there is no such letter.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) -> Result<Option<Stands>, DbErr> {
     let (with, values) = standings(policy, &Filter { ids: vec![letter], state: State::All, ..Filter::default() });
     let sql = format!("WITH {with} SELECT standing, due_at FROM standing");
     Stands::find_by_statement(statement(&sql, values)).one(db).await
 }
 
-/// What operators may see of a subject now, as [`Shown::shown`] has it; `None` where there is no such row.
+/// What operators may see of a subject now, by [`Shown::shown`]; `None`: there is no such row.
 ///
 /// # Errors
-/// The database's.
+/// Database errors.
 pub async fn seen(db: &impl ConnectionTrait, task: &dyn Shown, subject: Uuid) -> Result<Option<serde_json::Value>, DbErr> {
     let row = db.query_one_raw(statement(task.shown(), [subject.into()])).await?;
     row.map(|row| row.try_get_by_index(0)).transpose()
 }
 
-/// Common table expressions `letter` (the chosen letters, without their messages) and `standing` (`id`, `standing`, `due_at`: one
-/// row for each of them), and the values of their parameters `$1…`.
+/// The common table expressions `letter` (the selected letters, without their messages) and `standing` (`id`, `standing` and `due_at`,
+/// one row per letter), and the values of their parameters `$1…`.
 pub(super) fn standings(policy: &Policy, filter: &Filter) -> (String, Vec<Value>) {
     let letters = dead_letters::Entity::find().select_only().columns([
         Column::Id,

@@ -1,5 +1,5 @@
-//! A trial: what a replay of a letter would do now. It is the replay itself in a transaction that is rolled back, so there is no
-//! second opinion about what is due, how much money moves, or what still fails and why.
+//! A trial: what a replay of a letter would do now. It runs the replay itself and rolls back, so trial and replay always agree on
+//! what is due, how much money moves, and what fails and why.
 
 use std::collections::HashMap;
 
@@ -23,10 +23,10 @@ use uuid::Uuid;
 
 use crate::shown::moment;
 
-/// So often a trial that collides with the fleet is made again before it counts as a failure.
+/// Most tries of a replay that conflicts with other transactions. After these it counts as failed.
 const CONFLICTS_MAX: u32 = 5;
 
-/// What a letter is about, as far as it says so.
+/// What a letter is about, as far as it is known.
 #[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
 #[sea_orm(entity = "dead_letters::Entity")]
 pub struct About {
@@ -36,25 +36,25 @@ pub struct About {
     pub kind: Option<String>,
     #[sea_orm(from_col = "subject_id")]
     pub subject: Option<Uuid>,
-    /// The wake-up that died, under whose name the effect is recorded; the letter's own id where there is none.
+    /// The wake-up that failed. The effect is recorded under its id, or, if `None`, under the letter's id.
     #[sea_orm(from_col = "wakeup_id")]
     pub wakeup: Option<Uuid>,
 }
 
-/// What a replay does.
+/// The result of a replay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, EnumIter, DeriveActiveEnum)]
 #[serde(rename_all = "lowercase")]
 #[sea_orm(rs_type = "String", db_type = "Text", rename_all = "lowercase")]
 pub enum Verdict {
-    /// It applies the effect, or as much of it as a wallet allows.
+    /// It applies the effect, or as much of it as the wallet allows.
     Applies,
-    /// There is nothing to do any more.
+    /// Nothing is left to do.
     Moot,
-    /// It is not due yet: the letter stays open.
+    /// The subject is not due yet, so the letter stays open.
     Waits,
-    /// It fails as before, or in another way.
+    /// It fails, as before or with another cause.
     Fails,
-    /// It names no kind or no subject, or a kind that nobody knows.
+    /// The letter has no kind or no subject, or an unknown kind.
     Unreadable,
 }
 
@@ -72,15 +72,15 @@ impl Verdict {
     }
 }
 
-/// What a replay of one letter does or did.
+/// The result of one letter's replay or trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Trial {
     pub verdict: Verdict,
-    /// In words, where there is more to say.
+    /// An explanation, if the verdict needs one.
     pub why: Option<String>,
-    /// Đồng that leave wallets.
+    /// Đồng taken from wallets.
     pub amount: i64,
-    /// Whose wallets.
+    /// The owners of these wallets.
     pub customers: Vec<Uuid>,
 }
 
@@ -90,7 +90,7 @@ impl Trial {
     }
 }
 
-/// The replays of every kind under one policy.
+/// The statements of every kind, for one policy.
 pub struct Replays {
     statements: HashMap<&'static str, Statements>,
 }
@@ -106,55 +106,55 @@ impl Replays {
         }
     }
 
-    /// Replays within a transaction, which is the caller's to commit or to roll back.
+    /// Replays in a transaction that the caller commits or rolls back.
     ///
     /// # Errors
-    /// The database's: the transaction can only be rolled back then.
+    /// Database errors; the transaction must be rolled back then.
     pub async fn replay(&self, tx: &DatabaseTransaction, about: &About) -> Result<Trial, DbErr> {
         let (kind, subject) = match (&about.kind, about.subject) {
             (Some(kind), Some(subject)) => (kind.as_str(), subject),
-            _ => return Ok(Trial::without_money(Verdict::Unreadable, "it names no kind or no subject".to_owned())),
+            _ => return Ok(Trial::without_money(Verdict::Unreadable, "the dead letter has no kind or no subject".to_owned())),
         };
         let Some(statements) = self.statements.get(kind) else {
-            return Ok(Trial::without_money(Verdict::Unreadable, format!("nobody knows the kind {kind:?}")));
+            return Ok(Trial::without_money(Verdict::Unreadable, format!("the kind {kind:?} is unknown")));
         };
         let before = moved(tx, subject).await?;
         let outcomes = match statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))]).await {
             Ok(outcomes) => outcomes,
             Err(NotApplied::Paused(pause)) => {
-                let why = format!("{kind} is paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
+                let why = format!("{kind} has been paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
                 return Ok(Trial::without_money(Verdict::Fails, why));
             }
             Err(outdated @ NotApplied::Outdated) => {
-                return Ok(Trial::without_money(Verdict::Fails, format!("{outdated}; run it once more")));
+                return Ok(Trial::without_money(Verdict::Fails, format!("{outdated}; run it again")));
             }
             Err(NotApplied::Database(error)) => return Err(error),
         };
-        // What waits for the commit to complain, complains now.
+        // Checks deferred constraints now, which would otherwise fail only at the commit.
         tx.execute_unprepared("SET CONSTRAINTS ALL IMMEDIATE").await?;
         let (amount, customers) = moved(tx, subject).await?;
         let (verdict, why) = match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Outcome::Applied { .. }) => (Verdict::Applies, None),
             Some(Outcome::Postpone { until, .. }) if amount > before.0 => {
-                (Verdict::Applies, Some(format!("in part; the rest is tried again at {}", moment(until))))
+                (Verdict::Applies, Some(format!("in part; the rest is retried at {}", moment(until))))
             }
             Some(Outcome::Postpone { until, .. }) => (Verdict::Waits, Some(format!("due at {}", moment(until)))),
-            Some(Outcome::Stale) | None => (Verdict::Moot, Some("nothing to do any more".to_owned())),
+            Some(Outcome::Stale) | None => (Verdict::Moot, Some("nothing is left to do".to_owned())),
             Some(Outcome::Retry { cause } | Outcome::Reject { cause, .. }) => (Verdict::Fails, Some(cause)),
         };
         Ok(Trial { verdict, why, amount: amount - before.0, customers })
     }
 
-    /// What a replay would do now. Nothing is changed.
+    /// What a replay would do now. Changes nothing.
     ///
     /// # Errors
-    /// When the database is away; what a replay fails with is a verdict.
+    /// The database is away. Any other failure is a verdict.
     pub async fn would(&self, db: &DatabaseConnection, about: &About) -> Result<Trial, DbErr> {
         let mut conflicts = 0;
         loop {
             let tx = db.begin().await?;
             let tried = self.replay(&tx, about).await;
-            // Whatever became of it; a connection that broke rolls back by itself.
+            // Also after an error. If the connection broke, PostgreSQL rolls back.
             let rolled_back = tx.rollback().await;
             match tried {
                 Ok(trial) => return rolled_back.map(|()| trial),
@@ -168,11 +168,11 @@ impl Replays {
         }
     }
 
-    /// What replays of these letters one after the other would do, in one transaction: where several draw on one wallet, what the first
-    /// takes the next cannot take. `None` when one of them fails.
+    /// What replays of these letters, one after the other, would do. They share one transaction, because money that one takes from a
+    /// wallet is not available to the next. `None`: one of them fails.
     ///
     /// # Errors
-    /// When the database is away.
+    /// The database is away.
     pub async fn would_all(&self, db: &DatabaseConnection, abouts: &[&About]) -> Result<Option<Vec<Trial>>, DbErr> {
         let tx = db.begin().await?;
         let mut trials = Vec::with_capacity(abouts.len());
@@ -188,10 +188,10 @@ impl Replays {
     }
 }
 
-/// What a replay that failed is to be told as; `None`: it collided with others, and the same again may succeed.
+/// Converts an error of a replay into a verdict. `None`: a conflict with another transaction, so another try may succeed.
 ///
 /// # Errors
-/// The failure itself, when the database is away and no letter is to blame.
+/// The error itself if the database is away, because then it is not the letter's fault.
 pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
     use shared::database::failure::Trouble::{Away, Conflict, Cut, Failure};
     match trouble(&error) {
@@ -201,8 +201,8 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
     }
 }
 
-/// What this transaction has moved out of wallets for a subject so far, and out of whose. Whatever the kind: money that a task moves
-/// names its order.
+/// The amount that this transaction has taken from wallets for a subject so far, and the owners of these wallets. This works for every
+/// kind, because each transfer of a task names its order.
 async fn moved(tx: &DatabaseTransaction, subject: Uuid) -> Result<(i64, Vec<Uuid>), DbErr> {
     #[derive(FromQueryResult)]
     struct Moved {

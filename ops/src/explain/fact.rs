@@ -1,5 +1,5 @@
-//! What may be told about something that happened. Text that another system wrote freely is told only where it is a word of a code:
-//! anything else could name a customer, a phone number or a supplier.
+//! Facts about an entry that may be shown. Free text of another system is shown only if it is a code word, because any other text could
+//! contain a customer's name, a phone number or a supplier.
 
 use std::fmt;
 
@@ -10,16 +10,16 @@ use uuid::Uuid;
 
 use crate::shown::moment;
 
-/// Longest text shown to people; JSON has it whole.
+/// Most characters of a text in a table. JSON contains all of it.
 const TEXT_SHOWN: usize = 300;
 
-/// Longest word of a code.
+/// Longest code word.
 const WORD_MAX: usize = 48;
 
-/// One thing told, in JSON a string or a number.
+/// One fact; in JSON a string or a number.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Fact {
-    /// A text of this system's or of an operator's.
+    /// A text of this system or of an operator.
     Text(String),
     /// An amount in đồng.
     Money(i64),
@@ -29,21 +29,21 @@ pub enum Fact {
 }
 
 impl Fact {
-    /// What another system wrote into a field that is meant for words of a code, like a status or a reason, and which [`WORD`] has read.
+    /// A field for code words, such as a status or a reason, that another system wrote and [`WORD`] has read.
     pub(super) fn word_read(read: Option<&str>) -> Self {
         Self::word(read.unwrap_or_default())
     }
 
-    /// The same of a field that was read whole.
+    /// The same for a field that was read completely.
     pub(super) fn word(text: &str) -> Self {
-        Self::Text(if is_word(text) { text.to_owned() } else { "(kept back: free text)".to_owned() })
+        Self::Text(if is_word(text) { text.to_owned() } else { "(redacted: free text)".to_owned() })
     }
 }
 
-/// SQL: what such a column holds where it is a word of a code, else null. What is no word is not even read.
+/// SQL: the value of such a column if it is a code word, else null. PostgreSQL does not return any other text.
 pub(super) const WORD: &str = "substring({column} FROM '^[a-z][a-z_.:-]{0,47}$')";
 
-/// Lower-case letters, parted by `_`, `-`, `.` or `:`. No digits, so no phone number; no spaces, so no name or sentence.
+/// Lower-case letters, separated by `_`, `-`, `.` or `:`. No digits, so no phone number; no spaces, so no full name or sentence.
 fn is_word(text: &str) -> bool {
     let plain = |c: char| c.is_ascii_lowercase() || matches!(c, '_' | '-' | '.' | ':');
     text.len() <= WORD_MAX && text.starts_with(|c: char| c.is_ascii_lowercase()) && text.chars().all(plain)
@@ -64,7 +64,7 @@ impl fmt::Display for Fact {
     }
 }
 
-/// What came from outside must not steer the terminal that shows it, nor turn its line around.
+/// Escapes characters that control a terminal or reverse the direction of a line.
 fn plain(text: impl Iterator<Item = char>) -> impl Iterator<Item = char> {
     text.flat_map(|c| {
         let steers = c.is_control() || matches!(c, '\u{200b}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
@@ -83,7 +83,7 @@ impl Serialize for Fact {
     }
 }
 
-/// Facts with their names, in the order in which they are told.
+/// Named facts, in the order in which they are shown.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts(Vec<(&'static str, Fact)>);
 
@@ -125,7 +125,7 @@ mod tests {
         }
         for free in ["", "Nguyễn Thị Mẫu", "0901234567", "refund for Lan", "mau@example.vn", "taobao/1", "Lan", &"x".repeat(49)]
         {
-            assert_eq!(Fact::word(free).to_string(), "(kept back: free text)", "{free}");
+            assert_eq!(Fact::word(free).to_string(), "(redacted: free text)", "{free}");
         }
     }
 

@@ -1,5 +1,5 @@
-//! What failed for good: dead letters about a subject, what became of them and why, the letters that correct them, and the plans by
-//! which they were replayed, down to who planned, approved and ran them.
+//! The dead letters about a subject: how they were decided and why, the letters that correct them, and the plans that replayed them,
+//! with who planned, approved and ran them.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{
@@ -17,7 +17,7 @@ use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, records};
 
-/// Letters about the subject, and those that they correct or are corrected by, which may name another.
+/// Letters about the subject, and all letters linked to them by repairs, which may name another subject.
 const LETTERS: &str = "
     WITH RECURSIVE related AS (
         SELECT id, repaired_from FROM dead_letters WHERE subject_id = $1
@@ -59,7 +59,7 @@ struct Planned {
     plan: replay_plans::Model,
 }
 
-/// Everything about a subject's letters.
+/// All entries about a subject's letters.
 pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
     let related: Vec<Uuid> = column(snapshot, statement(LETTERS, [id.into()])).await?;
     let letters = dead_letters::Entity::find()
@@ -90,7 +90,7 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
     Ok(entries)
 }
 
-/// A letter's moments: when it first failed, died, was stored as the correction of another, and was decided about.
+/// The entries of a letter: its first failure, its last, its repair from another letter, and its decision.
 fn letter(letter: Died, subject: Uuid) -> Vec<Entry> {
     let id = Fact::Id(letter.id);
     let kind = letter.kind.map(|kind| Fact::word(&kind));
@@ -121,7 +121,7 @@ fn letter(letter: Died, subject: Uuid) -> Vec<Entry> {
     entries
 }
 
-/// A letter's place in a plan: planned, approved, begun, done.
+/// The entries of a letter in a plan: planned, approved, started, done.
 fn replay(Planned { line, plan }: Planned) -> Vec<Entry> {
     let (id, letter) = (Fact::Id(plan.id), Fact::Id(line.letter_id));
     let money = |amount: i64| (amount > 0).then_some(Fact::Money(amount));
@@ -142,7 +142,7 @@ fn replay(Planned { line, plan }: Planned) -> Vec<Entry> {
             .with("by", plan.run_by.map(Fact::Text))
             .with("state", Some(Fact::Text(plan.state)))
             .with("stopped_because", plan.stopped_why.map(Fact::Text));
-        entries.push(Entry { at, what: "replay begun".into(), detail });
+        entries.push(Entry { at, what: "replay started".into(), detail });
     }
     if let (Some(at), Some(result)) = (line.at, line.result) {
         let detail = named()

@@ -1,6 +1,6 @@
-//! What is still to come of one kind for one row: which lines of the policy count, when it is due by the one definition of *due*, and
-//! where its wake-up waits by the ladder. The broker cannot be asked for one message, so a place is what follows from the row: right
-//! for a wake-up that was published when its moment came, or when a policy made it due earlier.
+//! The outlook of one kind for one row: which lines of the policy count, when the row is due by the shared definition of *due*, and where
+//! its wake-up waits in the ladder. The broker cannot be searched for one message, so the place is computed from the row. It is right
+//! for a wake-up that was published on time, at its event or when a policy made the row due earlier.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-/// One kind's view of a subject.
+/// What one kind will do with a subject.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Outlook {
     pub kind: &'static str,
@@ -31,11 +31,10 @@ pub struct Outlook {
     pub candidate: bool,
     pub counts: Vec<Counted>,
     pub due_at: Option<DateTime<Utc>>,
-    /// Where not the lines alone decide when it is due: the change of policy since which what was due at once is released little by
-    /// little.
+    /// Set if a release decides when the row is due, not only the lines: when the policy changed that releases it gradually.
     pub released_since: Option<DateTime<Utc>>,
     pub wakeup: Waiting,
-    /// Its letters about which nobody has decided yet.
+    /// Its open dead letters.
     pub open_letters: Vec<Uuid>,
     pub paused: Option<Paused>,
 }
@@ -44,13 +43,13 @@ pub struct Outlook {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Counted {
     pub event: &'static str,
-    /// After which span it makes the row due; `None`: the policy does not use the kind.
+    /// The time from the event until the row is due; `None`: the policy does not use the kind.
     pub after: Option<String>,
     /// Whether the policy has a line for it. If not, the longest span of the kind's lines counts.
     pub own_line: bool,
     /// When it happened, while the row is a candidate.
     pub moment: Option<DateTime<Utc>>,
-    /// Whether it is what the row is due by.
+    /// Whether this event decides when the row is due.
     pub decides: bool,
 }
 
@@ -58,24 +57,24 @@ pub struct Counted {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "waits", rename_all = "lowercase")]
 pub enum Waiting {
-    /// Nowhere: it would find nothing to do.
+    /// There is no wake-up, because it would find nothing to do.
     None { why: String },
-    /// It is not made yet: its event waits for the relay.
+    /// It is not published yet, because its event waits in the outbox.
     Outbox { event: String },
-    /// In a rung until it expires, and then in others.
+    /// In a rung until it expires, then in other rungs.
     Rung { queue: String, until: DateTime<Utc>, then: Vec<Hops> },
-    /// It is due: in the lane, in a worker's hands, or in a rung between two attempts. The sweep wakes the row again from `swept_from`.
+    /// It is due: in the lane, with a worker, or in a rung between two attempts. From `swept_from` on the sweep publishes it again.
     Lane { queue: String, swept_from: DateTime<Utc> },
 }
 
-/// Hops to come, of one rung in a row.
+/// Consecutive hops through the same rung.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Hops {
     pub queue: String,
     pub times: u64,
 }
 
-/// Nothing of the kind is applied until somebody resumes it.
+/// A pause. The kind is not applied until an operator resumes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Paused {
     pub at: DateTime<Utc>,
@@ -83,7 +82,7 @@ pub struct Paused {
     pub why: String,
 }
 
-/// How things stand with one kind.
+/// The outlook of one kind.
 pub(super) async fn of(
     snapshot: &DatabaseTransaction,
     settings: &Settings,
@@ -100,7 +99,7 @@ pub(super) async fn of(
         (None, _) => Waiting::None { why: why_none(snapshot, settings, task, id, candidate.is_some()).await? },
         (Some(due_at), Some(event)) if due_at > now => Waiting::Outbox { event },
         (Some(due_at), _) => {
-            // The latest of several moments decides; its event is the one whose wake-up comes at the right time.
+            // The latest of several events decides. Its wake-up arrives at the right time.
             let moment = counts.iter().filter(|counted| counted.decides).find_map(|counted| counted.moment);
             place(
                 settings,
@@ -156,7 +155,7 @@ fn counts(
     task.counts_from().iter().map(counted).collect()
 }
 
-/// When its wake-up was made anew, if a policy made it due earlier.
+/// When its wake-up was published again, if a policy made the row due earlier.
 fn made_anew(
     settings: &Settings,
     task: &dyn Shown,
@@ -203,17 +202,17 @@ async fn why_none(
         return Ok("no line of the policy names this kind".to_owned());
     }
     if is_candidate {
-        return Ok("nothing that it counts from has happened".to_owned());
+        return Ok("none of the events that it counts from has happened".to_owned());
     }
     let sql = format!("SELECT FROM {} WHERE id = $1", task.table());
     let row = snapshot.query_one_raw(statement(&sql, [id.into()])).await?;
     Ok(match row {
-        None => format!("not a candidate: {} has no row of this id", task.table()),
+        None => format!("not a candidate: {} has no row with this id", task.table()),
         Some(_) => format!("not a candidate: it applies to {}", task.applies_to()),
     })
 }
 
-/// Where a wake-up is that was published at a `moment` for what is due at `due_at`.
+/// Where a wake-up waits that was published at `moment` for a row due at `due_at`.
 fn place(
     settings: &Settings,
     task: &dyn Shown,
@@ -239,7 +238,7 @@ fn place(
     }
 }
 
-/// Where on its way a wake-up is.
+/// The position of a wake-up in the ladder.
 struct OnItsWay {
     rung: Rung,
     /// How long the rung still holds it.
@@ -248,7 +247,7 @@ struct OnItsWay {
     then: Vec<(Rung, u64)>,
 }
 
-/// Where a wake-up is that has `waited` on its way; `None` at the end of it.
+/// The position of a wake-up that has already `waited`; `None`: it has passed the last rung.
 fn hop(way: &[(Rung, u64)], waited: Duration) -> Option<OnItsWay> {
     let mut waited_ms = u64::try_from(waited.as_millis()).unwrap_or(u64::MAX);
     for (at, (rung, times)) in way.iter().enumerate() {

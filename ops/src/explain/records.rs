@@ -1,5 +1,5 @@
-//! What the rows and the records say about a subject: the row's own moments, its status, its money, its activity, its events, and
-//! what the sweep did. Of what other systems wrote, words of codes are told and nothing else.
+//! The entries of a subject from its row and from records: the row's times, its status, transfers, activity, events and sweeps. Of text
+//! that other systems wrote, only code words are shown.
 
 use chrono::{DateTime, Utc};
 use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, FromQueryResult, QueryResult};
@@ -12,7 +12,7 @@ use uuid::Uuid;
 
 use super::{Entry, Fact, Facts, fact::WORD};
 
-/// The moments that the row itself holds, whatever its columns are called.
+/// All columns of the row that hold a time.
 pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'static str>, id: Uuid) -> Result<Vec<Entry>, DbErr> {
     #[derive(FromQueryResult)]
     struct Moment {
@@ -42,7 +42,7 @@ pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'stati
     Ok(Moment::find_by_statement(statement(&sql, [id.into()])).all(snapshot).await?.into_iter().map(entry).collect())
 }
 
-/// Everything else that is on record, each source in order of time.
+/// All other records, those of each source in order of time.
 pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
     let mut entries = Vec::new();
     for (sql, entry) in SOURCES {
@@ -54,11 +54,11 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
     Ok(entries)
 }
 
-/// How a row is told.
+/// Makes an entry from a row.
 type Tell = fn(&QueryResult) -> Result<Entry, DbErr>;
 
-/// Statements (`$1`: the subject; `{at}`: the moment `at`, bounded; `{word of reason}`: [`WORD`]), in the order in which what has the same
-/// moment is told.
+/// Statements (`$1`: the subject; `{at}`: the bounded time `at`; `{word of reason}`: [`WORD`]). Entries of the same time are shown in this
+/// order.
 const SOURCES: [(&str, Tell); 7] = [
     (
         "SELECT {at} AS at, id, event_type, NULL AS reason, NULL::timestamptz AS occurred_at
@@ -72,7 +72,7 @@ const SOURCES: [(&str, Tell); 7] = [
         event,
     ),
     (
-        // Only the fleet knows wake-ups, so it is the one who wrote such a reason.
+        // Only the fleet has wake-up ids, so with one the reason is the fleet's own text.
         "SELECT {at} AS at, from_status, to_status, CASE WHEN wakeup_id IS NULL THEN {word of reason} ELSE reason END AS reason, wakeup_id
            FROM order_status_history WHERE order_id = $1 ORDER BY at, id",
         status,
@@ -117,7 +117,7 @@ fn event(row: &QueryResult) -> Result<Entry, DbErr> {
     Ok(entry(at, what, detail))
 }
 
-/// The reason quotes whatever stood in the place of the event's name.
+/// Replaces the reason, because it quotes the unknown name, which may be any text.
 fn unknown_event() -> Fact {
     Fact::Text("unknown event type; see `ops set-aside list`".into())
 }
@@ -162,12 +162,12 @@ struct Recorded {
     at: DateTime<Utc>,
     actor_kind: String,
     action: String,
-    /// Of a customer's there is none to be had.
+    /// `None` for a customer's activity, which the view excludes.
     detail: Option<Value>,
 }
 
-/// Of what the system and operators recorded, the known parts of the detail; of what customers and staff did, that they did it: the
-/// rest of a detail may be anything.
+/// Shows the known parts of the detail if the system or an operator recorded it. For other activity it shows only the action, because
+/// the detail may contain anything.
 pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
     let Recorded { at, actor_kind: actor, action, detail } = Recorded::from_query_result(row, "")?;
     let detail = detail.unwrap_or_default();
@@ -187,13 +187,13 @@ pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
                 .with("restored_to", word("restored_to"))
                 .with("wakeup", wakeup.map(Fact::Id))
         }
-        // As `Actor::record` writes them.
+        // The format of `Actor::record`.
         "staff" if detail.as_object().is_some_and(|detail| detail.len() == 4 && detail.contains_key("changed")) => {
             facts.with("operator", text("by")).with("login", text("login")).with("why", text("why"))
         }
         _ => facts,
     };
-    Ok(entry(at, &format!("recorded of {}", if actor == "system" { "the system" } else { &actor }), facts))
+    Ok(entry(at, &format!("activity by {}", if actor == "system" { "the system" } else { &actor }), facts))
 }
 
 #[derive(FromQueryResult)]
@@ -218,7 +218,7 @@ struct Tried {
 
 fn outstanding(row: &QueryResult) -> Result<Entry, DbErr> {
     let Tried { at, outstanding } = Tried::from_query_result(row, "")?;
-    Ok(entry(at, "tried, and left outstanding", Facts::new([("amount", Fact::Money(outstanding))])))
+    Ok(entry(at, "tried and left outstanding", Facts::new([("amount", Fact::Money(outstanding))])))
 }
 
 fn entry(at: DateTime<Utc>, what: &str, detail: Facts) -> Entry {

@@ -1,4 +1,4 @@
-//! The policy in force, as `ops status` tells of it.
+//! The active policy, as shown by `ops status`.
 
 use chrono::{DateTime, Utc};
 use serde::Serialize;
@@ -11,13 +11,13 @@ pub struct ActivePolicy {
     pub at: DateTime<Utc>,
     pub by: String,
     pub why: String,
-    /// Whether every wake-up is made of what it made due earlier.
+    /// Whether the wake-ups of all rows that it made due earlier are published.
     pub scheduled: bool,
-    /// When some of them were made last.
+    /// When some of these wake-ups were last published.
     pub went_on_at: DateTime<Utc>,
-    /// What it made due at once and is not released altogether yet.
+    /// The releases of rows due at once that have not ended.
     pub releases: Vec<Release>,
-    /// Whether the settings of the process that looked say something else.
+    /// Whether the settings of this process contain a different policy.
     pub settings_differ: bool,
 }
 

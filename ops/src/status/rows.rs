@@ -1,4 +1,4 @@
-//! What the database tells of the fleet. Each question follows an index or reads what is few, so that it may be asked every second.
+//! The database's part of the status. Each query uses an index or reads few rows, so that it can run every second.
 
 use std::collections::HashMap;
 
@@ -21,17 +21,17 @@ use crate::{
     audit::{AUDIT, FINISHED},
 };
 
-/// How many groups of letters, and how many plans, are told.
+/// Most groups of letters, and most plans, in a status.
 const TOLD: i64 = 10;
-/// How far back what is due and not applied is looked for, in SQL: an index on a moment holds all that ever happened, also what was
-/// applied long ago. `ops audit` counts what is overdue for longer.
+/// SQL: how far back to look for due rows that are not applied. The index on the time also contains all applied rows, so the range must
+/// be short. `ops audit` counts rows that have been overdue for longer.
 const LOOKBACK: &str = "interval '1 hour'";
 
-/// The events that the relay has not taken yet.
+/// The events in the outbox, which no relay has processed yet.
 #[derive(Debug, Clone, PartialEq, Serialize, FromQueryResult)]
 pub struct Outbox {
     pub events: i64,
-    /// For how long the oldest has waited; 0 when there is none.
+    /// How long the oldest has waited; 0: there are none.
     pub oldest_s: f64,
 }
 
@@ -39,14 +39,14 @@ pub struct Outbox {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Kind {
     pub kind: &'static str,
-    /// For how long the subject is due that is due for the longest, of those that fell due within the last hour and are not
-    /// applied; 0 when there is none, `None` of a kind of which no index tells it.
+    /// The longest time that a subject has been due and not applied, among those that fell due within the last hour. 0: there are
+    /// none. `None`: no index supports the query for this kind.
     pub due_for_s: Option<f64>,
-    /// About how many effects a second were recorded since the look before.
+    /// Approximate number of effects recorded per second since the previous look.
     pub effects_per_s: Option<f64>,
 }
 
-/// Dead letters that are open.
+/// Open dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Letters {
     pub open: i64,
@@ -55,22 +55,22 @@ pub struct Letters {
     pub largest: Vec<Group>,
 }
 
-/// Open letters of one kind that died for one reason, of one cause but for its ids and numbers.
+/// Open letters with the same kind, reason and cause, ignoring ids and numbers in the cause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Group {
     pub kind: Option<String>,
     pub reason: String,
     pub cause: String,
     pub letters: i64,
-    /// When the one died that died first.
+    /// When the first of them failed for the last time.
     pub oldest: DateTime<Utc>,
 }
 
-/// Replay plans that run, or were stopped.
+/// Replay plans that are running or stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Plans {
     pub count: i64,
-    /// Those that were made last.
+    /// The newest plans.
     pub newest: Vec<Plan>,
 }
 
@@ -89,7 +89,7 @@ pub struct Plan {
     pub done: i64,
 }
 
-/// What the sweep has woken in the last 30 days; nothing in a healthy system.
+/// The subjects that the sweep has woken in the last 30 days. In a healthy system there are none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Swept {
     /// Subjects woken within the last hour.
@@ -97,16 +97,16 @@ pub struct Swept {
     pub last_at: Option<DateTime<Utc>>,
 }
 
-/// An audit that was made.
+/// A recorded audit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
 pub struct Audited {
     pub at: DateTime<Utc>,
     pub by: String,
-    /// How many checks it found off.
+    /// The number of checks that were off.
     pub off: i64,
 }
 
-/// The database's clock, the outbox, and how many events are set aside.
+/// The database's time, the outbox, and the number of events set aside.
 pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, Outbox, i64), DbErr> {
     #[derive(FromQueryResult)]
     struct Waiting {
@@ -122,7 +122,7 @@ pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, O
     Ok((at, outbox, set_aside))
 }
 
-/// Every kind. `before` are the last rows that the look before knew, and how many seconds ago that was; `last` becomes those of this one.
+/// Every kind. `before` holds the last row ids of the previous look, and how many seconds ago it was. `last` receives those of this one.
 pub(super) async fn kinds(
     db: &DatabaseConnection,
     settings: &Settings,
@@ -180,7 +180,7 @@ pub(super) async fn letters(db: &DatabaseConnection) -> Result<Letters, DbErr> {
     Ok(Letters { open, groups, largest: rows.into_iter().map(|counted| counted.group).collect() })
 }
 
-/// The plans that run or were stopped, the newest first.
+/// The plans that are running or stopped, newest first.
 pub(super) async fn plans(db: &DatabaseConnection) -> Result<Plans, DbErr> {
     #[derive(FromQueryResult)]
     struct Counted {
@@ -197,7 +197,7 @@ pub(super) async fn plans(db: &DatabaseConnection) -> Result<Plans, DbErr> {
     Ok(Plans { count, newest: rows.into_iter().map(|counted| counted.plan).collect() })
 }
 
-/// What the sweep has woken.
+/// The counts of the sweep.
 pub(super) async fn swept(db: &DatabaseConnection) -> Result<Swept, DbErr> {
     let sql = "SELECT count(*) FILTER (WHERE at > now() - interval '1 hour') AS last_hour, max(at) AS last_at FROM swept";
     one(db, statement(sql, [])).await

@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::ArgGroup;
 use ops::{
     actor::Actor,
-    dead::{Correction, Discarded, Filter, IdPrefix, State, decide, letter, page},
+    dead::{Correction, Discarded, Filter, IdPrefix, State, decide, filter::HEADING, letter, page},
     shown,
 };
 use sea_orm::DatabaseConnection;
@@ -49,7 +49,7 @@ pub struct Discard {
     #[command(flatten)]
     filter: Filter,
     /// Every open dead letter; not together with another filter
-    #[arg(long, help_heading = "Which letters")]
+    #[arg(long, help_heading = HEADING)]
     all: bool,
     #[command(flatten)]
     decision: Decision,
