@@ -224,7 +224,7 @@ async fn an_erasure_sees_an_order_that_is_just_being_made() {
         harness.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
         ordering.commit().await.expect("a commit");
         let said = erasing.await.expect("no panic").expect_err("refused").to_string();
-        assert!(said.contains("order BG-2 is under way"), "{said}");
+        assert!(said.contains("order BG-2 is in progress"), "{said}");
     })
     .await;
 }
