@@ -38,7 +38,7 @@ pub fn blocks_publishers(harness: &Harness, mut rng: StdRng) -> Running<'_> {
             })
             .await?;
         harness.note(format!("an alarm of {} s", span.as_secs()));
-        if !harness.logs_contain("blocks its publishers")? {
+        if !harness.logs_contain("blocks publishers")? {
             harness.unexpected(1, "RabbitMQ blocked no publisher");
         }
         Ok(())

@@ -1,5 +1,4 @@
-//! `collect-arrears`: exact amounts, separately for goods, shipping and service; the floor; a wrong «Hết hàng»; and an order
-//! system that pays, refunds and changes fees at the same time.
+//! `collect-arrears`: exact amounts by component, the floor, a wrong «Hết hàng», and an order system that works at the same time.
 
 use std::{
     collections::HashMap,

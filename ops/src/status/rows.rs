@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Most groups of letters, and most plans, in a status.
-const TOLD: i64 = 10;
+const SHOWN_MAX: i64 = 10;
 /// SQL: how far back to look for due rows that are not applied. The index on the time also contains all applied rows, so the range must
 /// be short. `ops audit` counts rows that have been overdue for longer.
 const LOOKBACK: &str = "interval '1 hour'";
@@ -175,7 +175,7 @@ pub(super) async fn letters(db: &DatabaseConnection) -> Result<Letters, DbErr> {
                       (sum(count(*)) OVER ())::bigint AS open, count(*) OVER () AS groups
                  FROM dead_letters WHERE state = 'open'
                 GROUP BY kind, reason, cause_group ORDER BY letters DESC, oldest LIMIT $1";
-    let rows = Counted::find_by_statement(statement(sql, [TOLD.into()])).all(db).await?;
+    let rows = Counted::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
     let (open, groups) = rows.first().map_or((0, 0), |first| (first.open, first.groups));
     Ok(Letters { open, groups, largest: rows.into_iter().map(|counted| counted.group).collect() })
 }
@@ -192,7 +192,7 @@ pub(super) async fn plans(db: &DatabaseConnection) -> Result<Plans, DbErr> {
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id) AS letters,
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id AND result IS NOT NULL) AS done
                  FROM replay_plans WHERE state IN ('running', 'stopped') ORDER BY made_at DESC LIMIT $1";
-    let rows = Counted::find_by_statement(statement(sql, [TOLD.into()])).all(db).await?;
+    let rows = Counted::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
     let count = rows.first().map_or(0, |first| first.count);
     Ok(Plans { count, newest: rows.into_iter().map(|counted| counted.plan).collect() })
 }
