@@ -63,7 +63,7 @@ async fn a_row_that_is_not_overdue_by_the_grace_is_left_to_its_wakeup() {
     .await;
 }
 
-/// A sweep that looks back a minute each round, and looks at everything older every so many ms.
+/// A sweep that looks back a minute each round, and at everything older every `whole_every_ms`.
 fn short_sighted(whole_every_ms: u32) -> String {
     swept(&format!("grace_ms = 100\n    lookback_ms = 60000\n    whole_every_ms = {whole_every_ms}"))
 }
