@@ -126,7 +126,7 @@ async fn a_login_that_may_read_the_rows_trusts_no_function_of_the_database() {
         harness
             .run(
                 "CREATE OR REPLACE FUNCTION kyhan_seal_holds(number bigint, OUT rows bigint, OUT holds boolean)
-                 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = public, pg_temp AS
+                 LANGUAGE sql STABLE SECURITY DEFINER SET search_path = kyhan, public, pg_temp AS
                  $$ SELECT seal.rows, true FROM activity_seals AS seal WHERE seal.number = $1 $$",
                 [],
             )
@@ -217,11 +217,12 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
         tx.execute_raw(statement(said, [order.into(), "Bao giờ hàng về?".into()])).await.expect("said");
         tx.commit().await.expect("a commit");
         let tx = db.begin().await.expect("a transaction");
+        let recorder = producer::record::Recorder::new(&harness.settings().database);
         let message = producer::record::Message { order, author: "nhân viên".to_owned().into(), body: "Ngày mai.".to_owned().into() };
-        let id = producer::record::message(&tx, &message).await.expect("said");
+        let id = recorder.message(&tx, &message).await.expect("said");
         tx.commit().await.expect("a commit");
         let lost = db.begin().await.expect("a transaction");
-        producer::record::message(&lost, &message).await.expect("said");
+        recorder.message(&lost, &message).await.expect("said");
         lost.rollback().await.expect("rolled back");
 
         let recorded = "SELECT string_agg(actor_kind || ' ' || coalesce(actor_id::text, '-') || ' ' || subject_id, ', ' ORDER BY id) FROM activity
@@ -262,6 +263,7 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let recorder = producer::record::Recorder::new(&harness.settings().database);
         let action = producer::record::Action {
             actor: producer::record::Actor::Customer(EXAMPLE_CUSTOMER),
             action: "order.address_changed",
@@ -269,10 +271,10 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
             detail: serde_json::json!({ "field": "address", "said": "12 Hàng Bài" }),
         };
         let tx = db.begin().await.expect("a transaction");
-        producer::record::action(&tx, &action).await.expect("recorded");
+        recorder.action(&tx, &action).await.expect("recorded");
         tx.rollback().await.expect("rolled back");
         let tx = db.begin().await.expect("a transaction");
-        producer::record::action(&tx, &action).await.expect("recorded");
+        recorder.action(&tx, &action).await.expect("recorded");
         tx.commit().await.expect("a commit");
         db.close().await.expect("closed");
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE actor_kind = 'customer'").await, 1);

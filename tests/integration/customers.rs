@@ -117,7 +117,7 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
         assert_eq!(harness.ask::<String>(recorded).await, "lan khách yêu cầu");
         // New tables about a customer must be exported as well.
         let tables = "SELECT string_agg(DISTINCT table_name::text, ',' ORDER BY table_name::text) FROM information_schema.columns
-                       WHERE table_schema = 'public' AND column_name IN ('customer_id', 'order_id')
+                       WHERE table_schema IN ('kyhan', 'public') AND column_name IN ('customer_id', 'order_id')
                          AND table_name IN (SELECT tablename FROM pg_tables)";
         assert_eq!(
             harness.ask::<String>(tables).await,

@@ -25,7 +25,7 @@ async fn every_entity_has_exactly_the_columns_of_its_table() {
         for table in entity::tables() {
             let name = name(&table);
             let sql = "SELECT column_name::text, data_type::text, is_nullable = 'YES' AS nullable FROM information_schema.columns
-                        WHERE table_schema = current_schema() AND table_name = $1";
+                        WHERE table_schema IN ('kyhan', 'public') AND table_name = $1";
             let found = Found::find_by_statement(statement(sql, [name.clone().into()])).all(&harness.sandbox.db).await;
             let found = found.expect("the columns").into_iter();
             let migrated: BTreeSet<Column> = found.map(|found| (found.column_name, found.data_type, found.nullable)).collect();

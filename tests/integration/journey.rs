@@ -104,7 +104,7 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
         triggers::install(&harness.sandbox.db).await.expect("triggers");
         // Tables of another program with the same names, which the order system may write.
         harness.sandbox.db.execute_unprepared(
-            "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE public.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
+            "CREATE SCHEMA shop; CREATE TABLE shop.outbox (LIKE kyhan.outbox INCLUDING ALL); CREATE TABLE shop.accounts (LIKE public.accounts);
              CREATE TABLE shop.orders (LIKE public.orders); GRANT USAGE ON SCHEMA shop TO PUBLIC; GRANT ALL ON ALL TABLES IN SCHEMA shop TO PUBLIC",
         ).await.expect("a shop");
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
@@ -129,7 +129,7 @@ async fn whatever_the_order_systems_search_path_is_its_events_land_in_our_outbox
             }
             tx.execute_unprepared("DROP TABLE pg_temp.outbox").await.expect("dropped");
             tx.commit().await.expect("committed");
-            let events = "SELECT string_agg(event_type, ' ' ORDER BY id) FROM public.outbox";
+            let events = "SELECT string_agg(event_type, ' ' ORDER BY id) FROM kyhan.outbox";
             assert_eq!(harness.ask::<String>(events).await, "order.recorded order.shipped cart.item_added", "{path}");
             assert_eq!(harness.ask::<i64>("SELECT count(*) FROM shop.outbox").await, 0, "{path}");
         }

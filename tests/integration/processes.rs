@@ -1,7 +1,8 @@
 //! The binaries as an operator sees them: what they refuse, what they print, and how they stop.
 
-use std::time::Duration;
+use std::{fs, path::Path, time::Duration};
 
+use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::json;
 use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::fleet;
@@ -13,11 +14,11 @@ use crate::{
 
 /// The definition of every index, trigger and function, as PostgreSQL prints it.
 const DEFINITIONS: &str = "SELECT string_agg(definition, E'\\n' ORDER BY definition) FROM (
-     SELECT indexdef AS definition FROM pg_indexes WHERE schemaname = 'public'
+     SELECT indexdef AS definition FROM pg_indexes WHERE schemaname IN ('kyhan', 'public')
       UNION ALL
      SELECT pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
       UNION ALL
-     SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace = 'public'::regnamespace) AS defined";
+     SELECT pg_get_functiondef(oid) FROM pg_proc WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace)) AS defined";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_down() {
@@ -29,7 +30,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         let before = harness.ask::<String>(DEFINITIONS).await;
         // The order system works without the fleet: even without the outbox, its triggers must not fail its writes.
         ops(&["triggers", "install"]).await.expect("triggers");
-        let fleet = harness.ask::<i64>("SELECT count(*) FROM seaql_migrations WHERE version >= 'm01'").await.to_string();
+        let fleet = harness.ask::<i64>("SELECT count(*) FROM kyhan_migrations WHERE version >= 'm01'").await.to_string();
         ops(&["migrate", "down", "--steps", &fleet]).await.expect("down");
         assert!(harness.ask::<bool>("SELECT to_regclass('outbox') IS NULL AND to_regclass('orders') IS NOT NULL").await);
         harness.delivering().await;
@@ -45,7 +46,9 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         assert!(status.contains("to go") && !status.contains("applied"), "{status}");
         assert_eq!(
             harness
-                .ask::<i64>("SELECT count(*) FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'seaql_migrations'")
+                .ask::<i64>(
+                    "SELECT count(*) FROM pg_tables WHERE schemaname IN ('kyhan', 'public') AND tablename <> 'kyhan_migrations'"
+                )
                 .await,
             0
         );
@@ -55,6 +58,27 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         assert_eq!(said.iter().filter(|said| said.contains("0 migrations applied")).count(), 2, "{said:?}");
         assert_eq!(harness.ask::<String>(DEFINITIONS).await, before);
         harness.run("INSERT INTO customers VALUES ($1, 'x', 'x', 'x', 'x')", [EXAMPLE_CUSTOMER.into()]).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_systems_part_and_the_fleets_own_part_each_install_without_the_other() {
+    with_harness(QUICK, async |harness| {
+        for part in ["order_system", "fleet"] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/src/database/schema").join(part);
+            let mut files: Vec<_> = fs::read_dir(folder).expect("a part").map(|file| file.expect("a file").path()).collect();
+            files.retain(|file| file.to_string_lossy().ends_with(".up.sql"));
+            files.sort();
+            assert!(files.len() >= 4, "{part}: {files:?}");
+            let apart = harness.sandbox.db.begin().await.expect("a transaction");
+            apart.execute_unprepared("CREATE SCHEMA apart; SET LOCAL search_path = apart, pg_temp").await.expect("a schema");
+            for file in files {
+                let sql = fs::read_to_string(&file).expect("a file");
+                apart.execute_unprepared(&sql).await.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            }
+            apart.rollback().await.expect("rolled back");
+        }
     })
     .await;
 }

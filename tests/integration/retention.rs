@@ -7,12 +7,13 @@ use sea_orm::{ConnectionTrait, IsolationLevel, TransactionTrait};
 use shared::{
     database::{roles::DatabaseRole, statement},
     domain::{due, task::EXAMPLE_CUSTOMER, tasks},
+    settings::Settings,
 };
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::{
-    harness::{Harness, QUICK, SOON, every_kind, with_harness},
+    harness::{Harness, QUICK, SOON, every_kind, with_harness, worker_with},
     letters::{json, ops},
 };
 
@@ -32,8 +33,8 @@ fn kept(more: &str) -> String {
     every_kind(&QUICK.replace("every_ms = 3600000", &format!("every_ms = 100\n    grace_ms = 100\n    {more}")))
 }
 
-/// Gives the workers of a harness a different clock: their statements call `clock.now()`, which returns the value of `clock.at`.
-async fn clock(harness: &Harness) {
+/// Settings for workers with a different clock: their statements call `clock.now()`, which returns the value of `clock.at`.
+async fn clock(harness: &Harness) -> Settings {
     for sql in [
         "CREATE SCHEMA clock",
         "CREATE TABLE clock.at (now timestamptz)",
@@ -43,11 +44,11 @@ async fn clock(harness: &Harness) {
     ] {
         harness.run(sql, []).await;
     }
-    let login = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
-    let row = login.query_one_raw(statement("SELECT session_user::text AS login", [])).await.expect("asked").expect("a row");
-    let worker: String = row.try_get("", "login").expect("a name");
-    login.close().await.expect("closed");
-    harness.run(&format!("ALTER ROLE {worker} SET search_path = clock, public, pg_catalog"), []).await;
+    let mut settings = harness.settings().clone();
+    // The `search_path` becomes: clock, kyhan, public, pg_catalog, pg_temp.
+    settings.database.schema.insert_str(0, "clock, ");
+    settings.database.order_system_schema.push_str(", pg_catalog");
+    settings
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -67,21 +68,21 @@ async fn an_order_is_hidden_six_calendar_months_after_the_last_news_and_not_a_se
         ("2025-06-15 08:30:15.123456+07", "2025-12-15 08:30:15.123456+07"),
     ];
     with_harness(&every_kind(QUICK), async |harness| {
-        clock(harness).await;
+        let clocked = clock(harness).await;
         let hidden = "SELECT count(*) > 0 FROM orders WHERE hidden_at IS NOT NULL";
         for (news, end) in CASES {
             let order = heard_of(harness, &format!("timestamptz '{news}'")).await;
             // A second and then a microsecond before the end.
             for early in ["1 second", "1 microsecond"] {
                 harness.run(&format!("UPDATE clock.at SET now = timestamptz '{end}' - interval '{early}'"), []).await;
-                let worker = harness.worker();
+                let worker = worker_with(clocked.clone());
                 harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
                 eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
                 assert!(worker.stop().await.postponed > 0, "{news}, {early} before {end}");
                 assert!(!harness.ask::<bool>(hidden).await, "{news}, {early} before {end}");
             }
             harness.run(&format!("UPDATE clock.at SET now = timestamptz '{end}'"), []).await;
-            let worker = harness.worker();
+            let worker = worker_with(clocked.clone());
             harness.publish(vec![harness.wakeup("hide-order", &[order])]).await;
             harness.until(&format!("SELECT hidden_at IS NOT DISTINCT FROM '{end}' FROM orders WHERE id = '{order}'")).await;
             worker.stop().await;

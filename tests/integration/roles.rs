@@ -161,21 +161,21 @@ async fn the_server_refuses_each_role_what_it_must_not_do() {
 async fn everything_belongs_to_the_owner_and_nothing_is_open_to_everybody() {
     with_harness(QUICK, async |harness| {
         let others = "SELECT coalesce(string_agg(name, ', '), '') FROM (
-                SELECT relname::text AS name FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
+                SELECT relname::text AS name FROM pg_class WHERE relnamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND relkind IN ('r', 'v', 'S')
                    AND pg_get_userbyid(relowner) <> 'kyhan_owner'
                 UNION ALL
-                SELECT proname::text FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
+                SELECT proname::text FROM pg_proc WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND pg_get_userbyid(proowner) <> 'kyhan_owner'
             ) AS others";
         assert_eq!(harness.ask::<String>(others).await, "");
         // Every function that runs with its owner's rights is granted to roles by name, and finds its tables for any
         // `search_path`.
         let open = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
-                     WHERE pronamespace = 'public'::regnamespace AND prosecdef
+                     WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND prosecdef
                        AND (proacl IS NULL OR EXISTS (SELECT FROM aclexplode(proacl) WHERE grantee = 0)
-                            OR NOT coalesce(array_to_string(proconfig, ','), '') LIKE '%search_path=public, pg_temp%')";
+                            OR NOT coalesce(array_to_string(proconfig, ','), '') ~ 'search_path=(kyhan, )?public, pg_temp')";
         assert_eq!(harness.ask::<String>(open).await, "");
         let everybodys = "SELECT coalesce(string_agg(relname, ', '), '') FROM pg_class, aclexplode(relacl) AS acl
-                           WHERE relnamespace = 'public'::regnamespace AND acl.grantee = 0";
+                           WHERE relnamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND acl.grantee = 0";
         assert_eq!(harness.ask::<String>(everybodys).await, "");
         // A role's login has no more rights than the role.
         let powers = "SELECT count(*) FROM pg_roles WHERE rolname LIKE 'kyhan\\_%' AND (rolsuper OR rolcreaterole OR rolcreatedb OR rolbypassrls)";
@@ -189,13 +189,17 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
     with_harness(QUICK, async |harness| {
         triggers::install(&harness.sandbox.db).await.expect("triggers");
         let loose = "SELECT coalesce(string_agg(proname, ', '), '') FROM pg_proc
-                      WHERE pronamespace = 'public'::regnamespace
-                        AND NOT coalesce(array_to_string(proconfig, ','), '') ~ '^search_path=(public|pg_catalog), pg_temp$'";
+                      WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace)
+                        AND NOT coalesce(array_to_string(proconfig, ','), '') <> 'search_path=' || CASE WHEN proname = 'kyhan_messages_record_themselves' THEN 'pg_catalog'
+                                                          WHEN pronamespace = 'kyhan'::regnamespace THEN 'kyhan, public' ELSE 'public' END || ', pg_temp'";
         assert_eq!(harness.ask::<String>(loose).await, "");
-        assert!(harness.ask::<i64>("SELECT count(*) FROM pg_proc WHERE pronamespace = 'public'::regnamespace").await > 30);
+        assert!(harness.ask::<i64>("SELECT count(*) FROM pg_proc WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace)").await > 30);
     })
     .await;
 }
+
+const FLEET: &str = "KYHAN_DATABASE_SCHEMA";
+const ORDER_SYSTEM: &str = "KYHAN_DATABASE_ORDER_SYSTEM_SCHEMA";
 
 /// A shop's own tables, some with the same names as ours, in a schema of the sandbox's database.
 #[tokio::test(flavor = "multi_thread")]
@@ -204,40 +208,38 @@ async fn installing_the_roles_takes_no_table_that_our_migrations_did_not_make() 
         let (shop, _) = login_of(harness, DatabaseRole::OrderSystem);
         let owners = "SELECT string_agg(relname || ' ' || pg_get_userbyid(relowner), ', ' ORDER BY relname) FROM pg_class
                        WHERE relnamespace = 'shop'::regnamespace AND relkind IN ('r', 'v')";
-        let install = async || {
+        let install = async |schema: &str| {
             let mut command = fleet::command("ops", &harness.sandbox.env, ["roles", "install"]).expect("built");
-            let mut url = url::Url::parse(&harness.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
-            url.query_pairs_mut().append_pair("options", "-c search_path=shop");
-            let done = command.env("KYHAN_DATABASE_URL", url.as_str()).output().await.expect("run");
+            let done = command.env(schema, "shop").output().await.expect("run");
             (done.status.code(), String::from_utf8_lossy(&done.stderr).into_owned())
         };
         let admin = async |sql: &str| harness.sandbox.db.execute_unprepared(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
         admin(&format!("CREATE SCHEMA shop AUTHORIZATION {shop}; SET ROLE {shop}; CREATE TABLE shop.parcels (id int); RESET ROLE")).await;
-        for (sql, ours) in [
-            ("CREATE TABLE shop.orders (id int)", "orders"),
-            ("CREATE VIEW shop.activity AS SELECT 1 AS one", "activity"),
-            ("CREATE FUNCTION shop.kyhan_customer() RETURNS int LANGUAGE sql AS 'SELECT 1'", "kyhan_customer()"),
-            // A table of another program that uses sea-orm.
-            ("CREATE TABLE shop.seaql_migrations (version text, applied_at bigint); CREATE TABLE shop.accounts (id int);
-              INSERT INTO shop.seaql_migrations VALUES ('m2024_shop', 1)", "accounts"),
+        for (schema, sql, ours) in [
+            (ORDER_SYSTEM, "CREATE TABLE shop.orders (id int)", "orders"),
+            (FLEET, "CREATE VIEW shop.activity AS SELECT 1 AS one", "activity"),
+            (ORDER_SYSTEM, "CREATE FUNCTION shop.kyhan_customer() RETURNS int LANGUAGE sql AS 'SELECT 1'", "kyhan_customer()"),
+            // Another program that keeps its migrations under our name.
+            (FLEET, "CREATE TABLE shop.kyhan_migrations (version text, applied_at bigint); CREATE TABLE shop.outbox (id int);
+              INSERT INTO shop.kyhan_migrations VALUES ('m2024_shop', 1)", "outbox"),
         ] {
             admin(&format!("SET ROLE {shop}; {sql}; RESET ROLE")).await;
             let before: String = harness.ask(owners).await;
-            let (code, said) = install().await;
+            let (code, said) = install(schema).await;
             assert!(code == Some(1) && said.contains("did not make") && said.contains(ours) && said.contains(&shop), "{sql}: {said}");
             assert!(!said.contains("parcels"), "{said}");
             assert_eq!(harness.ask::<String>(owners).await, before, "{sql}");
             admin("DROP FUNCTION IF EXISTS shop.kyhan_customer(); DROP VIEW IF EXISTS shop.activity; DROP TABLE IF EXISTS shop.orders").await;
         }
-        admin("DROP TABLE shop.accounts").await;
+        admin("DROP TABLE shop.outbox").await;
         // No table left has one of our names. But the shop lets every role create objects in this schema, and may rely on that.
         admin("GRANT CREATE ON SCHEMA shop TO PUBLIC").await;
-        let (code, said) = install().await;
+        let (code, said) = install(ORDER_SYSTEM).await;
         assert!(code == Some(1) && said.contains("REVOKE CREATE ON SCHEMA shop FROM PUBLIC"), "{said}");
         admin("REVOKE CREATE ON SCHEMA shop FROM PUBLIC").await;
-        let (code, said) = install().await;
+        let (code, said) = install(ORDER_SYSTEM).await;
         assert_eq!(code, Some(0), "{said}");
-        let kept = format!("parcels {shop}, seaql_migrations {shop}");
+        let kept = format!("kyhan_migrations {shop}, parcels {shop}");
         assert_eq!(harness.ask::<String>(owners).await, kept);
     })
     .await;
@@ -252,10 +254,10 @@ async fn all_that_the_migrations_make_belongs_to_an_administrator_first_and_then
         let administrator: String = harness.ask("SELECT current_user::text").await;
         harness.sandbox.db.execute_unprepared(&format!("REASSIGN OWNED BY kyhan_owner TO {administrator}")).await.expect("taken back");
         let others = "SELECT count(*) FROM (
-                          SELECT FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'v', 'S')
+                          SELECT FROM pg_class WHERE relnamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND relkind IN ('r', 'v', 'S')
                              AND pg_get_userbyid(relowner) <> 'kyhan_owner'
                           UNION ALL
-                          SELECT FROM pg_proc WHERE pronamespace = 'public'::regnamespace AND pg_get_userbyid(proowner) <> 'kyhan_owner'
+                          SELECT FROM pg_proc WHERE pronamespace IN ('kyhan'::regnamespace, 'public'::regnamespace) AND pg_get_userbyid(proowner) <> 'kyhan_owner'
                       ) AS others";
         assert!(harness.ask::<i64>(others).await > 70);
         let done = ops(harness, &["roles", "install"]).await;
@@ -300,7 +302,7 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         let grants = "SELECT jsonb_agg(jsonb_build_array(relname, relacl::text, (
                               SELECT jsonb_agg(jsonb_build_array(attname, attacl::text) ORDER BY attname) FROM pg_attribute
                                WHERE attrelid = pg_class.oid AND attacl IS NOT NULL)) ORDER BY relname)::text
-                        FROM pg_class WHERE relnamespace = 'public'::regnamespace";
+                        FROM pg_class WHERE relnamespace IN ('kyhan'::regnamespace, 'public'::regnamespace)";
         let before: String = harness.ask(grants).await;
         let policies = "SELECT string_agg(concat_ws(' ', polname, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid)), E'\n' ORDER BY polname)
                           FROM pg_policy WHERE polrelid = 'activity'::regclass";

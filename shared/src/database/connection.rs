@@ -94,6 +94,7 @@ pub async fn connect(settings: &Database, role: Client) -> Result<DatabaseConnec
 
 /// The settings of every session.
 pub(super) fn tuned(settings: &Database, role: Client) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+    let path = settings.search_path();
     let (lock, statement) = (
         settings.lock_timeout,
         if matches!(role, Client::Ops | Client::CustomerCare | Client::Owner) {
@@ -104,6 +105,7 @@ pub(super) fn tuned(settings: &Database, role: Client) -> impl Fn(PgConnectOptio
     );
     move |options| {
         let options = options.application_name(role.application_name()).options([
+            ("search_path", path.clone()),
             // An operator's query may take its time.
             ("statement_timeout", format!("{}ms", statement.as_millis())),
             ("lock_timeout", format!("{}ms", lock.as_millis())),

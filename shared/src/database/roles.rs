@@ -90,7 +90,7 @@ pub struct Installed {
 /// error; then everything is rolled back except the roles, which belong to the whole server.
 pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: Deletes) -> Result<Installed, DbErr> {
     // Before a role is created, and once more when it is this process's turn.
-    own::Schema::read(db).await?;
+    own::Made::read(db).await?;
     let mut installed = Installed::default();
     for role in DatabaseRole::ALL {
         if create(db, role).await? {
@@ -104,7 +104,7 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
         }
     }
     let turn = schema::turn(db).await?;
-    own::Schema::read(&turn).await?.give(&turn).await?;
+    own::Made::read(&turn).await?.give(&turn).await?;
     installed.granted = schema::is_complete(&turn).await?;
     if installed.granted {
         give(&turn, deletes).await?;
@@ -166,9 +166,9 @@ pub async fn connect_as_owner(settings: &Database) -> Result<DatabaseConnection,
     let db = connection::connect(settings, Client::Ops).await?;
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     // A role of this name may be another database's: it has a privilege here only if the roles were installed here.
-    let sql = "SELECT coalesce((SELECT pg_has_role(oid, 'MEMBER') AND has_schema_privilege(oid, current_schema(), 'CREATE')
-                                  FROM pg_roles WHERE rolname = $1), false) AS may";
-    if scalar(&db, statement(sql, [OWNER.into()])).await.map_err(refused)? {
+    let sql = "SELECT coalesce((SELECT pg_has_role(pg_roles.oid, 'MEMBER') AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')
+                                  FROM pg_roles, pg_namespace WHERE rolname = $1 AND nspname = $2), false) AS may";
+    if scalar(&db, statement(sql, [OWNER.into(), settings.schema.as_str().into()])).await.map_err(refused)? {
         let _ = db.close().await;
         return connection::connect(settings, Client::Owner).await;
     }

@@ -5,7 +5,10 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 use super::{
     SecretUrl,
     reader::Reader,
-    values::{at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, size},
+    values::{
+        at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, schema_name,
+        size,
+    },
 };
 use crate::{domain::span::Span, message::wakeup::SUBJECTS_MAX};
 
@@ -16,6 +19,10 @@ const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
 #[derive(Clone, Debug)]
 pub struct Database {
     pub url: SecretUrl,
+    /// The schema of the fleet's tables.
+    pub schema: String,
+    /// The schema of the order system's tables.
+    pub order_system_schema: String,
     pub max_connections: u32,
     pub acquire_timeout: Duration,
     pub statement_timeout: Duration,
@@ -26,11 +33,22 @@ impl Database {
     /// `None`, with its mistake noted, without a URL.
     pub(super) fn read(r: &mut Reader) -> Option<Self> {
         let url = r.secret("database.url", &["postgres", "postgresql"]);
+        let schema = schema_name(r, "database.schema");
+        let order_system_schema = schema_name(r, "database.order_system_schema");
+        if schema == order_system_schema {
+            r.mistake("database.schema", "must differ from database.order_system_schema".to_owned());
+        }
         let max_connections = r.number("database.max_connections", 2u32..=1_000);
         let acquire_timeout = duration(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS);
         let statement_timeout = duration(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS);
         let lock_timeout = duration(r, "database.lock_timeout_ms", 10..=60 * MINUTE_MS);
-        Some(Self { url: url?, max_connections, acquire_timeout, statement_timeout, lock_timeout })
+        Some(Self { url: url?, schema, order_system_schema, max_connections, acquire_timeout, statement_timeout, lock_timeout })
+    }
+
+    /// The `search_path` of every session: ours first, so that no table of the order system's hides one of ours, and temporary
+    /// tables last.
+    pub(crate) fn search_path(&self) -> String {
+        format!("{}, {}, pg_temp", self.schema, self.order_system_schema)
     }
 }
 

@@ -37,6 +37,20 @@ pub(super) fn prefix(r: &mut Reader) -> String {
     prefix
 }
 
+/// A schema's name that needs no quotes in SQL.
+pub(super) fn schema_name(r: &mut Reader, key: &'static str) -> String {
+    let name = r.text(key);
+    let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+    if !plain || name.len() > 63 || name.starts_with(|c: char| c.is_ascii_digit()) || name.is_empty() || name.starts_with("pg_") {
+        let why = format!(
+            "{name:?} is not a valid schema; use up to 63 lowercase letters, digits and '_', beginning with a letter, but not pg_, \
+             which PostgreSQL reserves"
+        );
+        r.mistake(key, why);
+    }
+    name
+}
+
 pub(super) fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
     let text = r.text(key);
     if text == "none" {

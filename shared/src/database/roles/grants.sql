@@ -11,21 +11,21 @@
 -- To lock a row (FOR UPDATE, FOR NO KEY UPDATE), PostgreSQL requires the right to change some column of it. A line whose
 -- right serves only this is marked "to lock".
 
--- First, all rights on the owner's tables in this schema are revoked from these roles, and those on functions that run with
+-- First, all rights on the owner's tables in both schemas are revoked from these roles, and those on functions that run with
 -- its rights from every other role.
 DO $$
 DECLARE
     ours record;
 BEGIN
     FOR ours IN SELECT oid::regclass AS name FROM pg_class
-                 WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p', 'v', 'm')
+                 WHERE relnamespace = ANY (current_schemas(false)::text[]::regnamespace[]) AND relkind IN ('r', 'p', 'v', 'm')
                    AND relowner = 'kyhan_owner'::regrole LOOP
         EXECUTE format('REVOKE ALL ON TABLE %s FROM PUBLIC, kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system', ours.name);
     END LOOP;
     FOR ours IN SELECT pg_proc.oid::regprocedure AS name,
                        string_agg(DISTINCT CASE acl.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(acl.grantee)) END, ', ') AS others
                   FROM pg_proc, aclexplode(coalesce(proacl, acldefault('f', proowner))) AS acl
-                 WHERE pronamespace = current_schema()::regnamespace AND prosecdef AND proowner = 'kyhan_owner'::regrole
+                 WHERE pronamespace = ANY (current_schemas(false)::text[]::regnamespace[]) AND prosecdef AND proowner = 'kyhan_owner'::regrole
                    AND acl.grantee <> proowner
                  GROUP BY pg_proc.oid LOOP
         EXECUTE format('REVOKE ALL ON FUNCTION %s FROM %s', ours.name, ours.others);
@@ -33,7 +33,7 @@ BEGIN
 END $$;
 
 -- The applied migrations, the active policy, the pauses, the rungs.
-GRANT SELECT ON seaql_migrations TO kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system;
+GRANT SELECT ON kyhan_migrations TO kyhan_producer, kyhan_worker, kyhan_ops, kyhan_order_system;
 GRANT SELECT ON policies TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT SELECT ON pauses TO kyhan_producer, kyhan_worker, kyhan_ops;
 GRANT INSERT ON rungs TO kyhan_producer, kyhan_worker, kyhan_ops;

@@ -1,5 +1,6 @@
 -- Optional: turns changes of orders and cart_items, and refunds, into events, so that an existing order system need not change a line.
 -- Statement-level, so a bulk update pays once. The fleet's own sessions (kyhan.effect) raise their events themselves.
+-- The functions that insert run with the owner's rights: a login of the order system needs none in the fleet's schema.
 
 -- An order system that knows statuses and fees, and no moments: they are filled in where it leaves them out.
 CREATE OR REPLACE FUNCTION kyhan_orders_moments() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -24,7 +25,7 @@ BEGIN
     RETURN NEW;
 END $$;
 
-CREATE OR REPLACE FUNCTION kyhan_orders_recorded() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kyhan_orders_recorded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT e.event_type, o.id, coalesce(e.occurred_at, now())
@@ -38,7 +39,7 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION kyhan_orders_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kyhan_orders_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT e.event_type, n.id, coalesce(e.occurred_at, now())
@@ -64,14 +65,14 @@ BEGIN
     RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION kyhan_cart_items_added() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kyhan_cart_items_added() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT 'cart.item_added', i.id, i.added_at FROM added i WHERE i.order_id IS NULL;
     RETURN NULL;
 END $$;
 
-CREATE OR REPLACE FUNCTION kyhan_cart_items_changed() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kyhan_cart_items_changed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT 'cart.item_added', n.id, n.added_at
@@ -81,7 +82,7 @@ BEGIN
 END $$;
 
 -- A refund leaves an order short as a raised fee does; a payment only leaves less to collect.
-CREATE OR REPLACE FUNCTION kyhan_transfers_refunded() RETURNS trigger LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION kyhan_transfers_refunded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     INSERT INTO outbox (event_type, subject_id, occurred_at)
     SELECT 'order.fees_changed', account.order_id, max(added.at)
@@ -90,6 +91,9 @@ BEGIN
      GROUP BY account.order_id;
     RETURN NULL;
 END $$;
+
+REVOKE EXECUTE ON FUNCTION kyhan_orders_recorded(), kyhan_orders_changed(), kyhan_cart_items_added(), kyhan_cart_items_changed(),
+    kyhan_transfers_refunded() FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER kyhan_orders_moments BEFORE INSERT OR UPDATE ON orders FOR EACH ROW
     WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')

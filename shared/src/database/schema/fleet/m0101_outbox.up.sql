@@ -1,5 +1,12 @@
 -- The fleet's door: events wait in the outbox, and invalid ones are set aside.
 
+-- For the tables whose rows never change. A trigger applies to every role, superusers and owners included; grants restrict further.
+CREATE FUNCTION kyhan_insert_only() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION '% is insert only: % is refused', TG_TABLE_NAME, TG_OP
+        USING ERRCODE = 'insufficient_privilege', HINT = 'Record a correction as a new row.';
+END $$;
+
 -- The order system inserts events here in its own transaction. The relay deletes them once the broker has confirmed their wake-ups.
 CREATE TABLE outbox (
     id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

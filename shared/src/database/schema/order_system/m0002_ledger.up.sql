@@ -54,7 +54,6 @@ CREATE TRIGGER transfers_keep_balances AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_keep_balances();
 
 -- Rejects updates and deletes. A trigger applies to every role, superusers and owners included; grants restrict further.
--- The fleet's insert-only tables use this function too.
 CREATE FUNCTION kyhan_insert_only() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     RAISE EXCEPTION '% is insert only: % is refused', TG_TABLE_NAME, TG_OP
