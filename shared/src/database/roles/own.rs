@@ -41,7 +41,7 @@ struct Current {
 
 /// An object of the schema.
 #[derive(FromQueryResult)]
-struct Found {
+struct SchemaObject {
     kind: String,
     name: String,
     owner: String,
@@ -93,7 +93,7 @@ impl Schema {
             schema::TABLE
         );
         let mut objects = Vec::new();
-        for found in Found::find_by_statement(statement(&sql, [made.into(), others.into()])).all(db).await? {
+        for found in SchemaObject::find_by_statement(statement(&sql, [made.into(), others.into()])).all(db).await? {
             if found.made {
                 if !found.owned {
                     schema.ours.push((if found.kind == "TABLE" { "TABLE" } else { "FUNCTION" }, found.name));
