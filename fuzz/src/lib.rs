@@ -16,7 +16,7 @@ use shared::{
     domain::{
         event::{Event, EventType},
         outcome::Reason,
-        policy::{Line, Policy},
+        policy::{Policy, PolicyLine},
     },
     message::{
         canary::Canary,
@@ -157,7 +157,7 @@ fn can_be_sent(letter: DeadLetter) {
 
 /// A policy and its topology, with lines on several event types.
 fn fleet() -> (Policy, Topology) {
-    let line = |on, task, after: &str| Line { on, task, after: after.parse().expect("a span") };
+    let line = |on, task, after: &str| PolicyLine { on, task, after: after.parse().expect("a span") };
     let policy = Policy::new(vec![
         line(EventType::OrderShipped, "confirm-receipt", "14d"),
         line(EventType::OrderShipped, "collect-arrears", "24h"),

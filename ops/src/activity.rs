@@ -86,7 +86,7 @@ pub struct Fault {
 
 /// A row of `activity_seals`.
 #[derive(FromQueryResult)]
-struct Seal {
+struct SealRow {
     number: i64,
     first_id: i64,
     last_id: i64,
@@ -116,7 +116,7 @@ struct Unsealed {
     late: bool,
 }
 
-impl Seal {
+impl SealRow {
     /// The hash that it should have after the seal with hash `before`, computed like kyhan_seal_hash() in the migration.
     fn hash_after(&self, before: &[u8]) -> Vec<u8> {
         let Self { number, first_id, last_id, rows, sealed_epoch, .. } = self;
@@ -218,7 +218,7 @@ pub async fn verify(
 }
 
 impl Verified {
-    fn note_removal(&mut self, seal: &Seal, expected: bool) {
+    fn note_removal(&mut self, seal: &SealRow, expected: bool) {
         self.removed += 1;
         if !expected {
             self.faults
@@ -237,7 +237,7 @@ impl Verified {
 }
 
 /// Compares a range with its seal.
-async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &Seal, verified: &mut Verified) -> Result<(), DbErr> {
+async fn compare(snapshot: &DatabaseTransaction, holds: &str, seal: &SealRow, verified: &mut Verified) -> Result<(), DbErr> {
     let Range { rows, holds } = one(snapshot, statement(holds, [seal.number.into()])).await?;
     if let Some(early) = seal.removed_early {
         if early {
@@ -268,7 +268,7 @@ const HOLDS: &str = r"SELECT found.rows, found.rows = seal.rows AND found.digest
              FROM activity WHERE id BETWEEN seal.first_id AND seal.last_id) AS found
      WHERE seal.number = $1";
 
-async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<Seal>, DbErr> {
+async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<SealRow>, DbErr> {
     let sql =
         "SELECT number, first_id, last_id, rows, digest, sealed_at, hash, extract(epoch FROM sealed_at)::text AS sealed_epoch,
                       removal.removed_at > now()
@@ -282,7 +282,7 @@ async fn page(snapshot: &DatabaseTransaction, after: i64) -> Result<Vec<Seal>, D
                                     AND later.sealed_at >= removal.removed_at) AS removed_recorded
                  FROM activity_seals AS seal LEFT JOIN activity_removals AS removal USING (number)
                 WHERE number > $1 ORDER BY number LIMIT $2";
-    Seal::find_by_statement(statement(sql, [after.into(), PAGE.into()])).all(snapshot).await
+    SealRow::find_by_statement(statement(sql, [after.into(), PAGE.into()])).all(snapshot).await
 }
 
 fn bare(what: String) -> Fault {

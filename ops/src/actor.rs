@@ -10,11 +10,11 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6163_7469_760
 
 /// An operator: the operating system's user, or the name given with `--as`.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Actor {
+pub struct Operator {
     name: String,
 }
 
-impl Actor {
+impl Operator {
     /// The operator of the given name; without one, the operating system's user.
     ///
     /// # Errors
@@ -90,7 +90,7 @@ mod tests {
 
     #[test]
     fn an_actor_has_a_name() {
-        assert_eq!(Actor::new(Some(" lan ")).unwrap().name(), "lan");
-        assert!(Actor::new(Some("  ")).is_err() && Actor::new(Some("a\nb")).is_err());
+        assert_eq!(Operator::new(Some(" lan ")).unwrap().name(), "lan");
+        assert!(Operator::new(Some("  ")).is_err() && Operator::new(Some("a\nb")).is_err());
     }
 }

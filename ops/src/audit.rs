@@ -14,15 +14,15 @@ use shared::{broker::Broker, database::transaction_began, message::ladder::Hop, 
 
 use crate::{
     OpsError,
-    actor::{Actor, id_of},
+    actor::{Operator, id_of},
     rungs,
 };
 
 mod queues;
 mod rows;
 
-pub use queues::Queue;
-use queues::{Seen, look};
+pub use queues::QueueCheck;
+use queues::{SeenQueue, look};
 
 /// A message that moves between two queues is missing from both counts. So if wake-ups seem to be missing, the audit repeats: at most
 /// `TRIES` times, `PAUSE` apart.
@@ -32,14 +32,14 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// What a count means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verdict {
+pub enum CheckVerdict {
     Ok,
     /// Nothing is wrong, but an operator may have something to do.
     Note,
     Off,
 }
 
-impl Verdict {
+impl CheckVerdict {
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -60,16 +60,16 @@ impl Verdict {
 
 /// All counts. The fields are those of `ops audit --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     /// The time of the database snapshot. *Due* and *overdue* refer to it.
     pub at: DateTime<Utc>,
-    pub due: Vec<Due>,
-    pub records: Vec<Counted>,
-    pub ledger: Vec<Counted>,
-    pub queues: Vec<Queue>,
-    pub rungs: Vec<Rung>,
+    pub due: Vec<DueCounts>,
+    pub records: Vec<CheckCount>,
+    pub ledger: Vec<CheckCount>,
+    pub queues: Vec<QueueCheck>,
+    pub rungs: Vec<RungCounts>,
     pub wakeups: Wakeups,
-    pub events: Vec<Counted>,
+    pub events: Vec<CheckCount>,
     /// Paused kinds. Their due rows are not applied, as intended.
     pub paused: Vec<String>,
     /// The number of verdicts that are [`Verdict::Off`].
@@ -78,7 +78,7 @@ pub struct Report {
 
 /// One kind's candidates.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Due {
+pub struct DueCounts {
     pub kind: &'static str,
     /// Due later.
     pub pending: u64,
@@ -86,23 +86,23 @@ pub struct Due {
     pub due: u64,
     /// Due for longer than that, and not applied.
     pub overdue: u64,
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
 }
 
 /// One comparison.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Counted {
+pub struct CheckCount {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub kind: Option<&'static str>,
     pub check: &'static str,
     pub count: i64,
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
 }
 
 /// One rung: the messages in it, and the candidates that would be sent there now. The two need not agree: retries and earlier hops wait
 /// there too, one message names several subjects, and a wake-up sent earlier would take a shorter rung now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Rung {
+pub struct RungCounts {
     pub rung: String,
     pub messages: u64,
     /// Canaries among the messages. They name no subject and only show that the rung moves.
@@ -127,14 +127,14 @@ pub struct Wakeups {
     pub perhaps_missing: u64,
     /// Subjects without a wake-up, even if every message names as many subjects as possible.
     pub missing: u64,
-    pub verdict: Verdict,
+    pub verdict: CheckVerdict,
 }
 
 /// Compares everything.
 ///
 /// # Errors
 /// [`OpsError`].
-pub async fn audit(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Report, OpsError> {
+pub async fn audit(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<AuditReport, OpsError> {
     for _ in 1..TRIES {
         let report = once(db, broker, settings).await?;
         if report.wakeups.perhaps_missing == 0 {
@@ -149,7 +149,7 @@ pub async fn audit(db: &DatabaseConnection, broker: &Broker, settings: &Settings
 ///
 /// # Errors
 /// Database errors.
-pub async fn remember(db: &DatabaseConnection, actor: &Actor, report: &Report) -> Result<(), DbErr> {
+pub async fn remember(db: &DatabaseConnection, actor: &Operator, report: &AuditReport) -> Result<(), DbErr> {
     let found = json!({ "at": report.at, "off": report.off });
     actor.record(db, FINISHED, ("audit", id_of(AUDIT)), None, found).await
 }
@@ -158,7 +158,7 @@ pub async fn remember(db: &DatabaseConnection, actor: &Actor, report: &Report) -
 pub(crate) const FINISHED: &str = "audit.finished";
 pub(crate) const AUDIT: &str = "audit";
 
-async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<Report, OpsError> {
+async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> Result<AuditReport, OpsError> {
     let topology = settings.topology();
     let forgotten: Vec<String> = rungs::forgotten(db, &topology).await?.into_iter().map(|rung| rung.queue).collect();
     // One look before the snapshot and one after it, so that a message that moves meanwhile is in at least one.
@@ -169,26 +169,26 @@ async fn once(db: &DatabaseConnection, broker: &Broker, settings: &Settings) -> 
     let rows = rows::count(&snapshot, settings).await?;
     snapshot.rollback().await?;
 
-    let seen: Vec<Seen> = before.into_iter().zip(after).map(|(before, after)| before.most(after)).collect();
+    let seen: Vec<SeenQueue> = before.into_iter().zip(after).map(|(before, after)| before.most(after)).collect();
     let rungs = topology.ladder().rungs().iter().zip(&rows.by_rung).map(|(rung, candidates)| {
         let exchange = topology.exchange_of(Hop::Rung(*rung));
         let here = || seen.iter().filter(|seen| seen.exchange == exchange);
         let messages = here().filter_map(|seen| seen.messages).map(u64::from).sum();
         let canaries = here().filter_map(|seen| rows.canaries.get(&seen.queue)).sum();
-        Rung { rung: rung.label(), messages, canaries, candidates: *candidates }
+        RungCounts { rung: rung.label(), messages, canaries, candidates: *candidates }
     });
     let rungs = rungs.collect();
     let wakeups = wakeups(&rows, &seen, settings.naming.pack_max);
     let resting: Vec<String> = rows.paused.iter().flat_map(|kind| topology.lanes(kind)).collect();
-    let queues: Vec<Queue> = seen.iter().filter_map(|seen| seen.judge(&resting)).collect();
+    let queues: Vec<QueueCheck> = seen.iter().filter_map(|seen| seen.judge(&resting)).collect();
     let rows::Rows { due, records, ledger, events, paused, .. } = rows;
     let verdicts = due.iter().map(|due| due.verdict).chain(queues.iter().map(|queue| queue.verdict)).chain([wakeups.verdict]);
     let counted = [&records, &ledger, &events].into_iter().flatten().map(|counted| counted.verdict);
-    let off = verdicts.chain(counted).filter(|verdict| *verdict == Verdict::Off).count();
-    Ok(Report { at, due, records, ledger, queues, rungs, wakeups, events, paused, off })
+    let off = verdicts.chain(counted).filter(|verdict| *verdict == CheckVerdict::Off).count();
+    Ok(AuditReport { at, due, records, ledger, queues, rungs, wakeups, events, paused, off })
 }
 
-fn wakeups(rows: &rows::Rows, seen: &[Seen], pack_max: usize) -> Wakeups {
+fn wakeups(rows: &rows::Rows, seen: &[SeenQueue], pack_max: usize) -> Wakeups {
     let subjects = rows.due.iter().map(|due| due.pending).sum::<u64>();
     let candidates = rows.due.iter().map(|due| due.pending + due.due + due.overdue).sum::<u64>();
     let messages = seen.iter().filter(|seen| seen.wakes()).filter_map(|seen| seen.messages).map(u64::from).sum::<u64>();
@@ -197,8 +197,8 @@ fn wakeups(rows: &rows::Rows, seen: &[Seen], pack_max: usize) -> Wakeups {
     let (perhaps_missing, missing) = (without(messages.saturating_sub(canaries)), without(messages));
     // A surplus wake-up is harmless, because its recheck finds it stale.
     let verdict = match missing {
-        0 => Verdict::note_if(perhaps_missing > 0 || (messages > canaries && candidates == 0)),
-        _ => Verdict::Off,
+        0 => CheckVerdict::note_if(perhaps_missing > 0 || (messages > canaries && candidates == 0)),
+        _ => CheckVerdict::Off,
     };
     Wakeups { subjects, in_outbox: rows.in_outbox, messages, canaries, perhaps_missing, missing, verdict }
 }

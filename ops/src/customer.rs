@@ -11,7 +11,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::actor::Actor;
+use crate::actor::Operator;
 
 /// A customer as staff may see one: enough to recognise a customer they already know.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
@@ -89,7 +89,12 @@ pub async fn show(db: &DatabaseConnection, id: Uuid) -> Result<Masked, CustomerE
 ///
 /// # Errors
 /// [`CustomerError`].
-pub async fn export(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str) -> Result<Confidential<Value>, CustomerError> {
+pub async fn export(
+    db: &DatabaseConnection,
+    actor: &Operator,
+    id: Uuid,
+    why: &str,
+) -> Result<Confidential<Value>, CustomerError> {
     let tx = begin(db, id).await?;
     let row = tx.query_one_raw(statement(EXPORT, [id.into()])).await;
     let row = match row {
@@ -150,7 +155,7 @@ const EXPORT: &str = "
 /// # Errors
 /// [`CustomerError::Open`] while money is outstanding, an order is in progress, or a hold exists; other [`CustomerError`]s. Nothing is
 /// erased then.
-pub async fn erase(db: &DatabaseConnection, actor: &Actor, id: Uuid, why: &str) -> Result<Erased, CustomerError> {
+pub async fn erase(db: &DatabaseConnection, actor: &Operator, id: Uuid, why: &str) -> Result<Erased, CustomerError> {
     let tx = begin(db, id).await?;
     let erased = match clear(&tx, id).await {
         Ok(erased) => erased,

@@ -15,8 +15,8 @@ pub mod subject;
 pub mod trial;
 
 pub use decide::{Correction, DecideError, Discarded};
-pub use filter::{Filter, State};
-pub use groups::{Group, Groups};
+pub use filter::{Filter, LetterState};
+pub use groups::{Groups, LetterGroup};
 pub use letter::{IdPrefix, Letter, PlanLine, Summary};
-pub use page::{Cursor, Page};
+pub use page::{Cursor, LetterPage};
 pub use subject::{Standing, Stands};

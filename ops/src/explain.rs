@@ -20,7 +20,7 @@ mod outlook;
 mod records;
 
 pub use fact::{Fact, Facts};
-pub use outlook::{Counted, Hops, Outlook, Paused, Waiting};
+pub use outlook::{CountedEvent, Hops, Outlook, PauseOfKind, WakeupPlace};
 
 /// The explanation of a name. The fields are those of `ops explain --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -39,13 +39,13 @@ pub struct Subject {
     pub id: Uuid,
     /// The code by which people name it, if it has one.
     pub code: Option<String>,
-    pub timeline: Vec<Entry>,
+    pub timeline: Vec<TimelineEntry>,
     pub kinds: Vec<Outlook>,
 }
 
 /// An entry of the timeline.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Entry {
+pub struct TimelineEntry {
     pub at: DateTime<Utc>,
     pub what: String,
     pub detail: Facts,

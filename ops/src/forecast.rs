@@ -14,12 +14,12 @@ use shared::{
 pub struct Forecast {
     /// The time of the snapshot.
     pub at: DateTime<Utc>,
-    pub kinds: Vec<Kind>,
+    pub kinds: Vec<KindForecast>,
 }
 
 /// The forecast of one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Kind {
+pub struct KindForecast {
     pub kind: &'static str,
     /// Due now, and not applied.
     pub overdue: Falling,
@@ -68,17 +68,17 @@ async fn kind(
     policy: &Policy,
     today: NaiveDate,
     days: u16,
-) -> Result<Kind, DbErr> {
+) -> Result<KindForecast, DbErr> {
     /// The rows that fall due `on_day` days from today; -1: overdue.
     #[derive(FromQueryResult)]
-    struct Counted {
+    struct DueOnDay {
         on_day: i32,
         subjects: i64,
         amount: Option<i64>,
     }
     let none = Falling { subjects: 0, amount: task.stake().map(|_| 0) };
     let coming = (0..days).map(|at| Day { day: today + Days::new(at.into()), falling: none });
-    let mut kind = Kind { kind: task.kind(), overdue: none, days: coming.collect(), later: none };
+    let mut kind = KindForecast { kind: task.kind(), overdue: none, days: coming.collect(), later: none };
     let (stake, amount) = task.stake().map_or((String::new(), "NULL::bigint".to_owned()), |stake| {
         (format!("LEFT JOIN ({stake}) AS stake ON stake.id = falling.id"), sql_sum("stake.amount"))
     });
@@ -91,8 +91,8 @@ async fn kind(
         today = sql_day("now()"),
         due = due::query(task, policy)
     );
-    let rows = Counted::find_by_statement(statement(&sql, [i32::from(days).into()])).all(snapshot).await?;
-    for Counted { on_day, subjects, amount } in rows {
+    let rows = DueOnDay::find_by_statement(statement(&sql, [i32::from(days).into()])).all(snapshot).await?;
+    for DueOnDay { on_day, subjects, amount } in rows {
         let falling = Falling { subjects, amount };
         match usize::try_from(on_day) {
             Err(_) => kind.overdue = falling,

@@ -21,14 +21,14 @@ use shared::{
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::actor::{Actor, id_of};
+use crate::actor::{Operator, id_of};
 
 /// Time between two checks for transactions that still apply the kind.
 const POLL: Duration = Duration::from_millis(200);
 
 /// The result of [`pause`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Paused {
+pub enum PauseOutcome {
     Now(Pause),
     /// It was already paused, by this pause; nothing was changed.
     Before(Pause),
@@ -36,7 +36,7 @@ pub enum Paused {
 
 /// The result of [`resume`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Resumed {
+pub enum ResumeOutcome {
     /// The pause that was removed.
     Now(Pause),
     /// It was not paused. When and by whom it was last resumed, if ever.
@@ -47,7 +47,7 @@ pub enum Resumed {
 ///
 /// # Errors
 /// Database errors.
-pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Paused, DbErr> {
+pub async fn pause(db: &DatabaseConnection, actor: &Operator, task: &dyn Shown, why: &str) -> Result<PauseOutcome, DbErr> {
     let kind = task.kind();
     let wanted = pauses::ActiveModel {
         kind: Set(kind.to_owned()),
@@ -66,11 +66,11 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
         };
         if !inserted {
             tx.rollback().await?;
-            return Ok(Paused::Before(pause.into()));
+            return Ok(PauseOutcome::Before(pause.into()));
         }
         actor.record(&tx, "kind.paused", ("kind", id_of(kind)), Some(why), json!({ "kind": kind })).await?;
         tx.commit().await?;
-        return Ok(Paused::Now(pause.into()));
+        return Ok(PauseOutcome::Now(pause.into()));
     }
 }
 
@@ -78,19 +78,19 @@ pub async fn pause(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why
 ///
 /// # Errors
 /// Database errors.
-pub async fn resume(db: &DatabaseConnection, actor: &Actor, task: &dyn Shown, why: &str) -> Result<Resumed, DbErr> {
+pub async fn resume(db: &DatabaseConnection, actor: &Operator, task: &dyn Shown, why: &str) -> Result<ResumeOutcome, DbErr> {
     let kind = task.kind();
     let tx = db.begin().await?;
     let Some(pause) = pauses::Entity::delete_by_id(kind).exec_with_returning(&tx).await? else {
         let last = last_resumed(&tx, kind).await?;
         tx.rollback().await?;
-        return Ok(Resumed::Before(last));
+        return Ok(ResumeOutcome::Before(last));
     };
     let pause = Pause::from(pause);
     let changed = json!({ "kind": kind, "paused_at": pause.since, "paused_by": pause.by });
     actor.record(&tx, "kind.resumed", ("kind", id_of(kind)), Some(why), changed).await?;
     tx.commit().await?;
-    Ok(Resumed::Now(pause))
+    Ok(ResumeOutcome::Now(pause))
 }
 
 /// Waits until every transaction that applies this kind, and may have missed its pause, has ended. Gives up after `within`, or when

@@ -21,10 +21,10 @@ use shared::{
 
 /// What a policy would change. The fields are those of `ops policy preview --json`, so their names must not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Preview {
+pub struct PolicyPreview {
     /// The time of the snapshot.
     pub at: DateTime<Utc>,
-    pub kinds: Vec<Change>,
+    pub kinds: Vec<KindChange>,
     /// Rungs that the workers would declare.
     pub rungs_new: Vec<String>,
     /// Rungs that the new policy would not use. They drain; then `ops topology prune` removes them.
@@ -33,7 +33,7 @@ pub struct Preview {
 
 /// What would change for one kind.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub struct KindChange {
     pub kind: &'static str,
     /// The lines of the policy that differ.
     pub lines: Vec<LineChange>,
@@ -80,7 +80,7 @@ pub struct Busy {
 ///
 /// # Errors
 /// Database errors.
-pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<Preview, DbErr> {
+pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy) -> Result<PolicyPreview, DbErr> {
     let new = &new.clone().carrying_over(&settings.policy);
     let snapshot = db.begin_with_config(Some(IsolationLevel::RepeatableRead), Some(AccessMode::ReadOnly)).await?;
     let at = transaction_began(&snapshot).await?;
@@ -93,13 +93,13 @@ pub async fn preview(db: &DatabaseConnection, settings: &Settings, new: &Policy)
     let (before, after) =
         (rungs(&settings.topology()), rungs(&Topology::new(&naming.prefix, naming.shards, &naming.ladder, new)));
     let without = |some: &[String], others: &[String]| some.iter().filter(|rung| !others.contains(rung)).cloned().collect();
-    Ok(Preview { at, kinds, rungs_new: without(&after, &before), rungs_forgotten: without(&before, &after) })
+    Ok(PolicyPreview { at, kinds, rungs_new: without(&after, &before), rungs_forgotten: without(&before, &after) })
 }
 
-async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, new: &Policy) -> Result<Change, DbErr> {
-    let counted: Counted = one(snapshot, statement(&question(task, old, new), [])).await?;
+async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, new: &Policy) -> Result<KindChange, DbErr> {
+    let counted: CandidateCounts = one(snapshot, statement(&question(task, old, new), [])).await?;
     let busy = |day: Option<NaiveDate>, subjects: Option<i64>| day.zip(subjects).map(|(day, subjects)| Busy { day, subjects });
-    Ok(Change {
+    Ok(KindChange {
         kind: task.kind(),
         lines: lines(task, old, new),
         candidates: counted.candidates,
@@ -120,7 +120,7 @@ async fn change(snapshot: &DatabaseTransaction, task: &dyn Shown, old: &Policy, 
 
 /// The result of [`question`].
 #[derive(FromQueryResult)]
-struct Counted {
+struct CandidateCounts {
     candidates: i64,
     earlier: i64,
     later: i64,

@@ -17,7 +17,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::actor::Actor;
+use crate::actor::Operator;
 
 /// A hold on an order: it is neither hidden nor deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
@@ -32,7 +32,7 @@ pub struct Hold {
 
 /// The result of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Done<T> {
+pub enum ChangeOutcome<T> {
     Now(T),
     /// It was already so; nothing was changed.
     Before(T),
@@ -59,7 +59,12 @@ struct Order {
 ///
 /// # Errors
 /// [`RetentionError`].
-pub async fn hold(db: &DatabaseConnection, actor: &Actor, order: &str, why: &str) -> Result<Done<Hold>, RetentionError> {
+pub async fn hold(
+    db: &DatabaseConnection,
+    actor: &Operator,
+    order: &str,
+    why: &str,
+) -> Result<ChangeOutcome<Hold>, RetentionError> {
     let tx = db.begin().await?;
     let Order { id, .. } = find(&tx, order).await?;
     let wanted = retention_holds::ActiveModel {
@@ -73,11 +78,11 @@ pub async fn hold(db: &DatabaseConnection, actor: &Actor, order: &str, why: &str
     let hold = read(&tx, id).await?.ok_or_else(|| DbErr::RecordNotFound("a hold".into()))?;
     if !placed {
         tx.rollback().await?;
-        return Ok(Done::Before(hold));
+        return Ok(ChangeOutcome::Before(hold));
     }
     actor.record(&tx, "order.held", ("order", id), Some(why), json!({ "held": true })).await?;
     tx.commit().await?;
-    Ok(Done::Now(hold))
+    Ok(ChangeOutcome::Now(hold))
 }
 
 /// Releases a hold. Returns the order's code, and the hold if there was one.
@@ -86,7 +91,7 @@ pub async fn hold(db: &DatabaseConnection, actor: &Actor, order: &str, why: &str
 /// [`RetentionError`].
 pub async fn release(
     db: &DatabaseConnection,
-    actor: &Actor,
+    actor: &Operator,
     order: &str,
     why: &str,
 ) -> Result<(String, Option<Hold>), RetentionError> {
@@ -109,15 +114,15 @@ pub async fn release(
 /// [`RetentionError`].
 pub async fn unhide(
     db: &DatabaseConnection,
-    actor: &Actor,
+    actor: &Operator,
     order: &str,
     why: &str,
-) -> Result<Done<(String, Option<DateTime<Utc>>)>, RetentionError> {
+) -> Result<ChangeOutcome<(String, Option<DateTime<Utc>>)>, RetentionError> {
     let tx = db.begin().await?;
     let Order { id, code, hidden_at } = find(&tx, order).await?;
     if hidden_at.is_none() {
         tx.rollback().await?;
-        return Ok(Done::Before((code, None)));
+        return Ok(ChangeOutcome::Before((code, None)));
     }
     tx.execute_raw(statement("UPDATE orders SET hidden_at = NULL WHERE id = $1", [id.into()])).await?;
     actor.record(&tx, "order.unhidden", ("order", id), Some(why), json!({ "hidden_at": null })).await?;
@@ -129,7 +134,7 @@ pub async fn unhide(
     };
     outbox::Entity::insert(event).exec_without_returning(&tx).await?;
     tx.commit().await?;
-    Ok(Done::Now((code, hidden_at)))
+    Ok(ChangeOutcome::Now((code, hidden_at)))
 }
 
 /// Every hold, oldest first.

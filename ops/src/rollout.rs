@@ -30,8 +30,8 @@ use uuid::Uuid;
 
 use crate::{
     OpsError,
-    actor::{Actor, id_of},
-    preview::{Change, Preview},
+    actor::{Operator, id_of},
+    preview::{KindChange, PolicyPreview},
     walk::Walk,
 };
 
@@ -65,7 +65,7 @@ pub enum RolloutError {
 pub struct Rollout<'a> {
     pub policy: Policy,
     /// What the policy changes, as shown to the operator who applies it.
-    pub preview: &'a Preview,
+    pub preview: &'a PolicyPreview,
     /// How many rows of a kind are released per second.
     pub rate: NonZeroU32,
     /// See [`LEAD`].
@@ -77,7 +77,7 @@ pub struct Rollout<'a> {
 ///
 /// # Errors
 /// [`RolloutError`].
-pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) -> Result<Applied, RolloutError> {
+pub async fn activate(governed: &Governed, actor: &Operator, rollout: Rollout<'_>) -> Result<Applied, RolloutError> {
     let tx = governed.db.begin().await?;
     tx.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [ROLLING.into()])).await?;
     let last = active_policy::read(&tx).await?;
@@ -102,7 +102,7 @@ pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) 
         policy = policy.releasing(change.kind, release);
     }
     let applied = active_policy::apply(&tx, &policy, actor.name(), why).await?;
-    let changes: Vec<&Change> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
+    let changes: Vec<&KindChange> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
     let changed = json!({ "number": applied.number, "rate": rate, "kinds": changes });
     actor.record(&tx, "policy.applied", ("policy", id_of("policy")), Some(why), changed).await?;
     tx.commit().await?;
@@ -111,7 +111,7 @@ pub async fn activate(governed: &Governed, actor: &Actor, rollout: Rollout<'_>) 
 
 /// Whether changed lines make, or may make, a row due earlier. A longer duration than that of a current release can do so too. Such a
 /// change needs a release, even if no row becomes due at once.
-fn is_earlier(change: &Change, new: &Policy, old: &Policy) -> bool {
+fn is_earlier(change: &KindChange, new: &Policy, old: &Policy) -> bool {
     let Some(task) = tasks::find(change.kind).filter(|_| !change.lines.is_empty()) else { return false };
     let may_be = task.counts_from().iter().any(|event| match (old.span(task, *event), new.span(task, *event)) {
         (_, None) => false,

@@ -11,12 +11,12 @@ use serde_json::json;
 use shared::database::{column, entity::set_aside, statement};
 use uuid::Uuid;
 
-use crate::actor::Actor;
+use crate::actor::Operator;
 
 /// An event set aside by the relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, DerivePartialModel)]
 #[sea_orm(entity = "set_aside::Entity")]
-pub struct SetAside {
+pub struct SetAsideEvent {
     pub id: i64,
     pub event_type: String,
     #[sea_orm(from_col = "subject_id")]
@@ -33,16 +33,16 @@ pub struct SetAside {
 ///
 /// # Errors
 /// Database errors.
-pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, i64), DbErr> {
+pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAsideEvent>, i64), DbErr> {
     #[derive(DerivePartialModel)]
-    struct Counted {
+    struct EventWithCount {
         #[sea_orm(nested)]
-        event: SetAside,
+        event: SetAsideEvent,
         #[sea_orm(from_expr = "Expr::cust(\"count(*) OVER ()\")")]
         all: i64,
     }
     let newest = set_aside::Entity::find().order_by_desc(set_aside::Column::Id).limit(most);
-    let found = newest.into_partial_model::<Counted>().all(db).await?;
+    let found = newest.into_partial_model::<EventWithCount>().all(db).await?;
     let all = found.first().map_or(0, |counted| counted.all);
     Ok((found.into_iter().map(|counted| counted.event).collect(), all))
 }
@@ -51,7 +51,7 @@ pub async fn list(db: &DatabaseConnection, most: u64) -> Result<(Vec<SetAside>, 
 ///
 /// # Errors
 /// Database errors; nothing is put back then.
-pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Result<u64, DbErr> {
+pub async fn retry(db: &DatabaseConnection, actor: &Operator, ids: &[i64]) -> Result<u64, DbErr> {
     // A function, so that operators need no access to the data that the order system put into the events.
     let sql = "SELECT kyhan_retry_set_aside($1, $2)";
     let tx = db.begin().await?;
@@ -65,7 +65,7 @@ pub async fn retry(db: &DatabaseConnection, actor: &Actor, ids: &[i64]) -> Resul
 ///
 /// # Errors
 /// Database errors; nothing is deleted then.
-pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[i64], why: &str) -> Result<u64, DbErr> {
+pub async fn discard(db: &DatabaseConnection, actor: &Operator, ids: &[i64], why: &str) -> Result<u64, DbErr> {
     #[derive(FromQueryResult)]
     struct Gone {
         event_id: Uuid,

@@ -25,9 +25,9 @@ mod active_policy;
 mod rows;
 mod troubles;
 
-pub use active_policy::{ActivePolicy, Release};
+pub use active_policy::{ActivePolicy, KindRelease};
 
-pub use rows::{Audited, Group, Kind, Letters, Outbox, Plan, Plans, Swept};
+pub use rows::{Audited, KindStatus, OpenLetterGroup, OpenLetters, Outbox, PlanStatus, SweptCounts, UnfinishedPlans};
 
 /// The state of the fleet. The fields are those of `ops status --json`, so their names must not change.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -42,19 +42,19 @@ pub struct Status {
     pub policy: Option<ActivePolicy>,
     /// The queues of due wake-ups and of arrived canaries.
     pub lanes: Vec<Lane>,
-    pub kinds: Vec<Kind>,
-    pub rungs: Vec<Rung>,
+    pub kinds: Vec<KindStatus>,
+    pub rungs: Vec<RungStatus>,
     /// The queues of dead letters, of unrouted messages and of quarantine.
-    pub kept: Vec<Kept>,
+    pub kept: Vec<KeptQueue>,
     pub outbox: Outbox,
     /// The number of events that the relay could not schedule.
     pub set_aside: i64,
     /// Open dead letters.
-    pub letters: Letters,
+    pub letters: OpenLetters,
     /// Replay plans that are running or stopped.
-    pub plans: Plans,
+    pub plans: UnfinishedPlans,
     /// The subjects that the sweep has woken.
-    pub swept: Swept,
+    pub swept: SweptCounts,
     /// The last audit that was recorded.
     pub audited: Option<Audited>,
 }
@@ -72,7 +72,7 @@ pub struct Lane {
 
 /// A rung's queue.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Rung {
+pub struct RungStatus {
     pub queue: String,
     /// How long it holds a message, like `14d`.
     pub duration: String,
@@ -89,7 +89,7 @@ pub struct Rung {
 
 /// A queue of wake-ups or messages that their kind's lane cannot handle.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Kept {
+pub struct KeptQueue {
     pub queue: String,
     /// `None`: the queue does not exist.
     pub messages: Option<u32>,
@@ -98,7 +98,7 @@ pub struct Kept {
 
 /// Takes repeated looks, and keeps the previous one for the rates.
 #[derive(Default)]
-pub struct Watch {
+pub struct StatusWatch {
     before: Option<Before>,
 }
 
@@ -109,7 +109,7 @@ struct Before {
     last: HashMap<&'static str, i64>,
 }
 
-impl Watch {
+impl StatusWatch {
     /// Reads the current status.
     ///
     /// # Errors
@@ -134,7 +134,7 @@ impl Watch {
                 QueueRole::Lane | QueueRole::Canaries => lanes.push(lane(&queue, seen, growth_per_s())),
                 QueueRole::Rung => rungs.extend(rung(&queue, messages, growth_per_s(), &topology, &ages)),
                 QueueRole::Dead | QueueRole::Unrouted | QueueRole::Quarantine => {
-                    kept.push(Kept { queue: queue.name.clone(), messages, consumers: seen.map(|seen| seen.consumers) });
+                    kept.push(KeptQueue { queue: queue.name.clone(), messages, consumers: seen.map(|seen| seen.consumers) });
                 }
             }
             now.depths.extend(messages.map(|messages| (queue.name, messages)));
@@ -167,10 +167,16 @@ fn lane(queue: &Queue, seen: Option<Observed>, growth_per_s: Option<f64>) -> Lan
     Lane { queue: queue.name.clone(), messages, consumers, growth_per_s }
 }
 
-fn rung(queue: &Queue, messages: Option<u32>, growth_per_s: Option<f64>, topology: &Topology, ages: &[RungAge]) -> Option<Rung> {
+fn rung(
+    queue: &Queue,
+    messages: Option<u32>,
+    growth_per_s: Option<f64>,
+    topology: &Topology,
+    ages: &[RungAge],
+) -> Option<RungStatus> {
     let ((rung, _), _) = topology.rungs().find(|(_, name)| *name == queue.name)?;
     let age = ages.iter().find(|age| age.queue == queue.name)?;
-    Some(Rung {
+    Some(RungStatus {
         queue: queue.name.clone(),
         duration: compact(rung.duration_ms()),
         messages,

@@ -11,7 +11,7 @@ use shared::{
     domain::task::Shown,
     message::{
         outgoing::Outgoing,
-        pack::{Waiting, pack},
+        pack::{WaitingSubject, pack},
         wakeup::TraceContext,
     },
     settings::Settings,
@@ -70,9 +70,9 @@ impl Walk<'_> {
         Ok(ended)
     }
 
-    async fn page(&self, cursor: Option<Uuid>) -> Result<Vec<Waiting>, DbErr> {
+    async fn page(&self, cursor: Option<Uuid>) -> Result<Vec<WaitingSubject>, DbErr> {
         #[derive(FromQueryResult)]
-        struct Row {
+        struct DueRow {
             id: Uuid,
             due_at: DateTime<Utc>,
             now: DateTime<Utc>,
@@ -83,12 +83,14 @@ impl Walk<'_> {
               WHERE due.due_at IS NOT NULL AND ({which}) AND {beyond} ORDER BY due.id LIMIT $1",
             beyond = beyond(cursor)
         );
-        let rows = Row::find_by_statement(statement(&sql, [PAGE.into()])).all(self.db).await?.into_iter();
+        let rows = DueRow::find_by_statement(statement(&sql, [PAGE.into()])).all(self.db).await?.into_iter();
         let kind = self.task.kind();
-        Ok(rows.map(|Row { id, due_at, now }| Waiting { kind, subject: id, due_at, wait: due_at - now, attempt: 0 }).collect())
+        Ok(rows
+            .map(|DueRow { id, due_at, now }| WaitingSubject { kind, subject: id, due_at, wait: due_at - now, attempt: 0 })
+            .collect())
     }
 
-    async fn publish(&self, publisher: &Publisher, page: Vec<Waiting>) -> Result<(), OpsError> {
+    async fn publish(&self, publisher: &Publisher, page: Vec<WaitingSubject>) -> Result<(), OpsError> {
         let topology = self.settings.topology();
         let pack_max = self.settings.naming.pack_max;
         let packed = pack(page, topology.ladder(), topology.shards(), pack_max, &TraceContext::default());

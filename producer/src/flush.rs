@@ -16,7 +16,7 @@ use tokio::{
 };
 use tracing::Instrument;
 
-use crate::schedule::{self, Plan};
+use crate::schedule::{self, WakeupPlan};
 
 /// A flush stops collecting at this many events; a caller with more gets several flushes. A multiple of what a wake-up names.
 const EVENTS_MAX: u32 = 16_384;
@@ -29,14 +29,14 @@ const REQUESTS_MAX: usize = 1_024;
 const LINKS_MAX: usize = 32;
 
 /// The settings that decide which wake-ups are made.
-pub(crate) struct Terms {
+pub(crate) struct FlushSettings {
     pub policy: Policy,
     pub topology: Topology,
     pub pack_max: usize,
 }
 
 /// Some of a caller's events.
-struct Request {
+struct FlushRequest {
     events: Vec<Event>,
     trace: TraceContext,
     /// Receives the events of the flush with a deadline beyond the end of the calendar.
@@ -46,13 +46,13 @@ struct Request {
 
 /// Collects and sends in its own task, so that a caller that is cancelled does not cancel the events of others.
 pub(crate) struct Flushing {
-    requests: mpsc::Sender<Request>,
+    requests: mpsc::Sender<FlushRequest>,
     room: Arc<Semaphore>,
     running: JoinHandle<Broker>,
 }
 
 impl Flushing {
-    pub(crate) fn start(terms: Terms, broker: Broker) -> Self {
+    pub(crate) fn start(terms: FlushSettings, broker: Broker) -> Self {
         let (requests, waiting) = mpsc::channel(REQUESTS_MAX);
         let room = Arc::new(Semaphore::new(ROOM as usize));
         Self { requests, room, running: tokio::spawn(run(terms, broker, waiting)) }
@@ -65,7 +65,7 @@ impl Flushing {
             let size = u32::try_from(part.len()).unwrap_or(EVENTS_MAX);
             let room = Arc::clone(&self.room).acquire_many_owned(size).await.map_err(|_| BrokerError::Lost)?;
             let (done, answer) = oneshot::channel();
-            let request = Request { events: part.to_vec(), trace: trace.clone(), done, _room: room };
+            let request = FlushRequest { events: part.to_vec(), trace: trace.clone(), done, _room: room };
             self.requests.send(request).await.map_err(|_| BrokerError::Lost)?;
             answers.push((part, answer));
         }
@@ -85,7 +85,7 @@ impl Flushing {
     }
 }
 
-async fn run(terms: Terms, broker: Broker, mut waiting: mpsc::Receiver<Request>) -> Broker {
+async fn run(terms: FlushSettings, broker: Broker, mut waiting: mpsc::Receiver<FlushRequest>) -> Broker {
     let mut under_way = FuturesUnordered::new();
     // One slot per concurrent flush: an open channel, or `None` before it is opened.
     let mut idle: Vec<Option<Publisher>> = (0..FLUSHES_MAX).map(|_| None).collect();
@@ -111,7 +111,7 @@ async fn run(terms: Terms, broker: Broker, mut waiting: mpsc::Receiver<Request>)
 }
 
 /// Collects the first request and those that wait behind it.
-fn gather(first: Request, waiting: &mut mpsc::Receiver<Request>) -> Vec<Request> {
+fn gather(first: FlushRequest, waiting: &mut mpsc::Receiver<FlushRequest>) -> Vec<FlushRequest> {
     let mut events = first.events.len();
     let mut requests = vec![first];
     while events < EVENTS_MAX as usize
@@ -124,7 +124,12 @@ fn gather(first: Request, waiting: &mut mpsc::Receiver<Request>) -> Vec<Request>
 }
 
 /// Sends some requests and answers each. Returns the channel if it can be reused.
-async fn flush(terms: &Terms, broker: &Broker, mut publisher: Option<Publisher>, requests: Vec<Request>) -> Option<Publisher> {
+async fn flush(
+    terms: &FlushSettings,
+    broker: &Broker,
+    mut publisher: Option<Publisher>,
+    requests: Vec<FlushRequest>,
+) -> Option<Publisher> {
     let sent = send(terms, broker, &mut publisher, &requests).await;
     // A missing or full rung fails only the callers whose events need it, so each request is sent alone.
     let alone = requests.len() > 1 && matches!(sent, Err(BrokerError::Returned { .. } | BrokerError::Nacked { .. }));
@@ -138,10 +143,10 @@ async fn flush(terms: &Terms, broker: &Broker, mut publisher: Option<Publisher>,
 
 /// Sends over the channel or a new one, and keeps the channel on success. Returns the events with a deadline beyond the end of the calendar.
 async fn send(
-    terms: &Terms,
+    terms: &FlushSettings,
     broker: &Broker,
     publisher: &mut Option<Publisher>,
-    requests: &[Request],
+    requests: &[FlushRequest],
 ) -> Result<Vec<Event>, BrokerError> {
     let span = tracing::info_span!("schedule", otel.kind = "producer", callers = requests.len());
     for request in requests.iter().take(LINKS_MAX) {
@@ -154,8 +159,8 @@ async fn send(
             None => broker.publisher().await?,
         };
         let events: Vec<Event> = requests.iter().flat_map(|request| &request.events).copied().collect();
-        let Terms { policy, topology, pack_max } = terms;
-        let plan: Plan = schedule::plan(&events, schedule::now(), policy, topology, *pack_max, &trace);
+        let FlushSettings { policy, topology, pack_max } = terms;
+        let plan: WakeupPlan = schedule::plan(&events, schedule::now(), policy, topology, *pack_max, &trace);
         let sent = channel.publish_all(&plan.messages(topology)).await;
         match &sent {
             Ok(()) => *publisher = Some(channel),

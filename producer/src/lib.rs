@@ -28,7 +28,7 @@ use shared::{
     settings::Settings,
 };
 
-use flush::{Flushing, Terms};
+use flush::{FlushSettings, Flushing};
 
 /// Schedules events from Rust without the outbox, and returns once the broker has confirmed their wake-ups. Call it after your transaction
 /// has committed. If your process dies in between, the wake-up is lost until a sweep finds the overdue row. An outbox row in your
@@ -53,7 +53,7 @@ impl Producer {
         let broker = Broker::connect(&settings.amqp, "kyhan producer").await?;
         let topology = settings.topology();
         broker.declare_or_find(&topology).await?;
-        let terms = Terms { policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max };
+        let terms = FlushSettings { policy: settings.policy.clone(), topology, pack_max: settings.naming.pack_max };
         Ok(Self { flushing: Flushing::start(terms, broker) })
     }
 

@@ -22,15 +22,15 @@ use uuid::Uuid;
 /// Kỳ Hạn's producer: turns events of the order system into wake-ups that wait in RabbitMQ until they are due
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct ProducerArguments {
     #[command(flatten)]
     common: Common,
     #[command(subcommand)]
-    command: Option<Command>,
+    command: Option<ProducerCommand>,
 }
 
 #[derive(Subcommand)]
-enum Command {
+enum ProducerCommand {
     /// Drain the outbox until SIGTERM; run as many as you like
     Relay,
     /// Schedule the wake-ups of one event by hand
@@ -48,21 +48,21 @@ enum Command {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { common, command } = Arguments::parse();
+    let ProducerArguments { common, command } = ProducerArguments::parse();
     if command.is_none() && !common.print_config {
-        Arguments::command()
+        ProducerArguments::command()
             .error(clap::error::ErrorKind::MissingSubcommand, "a subcommand is required: `relay` or `emit`")
             .exit();
     }
     match command {
-        None | Some(Command::Relay) => {
+        None | Some(ProducerCommand::Relay) => {
             cli::serve("producer", &common, async |settings, health, shutdown| {
                 tracing::info!(prefix = settings.naming.prefix, "relay started");
                 relay::run(settings, health, shutdown).await.map(|_| ExitCode::SUCCESS)
             })
             .await
         }
-        Some(Command::Emit { event, subject, occurred_at }) => {
+        Some(ProducerCommand::Emit { event, subject, occurred_at }) => {
             cli::run("producer", &common, async |settings, _| {
                 emit(settings, event, subject, occurred_at).await.map(|()| ExitCode::SUCCESS)
             })

@@ -12,7 +12,7 @@ use shared::{
 use uuid::Uuid;
 
 /// The events that a transaction has taken.
-pub(crate) struct Taken {
+pub(crate) struct TakenEvents {
     pub events: Vec<Event>,
     /// How many rows were set aside.
     pub set_aside: usize,
@@ -24,10 +24,11 @@ pub(crate) struct Taken {
 
 /// Takes up to `batch_max` rows with an id greater than `after`, oldest first, and skips rows that another relay has locked. `after` exists
 /// because skipping rows that others hold, or have just taken, costs as much as taking them. `None` if there are no rows.
-pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -> Result<Option<Taken>, DbErr> {
+pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -> Result<Option<TakenEvents>, DbErr> {
     let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into(), after.into()])).await?;
     let Some(first) = rows.first() else { return Ok(None) };
-    let mut taken = Taken { events: Vec::new(), set_aside: 0, last: first.try_get("", "last")?, now: first.try_get("", "now")? };
+    let mut taken =
+        TakenEvents { events: Vec::new(), set_aside: 0, last: first.try_get("", "last")?, now: first.try_get("", "now")? };
     for row in &rows {
         let event_ids: Vec<Uuid> = row.try_get("", "event_ids")?;
         if let Some(reason) = row.try_get::<Option<String>>("", "reason")? {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use shared::{
     database::entity::{activity, order_messages},
     domain::confidential::Confidential,
-    settings::Database,
+    settings::DatabaseSettings,
 };
 use uuid::Uuid;
 
@@ -41,14 +41,14 @@ pub struct Message {
 
 /// Writes into the schemas of the settings, whatever the `search_path` of the caller's connection is.
 #[derive(Clone, Debug)]
-pub struct Recorder {
+pub struct ActivityRecorder {
     schema: String,
     order_system_schema: String,
 }
 
-impl Recorder {
+impl ActivityRecorder {
     #[must_use]
-    pub fn new(Database { schema, order_system_schema, .. }: &Database) -> Self {
+    pub fn new(DatabaseSettings { schema, order_system_schema, .. }: &DatabaseSettings) -> Self {
         Self { schema: schema.clone(), order_system_schema: order_system_schema.clone() }
     }
 

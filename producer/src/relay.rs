@@ -28,7 +28,7 @@ use shared::{
     message::topology::Topology,
     process::{
         backoff::backoff,
-        health::{Health, Part, UNREACHED},
+        health::{Health, HealthPart, UNREACHED},
         outage::Outage,
         redact::redacted,
         telemetry::trace_context,
@@ -40,7 +40,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 
 use crate::{
-    outbox::{self, Taken},
+    outbox::{self, TakenEvents},
     schedule,
 };
 
@@ -78,7 +78,7 @@ enum BatchError {
 
 /// What a relay has relayed.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Report {
+pub struct RelayReport {
     /// Events taken from the outbox.
     pub events: u64,
     /// Wake-ups confirmed by the broker.
@@ -91,8 +91,8 @@ pub struct Report {
 ///
 /// # Errors
 /// [`RelayError`] when waiting would not help: a database without the schema, or a topology that differs.
-pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Report, RelayError> {
-    let done = Done::new();
+pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<RelayReport, RelayError> {
+    let done = RelayCounts::new();
     let mut reporting = tokio::time::interval(settings.telemetry.report_every);
     // The relay restarts when the policy changes, because what it publishes and where depend on it.
     while !shutdown.is_cancelled() {
@@ -106,7 +106,7 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
 async fn live(
     settings: &Settings,
     health: &Health,
-    done: &Done,
+    done: &RelayCounts,
     reporting: &mut Interval,
     shutdown: &CancellationToken,
 ) -> Result<(), RelayError> {
@@ -123,12 +123,12 @@ async fn live(
 }
 
 /// The counts so far.
-struct Done {
-    report: Mutex<Report>,
+struct RelayCounts {
+    report: Mutex<RelayReport>,
     counter: Counter<u64>,
 }
 
-impl Done {
+impl RelayCounts {
     fn new() -> Self {
         let counter =
             global::meter("kyhan").u64_counter("kyhan.relay.events").with_description("Events taken from the outbox").build();
@@ -145,12 +145,12 @@ impl Done {
         report.set_aside += set_aside;
     }
 
-    fn report(&self) -> Report {
+    fn report(&self) -> RelayReport {
         *self.report.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn say(&self) {
-        let Report { events, wakeups, set_aside } = self.report();
+        let RelayReport { events, wakeups, set_aside } = self.report();
         if events > 0 {
             tracing::info!(events, wakeups, set_aside, "relayed so far");
         }
@@ -160,9 +160,9 @@ impl Done {
 struct Relay<'a> {
     settings: Settings,
     topology: Topology,
-    postgresql: Part,
-    rabbitmq: Part,
-    done: &'a Done,
+    postgresql: HealthPart,
+    rabbitmq: HealthPart,
+    done: &'a RelayCounts,
 }
 
 impl Relay<'_> {
@@ -367,7 +367,7 @@ impl Relay<'_> {
         self.relay(tx, taken, publisher).instrument(span).await
     }
 
-    async fn relay(&self, tx: DatabaseTransaction, taken: Taken, publisher: &Publisher) -> Result<usize, BatchError> {
+    async fn relay(&self, tx: DatabaseTransaction, taken: TakenEvents, publisher: &Publisher) -> Result<usize, BatchError> {
         let (policy, pack_max) = (&self.settings.policy, self.settings.naming.pack_max);
         let span = tracing::Span::current();
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));

@@ -9,7 +9,7 @@ use shared::{
     },
     message::{
         outgoing::Outgoing,
-        pack::{self, Packed, Waiting},
+        pack::{self, Packed, WaitingSubject},
         topology::Topology,
         wakeup::TraceContext,
     },
@@ -18,13 +18,13 @@ use uuid::Uuid;
 
 /// The wake-ups that some events need.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct WakeupPlan {
     pub wakeups: Vec<Packed>,
     /// Events with a deadline beyond the end of the calendar; they have no wake-ups.
     pub beyond: Vec<Event>,
 }
 
-impl Plan {
+impl WakeupPlan {
     /// The wake-ups as messages.
     #[must_use]
     pub fn messages(&self, topology: &Topology) -> Vec<Outgoing> {
@@ -41,7 +41,7 @@ pub fn plan(
     topology: &Topology,
     pack_max: usize,
     trace: &TraceContext,
-) -> Plan {
+) -> WakeupPlan {
     let mut waiting = Vec::with_capacity(events.len() * 2);
     let mut beyond = Vec::new();
     for event in events {
@@ -52,10 +52,10 @@ pub fn plan(
                 beyond.push(*event);
                 break;
             };
-            waiting.push(Waiting { kind: line.task, subject: event.subject, due_at, wait: due_at - now, attempt: 0 });
+            waiting.push(WaitingSubject { kind: line.task, subject: event.subject, due_at, wait: due_at - now, attempt: 0 });
         }
     }
-    Plan { wakeups: pack::pack(waiting, topology.ladder(), topology.shards(), pack_max, trace), beyond }
+    WakeupPlan { wakeups: pack::pack(waiting, topology.ladder(), topology.shards(), pack_max, trace), beyond }
 }
 
 /// An event that happens now, with a new id.
@@ -74,12 +74,12 @@ pub(crate) fn now() -> DateTime<Utc> {
 mod tests {
     use std::time::Duration;
 
-    use shared::domain::policy::Line;
+    use shared::domain::policy::PolicyLine;
 
     use super::*;
 
-    fn line(on: EventType, task: &'static str, after: &str) -> Line {
-        Line { on, task, after: after.parse().unwrap() }
+    fn line(on: EventType, task: &'static str, after: &str) -> PolicyLine {
+        PolicyLine { on, task, after: after.parse().unwrap() }
     }
 
     fn policy() -> Policy {
@@ -101,7 +101,7 @@ mod tests {
             .collect()
     }
 
-    fn planned(events: &[Event], now: DateTime<Utc>) -> Plan {
+    fn planned(events: &[Event], now: DateTime<Utc>) -> WakeupPlan {
         let topology = Topology::new("kyhan", 1, &[Duration::from_secs(1)], &policy());
         plan(events, now, &policy(), &topology, 128, &TraceContext::default())
     }

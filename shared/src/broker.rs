@@ -15,7 +15,7 @@ use crate::{
         backoff::{BACKOFF_MAX, backoff},
         outage::Outage,
     },
-    settings::Amqp,
+    settings::AmqpSettings,
 };
 
 mod declare;
@@ -117,7 +117,7 @@ impl Broker {
     ///
     /// # Errors
     /// [`BrokerError::Connect`], with the address but never its password.
-    pub async fn connect(settings: &Amqp, name: &str) -> Result<Self, BrokerError> {
+    pub async fn connect(settings: &AmqpSettings, name: &str) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
         let refused = |error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) };
         let mut uri: AMQPUri = settings.url.expose().parse().map_err(|why: String| refused(std::io::Error::other(why).into()))?;
@@ -130,7 +130,12 @@ impl Broker {
     }
 
     /// Connects, retrying with backoff and jitter for as long as it takes; `None` on shutdown.
-    pub async fn connect_until(settings: &Amqp, name: &str, outage: &Outage, shutdown: &CancellationToken) -> Option<Self> {
+    pub async fn connect_until(
+        settings: &AmqpSettings,
+        name: &str,
+        outage: &Outage,
+        shutdown: &CancellationToken,
+    ) -> Option<Self> {
         Self::try_until(settings, name, outage, shutdown, |_| false).await.unwrap_or_default()
     }
 
@@ -139,7 +144,7 @@ impl Broker {
     /// # Errors
     /// A wrong password, or a virtual host that does not exist or is not allowed.
     pub async fn connect_first(
-        settings: &Amqp,
+        settings: &AmqpSettings,
         name: &str,
         outage: &Outage,
         shutdown: &CancellationToken,
@@ -148,7 +153,7 @@ impl Broker {
     }
 
     async fn try_until(
-        settings: &Amqp,
+        settings: &AmqpSettings,
         name: &str,
         outage: &Outage,
         shutdown: &CancellationToken,

@@ -18,3 +18,5 @@ pub mod settings;
 
 #[cfg(test)]
 mod layers;
+#[cfg(test)]
+mod names;

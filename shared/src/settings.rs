@@ -14,36 +14,37 @@ mod secret;
 mod sections;
 mod values;
 
-use reader::Reader;
-pub use reader::{Mistake, SAMPLE};
+use reader::SettingsReader;
+pub use reader::{SAMPLE, SettingMistake};
 pub use secret::SecretUrl;
 pub use sections::{
-    Admin, Amqp, Arrears, Database, DeadLetters, Forecast, Naming, Relay, Retention, Statistics, Sweep, Telemetry, Worker,
+    AdminSettings, AmqpSettings, ArrearsSettings, DatabaseSettings, DeadLetterSettings, ForecastSettings, NamingSettings,
+    RelaySettings, RetentionSettings, StatisticsSettings, SweepSettings, TelemetrySettings, WorkerSettings,
 };
 
 /// All settings of a process.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    pub database: Database,
-    pub amqp: Amqp,
+    pub database: DatabaseSettings,
+    pub amqp: AmqpSettings,
     pub policy: Policy,
-    pub arrears: Arrears,
-    pub naming: Naming,
-    pub relay: Relay,
-    pub worker: Worker,
-    pub sweep: Sweep,
-    pub dead_letters: DeadLetters,
-    pub retention: Retention,
-    pub statistics: Statistics,
-    pub forecast: Forecast,
-    pub admin: Admin,
-    pub telemetry: Telemetry,
+    pub arrears: ArrearsSettings,
+    pub naming: NamingSettings,
+    pub relay: RelaySettings,
+    pub worker: WorkerSettings,
+    pub sweep: SweepSettings,
+    pub dead_letters: DeadLetterSettings,
+    pub retention: RetentionSettings,
+    pub statistics: StatisticsSettings,
+    pub forecast: ForecastSettings,
+    pub admin: AdminSettings,
+    pub telemetry: TelemetrySettings,
     held: Vec<(String, String)>,
 }
 
 /// Invalid settings: every mistake, with its key and what is accepted.
 #[derive(Debug, thiserror::Error)]
-pub struct SettingsError(pub Vec<Mistake>);
+pub struct SettingsError(pub Vec<SettingMistake>);
 
 impl fmt::Display for SettingsError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,7 +78,7 @@ impl Settings {
     /// # Errors
     /// Every mistake.
     pub fn policy_of(file: &Path) -> Result<Policy, SettingsError> {
-        let mut reader = Reader::new(Some(file), own_env());
+        let mut reader = SettingsReader::new(Some(file), own_env());
         if reader.in_file.as_ref().is_some_and(|set| !set.contains("policy")) {
             reader.mistake("policy", format!("{} contains no [[policy]]", file.display()));
         }
@@ -89,25 +90,25 @@ impl Settings {
     /// # Errors
     /// Every mistake.
     pub fn read(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Result<Self, SettingsError> {
-        Self::of(Reader::new(file, env))
+        Self::of(SettingsReader::new(file, env))
     }
 
     /// Reads each section, in the order in which the settings are printed.
-    fn of(mut reader: Reader) -> Result<Self, SettingsError> {
+    fn of(mut reader: SettingsReader) -> Result<Self, SettingsError> {
         let r = &mut reader;
-        let database = Database::read(r);
-        let amqp = Amqp::read(r);
-        let arrears = Arrears::read(r);
-        let naming = Naming::read(r);
-        let relay = Relay::read(r);
-        let worker = Worker::read(r);
-        let sweep = Sweep::read(r);
-        let forecast = Forecast::read(r);
-        let dead_letters = DeadLetters::read(r);
-        let retention = Retention::read(r);
-        let statistics = Statistics::read(r);
-        let admin = Admin::read(r);
-        let telemetry = Telemetry::read(r);
+        let database = DatabaseSettings::read(r);
+        let amqp = AmqpSettings::read(r);
+        let arrears = ArrearsSettings::read(r);
+        let naming = NamingSettings::read(r);
+        let relay = RelaySettings::read(r);
+        let worker = WorkerSettings::read(r);
+        let sweep = SweepSettings::read(r);
+        let forecast = ForecastSettings::read(r);
+        let dead_letters = DeadLetterSettings::read(r);
+        let retention = RetentionSettings::read(r);
+        let statistics = StatisticsSettings::read(r);
+        let admin = AdminSettings::read(r);
+        let telemetry = TelemetrySettings::read(r);
         let policy = policy_table::policy(r);
         let held = std::mem::take(&mut r.held);
         match (database, amqp) {
@@ -186,7 +187,7 @@ mod tests {
 
     #[test]
     fn the_sample_file_and_the_settings_name_the_same_keys() {
-        let known: BTreeSet<String> = Reader::new(None, []).known().filter(|key| *key != "policy").cloned().collect();
+        let known: BTreeSet<String> = SettingsReader::new(None, []).known().filter(|key| *key != "policy").cloned().collect();
         let settings = read("", &URLS).unwrap();
         let held: BTreeSet<String> =
             settings.held.iter().map(|(key, _)| key.clone()).filter(|key| !key.contains(".url")).collect();

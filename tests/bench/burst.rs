@@ -13,8 +13,8 @@ use uuid::Uuid;
 
 use crate::{
     bare::Bare,
-    figure::{Figure, Round, number},
-    harness::{Harness, PATIENCE},
+    figure::{Figure, FigureRound, number},
+    harness::{BenchHarness, PATIENCE},
     population::CONFIRM_RECEIPT,
     wakeups,
 };
@@ -29,7 +29,7 @@ const LOOK: Duration = Duration::from_millis(20);
 /// The lead in addition to the time that publishing takes.
 const SPARE: Duration = Duration::from_secs(1);
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let count = harness.of(100_000, 10_000);
     let mut figures: Vec<Figure> = NAMES.iter().map(|name| Figure::plain(*name, "messages/s", [])).collect();
     // An estimate first, then twice the time that publishing took.
@@ -41,7 +41,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
             lead = published_in * 2 + SPARE;
             sandbox.remove().await?;
             harness.say(&figure.name, round, value, None, figure.unit);
-            figure.rounds.push(Round { value, ceiling: None });
+            figure.rounds.push(FigureRound { value, ceiling: None });
         }
     }
     figures.retain(|figure| !figure.rounds.is_empty());

@@ -12,9 +12,9 @@ use tests::sandbox::Sandbox;
 use crate::{
     clock::millis,
     figure::number,
-    harness::{Harness, ask, rest, rows, settle, until, until_depth},
+    harness::{BenchHarness, ask, rest, rows, settle, until, until_depth},
     population::{Load, due_of},
-    process::Running,
+    process::RunningProcess,
     usage::{Cpu, Memory},
     wakeups,
 };
@@ -54,7 +54,7 @@ struct Commit {
 }
 
 impl Drain<'_> {
-    pub async fn run(&self, harness: &Harness, sandbox: &Sandbox) -> Result<Drained> {
+    pub async fn run(&self, harness: &BenchHarness, sandbox: &Sandbox) -> Result<Drained> {
         let Self { load, count, each, workers } = *self;
         let ids = load.make(sandbox, count).await?;
         let broker = sandbox.broker().await?;
@@ -66,7 +66,7 @@ impl Drain<'_> {
 
         let wal = Wal::so_far(sandbox).await?;
         let before = Cpu::now(&harness.pair, &[])?;
-        let running = (0..workers).map(|_| Running::worker(sandbox)).collect::<Result<Vec<_>>>()?;
+        let running = (0..workers).map(|_| RunningProcess::worker(sandbox)).collect::<Result<Vec<_>>>()?;
         let pids: Vec<u32> = running.iter().map(|worker| worker.pid).collect();
         self.until_applied(sandbox).await?;
         let cpu = Cpu::now(&harness.pair, &pids)?.since(before);

@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 /// The value of one round, and its ceiling if it has one.
 #[derive(Clone, Copy, Debug)]
-pub struct Round {
+pub struct FigureRound {
     pub value: f64,
     pub ceiling: Option<f64>,
 }
@@ -16,7 +16,7 @@ pub struct Round {
 pub struct Figure {
     pub name: String,
     pub unit: &'static str,
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<FigureRound>,
     pub reach: Option<Reach>,
 }
 
@@ -44,7 +44,7 @@ const NO_DIFFERENCE: f64 = 0.97;
 impl Figure {
     /// A figure without ceiling or target.
     pub fn plain(name: impl Into<String>, unit: &'static str, values: impl IntoIterator<Item = f64>) -> Self {
-        let rounds = values.into_iter().map(|value| Round { value, ceiling: None }).collect();
+        let rounds = values.into_iter().map(|value| FigureRound { value, ceiling: None }).collect();
         Self { name: name.into(), unit, rounds, reach: None }
     }
 
@@ -56,7 +56,7 @@ impl Figure {
         ceilings: &[f64],
         reach: impl Into<Option<Reach>>,
     ) -> Self {
-        let rounds = values.iter().zip(ceilings).map(|(value, ceiling)| Round { value: *value, ceiling: Some(*ceiling) });
+        let rounds = values.iter().zip(ceilings).map(|(value, ceiling)| FigureRound { value: *value, ceiling: Some(*ceiling) });
         Self { name: name.into(), unit, rounds: rounds.collect(), reach: reach.into() }
     }
 
@@ -99,7 +99,7 @@ impl Figure {
 
     pub fn json(&self) -> Value {
         let rounds: Vec<Value> =
-            self.rounds.iter().map(|Round { value, ceiling }| json!({ "value": value, "ceiling": ceiling })).collect();
+            self.rounds.iter().map(|FigureRound { value, ceiling }| json!({ "value": value, "ceiling": ceiling })).collect();
         json!({
             "figure": self.name,
             "unit": self.unit,

@@ -19,7 +19,7 @@ pub const FOLDER: &str = "target/bench";
 /// Timeout of each wait.
 pub const PATIENCE: Duration = Duration::from_secs(300);
 
-pub struct Harness {
+pub struct BenchHarness {
     pub pair: Pair,
     pub quick: bool,
     rounds: usize,
@@ -28,7 +28,7 @@ pub struct Harness {
     began: Instant,
 }
 
-impl Harness {
+impl BenchHarness {
     /// Starts the servers, with commit timestamps enabled.
     pub async fn set(quick: bool, rounds: usize, only: Vec<String>, waiting: Option<u32>) -> Result<Self> {
         let began = Instant::now();
@@ -91,7 +91,7 @@ pub async fn settle(sandbox: &Sandbox) -> Result<()> {
 }
 
 /// Waits until the broker uses less than a tenth of a core, because it goes on writing for a while after publishing.
-pub async fn rest(harness: &Harness) -> Result<()> {
+pub async fn rest(harness: &BenchHarness) -> Result<()> {
     const LOOK: Duration = Duration::from_millis(500);
     until("the broker has come to rest", Duration::ZERO, async || {
         let before = Cpu::now(&harness.pair, &[])?;

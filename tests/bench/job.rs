@@ -10,9 +10,9 @@ use shared::domain::event::EventType;
 
 use crate::{
     figure::{Figure, Reach, number},
-    harness::{Harness, settle, until, until_depth},
+    harness::{BenchHarness, settle, until, until_depth},
     population::{CONFIRM_RECEIPT, due_of},
-    process::Running,
+    process::RunningProcess,
     usage::Cpu,
 };
 
@@ -30,7 +30,7 @@ const POLICY: &str = r#"
     every_ms = 3600000
 "#;
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("job", POLICY, &[]).await?;
     let (load, count) = (&CONFIRM_RECEIPT, harness.of(200_000, 50_000));
     let mut values = Vec::new();
@@ -39,7 +39,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
         settle(&sandbox).await?;
         let broker = sandbox.broker().await?;
         let producer = Producer::connect(&sandbox.settings).await?;
-        let worker = Running::worker(&sandbox)?;
+        let worker = RunningProcess::worker(&sandbox)?;
         let events: Vec<_> = ids.iter().map(|id| event(EventType::OrderShipped, *id)).collect();
         let before = Cpu::now(&harness.pair, &[])?;
         producer.schedule(&events).await?;

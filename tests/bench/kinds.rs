@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::{
     drain::Drain,
     figure::{Figure, Reach},
-    harness::{Harness, settle},
+    harness::{BenchHarness, settle},
     population::{COLLECT_ARREARS, HIDE_ORDER, Load, PURGE_CART_ITEM},
     statements,
 };
@@ -17,7 +17,7 @@ const HIDE: &str = "drain hide-order";
 
 pub const NAMES: &[&str] = &[PURGE, ARREARS, HIDE];
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let mut figures = Vec::new();
     let kinds = [
         (PURGE, &PURGE_CART_ITEM, harness.of(150_000, 20_000)),
@@ -30,7 +30,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
     Ok(figures)
 }
 
-async fn kind(harness: &Harness, name: &'static str, load: &Load, count: usize) -> Result<Figure> {
+async fn kind(harness: &BenchHarness, name: &'static str, load: &Load, count: usize) -> Result<Figure> {
     let sandbox = harness.sandbox("kinds", load.policy, &[]).await?;
     let shape = statements::best_shape(harness, &sandbox, load, count).await?;
     let drain = Drain { load, count, each: sandbox.settings.naming.pack_max, workers: 1 };

@@ -23,10 +23,10 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     clock::Clock,
-    figure::{Figure, Reach, Round, number, quantile},
-    harness::{Harness, rows, settle, until},
+    figure::{Figure, FigureRound, Reach, number, quantile},
+    harness::{BenchHarness, rows, settle, until},
     population::emptied,
-    process::Running,
+    process::RunningProcess,
     wakeups,
 };
 
@@ -56,7 +56,7 @@ struct Late {
     max: f64,
 }
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("lateness", POLICY, &[]).await?;
     let mut figures = Vec::new();
     for (name, rate) in NAMES.iter().zip(RATES).filter(|(name, _)| harness.wants(name)) {
@@ -69,7 +69,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
             lates.push((fleet, broker));
         }
         let of = |what: fn(&Late) -> f64| {
-            lates.iter().map(|(fleet, broker)| Round { value: what(fleet), ceiling: Some(what(broker)) }).collect()
+            lates.iter().map(|(fleet, broker)| FigureRound { value: what(fleet), ceiling: Some(what(broker)) }).collect()
         };
         let figure = |name: String, rounds, reach| Figure { name, unit: "ms", rounds, reach };
         figures.push(figure((*name).to_owned(), of(|late| late.p99), Some(Reach::Beyond(MARGIN))));
@@ -97,7 +97,7 @@ async fn fleet(sandbox: &Sandbox, rate: u32, count: u32) -> Result<Late> {
     make(sandbox, &events).await?;
     settle(sandbox).await?;
     let producer = Arc::new(Producer::connect(&sandbox.settings).await?);
-    let worker = Running::worker(sandbox)?;
+    let worker = RunningProcess::worker(sandbox)?;
     ensure!(Instant::now() < first, "the lead was too short for what comes before the first moment");
 
     let mut scheduling = JoinSet::new();

@@ -7,7 +7,7 @@ use procfs::{CpuInfo, Current, Meminfo, process::Process};
 use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::database::statement;
 
-use crate::harness::{FOLDER, Harness};
+use crate::harness::{BenchHarness, FOLDER};
 
 /// Settings of PostgreSQL that affect its speed.
 const SETTINGS: [&str; 8] = [
@@ -24,7 +24,7 @@ const SETTINGS: [&str; 8] = [
 /// Names and values of the machine's properties.
 pub struct Machine(Vec<(&'static str, String)>);
 
-pub async fn describe(harness: &Harness) -> Result<Machine> {
+pub async fn describe(harness: &BenchHarness) -> Result<Machine> {
     let cpu = CpuInfo::current()?;
     let memory = Meminfo::current()?.mem_total / (1 << 20);
     let db = Database::connect(&harness.pair.servers.database_url).await?;

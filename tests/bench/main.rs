@@ -32,12 +32,12 @@ use clap::Parser;
 use futures::future::LocalBoxFuture;
 
 use figure::Figure;
-use harness::{FOLDER, Harness};
-use report::Report;
+use harness::{BenchHarness, FOLDER};
+use report::BenchReport;
 
 /// Measures the fleet and its ceilings on private servers
 #[derive(Parser)]
-struct Arguments {
+struct BenchArguments {
     /// Run a smoke test of the bench in under two minutes: small counts; targets are shown, not enforced
     #[arg(long)]
     quick: bool,
@@ -56,26 +56,26 @@ struct Arguments {
 }
 
 /// Figures that are measured together.
-struct Group {
+struct FigureGroup {
     names: &'static [&'static str],
-    measure: for<'a> fn(&'a Harness) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
+    measure: for<'a> fn(&'a BenchHarness) -> LocalBoxFuture<'a, Result<Vec<Figure>>>,
 }
 
-const GROUPS: &[Group] = &[
-    Group { names: schedule::NAMES, measure: |harness| Box::pin(schedule::measure(harness)) },
-    Group { names: relay::NAMES, measure: |harness| Box::pin(relay::measure(harness)) },
-    Group { names: receipts::NAMES, measure: |harness| Box::pin(receipts::measure(harness)) },
-    Group { names: kinds::NAMES, measure: |harness| Box::pin(kinds::measure(harness)) },
-    Group { names: lateness::NAMES, measure: |harness| Box::pin(lateness::measure(harness)) },
-    Group { names: waiting::NAMES, measure: |harness| Box::pin(waiting::measure(harness)) },
-    Group { names: start::NAMES, measure: |harness| Box::pin(start::measure(harness)) },
-    Group { names: job::NAMES, measure: |harness| Box::pin(job::measure(harness)) },
-    Group { names: burst::NAMES, measure: |harness| Box::pin(burst::measure(harness)) },
+const GROUPS: &[FigureGroup] = &[
+    FigureGroup { names: schedule::NAMES, measure: |harness| Box::pin(schedule::measure(harness)) },
+    FigureGroup { names: relay::NAMES, measure: |harness| Box::pin(relay::measure(harness)) },
+    FigureGroup { names: receipts::NAMES, measure: |harness| Box::pin(receipts::measure(harness)) },
+    FigureGroup { names: kinds::NAMES, measure: |harness| Box::pin(kinds::measure(harness)) },
+    FigureGroup { names: lateness::NAMES, measure: |harness| Box::pin(lateness::measure(harness)) },
+    FigureGroup { names: waiting::NAMES, measure: |harness| Box::pin(waiting::measure(harness)) },
+    FigureGroup { names: start::NAMES, measure: |harness| Box::pin(start::measure(harness)) },
+    FigureGroup { names: job::NAMES, measure: |harness| Box::pin(job::measure(harness)) },
+    FigureGroup { names: burst::NAMES, measure: |harness| Box::pin(burst::measure(harness)) },
 ];
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let arguments = Arguments::parse();
+    let arguments = BenchArguments::parse();
     match bench(&arguments).await {
         Ok(missed) if missed.is_empty() => ExitCode::SUCCESS,
         Ok(missed) => {
@@ -90,7 +90,7 @@ async fn main() -> ExitCode {
 }
 
 /// Measures and always clears the harness: dropping it stops its processes and servers. Returns the figures that miss their target.
-async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
+async fn bench(arguments: &BenchArguments) -> Result<Vec<String>> {
     let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     tokio::select! {
         () = interrupted.cancelled() => bail!("interrupted; everything is taken down"),
@@ -98,10 +98,10 @@ async fn bench(arguments: &Arguments) -> Result<Vec<String>> {
     }
 }
 
-async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
-    let Arguments { quick, only, rounds, waiting, out } = arguments;
+async fn measure(arguments: &BenchArguments) -> Result<Vec<String>> {
+    let BenchArguments { quick, only, rounds, waiting, out } = arguments;
     let wanted = |name: &str| only.is_empty() || only.iter().any(|only| name.contains(only.as_str()));
-    let groups: Vec<&Group> = GROUPS.iter().filter(|group| group.names.iter().any(|name| wanted(name))).collect();
+    let groups: Vec<&FigureGroup> = GROUPS.iter().filter(|group| group.names.iter().any(|name| wanted(name))).collect();
     if groups.is_empty() {
         let names: Vec<&str> = GROUPS.iter().flat_map(|group| group.names).copied().collect();
         bail!("no figure of that name; there are: {}", names.join("; "));
@@ -109,13 +109,13 @@ async fn measure(arguments: &Arguments) -> Result<Vec<String>> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let rounds = rounds.map_or(if *quick { 1 } else { 5 }, usize::from);
     eprintln!("bench: starting servers of its own");
-    let harness = Harness::set(*quick, rounds, only.clone(), *waiting).await?;
+    let harness = BenchHarness::set(*quick, rounds, only.clone(), *waiting).await?;
     let machine = machine::describe(&harness).await?;
     let mut figures = Vec::new();
     for group in groups {
         figures.extend((group.measure)(&harness).await.with_context(|| group.names.join("; "))?);
     }
-    let report = Report { figures, machine, took: harness.elapsed(), quick: *quick };
+    let report = BenchReport { figures, machine, took: harness.elapsed(), quick: *quick };
     report.print();
     report.write(out)?;
     Ok(report.missed())

@@ -11,13 +11,13 @@ use crate::harness::FOLDER;
 /// How long a process may take to stop.
 const STOP: Duration = Duration::from_secs(60);
 
-pub struct Running {
+pub struct RunningProcess {
     name: &'static str,
     child: Child,
     pub pid: u32,
 }
 
-impl Running {
+impl RunningProcess {
     pub fn worker(sandbox: &Sandbox) -> Result<Self> {
         Self::start("worker", sandbox, &[])
     }

@@ -6,7 +6,7 @@ use anyhow::Result;
 use crate::{
     drain::{Drain, Drained},
     figure::{Figure, Reach, number},
-    harness::{Harness, settle},
+    harness::{BenchHarness, settle},
     population::{CONFIRM_RECEIPT, due_of},
     statements, taking,
 };
@@ -23,14 +23,14 @@ const WAL: &str = "WAL per effect";
 pub const NAMES: &[&str] = &[PACKED, UNPACKED, TWO, FOUR, MEMORY, CPU_PACKED, CPU_UNPACKED, taking::NAME, WAL];
 
 /// The results of one way to drain, round by round.
-struct Way {
+struct DrainWay {
     name: &'static str,
     each: usize,
     workers: usize,
     drained: Vec<Drained>,
 }
 
-impl Way {
+impl DrainWay {
     const fn new(name: &'static str, each: usize, workers: usize) -> Self {
         Self { name, each, workers, drained: Vec::new() }
     }
@@ -44,17 +44,17 @@ impl Way {
     }
 }
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("receipts", CONFIRM_RECEIPT.policy, &[]).await?;
     let pack_max = sandbox.settings.naming.pack_max;
     let wants = |names: &[&str]| names.iter().any(|name| harness.wants(name));
     // The drain by one process is the reference of the others, and the source of CPU, memory and log.
-    let mut packed = wants(&[PACKED, TWO, FOUR, MEMORY, CPU_PACKED, WAL]).then(|| Way::new(PACKED, pack_max, 1));
-    let mut unpacked = wants(&[UNPACKED, CPU_UNPACKED]).then(|| Way::new(UNPACKED, 1, 1));
-    let mut several: Vec<Way> = [(TWO, 2), (FOUR, 4)]
+    let mut packed = wants(&[PACKED, TWO, FOUR, MEMORY, CPU_PACKED, WAL]).then(|| DrainWay::new(PACKED, pack_max, 1));
+    let mut unpacked = wants(&[UNPACKED, CPU_UNPACKED]).then(|| DrainWay::new(UNPACKED, 1, 1));
+    let mut several: Vec<DrainWay> = [(TWO, 2), (FOUR, 4)]
         .into_iter()
         .filter(|(name, _)| harness.wants(name))
-        .map(|(name, n)| Way::new(name, pack_max, n))
+        .map(|(name, n)| DrainWay::new(name, pack_max, n))
         .collect();
 
     let load = &CONFIRM_RECEIPT;
@@ -115,7 +115,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
 }
 
 /// User and system time of each process per subject; the worker's includes its start.
-fn cpu(name: &str, way: &Way, count: usize, of_database: Option<Reach>) -> [Figure; 3] {
+fn cpu(name: &str, way: &DrainWay, count: usize, of_database: Option<Reach>) -> [Figure; 3] {
     let per_subject = |seconds: fn(&Drained) -> f64| way.of(|drained| seconds(drained) * 1e6 / number(count));
     let database = per_subject(|drained| drained.cpu.database);
     let worker = per_subject(|drained| drained.cpu.workers);

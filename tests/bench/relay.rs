@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use crate::{
     bare::Bare,
     figure::{Figure, Reach, number},
-    harness::{Harness, ask, settle, until},
+    harness::{BenchHarness, ask, settle, until},
     population::CONFIRM_RECEIPT,
-    process::Running,
+    process::RunningProcess,
     wakeups,
 };
 
@@ -31,7 +31,7 @@ pub const NAMES: &[&str] = &[RELAY];
 /// The pause between two looks for a row.
 const LOOK: Duration = Duration::from_millis(2);
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("relay", CONFIRM_RECEIPT.policy, &[]).await?;
     let bare = Bare::connect(&sandbox.settings).await?;
     let count = harness.of(300_000, 30_000);
@@ -65,7 +65,7 @@ async fn fill(sandbox: &Sandbox) -> Result<()> {
 async fn relayed(sandbox: &Sandbox, count: usize) -> Result<f64> {
     let batch = usize::try_from(sandbox.settings.relay.batch_max)?;
     ensure!(count > batch, "one batch takes it all");
-    let relay = Running::relay(sandbox)?;
+    let relay = RunningProcess::relay(sandbox)?;
     let gone = async |row: usize| {
         let there = format!("SELECT EXISTS (SELECT FROM outbox WHERE id = {row})");
         until("the relay takes rows", LOOK, async || Ok(!ask::<bool>(sandbox, &there).await?)).await?;

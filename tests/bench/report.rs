@@ -13,7 +13,7 @@ use crate::{
     machine::Machine,
 };
 
-pub struct Report {
+pub struct BenchReport {
     pub figures: Vec<Figure>,
     pub machine: Machine,
     pub took: Duration,
@@ -22,7 +22,7 @@ pub struct Report {
 
 const HEADER: [&str; 7] = ["figure", "value", "ceiling", "ratio", "spread", "reach", "met"];
 
-impl Report {
+impl BenchReport {
     /// The names of the figures that miss their target.
     pub fn missed(&self) -> Vec<String> {
         let missed = |figure: &&Figure| figure.met() == Some(false);

@@ -22,7 +22,7 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, Reach, median, number},
-    harness::{Harness, until_depth},
+    harness::{BenchHarness, until_depth},
     population::CONFIRM_RECEIPT,
     wakeups,
 };
@@ -35,7 +35,7 @@ pub const NAMES: &[&str] = &[BULK, SINGLY];
 /// How many callers share one producer.
 const CALLERS: usize = 64;
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("schedule", CONFIRM_RECEIPT.policy, &[]).await?;
     let (broker, bare) = (sandbox.broker().await?, Bare::connect(&sandbox.settings).await?);
     let producer = Arc::new(Producer::connect(&sandbox.settings).await?);

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use crate::{
     clock::{Clock, millis},
     figure::{Figure, Reach, median},
-    harness::{Harness, ask, settle, until},
+    harness::{BenchHarness, ask, settle, until},
     population::CONFIRM_RECEIPT,
-    process::Running,
+    process::RunningProcess,
     usage::Memory,
     wakeups,
 };
@@ -28,7 +28,7 @@ const IDLE_AFTER: Duration = Duration::from_secs(5);
 /// A round is the median of this many starts, of one in a quick run.
 const STARTS: usize = 3;
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("start", CONFIRM_RECEIPT.policy, &[]).await?;
     let (mut starts, mut idle) = (Vec::new(), Vec::new());
     if harness.wants(START) {
@@ -44,7 +44,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
     }
     if harness.wants(IDLE) {
         for round in harness.rounds(3) {
-            let worker = Running::worker(&sandbox)?;
+            let worker = RunningProcess::worker(&sandbox)?;
             tokio::time::sleep(IDLE_AFTER).await;
             let memory = Memory::of(worker.pid)?.now;
             worker.stop().await?;
@@ -69,7 +69,7 @@ async fn start(sandbox: &Sandbox) -> Result<f64> {
     settle(sandbox).await?;
     let clock = Clock::set(&sandbox.db).await?;
     let spawned = Instant::now();
-    let worker = Running::worker(sandbox)?;
+    let worker = RunningProcess::worker(sandbox)?;
     until("the order is received", Duration::from_millis(20), async || Ok(load.applied(sandbox).await? == 1)).await?;
     let committed: Option<DateTime<Utc>> =
         ask(sandbox, "SELECT pg_xact_commit_timestamp(xmin) FROM order_status_history").await?;

@@ -25,7 +25,7 @@ use uuid::Uuid;
 
 use crate::{
     figure::{number, shown},
-    harness::{Harness, settle},
+    harness::{BenchHarness, settle},
     population::Load,
 };
 
@@ -41,7 +41,7 @@ pub struct Shape {
 
 /// The best of 1, 2 and 4 connections, with a worker's batches and with batches four times as large, each over a slice of one population.
 /// A slice with fewer than two batches per connection is not run with several connections.
-pub async fn best_shape(harness: &Harness, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
+pub async fn best_shape(harness: &BenchHarness, sandbox: &Sandbox, load: &Load, count: usize) -> Result<Shape> {
     let batch = sandbox.settings.worker.batch_max;
     let shapes: Vec<Shape> =
         [batch, 4 * batch].into_iter().flat_map(|batch| [1, 2, 4].map(|connections| Shape { connections, batch })).collect();

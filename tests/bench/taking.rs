@@ -9,7 +9,7 @@ use uuid::Uuid;
 use crate::{
     bare::Bare,
     figure::{Figure, number},
-    harness::{Harness, rest, until_depth},
+    harness::{BenchHarness, rest, until_depth},
     usage::Cpu,
     wakeups,
 };
@@ -17,7 +17,7 @@ use crate::{
 pub const NAME: &str = "bare consumer, unpacked";
 
 /// The result of one round.
-pub struct Taken {
+pub struct TakingRound {
     /// Messages per second.
     pub rate: f64,
     /// CPU seconds per message.
@@ -26,7 +26,7 @@ pub struct Taken {
 }
 
 /// Publishes `count` messages of one subject each into a kind's lane and takes them out again.
-pub async fn round(harness: &Harness, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<Taken> {
+pub async fn round(harness: &BenchHarness, sandbox: &Sandbox, kind: &'static str, count: usize) -> Result<TakingRound> {
     let ids: Vec<Uuid> = (0..count).map(|_| Uuid::new_v4()).collect();
     let (broker, lane) = (sandbox.broker().await?, sandbox.settings.topology().lanes(kind).next().context("no lane")?);
     wakeups::put(sandbox, &broker, kind, &ids, 1).await?;
@@ -39,12 +39,12 @@ pub async fn round(harness: &Harness, sandbox: &Sandbox, kind: &'static str, cou
     bare.close().await?;
     broker.close().await;
     let each = |seconds: f64| seconds / number(count);
-    let taken = Taken { rate: number(count) / took.as_secs_f64(), broker: each(cpu.broker), client: each(cpu.own) };
+    let taken = TakingRound { rate: number(count) / took.as_secs_f64(), broker: each(cpu.broker), client: each(cpu.own) };
     Ok(taken)
 }
 
-pub fn figures(taken: &[Taken]) -> [Figure; 3] {
-    let of = |what: fn(&Taken) -> f64| taken.iter().map(what).collect::<Vec<_>>();
+pub fn figures(taken: &[TakingRound]) -> [Figure; 3] {
+    let of = |what: fn(&TakingRound) -> f64| taken.iter().map(what).collect::<Vec<_>>();
     [
         Figure::plain(NAME, "messages/s", of(|taken| taken.rate)),
         Figure::plain(format!("{NAME}: broker"), "µs", of(|taken| taken.broker * 1e6)),

@@ -13,7 +13,7 @@ use crate::{
     bare::Bare,
     drain::Drain,
     figure::{Figure, Reach, median, number, shown},
-    harness::{Harness, rest, until_depth},
+    harness::{BenchHarness, rest, until_depth},
     population::CONFIRM_RECEIPT,
     schedule, wakeups,
 };
@@ -34,7 +34,7 @@ const PORTION: usize = 25_000;
 /// The results of one phase, by figure and round.
 type Phase = [Vec<f64>; 3];
 
-pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
+pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     let sandbox = harness.sandbox("waiting", CONFIRM_RECEIPT.policy, &[]).await?;
     let broker = sandbox.broker().await?;
     let count = harness.waiting();
@@ -62,7 +62,7 @@ pub async fn measure(harness: &Harness) -> Result<Vec<Figure>> {
     Ok(figures.collect())
 }
 
-async fn phase(harness: &Harness, sandbox: &Sandbox, broker: &Broker, now: &str) -> Result<Phase> {
+async fn phase(harness: &BenchHarness, sandbox: &Sandbox, broker: &Broker, now: &str) -> Result<Phase> {
     let producer = Producer::connect(&sandbox.settings).await?;
     let load = &CONFIRM_RECEIPT;
     let drain = |count, each| Drain { load, count, each, workers: 1 };

@@ -9,7 +9,7 @@ use shared::{
     database,
     message::{
         outgoing::Outgoing,
-        pack::{Waiting, pack},
+        pack::{WaitingSubject, pack},
         wakeup::{TraceContext, Wakeup},
     },
 };
@@ -31,7 +31,8 @@ pub fn of(
     let trace = TraceContext::default();
     // Pack chunk by chunk, because packing sorts the subjects by id.
     let packed = subjects.chunks(each).flat_map(|chunk| {
-        let waiting = chunk.iter().map(|subject| Waiting { kind, subject: *subject, due_at: now + wait, wait, attempt: 0 });
+        let waiting =
+            chunk.iter().map(|subject| WaitingSubject { kind, subject: *subject, due_at: now + wait, wait, attempt: 0 });
         pack(waiting, topology.ladder(), topology.shards(), each, &trace)
     });
     packed.map(|packed| Outgoing::of(&packed, &topology)).collect()

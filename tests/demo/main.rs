@@ -58,7 +58,7 @@ const WORKERS: usize = 2;
 
 /// Runs the main job with one day as one second and checks every row at the end
 #[derive(Parser)]
-struct Arguments {
+struct DemoArguments {
     /// How many orders to make; there are also a third as many cart items
     #[arg(long, default_value_t = 3_000, value_parser = clap::value_parser!(u32).range(100..=1_000_000))]
     orders: u32,
@@ -66,7 +66,7 @@ struct Arguments {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { orders } = Arguments::parse();
+    let DemoArguments { orders } = DemoArguments::parse();
     match demo(orders).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -99,7 +99,7 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     population::prepare(&sandbox.db).await?;
     // The order system logs in with its own role.
     let order_system = sandbox.connect_as(DatabaseRole::OrderSystem).await?;
-    let mut fleet = Fleet::start(&sandbox.env)?;
+    let mut fleet = DemoFleet::start(&sandbox.env)?;
     let broker = sandbox.broker().await?;
     let mut progress = Progress::new(sandbox, &broker, orders);
 
@@ -136,7 +136,7 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     fleet.stop().await?;
     let dead = dead_letters(sandbox, &broker).await?;
     broker.close().await;
-    let report = report::Report::make(&sandbox.db, dead).await?;
+    let report = report::DemoReport::make(&sandbox.db, dead).await?;
     report.print(restarts);
     report.write(Path::new(FOLDER))?;
     Ok(report.is_right())
@@ -150,13 +150,13 @@ async fn dead_letters(sandbox: &Sandbox, broker: &Broker) -> Result<i64> {
 }
 
 /// The fleet's processes: a relay and two workers. A process that crashes is restarted, as a supervisor would.
-struct Fleet {
+struct DemoFleet {
     env: BTreeMap<String, String>,
     running: Vec<(String, &'static str, Vec<&'static str>, Child)>,
     restarts: u32,
 }
 
-impl Fleet {
+impl DemoFleet {
     fn start(env: &BTreeMap<String, String>) -> Result<Self> {
         let mut fleet = Self { env: env.clone(), running: Vec::new(), restarts: 0 };
         for old in std::fs::read_dir(FOLDER)?.flatten().filter(|file| file.path().extension().is_some_and(|end| end == "log")) {

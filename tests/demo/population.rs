@@ -8,7 +8,7 @@ use shared::database::{
     statement,
 };
 
-use crate::situations::{Make, Money, OLD_ON_DAY, SITUATIONS, Situation};
+use crate::situations::{DemoSituation, OLD_ON_DAY, OrderMoney, RowStart, SITUATIONS};
 
 /// How many rows one transaction makes or acts on.
 const CHUNK: u32 = 100;
@@ -72,21 +72,21 @@ pub async fn populate(db: &DatabaseConnection, orders: u32) -> Result<()> {
     Ok(())
 }
 
-async fn make(db: &DatabaseConnection, situation: &Situation, count: u32) -> Result<()> {
+async fn make(db: &DatabaseConnection, situation: &DemoSituation, count: u32) -> Result<()> {
     let (customers, wallet) = match situation.make {
-        Make::OrderOfPoorCustomer { wallet, .. } => (count, wallet),
-        Make::Order { .. } | Make::OldOrder { .. } | Make::CartItem => ((count / 3).max(1), WEALTH),
-        Make::Nothing => (0, WEALTH),
+        RowStart::OrderOfPoorCustomer { wallet, .. } => (count, wallet),
+        RowStart::Order { .. } | RowStart::OldOrder { .. } | RowStart::CartItem => ((count / 3).max(1), WEALTH),
+        RowStart::Nothing => (0, WEALTH),
     };
     // Make the customers first, because deadlines count from the time of the order.
     let row = db.query_one_raw(statement(CUSTOMERS, [i64::from(customers).into(), wallet.into()])).await?.context("no row")?;
     let customers: Option<Vec<uuid::Uuid>> = row.try_get("", "customers")?;
     let sql = match &situation.make {
-        Make::Order { status, parcel, money } => order(&new_order(status, *parcel), "now()", money),
-        Make::OrderOfPoorCustomer { money, .. } => order(&new_order("delivering", true), "now()", money),
-        Make::OldOrder { on_hold, money } => order(&old_order(*on_hold), "made.created_at", money),
-        Make::CartItem => CART_ITEM.to_owned(),
-        Make::Nothing => NOTHING.to_owned(),
+        RowStart::Order { status, parcel, money } => order(&new_order(status, *parcel), "now()", money),
+        RowStart::OrderOfPoorCustomer { money, .. } => order(&new_order("delivering", true), "now()", money),
+        RowStart::OldOrder { on_hold, money } => order(&old_order(*on_hold), "made.created_at", money),
+        RowStart::CartItem => CART_ITEM.to_owned(),
+        RowStart::Nothing => NOTHING.to_owned(),
     };
     db.execute_raw(statement(&sql, [situation.name.into(), i64::from(count).into(), customers.unwrap_or_default().into()]))
         .await?;
@@ -127,7 +127,7 @@ struct Begins {
 }
 
 /// SQL: makes `$2` orders of the customers `$3` in the situation `$1`, with their accounts and first payments.
-fn order(Begins { columns, values, talked_about }: &Begins, paid_at: &str, Money { due, paid }: &Money) -> String {
+fn order(Begins { columns, values, talked_about }: &Begins, paid_at: &str, OrderMoney { due, paid }: &OrderMoney) -> String {
     let parts = ["goods", "shipping", "service"].into_iter().zip(paid).map(|(kind, paid)| format!("('{kind}', {paid}::bigint)"));
     let parts = parts.collect::<Vec<_>>().join(", ");
     format!(

@@ -8,10 +8,10 @@ use sea_orm::{ConnectionTrait, DatabaseConnection};
 use serde_json::json;
 use shared::{database::statement, process::cli::say};
 
-use crate::situations::{Found, SITUATIONS, Situation};
+use crate::situations::{CheckedRows, DemoSituation, SITUATIONS};
 
-pub struct Report {
-    lines: Vec<Line>,
+pub struct DemoReport {
+    lines: Vec<SituationResult>,
     /// Over all rows, in milliseconds.
     lateness: Lateness,
     ledger_sum: i64,
@@ -19,9 +19,9 @@ pub struct Report {
     dead_letters: i64,
 }
 
-struct Line {
-    situation: &'static Situation,
-    found: Found,
+struct SituationResult {
+    situation: &'static DemoSituation,
+    found: CheckedRows,
     lateness: Lateness,
 }
 
@@ -33,15 +33,15 @@ struct Lateness {
     max: Option<f64>,
 }
 
-impl Report {
+impl DemoReport {
     pub async fn make(db: &DatabaseConnection, dead_letters: i64) -> Result<Self> {
         let mut lines = Vec::new();
         for situation in SITUATIONS {
             let found = situation.check(db).await?;
             let lateness = lateness(db, &situation.lateness_sql()).await?;
-            lines.push(Line { situation, found, lateness });
+            lines.push(SituationResult { situation, found, lateness });
         }
-        let all = SITUATIONS.iter().map(Situation::lateness_sql).collect::<Vec<_>>().join(" UNION ALL ");
+        let all = SITUATIONS.iter().map(DemoSituation::lateness_sql).collect::<Vec<_>>().join(" UNION ALL ");
         let sum = "SELECT coalesce(sum(balance), 0)::bigint AS n FROM accounts";
         Ok(Self {
             lateness: lateness(db, &all).await?,
@@ -64,7 +64,7 @@ impl Report {
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED).set_content_arrangement(ContentArrangement::Dynamic);
         table.set_header(["situation", "rows", "should have happened", "did happen", "late p50", "late p99"]);
-        for Line { situation, found, lateness } in &self.lines {
+        for SituationResult { situation, found, lateness } in &self.lines {
             let did = match found.all - found.right {
                 0 => format!("✓ all {}", found.right),
                 wrong => format!("✗ {} did, {wrong} did not: {}", found.right, found.wrong.join(", ")),
@@ -98,7 +98,7 @@ impl Report {
         let situations: Vec<_> = self
             .lines
             .iter()
-            .map(|Line { situation, found, .. }| {
+            .map(|SituationResult { situation, found, .. }| {
                 json!({ "name": situation.name, "expected": found.all, "actual": found.right, "wrong": found.all - found.right })
             })
             .collect();

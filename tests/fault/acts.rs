@@ -9,7 +9,7 @@ use uuid::Uuid;
 /// How many rows one transaction acts on.
 const CHUNK: i64 = 100;
 
-pub struct Act {
+pub struct FaultAct {
     /// The table of the rows.
     situations: &'static [&'static str],
     table: &'static str,
@@ -18,8 +18,8 @@ pub struct Act {
 }
 
 /// Acts that happen once to every row of their situation, a second after it was made.
-pub static MEANWHILE: &[Act] = &[
-    Act {
+pub static MEANWHILE: &[FaultAct] = &[
+    FaultAct {
         situations: &["confirms-himself"],
         table: "orders",
         sql: "WITH done AS (
@@ -33,7 +33,7 @@ pub static MEANWHILE: &[Act] = &[
               )
               UPDATE fault_expected SET times = 0 FROM done WHERE subject = done.id AND kind = 'confirm-receipt'",
     },
-    Act {
+    FaultAct {
         situations: &["cancels"],
         table: "orders",
         // Staff do not cancel orders whose arrears are already collected.
@@ -50,7 +50,7 @@ pub static MEANWHILE: &[Act] = &[
               )
               UPDATE fault_expected SET times = 0, amount = NULL FROM done WHERE subject = done.id",
     },
-    Act {
+    FaultAct {
         situations: &["ordered-from-cart"],
         table: "cart_items",
         sql: "WITH done AS (
@@ -61,9 +61,9 @@ pub static MEANWHILE: &[Act] = &[
 ];
 
 /// Acts that happen repeatedly, to rows chosen at random.
-pub static BUSY: &[Act] = &[
+pub static BUSY: &[FaultAct] = &[
     // The service fee is raised. An existing shortfall of it is collected in one charge together with the rise.
-    Act {
+    FaultAct {
         situations: &["paid", "short"],
         table: "orders",
         sql: "WITH pending AS (
@@ -80,7 +80,7 @@ pub static BUSY: &[Act] = &[
                   times = fault_expected.times + CASE WHEN (SELECT short FROM done WHERE id = fault_expected.subject) THEN 0 ELSE 1 END",
     },
     // The customer pays the shortfall of goods.
-    Act {
+    FaultAct {
         situations: &["short", "wrongly-out"],
         table: "orders",
         sql: "WITH done AS (
@@ -95,7 +95,7 @@ pub static BUSY: &[Act] = &[
                 FROM done WHERE subject = order_id AND kind = 'collect-arrears' AND part = 'goods'",
     },
     // A parcel is recorded for an order that was out of stock by mistake.
-    Act {
+    FaultAct {
         situations: &["really-out"],
         table: "orders",
         sql: "WITH done AS (
@@ -112,7 +112,7 @@ pub static BUSY: &[Act] = &[
     },
 ];
 
-impl Act {
+impl FaultAct {
     /// The situations whose rows it changes.
     pub fn names(&self) -> impl Iterator<Item = String> {
         self.situations.iter().map(|name| (*name).to_owned())

@@ -49,7 +49,7 @@ pub async fn open(db: &DatabaseConnection) -> Result<()> {
 }
 
 /// How the rows of a situation start.
-pub enum Make {
+pub enum SituationStart {
     Order {
         status: &'static str,
         /// The status before.
@@ -69,18 +69,18 @@ pub enum Make {
     CartItem,
 }
 
-pub struct Situation {
+pub struct FaultSituation {
     pub name: &'static str,
     /// Its share of all subjects, in 50ths.
     pub share: i64,
-    pub make: Make,
+    pub make: SituationStart,
 }
 
 const PAID: [&str; 3] = ["0", "0", "0"];
 const REFUNDED: [&str; 3] = ["1500000", "0", "0"];
 
-const fn delivering(short: [&'static str; 3]) -> Make {
-    Make::Order {
+const fn delivering(short: [&'static str; 3]) -> SituationStart {
+    SituationStart::Order {
         status: "delivering",
         before: "in_warehouse",
         parcel: true,
@@ -94,13 +94,13 @@ const fn delivering(short: [&'static str; 3]) -> Make {
 }
 
 /// The situations, with their results without any act; `acts` changes some.
-pub static SITUATIONS: &[Situation] = &[
-    Situation { name: "paid", share: 9, make: delivering(PAID) },
-    Situation { name: "short", share: 8, make: delivering(["100000 + n % 97 * 1000", "n % 2 * 7000", "0"]) },
-    Situation {
+pub static SITUATIONS: &[FaultSituation] = &[
+    FaultSituation { name: "paid", share: 9, make: delivering(PAID) },
+    FaultSituation { name: "short", share: 8, make: delivering(["100000 + n % 97 * 1000", "n % 2 * 7000", "0"]) },
+    FaultSituation {
         name: "wrongly-out",
         share: 4,
-        make: Make::Order {
+        make: SituationStart::Order {
             status: "out_of_stock",
             before: "in_warehouse",
             parcel: true,
@@ -112,10 +112,10 @@ pub static SITUATIONS: &[Situation] = &[
             last: "in_warehouse",
         },
     },
-    Situation {
+    FaultSituation {
         name: "wrongly-out-while-delivering",
         share: 2,
-        make: Make::Order {
+        make: SituationStart::Order {
             status: "out_of_stock",
             before: "delivering",
             parcel: true,
@@ -127,10 +127,10 @@ pub static SITUATIONS: &[Situation] = &[
             last: "received",
         },
     },
-    Situation {
+    FaultSituation {
         name: "really-out",
         share: 3,
-        make: Make::Order {
+        make: SituationStart::Order {
             status: "out_of_stock",
             before: "purchased",
             parcel: false,
@@ -142,13 +142,13 @@ pub static SITUATIONS: &[Situation] = &[
             last: "out_of_stock",
         },
     },
-    Situation { name: "confirms-himself", share: 5, make: delivering(PAID) },
-    Situation { name: "cancels", share: 3, make: delivering(["90000 + n % 89 * 1000", "0", "0"]) },
-    Situation { name: "in-cart", share: 12, make: Make::CartItem },
-    Situation { name: "ordered-from-cart", share: 4, make: Make::CartItem },
+    FaultSituation { name: "confirms-himself", share: 5, make: delivering(PAID) },
+    FaultSituation { name: "cancels", share: 3, make: delivering(["90000 + n % 89 * 1000", "0", "0"]) },
+    FaultSituation { name: "in-cart", share: 12, make: SituationStart::CartItem },
+    FaultSituation { name: "ordered-from-cart", share: 4, make: SituationStart::CartItem },
 ];
 
-impl Situation {
+impl FaultSituation {
     /// SQL that makes the subjects with the numbers `$1` to `$2`: rows, money, expectations and events. `$3` is the seed of their ids.
     pub fn sql(&self) -> String {
         let new = format!(
@@ -157,7 +157,7 @@ impl Situation {
             self.name
         );
         match &self.make {
-            Make::CartItem => format!(
+            SituationStart::CartItem => format!(
                 "WITH {new}, made AS (
                      INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity)
                      SELECT id, customer, 'sp-' || n, 'Áo khoác', 1 + n % 3 FROM new RETURNING id
@@ -169,12 +169,12 @@ impl Situation {
                  INSERT INTO outbox (event_type, subject_id) SELECT 'cart.item_added', id FROM made",
                 self.name
             ),
-            order @ Make::Order { .. } => self.order_sql(&new, order),
+            order @ SituationStart::Order { .. } => self.order_sql(&new, order),
         }
     }
 
-    fn order_sql(&self, new: &str, order: &Make) -> String {
-        let Make::Order { status, before, parcel, short, event, charged, restored, confirmed, last } = order else {
+    fn order_sql(&self, new: &str, order: &SituationStart) -> String {
+        let SituationStart::Order { status, before, parcel, short, event, charged, restored, confirmed, last } = order else {
             return String::new();
         };
         let due = [1_500_000, 120_000, 45_000];

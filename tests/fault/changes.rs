@@ -8,9 +8,9 @@ use rand::{RngExt, rngs::StdRng};
 use crate::{
     acts, checker,
     checker::Spans,
-    harness::{Harness, Terms},
+    harness::{FaultHarness, ScenarioSettings},
     population::{Pace, tolerable},
-    scenario::Running,
+    scenario::ScenarioRun,
 };
 
 const PLAYERS: [&str; 3] = ["relay", "worker-1", "worker-2"];
@@ -24,26 +24,26 @@ const SHORT: Spans = Spans { confirm: 3_000, arrears: 2_000, purge: 2_500 };
 const MIDDLING: Spans = Spans { confirm: 8_000, arrears: 7_000, purge: 7_500 };
 const LONG: Spans = Spans { confirm: 14_000, arrears: 11_000, purge: 12_500 };
 
-pub fn begins_middling() -> Terms {
-    Terms { spans: MIDDLING, ..Terms::default() }
+pub fn begins_middling() -> ScenarioSettings {
+    ScenarioSettings { spans: MIDDLING, ..ScenarioSettings::default() }
 }
 
-pub fn begins_long() -> Terms {
-    Terms { spans: Spans { confirm: 30_000, arrears: 28_000, purge: 29_000 }, ..Terms::default() }
+pub fn begins_long() -> ScenarioSettings {
+    ScenarioSettings { spans: Spans { confirm: 30_000, arrears: 28_000, purge: 29_000 }, ..ScenarioSettings::default() }
 }
 
 /// Wake-ups of the old policy arrive too early and have to be postponed.
-pub fn policy_lengthened(harness: &Harness, _rng: StdRng) -> Running<'_> {
+pub fn policy_lengthened(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(change_policy(harness, LONG))
 }
 
 /// Wake-ups of the old policy arrive too late: the sweep has to find the rows.
-pub fn policy_shortened(harness: &Harness, _rng: StdRng) -> Running<'_> {
+pub fn policy_shortened(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(change_policy(harness, SHORT))
 }
 
 /// Under the old policy only the relay runs, so everything waits where the old policy put it, and nothing has had its effect.
-async fn change_policy(harness: &Harness, spans: Spans) -> Result<()> {
+async fn change_policy(harness: &FaultHarness, spans: Spans) -> Result<()> {
     harness.relay(&[])?;
     harness.populate_during(std::future::ready(Ok(()))).await?;
     harness.fleet.stop_all().await?;
@@ -53,7 +53,7 @@ async fn change_policy(harness: &Harness, spans: Spans) -> Result<()> {
     Ok(())
 }
 
-pub fn rolling_restart(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn rolling_restart(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let rounds = harness.setting.form(1, 3);
@@ -85,7 +85,7 @@ pub fn rolling_restart(harness: &Harness, mut rng: StdRng) -> Running<'_> {
 }
 
 /// Everything falls due at once, while fees, payments and parcels change on the same rows.
-pub fn order_system_at_work(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn order_system_at_work(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let (enough, mut turns, mut refused) = (harness.setting.form(150, 600), 0, 0);

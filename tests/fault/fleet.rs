@@ -31,7 +31,7 @@ const SIGTERM: i32 = 15;
 
 type Env = BTreeMap<String, String>;
 
-pub struct Fleet {
+pub struct FaultFleet {
     drivers: Drivers,
     folder: PathBuf,
     watch: JoinHandle<()>,
@@ -39,9 +39,9 @@ pub struct Fleet {
 
 /// The running processes; a proxy, for example, uses it to kill one.
 #[derive(Clone, Default)]
-pub struct Drivers(Arc<Mutex<Vec<Driver>>>, Arc<AtomicU32>);
+pub struct Drivers(Arc<Mutex<Vec<ProcessDriver>>>, Arc<AtomicU32>);
 
-struct Driver {
+struct ProcessDriver {
     name: String,
     binary: &'static str,
     arguments: Vec<&'static str>,
@@ -51,7 +51,7 @@ struct Driver {
     died: Option<Instant>,
 }
 
-impl Fleet {
+impl FaultFleet {
     /// A fleet without processes, which will log to `folder`.
     pub fn new(folder: &Path) -> Self {
         let drivers = Drivers::default();
@@ -71,7 +71,7 @@ impl Fleet {
 
     /// Starts a process and keeps it running.
     pub fn start(&self, name: &str, binary: &'static str, arguments: &[&'static str], env: &Env) -> Result<()> {
-        let mut driver = Driver {
+        let mut driver = ProcessDriver {
             name: name.to_owned(),
             binary,
             arguments: arguments.to_vec(),
@@ -119,7 +119,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for FaultFleet {
     fn drop(&mut self) {
         self.watch.abort();
         // Dropping the processes kills them.
@@ -128,11 +128,11 @@ impl Drop for Fleet {
 }
 
 impl Drivers {
-    fn all(&self) -> MutexGuard<'_, Vec<Driver>> {
+    fn all(&self) -> MutexGuard<'_, Vec<ProcessDriver>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn take(&self, name: &str) -> Result<Driver> {
+    fn take(&self, name: &str) -> Result<ProcessDriver> {
         let mut drivers = self.all();
         let at = drivers.iter().position(|driver| driver.name == name).with_context(|| format!("no process {name}"))?;
         Ok(drivers.remove(at))
@@ -158,7 +158,7 @@ impl Drivers {
     }
 }
 
-impl Driver {
+impl ProcessDriver {
     fn spawn(&mut self) -> Result<()> {
         self.child = Some(fleet::start(fleet::command(self.binary, &self.env, &self.arguments)?, &self.log)?);
         self.died = None;

@@ -12,7 +12,7 @@ use shared::{
     message::{
         ladder::Ladder,
         outgoing::Outgoing,
-        pack::{Waiting, pack},
+        pack::{WaitingSubject, pack},
         wakeup::TraceContext,
     },
     settings::Settings,
@@ -24,8 +24,8 @@ use uuid::Uuid;
 use crate::{
     book,
     checker::{self, Counts, Spans},
-    fleet::Fleet,
-    place::{Place, Standing},
+    fleet::FaultFleet,
+    place::{BuiltServers, ServerLayout},
     population::{Pace, populate},
 };
 
@@ -57,27 +57,27 @@ impl Setting {
 
 /// The settings and servers of a scenario, as far as they differ from the defaults.
 #[derive(Clone)]
-pub struct Terms {
+pub struct ScenarioSettings {
     pub spans: Spans,
     /// Environment variables that override the settings file.
     pub env: Vec<(&'static str, &'static str)>,
-    pub place: Place,
+    pub place: ServerLayout,
     /// How long to wait for the end.
     pub patience: Duration,
 }
 
-impl Default for Terms {
+impl Default for ScenarioSettings {
     fn default() -> Self {
         Self {
             spans: Spans { confirm: 4_000, arrears: 2_000, purge: 3_000 },
             env: Vec::new(),
-            place: Place::Pair,
+            place: ServerLayout::Pair,
             patience: Duration::from_secs(120),
         }
     }
 }
 
-impl Terms {
+impl ScenarioSettings {
     pub fn with(env: &[(&'static str, &'static str)]) -> Self {
         Self { env: env.to_vec(), ..Self::default() }
     }
@@ -121,18 +121,18 @@ pub fn file(spans: Spans) -> String {
     )
 }
 
-pub struct Harness {
+pub struct FaultHarness {
     pub sandbox: Sandbox,
     pub setting: Setting,
-    pub fleet: Fleet,
-    pub standing: Standing,
+    pub fleet: FaultFleet,
+    pub standing: BuiltServers,
     pub folder: PathBuf,
-    terms: Terms,
-    end: Mutex<End>,
+    terms: ScenarioSettings,
+    end: Mutex<ScenarioEnd>,
 }
 
 /// What the end is judged by.
-struct End {
+struct ScenarioEnd {
     spans: Spans,
     letters: i64,
     more: i64,
@@ -147,18 +147,18 @@ pub struct Ended {
     pub remarks: Vec<String>,
 }
 
-impl Harness {
-    pub async fn set(setting: &Setting, name: &str, terms: &Terms) -> Result<Self> {
+impl FaultHarness {
+    pub async fn set(setting: &Setting, name: &str, terms: &ScenarioSettings) -> Result<Self> {
         let folder = setting.folder.join("logs").join(name);
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir_all(&folder)?;
-        let standing = Standing::at(terms.place, setting, &folder).await?;
+        let standing = BuiltServers::at(terms.place, setting, &folder).await?;
         let tablespace = standing.tablespace();
         let sandbox = Sandbox::on(standing.servers(setting), "fault", &file(terms.spans), &terms.env, tablespace).await?;
         sandbox.declare().await?;
         book::open(&sandbox.db).await?;
-        let end = End { spans: terms.spans, letters: 0, more: 0, notes: Vec::new(), remarks: Vec::new() };
-        let (setting, fleet, terms) = (setting.clone(), Fleet::new(&folder), terms.clone());
+        let end = ScenarioEnd { spans: terms.spans, letters: 0, more: 0, notes: Vec::new(), remarks: Vec::new() };
+        let (setting, fleet, terms) = (setting.clone(), FaultFleet::new(&folder), terms.clone());
         Ok(Self { sandbox, setting, fleet, standing, folder, terms, end: Mutex::new(end) })
     }
 
@@ -247,7 +247,7 @@ impl Harness {
         self.end().letters += count;
     }
 
-    fn end(&self) -> std::sync::MutexGuard<'_, End> {
+    fn end(&self) -> std::sync::MutexGuard<'_, ScenarioEnd> {
         self.end.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -326,7 +326,7 @@ impl Harness {
     pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Vec<Outgoing> {
         let due_at = chrono::DateTime::UNIX_EPOCH;
         let wait = chrono::TimeDelta::zero();
-        let waiting = subjects.iter().map(|subject| Waiting { kind, subject: *subject, due_at, wait, attempt: 0 });
+        let waiting = subjects.iter().map(|subject| WaitingSubject { kind, subject: *subject, due_at, wait, attempt: 0 });
         let topology = self.settings().topology();
         let packed =
             pack(waiting, &Ladder::new([]), topology.shards(), self.settings().naming.pack_max, &TraceContext::default());

@@ -38,7 +38,7 @@ use tests::{
 use tokio_util::sync::CancellationToken;
 
 use harness::Setting;
-use report::Line;
+use report::ScenarioResult;
 use scenario::{Disturbs, Scenario};
 
 /// The seed of the quick form, fixed so that a test is reproducible.
@@ -48,7 +48,7 @@ const SIDE_BY_SIDE: usize = 3;
 
 /// Runs the fleet while servers, networks and workers fail, and checks every effect
 #[derive(Parser)]
-struct Arguments {
+struct FaultArguments {
     /// Run only scenarios whose names contain this; may be given several times
     #[arg(long, value_name = "NAME")]
     only: Vec<String>,
@@ -78,7 +78,7 @@ struct Arguments {
 #[tokio::main]
 async fn main() -> ExitCode {
     // Ignore the options that `cargo test` passes to the default harness of other tests.
-    let arguments = Arguments::parse_from(std::env::args().filter(|argument| {
+    let arguments = FaultArguments::parse_from(std::env::args().filter(|argument| {
         const OTHERS: [&str; 5] = ["--nocapture", "--no-capture", "--show-output", "--exact", "--include-ignored"];
         !OTHERS.contains(&argument.as_str()) && !argument.starts_with("--test-threads=")
     }));
@@ -108,7 +108,7 @@ async fn main() -> ExitCode {
     }
 }
 
-async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
+async fn suite(arguments: &FaultArguments, chosen: &[&Scenario]) -> Result<bool> {
     let interrupted = shared::process::lifecycle::shutdown_on_signals()?;
     let seed = arguments.seed.unwrap_or_else(|| if arguments.long { u64::from(rand::random::<u32>()) } else { QUICK_SEED });
     let folder = pair::root().join("target/fault");
@@ -118,7 +118,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
         () = interrupted.cancelled() => anyhow::bail!("interrupted"),
         pair = Pair::start(&folder) => Arc::new(pair?),
     };
-    let Arguments { long, subjects, no_namespaces, .. } = *arguments;
+    let FaultArguments { long, subjects, no_namespaces, .. } = *arguments;
     let setting = Setting { pair, long, seed, subjects, namespaces: !no_namespaces, folder };
     let head = describe(&setting.pair.servers).await?;
     suspicion::the_checker_finds_what_is_wrong(&setting).await.context("the checker itself")?;
@@ -129,7 +129,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
     let markdown =
         arguments.report.as_deref().map(|path| if path.is_absolute() { path.to_owned() } else { pair::root().join(path) });
     report::write(&lines, &setting, &head, markdown.as_deref())?;
-    let wrong: Vec<&Line> = lines.iter().filter(|line| !line.is_right()).collect();
+    let wrong: Vec<&ScenarioResult> = lines.iter().filter(|line| !line.is_right()).collect();
     for line in &wrong {
         let logs = setting.folder.join("logs").join(line.scenario);
         eprintln!("fault: WRONG {}: {}\n       its processes' logs: {}", line.scenario, line.say(), logs.display());
@@ -143,7 +143,7 @@ async fn suite(arguments: &Arguments, chosen: &[&Scenario]) -> Result<bool> {
 }
 
 /// Runs scenarios that disturb nothing in parallel, and the others one after the other.
-async fn run(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<Line> {
+async fn run(chosen: &[&Scenario], setting: &Setting, interrupted: &CancellationToken) -> Vec<ScenarioResult> {
     let run = async |disturbs: Disturbs, at_once: usize| {
         let mut lines = Vec::new();
         let mut running = futures::stream::iter(chosen.iter().filter(|scenario| scenario.disturbs == disturbs))

@@ -8,7 +8,7 @@ use sea_orm::ConnectionTrait;
 use shared::{database::statement, message::outgoing::Outgoing};
 use uuid::Uuid;
 
-use crate::{harness::Harness, scenario::Running};
+use crate::{harness::FaultHarness, scenario::ScenarioRun};
 
 /// A trigger that writes every event of the outbox twice.
 const TWICE: &str = "
@@ -21,7 +21,7 @@ const TWICE: &str = "
     END $$;
     CREATE TRIGGER fault_twice AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION fault_twice();";
 
-pub fn twice_and_out_of_order(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn twice_and_out_of_order(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.sandbox.db.execute_unprepared(TWICE).await?;
         harness.start()?;
@@ -46,7 +46,7 @@ pub fn twice_and_out_of_order(harness: &Harness, mut rng: StdRng) -> Running<'_>
 }
 
 /// Wake-ups of each kind for everything in the book so far.
-async fn all(harness: &Harness) -> Result<Vec<Outgoing>> {
+async fn all(harness: &FaultHarness) -> Result<Vec<Outgoing>> {
     let mut messages = Vec::new();
     for (kind, is_item) in [("confirm-receipt", false), ("collect-arrears", false), ("purge-cart-item", true)] {
         let sql = "SELECT coalesce(array_agg(subject), '{}') AS subjects FROM fault_book WHERE (final IS NULL) = $1";
@@ -57,7 +57,7 @@ async fn all(harness: &Harness) -> Result<Vec<Outgoing>> {
     Ok(messages)
 }
 
-pub fn garbage_mixed_in(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn garbage_mixed_in(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let count = harness.setting.subjects / 100;
@@ -110,7 +110,7 @@ pub fn lacks_faketime() -> Option<String> {
         .then(|| "a worker's clock is set by libfaketime, which is not installed (apt-get install faketime)".to_owned())
 }
 
-pub fn clocks_an_hour_wrong(harness: &Harness, _rng: StdRng) -> Running<'_> {
+pub fn clocks_an_hour_wrong(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         let library = faketime().unwrap_or_default().to_string_lossy().into_owned();
         harness.relay(&[])?;

@@ -6,17 +6,17 @@ use anyhow::Result;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::{
-    harness::Harness,
+    harness::FaultHarness,
     proxy::{Conduct, Flaws, Proxy, address},
-    scenario::Running,
+    scenario::ScenarioRun,
 };
 
-pub fn flaky_to_rabbitmq(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn flaky_to_rabbitmq(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     let flaws = Flaws { seed: 0, delay: 50_000, truncate: 6_000, reset: 6_000, silence: 1_000 };
     Box::pin(flaky(harness, rng, flaws, "KYHAN_AMQP_URL", &harness.setting.pair.servers.amqp_url))
 }
 
-pub fn flaky_to_postgres(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn flaky_to_postgres(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     let flaws = Flaws { seed: 0, delay: 30_000, truncate: 4_000, reset: 4_000, silence: 500 };
     Box::pin(flaky(
         harness,
@@ -27,7 +27,7 @@ pub fn flaky_to_postgres(harness: &Harness, rng: StdRng) -> Running<'_> {
     ))
 }
 
-async fn flaky(harness: &Harness, mut rng: StdRng, flaws: Flaws, variable: &str, url: &str) -> Result<()> {
+async fn flaky(harness: &FaultHarness, mut rng: StdRng, flaws: Flaws, variable: &str, url: &str) -> Result<()> {
     let proxy = Proxy::start(vec![address(url)?], Conduct::Flaky(Flaws { seed: rng.random(), ..flaws })).await?;
     harness.start_with(&[(variable, proxy.url(url)?)])?;
     let span = harness.setting.form(Duration::from_secs(8), Duration::from_secs(30));

@@ -6,19 +6,19 @@ use anyhow::Context;
 use rand::{RngExt, rngs::StdRng};
 
 use crate::{
-    harness::{Harness, Terms},
-    place::Place,
+    harness::{FaultHarness, ScenarioSettings},
+    place::ServerLayout,
     population::Pace,
-    scenario::Running,
+    scenario::ScenarioRun,
 };
 
-pub fn three() -> Terms {
+pub fn three() -> ScenarioSettings {
     // One message per subject, so that the burst has many messages. A node that rejoins needs time.
     let patience = Duration::from_secs(200);
-    Terms { place: Place::Cluster, patience, ..Terms::with(&[("KYHAN_TOPOLOGY_PACK_MAX", "1")]) }
+    ScenarioSettings { place: ServerLayout::Cluster, patience, ..ScenarioSettings::with(&[("KYHAN_TOPOLOGY_PACK_MAX", "1")]) }
 }
 
-pub fn leader_killed_in_a_burst(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn leader_killed_in_a_burst(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let lane = harness.settings().topology().lane("confirm-receipt", 0);
@@ -38,7 +38,7 @@ pub fn leader_killed_in_a_burst(harness: &Harness, mut rng: StdRng) -> Running<'
     })
 }
 
-pub fn node_partitioned_away(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn node_partitioned_away(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let span = harness.setting.form(Duration::from_secs(10), Duration::from_secs(30));

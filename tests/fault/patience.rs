@@ -6,18 +6,18 @@ use rand::{RngExt, rngs::StdRng};
 use tests::pair::{self, Server};
 
 use crate::{
-    harness::{Harness, Terms},
-    scenario::Running,
+    harness::{FaultHarness, ScenarioSettings},
+    scenario::ScenarioRun,
     worker::newest,
 };
 
 /// Timeouts shorter than the alarm, so that each kind of waiting is exercised.
-pub fn impatient() -> Terms {
-    Terms::with(&[("KYHAN_AMQP_CONFIRM_TIMEOUT_MS", "1000"), ("KYHAN_WORKER_HOLD_MS", "2500")])
+pub fn impatient() -> ScenarioSettings {
+    ScenarioSettings::with(&[("KYHAN_AMQP_CONFIRM_TIMEOUT_MS", "1000"), ("KYHAN_WORKER_HOLD_MS", "2500")])
 }
 
 /// A memory alarm: RabbitMQ stops reading from connections that publish.
-pub fn blocks_publishers(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn blocks_publishers(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let span = harness.setting.form(Duration::from_secs(5), Duration::from_secs(20));
@@ -46,12 +46,12 @@ pub fn blocks_publishers(harness: &Harness, mut rng: StdRng) -> Running<'_> {
 }
 
 /// A batch is held longer than RabbitMQ waits for acks.
-pub fn long_hold() -> Terms {
-    Terms::with(&[("KYHAN_WORKER_HOLD_MS", "3600000")])
+pub fn long_hold() -> ScenarioSettings {
+    ScenarioSettings::with(&[("KYHAN_WORKER_HOLD_MS", "3600000")])
 }
 
 /// RabbitMQ's `consumer_timeout` closes the channel of a consumer that holds a message for too long.
-pub fn loses_patience(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn loses_patience(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         let pair = &harness.setting.pair;
         let set = |timeout: &str, tick: &str| {

@@ -9,25 +9,25 @@ use tokio::sync::{Mutex, MutexGuard};
 use crate::{cluster::Cluster, disk::Disk, harness::Setting};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum ServerLayout {
     Pair,
     SmallDisk,
     Cluster,
 }
 
 /// The servers that were built.
-pub enum Standing {
+pub enum BuiltServers {
     Pair,
     SmallDisk(Disk),
     Cluster(Box<Mutex<Cluster>>, Servers),
 }
 
-impl Standing {
-    pub async fn at(place: Place, setting: &Setting, folder: &Path) -> Result<Self> {
+impl BuiltServers {
+    pub async fn at(place: ServerLayout, setting: &Setting, folder: &Path) -> Result<Self> {
         Ok(match place {
-            Place::Pair => Self::Pair,
-            Place::SmallDisk => Self::SmallDisk(Disk::mount(&setting.pair.servers).await?),
-            Place::Cluster => {
+            ServerLayout::Pair => Self::Pair,
+            ServerLayout::SmallDisk => Self::SmallDisk(Disk::mount(&setting.pair.servers).await?),
+            ServerLayout::Cluster => {
                 let cluster = Cluster::start(folder, setting.namespaces).await?;
                 let servers = cluster.servers(&setting.pair.servers);
                 Self::Cluster(Box::new(Mutex::new(cluster)), servers)

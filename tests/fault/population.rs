@@ -93,7 +93,7 @@ async fn make(db: &DatabaseConnection, slice: i64, slices: i64, subjects: i64, s
 }
 
 async fn all_acted(db: &DatabaseConnection) -> Result<bool> {
-    let names: Vec<String> = acts::MEANWHILE.iter().flat_map(acts::Act::names).collect();
+    let names: Vec<String> = acts::MEANWHILE.iter().flat_map(acts::FaultAct::names).collect();
     let sql = "SELECT NOT EXISTS (SELECT FROM fault_book WHERE situation = ANY($1) AND NOT acted) AS done";
     let row = db.query_one_raw(statement(sql, [names.into()])).await?;
     Ok(row.map(|row| row.try_get("", "done")).transpose()?.unwrap_or(false))

@@ -9,12 +9,12 @@ use shared::database::statement;
 use tests::pair::Server;
 
 use crate::{
-    harness::{Harness, Terms},
-    place::Place,
-    scenario::Running,
+    harness::{FaultHarness, ScenarioSettings},
+    place::ServerLayout,
+    scenario::ScenarioRun,
 };
 
-pub fn restarted(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn restarted(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let times = harness.setting.form(2, 5);
@@ -39,12 +39,12 @@ pub fn restarted(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     })
 }
 
-pub fn stopped(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn stopped(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(stopped_for_a_while(harness, rng, Server::Postgres))
 }
 
 /// Stops a server while the population is made, and restarts it after a while.
-pub async fn stopped_for_a_while(harness: &Harness, mut rng: StdRng, server: Server) -> Result<()> {
+pub async fn stopped_for_a_while(harness: &FaultHarness, mut rng: StdRng, server: Server) -> Result<()> {
     harness.start()?;
     let span = harness.setting.form(Duration::from_secs(5), Duration::from_secs(20));
     harness
@@ -59,7 +59,7 @@ pub async fn stopped_for_a_while(harness: &Harness, mut rng: StdRng, server: Ser
     Ok(())
 }
 
-pub fn cut_mid_statement(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn cut_mid_statement(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let admin = Database::connect(&harness.setting.pair.servers.database_url).await?;
@@ -85,7 +85,7 @@ pub fn cut_mid_statement(harness: &Harness, mut rng: StdRng) -> Running<'_> {
 }
 
 /// Other clients lock rows and wallets in the opposite order, some for longer than the lock timeout.
-pub fn locked_by_others(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn locked_by_others(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         // Deadlocks must be detected before a lock timeout ends the wait.
         let sql = format!("ALTER DATABASE {} SET deadlock_timeout = '30ms'", harness.sandbox.database());
@@ -107,7 +107,7 @@ pub fn locked_by_others(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     })
 }
 
-async fn locks(harness: &Harness, mut rng: StdRng, span: Duration, troubles: &mut u32) -> Result<()> {
+async fn locks(harness: &FaultHarness, mut rng: StdRng, span: Duration, troubles: &mut u32) -> Result<()> {
     let end = tokio::time::Instant::now() + span;
     while tokio::time::Instant::now() < end {
         let hold =
@@ -135,17 +135,17 @@ async fn locks(harness: &Harness, mut rng: StdRng, span: Duration, troubles: &mu
     Ok(())
 }
 
-async fn conflicts(harness: &Harness) -> Result<i64> {
+async fn conflicts(harness: &FaultHarness) -> Result<i64> {
     let sql = format!("SELECT deadlocks FROM pg_stat_database WHERE datname = '{}'", harness.sandbox.database());
     crate::checker::ask(&harness.sandbox.db, &sql).await
 }
 
 /// Short timeouts, so that they occur.
-pub fn impatient() -> Terms {
-    Terms::with(&[("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "300")])
+pub fn impatient() -> ScenarioSettings {
+    ScenarioSettings::with(&[("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "300")])
 }
 
-pub fn disk_full(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn disk_full(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let (times, span) = harness.setting.form((1, Duration::from_secs(5)), (3, Duration::from_secs(10)));
@@ -178,6 +178,6 @@ pub fn disk_full(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     })
 }
 
-pub fn small_disk() -> Terms {
-    Terms { place: Place::SmallDisk, ..Terms::default() }
+pub fn small_disk() -> ScenarioSettings {
+    ScenarioSettings { place: ServerLayout::SmallDisk, ..ScenarioSettings::default() }
 }

@@ -80,12 +80,12 @@ pub struct Proxy {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum Direction {
     ToServer,
     ToClient,
 }
 
-enum Verdict {
+enum ChunkVerdict {
     Pass,
     /// Forward this many bytes, then close.
     Truncate(usize),
@@ -152,8 +152,8 @@ async fn serve(client: TcpStream, targets: &[SocketAddr], conduct: &Conduct, num
         _ => StdRng::seed_from_u64(number),
     };
     let (mut out, mut back) = (
-        Pump { way: Way::ToServer, conduct, wire: &wire, rng: rng(0), happened },
-        Pump { way: Way::ToClient, conduct, wire: &wire, rng: rng(1), happened },
+        Pump { way: Direction::ToServer, conduct, wire: &wire, rng: rng(0), happened },
+        Pump { way: Direction::ToClient, conduct, wire: &wire, rng: rng(1), happened },
     );
     // The direction that ends first ends both.
     tokio::select! {
@@ -172,7 +172,7 @@ async fn connect(targets: impl Iterator<Item = &SocketAddr>) -> Option<TcpStream
 }
 
 struct Pump<'a> {
-    way: Way,
+    way: Direction,
     conduct: &'a Conduct,
     wire: &'a Wire,
     rng: StdRng,
@@ -188,16 +188,16 @@ impl Pump<'_> {
                 return;
             }
             let passes = match self.judge(&buffer[..count]).await {
-                Verdict::Pass => count,
-                Verdict::Truncate(short) => {
+                ChunkVerdict::Pass => count,
+                ChunkVerdict::Truncate(short) => {
                     let _ = to.write_all(&buffer[..short]).await;
                     return;
                 }
-                Verdict::Reset => {
+                ChunkVerdict::Reset => {
                     let _ = (to.as_ref().set_zero_linger(), from.as_ref().set_zero_linger());
                     return;
                 }
-                Verdict::Silence => return tokio::time::sleep(SILENCE).await,
+                ChunkVerdict::Silence => return tokio::time::sleep(SILENCE).await,
             };
             if to.write_all(&buffer[..passes]).await.is_err() {
                 return;
@@ -205,11 +205,11 @@ impl Pump<'_> {
         }
     }
 
-    async fn judge(&mut self, chunk: &[u8]) -> Verdict {
+    async fn judge(&mut self, chunk: &[u8]) -> ChunkVerdict {
         match self.conduct {
-            Conduct::Plain => Verdict::Pass,
-            Conduct::Tapped(tap) => tap.sees(self.wire, self.way, chunk).map_or(Verdict::Pass, Verdict::Truncate),
-            Conduct::Flaky(_) if self.happened.healed.load(Ordering::Relaxed) => Verdict::Pass,
+            Conduct::Plain => ChunkVerdict::Pass,
+            Conduct::Tapped(tap) => tap.sees(self.wire, self.way, chunk).map_or(ChunkVerdict::Pass, ChunkVerdict::Truncate),
+            Conduct::Flaky(_) if self.happened.healed.load(Ordering::Relaxed) => ChunkVerdict::Pass,
             Conduct::Flaky(flaws) => {
                 let drawn = self.rng.random_range(0..1_000_000_u32);
                 let limits = [flaws.delay, flaws.truncate, flaws.reset, flaws.silence];
@@ -224,21 +224,21 @@ impl Pump<'_> {
                         count(&self.happened.delayed);
                         let delay = self.rng.random_range(1..=DELAY_MAX_MS);
                         tokio::time::sleep(Duration::from_millis(delay)).await;
-                        Verdict::Pass
+                        ChunkVerdict::Pass
                     }
                     Some(1) => {
                         count(&self.happened.truncated);
-                        Verdict::Truncate(self.rng.random_range(0..chunk.len()))
+                        ChunkVerdict::Truncate(self.rng.random_range(0..chunk.len()))
                     }
                     Some(2) => {
                         count(&self.happened.reset);
-                        Verdict::Reset
+                        ChunkVerdict::Reset
                     }
                     Some(_) => {
                         count(&self.happened.silenced);
-                        Verdict::Silence
+                        ChunkVerdict::Silence
                     }
-                    None => Verdict::Pass,
+                    None => ChunkVerdict::Pass,
                 }
             }
         }

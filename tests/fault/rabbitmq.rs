@@ -11,20 +11,20 @@ use tests::{
 
 use crate::{
     checker::Spans,
-    harness::{Harness, Terms},
+    harness::{FaultHarness, ScenarioSettings},
     postgres::stopped_for_a_while,
-    scenario::Running,
+    scenario::ScenarioRun,
 };
 
-pub fn restarted(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn restarted(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move { again(harness, rng, harness.setting.form(1, 3), async |pair| pair.stop(Server::RabbitMq).await).await })
 }
 
-pub fn killed(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn killed(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move { again(harness, rng, harness.setting.form(1, 4), async |pair| pair.kill(Server::RabbitMq).await).await })
 }
 
-async fn again(harness: &Harness, mut rng: StdRng, times: u32, down: impl AsyncFn(&Pair) -> Result<()>) -> Result<()> {
+async fn again(harness: &FaultHarness, mut rng: StdRng, times: u32, down: impl AsyncFn(&Pair) -> Result<()>) -> Result<()> {
     harness.start()?;
     harness
         .populate_during(async {
@@ -40,11 +40,11 @@ async fn again(harness: &Harness, mut rng: StdRng, times: u32, down: impl AsyncF
     Ok(())
 }
 
-pub fn stopped(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn stopped(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(stopped_for_a_while(harness, rng, Server::RabbitMq))
 }
 
-pub fn wiped_and_rebuilt(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn wiped_and_rebuilt(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         harness
@@ -66,7 +66,7 @@ pub fn wiped_and_rebuilt(harness: &Harness, mut rng: StdRng) -> Running<'_> {
 }
 
 /// Spans so long that everything waits in the broker when it is lost, and a sweep that is too late to help.
-pub fn without_sweep() -> Terms {
+pub fn without_sweep() -> ScenarioSettings {
     let spans = Spans { confirm: 12_000, arrears: 9_000, purge: 10_000 };
-    Terms { spans, ..Terms::with(&[("KYHAN_SWEEP_GRACE_MS", "3600000")]) }
+    ScenarioSettings { spans, ..ScenarioSettings::with(&[("KYHAN_SWEEP_GRACE_MS", "3600000")]) }
 }

@@ -8,13 +8,13 @@ use serde_json::json;
 
 use crate::harness::{Ended, Setting};
 
-pub struct Line {
+pub struct ScenarioResult {
     pub scenario: &'static str,
-    pub verdict: Verdict,
+    pub verdict: ScenarioVerdict,
     pub took: Duration,
 }
 
-pub enum Verdict {
+pub enum ScenarioVerdict {
     Counted(Ended),
     /// This machine lacks something that the scenario needs.
     NotRun(String),
@@ -22,11 +22,11 @@ pub enum Verdict {
     Broken(String),
 }
 
-impl Line {
+impl ScenarioResult {
     /// The text after the scenario's name on the terminal.
     pub fn say(&self) -> String {
         match &self.verdict {
-            Verdict::Counted(Ended { counts, notes, remarks }) => {
+            ScenarioVerdict::Counted(Ended { counts, notes, remarks }) => {
                 let mut said = format!(
                     "{}  expected {} once {} lost {}, twice {}, unexpected {}; latest {} ms",
                     if counts.is_right() { "ok   " } else { "WRONG" },
@@ -42,24 +42,24 @@ impl Line {
                 }
                 said
             }
-            Verdict::NotRun(why) => format!("NOT RUN  {why}"),
-            Verdict::Broken(why) => format!("BROKEN  {why}"),
+            ScenarioVerdict::NotRun(why) => format!("NOT RUN  {why}"),
+            ScenarioVerdict::Broken(why) => format!("BROKEN  {why}"),
         }
     }
 
     pub fn is_right(&self) -> bool {
         match &self.verdict {
-            Verdict::Counted(ended) => ended.counts.is_right(),
-            Verdict::NotRun(_) => true,
-            Verdict::Broken(_) => false,
+            ScenarioVerdict::Counted(ended) => ended.counts.is_right(),
+            ScenarioVerdict::NotRun(_) => true,
+            ScenarioVerdict::Broken(_) => false,
         }
     }
 }
 
 /// Writes `report.json` into the folder, and the Markdown to `markdown`.
-pub fn write(lines: &[Line], setting: &Setting, head: &str, markdown: Option<&Path>) -> Result<()> {
+pub fn write(lines: &[ScenarioResult], setting: &Setting, head: &str, markdown: Option<&Path>) -> Result<()> {
     let counted = lines.iter().filter_map(|line| match &line.verdict {
-        Verdict::Counted(ended) => Some((line, &ended.counts)),
+        ScenarioVerdict::Counted(ended) => Some((line, &ended.counts)),
         _ => None,
     });
     let json: Vec<_> = counted
@@ -84,7 +84,7 @@ pub fn write(lines: &[Line], setting: &Setting, head: &str, markdown: Option<&Pa
     Ok(())
 }
 
-fn markdown(lines: &[Line], setting: &Setting, head: &str) -> Result<String> {
+fn markdown(lines: &[ScenarioResult], setting: &Setting, head: &str) -> Result<String> {
     let mut text = String::new();
     writeln!(text, "# Faults\n\n{head}\n")?;
     writeln!(
@@ -101,7 +101,7 @@ fn markdown(lines: &[Line], setting: &Setting, head: &str) -> Result<String> {
     for line in lines {
         let (name, took) = (line.scenario.replace('_', " "), line.took.as_secs());
         match &line.verdict {
-            Verdict::Counted(Ended { counts, notes, remarks }) => {
+            ScenarioVerdict::Counted(Ended { counts, notes, remarks }) => {
                 let notes: Vec<&str> = notes.iter().chain(remarks).map(String::as_str).collect();
                 writeln!(
                     text,
@@ -115,14 +115,14 @@ fn markdown(lines: &[Line], setting: &Setting, head: &str) -> Result<String> {
                     notes.join("; ").replace('|', "\\|")
                 )?;
             }
-            Verdict::NotRun(why) => writeln!(text, "| {name} | **NOT RUN** | | | | | | | {why} |")?,
-            Verdict::Broken(why) => {
+            ScenarioVerdict::NotRun(why) => writeln!(text, "| {name} | **NOT RUN** | | | | | | | {why} |")?,
+            ScenarioVerdict::Broken(why) => {
                 writeln!(text, "| {name} | **BROKEN** | | | | | | {took} s | {} |", why.replace(['|', '\n'], " "))?;
             }
         }
     }
     let wrong = lines.iter().filter(|line| !line.is_right()).count();
-    let not_run = lines.iter().filter(|line| matches!(line.verdict, Verdict::NotRun(_))).count();
+    let not_run = lines.iter().filter(|line| matches!(line.verdict, ScenarioVerdict::NotRun(_))).count();
     let verdict =
         if wrong == 0 { "Every line: lost 0, twice 0, unexpected 0.".into() } else { format!("**{wrong} lines are wrong.**") };
     writeln!(text, "\n{verdict}")?;

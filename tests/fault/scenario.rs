@@ -8,22 +8,22 @@ use rand::{SeedableRng, rngs::StdRng};
 
 use crate::{
     changes, cluster, disk,
-    harness::{Ended, Harness, Setting, Terms},
+    harness::{Ended, FaultHarness, ScenarioSettings, Setting},
     messages, network, nodes, patience, postgres, rabbitmq,
-    report::{Line, Verdict},
+    report::{ScenarioResult, ScenarioVerdict},
     worker,
 };
 
 /// The body of a scenario: starts the fleet, makes the population, and disturbs both. All scenarios share the same end.
-pub type Running<'a> = BoxFuture<'a, Result<()>>;
+pub type ScenarioRun<'a> = BoxFuture<'a, Result<()>>;
 
 pub struct Scenario {
     pub name: &'static str,
     pub disturbs: Disturbs,
-    pub terms: fn() -> Terms,
+    pub terms: fn() -> ScenarioSettings,
     /// Why the scenario cannot run on this machine, if so.
     pub lacks: fn() -> Option<String>,
-    pub run: for<'a> fn(&'a Harness, StdRng) -> Running<'a>,
+    pub run: for<'a> fn(&'a FaultHarness, StdRng) -> ScenarioRun<'a>,
 }
 
 /// Which shared servers a scenario disturbs. No scenario that needs them may run at the same time.
@@ -37,8 +37,8 @@ pub enum Disturbs {
 }
 
 impl Scenario {
-    const fn new(name: &'static str, run: for<'a> fn(&'a Harness, StdRng) -> Running<'a>) -> Self {
-        Self { name, disturbs: Disturbs::Nothing, terms: Terms::default, lacks: || None, run }
+    const fn new(name: &'static str, run: for<'a> fn(&'a FaultHarness, StdRng) -> ScenarioRun<'a>) -> Self {
+        Self { name, disturbs: Disturbs::Nothing, terms: ScenarioSettings::default, lacks: || None, run }
     }
 
     const fn disturbs(self, disturbs: Disturbs) -> Self {
@@ -49,7 +49,7 @@ impl Scenario {
         Self { lacks, ..self }
     }
 
-    const fn on(self, terms: fn() -> Terms) -> Self {
+    const fn on(self, terms: fn() -> ScenarioSettings) -> Self {
         Self { terms, ..self }
     }
 }
@@ -105,16 +105,16 @@ const LONGEST: Duration = Duration::from_secs(420);
 
 impl Scenario {
     /// Runs the scenario on its own harness, which is always removed. Its random numbers depend only on the seed and its name.
-    pub async fn run(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Line {
+    pub async fn run(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> ScenarioResult {
         let began = tokio::time::Instant::now();
         let verdict = match (self.lacks)() {
-            Some(why) => Verdict::NotRun(why),
+            Some(why) => ScenarioVerdict::NotRun(why),
             None => match self.attempt(setting, interrupted).await {
-                Ok(ended) => Verdict::Counted(ended),
-                Err(error) => Verdict::Broken(format!("{error:#}")),
+                Ok(ended) => ScenarioVerdict::Counted(ended),
+                Err(error) => ScenarioVerdict::Broken(format!("{error:#}")),
             },
         };
-        Line { scenario: self.name, verdict, took: began.elapsed() }
+        ScenarioResult { scenario: self.name, verdict, took: began.elapsed() }
     }
 
     async fn attempt(&self, setting: &Setting, interrupted: &tokio_util::sync::CancellationToken) -> Result<Ended> {
@@ -122,7 +122,7 @@ impl Scenario {
         let terms = (self.terms)();
         let harness = tokio::select! {
             () = interrupted.cancelled() => anyhow::bail!("interrupted"),
-            harness = Harness::set(setting, self.name, &terms) => harness?,
+            harness = FaultHarness::set(setting, self.name, &terms) => harness?,
         };
         let ended = tokio::select! {
             () = interrupted.cancelled() => Err(anyhow::anyhow!("interrupted")),

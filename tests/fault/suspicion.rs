@@ -8,7 +8,7 @@ use tests::sandbox::Sandbox;
 use crate::{
     book,
     checker::{self, Counts},
-    harness::{Setting, Terms, file},
+    harness::{ScenarioSettings, Setting, file},
     population::{Pace, populate},
 };
 
@@ -92,7 +92,7 @@ const WRONGS: &[(&str, [i64; 3])] = &[
 ];
 
 pub async fn the_checker_finds_what_is_wrong(setting: &Setting) -> Result<()> {
-    let spans = Terms::default().spans;
+    let spans = ScenarioSettings::default().spans;
     let sandbox = Sandbox::on(setting.pair.servers.clone(), "suspect", &file(spans), &[], None).await?;
     let judged = async {
         let db = &sandbox.db;

@@ -6,7 +6,7 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use crate::{fleet::Drivers, proxy::Way};
+use crate::{fleet::Drivers, proxy::Direction};
 
 /// The protocol header before the client's first frame: "AMQP" and a version.
 const GREETING: usize = 8;
@@ -32,10 +32,10 @@ pub struct Tap {
     drivers: Drivers,
     name: String,
     deadly: Deadly,
-    state: Mutex<State>,
+    state: Mutex<TapState>,
 }
 
-struct State {
+struct TapState {
     /// For each kill that is still to come: how many matching acks to let pass first.
     pauses: VecDeque<u32>,
     kills: u32,
@@ -49,8 +49,8 @@ pub struct Wire(Mutex<Frames>);
 
 #[derive(Default)]
 struct Frames {
-    to_server: Reader,
-    to_client: Reader,
+    to_server: FrameReader,
+    to_client: FrameReader,
     /// Per channel: the kind of the lane that it consumes.
     lanes: HashMap<u16, String>,
     /// Per channel: the kinds published and not yet confirmed, with their delivery tags.
@@ -59,7 +59,7 @@ struct Frames {
 
 /// Finds the frames in a stream that arrives in chunks.
 #[derive(Default)]
-struct Reader {
+struct FrameReader {
     greeted: bool,
     pending: Vec<u8>,
 }
@@ -75,7 +75,7 @@ struct Method {
 impl Tap {
     /// A tap that kills the named worker once per pause; a pause is the number of matching acks to let pass before.
     pub fn new(drivers: Drivers, name: &str, deadly: Deadly, pauses: Vec<u32>) -> Self {
-        let state = State { pauses: pauses.into(), kills: 0, confirmed: Vec::new() };
+        let state = TapState { pauses: pauses.into(), kills: 0, confirmed: Vec::new() };
         Self { drivers, name: name.to_owned(), deadly, state: Mutex::new(state) }
     }
 
@@ -84,16 +84,16 @@ impl Tap {
     }
 
     /// Reads a chunk. Returns `Some` if it killed the worker: the number of bytes before the ack, which may still pass.
-    pub fn sees(&self, wire: &Wire, way: Way, chunk: &[u8]) -> Option<usize> {
+    pub fn sees(&self, wire: &Wire, way: Direction, chunk: &[u8]) -> Option<usize> {
         let mut frames = wire.0.lock().unwrap_or_else(PoisonError::into_inner);
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let reader = if way == Way::ToServer { &mut frames.to_server } else { &mut frames.to_client };
-        for method in reader.read(chunk, way == Way::ToClient) {
+        let reader = if way == Direction::ToServer { &mut frames.to_server } else { &mut frames.to_client };
+        for method in reader.read(chunk, way == Direction::ToClient) {
             match (way, method.number) {
-                (Way::ToServer, CONSUME) => frames.consumes(&method),
-                (Way::ToServer, PUBLISH) => frames.publishes(&method),
-                (Way::ToClient, ACK) => state.confirmed.extend(frames.confirmed(&method)),
-                (Way::ToServer, ACK) => {
+                (Direction::ToServer, CONSUME) => frames.consumes(&method),
+                (Direction::ToServer, PUBLISH) => frames.publishes(&method),
+                (Direction::ToClient, ACK) => state.confirmed.extend(frames.confirmed(&method)),
+                (Direction::ToServer, ACK) => {
                     let Some(kind) = frames.lanes.get(&method.channel) else { continue };
                     let follows = state.confirmed.iter().any(|confirmed| confirmed == kind);
                     state.confirmed.retain(|confirmed| confirmed != kind);
@@ -111,7 +111,7 @@ impl Tap {
     }
 }
 
-impl State {
+impl TapState {
     /// Counts down at a matching ack.
     fn is_time(&mut self) -> bool {
         match self.pauses.front_mut() {
@@ -154,7 +154,7 @@ impl Frames {
     }
 }
 
-impl Reader {
+impl FrameReader {
     /// The methods of the class `basic` whose frames end in this chunk.
     fn read(&mut self, chunk: &[u8], greeted: bool) -> Vec<Method> {
         let before = self.pending.len();

@@ -9,23 +9,23 @@ use shared::database::statement;
 use uuid::Uuid;
 
 use crate::{
-    harness::{Harness, Terms},
+    harness::{FaultHarness, ScenarioSettings},
     proxy::{Conduct, Proxy, address},
-    scenario::Running,
+    scenario::ScenarioRun,
     tap::{Deadly, Tap},
 };
 
 const WORKERS: [&str; 2] = ["worker-1", "worker-2"];
 
 /// The undisturbed run, to compare the others with.
-pub fn left_alone(harness: &Harness, _rng: StdRng) -> Running<'_> {
+pub fn left_alone(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         harness.populate_during(std::future::ready(Ok(()))).await
     })
 }
 
-pub fn killed_ten_times(harness: &Harness, mut rng: StdRng) -> Running<'_> {
+pub fn killed_ten_times(harness: &FaultHarness, mut rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(async move {
         harness.start()?;
         let kills = 10;
@@ -47,21 +47,21 @@ pub fn killed_ten_times(harness: &Harness, mut rng: StdRng) -> Running<'_> {
     })
 }
 
-pub fn killed_between_commit_and_ack(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn killed_between_commit_and_ack(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(killed_at_an_ack(harness, rng, Deadly::AfterCommit))
 }
 
-pub fn killed_between_confirm_and_ack(harness: &Harness, rng: StdRng) -> Running<'_> {
+pub fn killed_between_confirm_and_ack(harness: &FaultHarness, rng: StdRng) -> ScenarioRun<'_> {
     Box::pin(killed_at_an_ack(harness, rng, Deadly::AfterConfirm))
 }
 
 /// With one consumer per lane, a confirm and the next ack belong together.
-pub fn one_consumer() -> Terms {
-    Terms::with(&[("KYHAN_WORKER_CONSUMERS", "1"), ("KYHAN_WORKER_BATCH_MAX", "32")])
+pub fn one_consumer() -> ScenarioSettings {
+    ScenarioSettings::with(&[("KYHAN_WORKER_CONSUMERS", "1"), ("KYHAN_WORKER_BATCH_MAX", "32")])
 }
 
 /// Each worker has its own tap, which kills it at acks chosen beforehand.
-async fn killed_at_an_ack(harness: &Harness, mut rng: StdRng, deadly: Deadly) -> Result<()> {
+async fn killed_at_an_ack(harness: &FaultHarness, mut rng: StdRng, deadly: Deadly) -> Result<()> {
     let kills = harness.setting.form(3, 10);
     let amqp_url = &harness.setting.pair.servers.amqp_url;
     let (mut taps, mut proxies) = (Vec::new(), Vec::new());
@@ -98,7 +98,7 @@ async fn killed_at_an_ack(harness: &Harness, mut rng: StdRng, deadly: Deadly) ->
 }
 
 /// Some subjects that are not due yet.
-pub async fn newest(harness: &Harness, situation: &str) -> Result<Vec<Uuid>> {
+pub async fn newest(harness: &FaultHarness, situation: &str) -> Result<Vec<Uuid>> {
     let sql = "SELECT coalesce(array_agg(subject), '{}') AS chosen FROM (
                    SELECT subject FROM fault_book WHERE situation = $1 ORDER BY at DESC, subject LIMIT 40) AS picked";
     let row = harness.sandbox.db.query_one_raw(statement(sql, [situation.into()])).await?;

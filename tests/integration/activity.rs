@@ -217,7 +217,7 @@ async fn what_is_said_about_an_order_is_recorded_and_its_change_found() {
         tx.execute_raw(statement(said, [order.into(), "Bao giờ hàng về?".into()])).await.expect("said");
         tx.commit().await.expect("a commit");
         let tx = db.begin().await.expect("a transaction");
-        let recorder = producer::record::Recorder::new(&harness.settings().database);
+        let recorder = producer::record::ActivityRecorder::new(&harness.settings().database);
         let message = producer::record::Message { order, author: "nhân viên".to_owned().into(), body: "Ngày mai.".to_owned().into() };
         let id = recorder.message(&tx, &message).await.expect("said");
         tx.commit().await.expect("a commit");
@@ -263,7 +263,7 @@ async fn a_customers_action_is_recorded_in_the_callers_transaction_and_operators
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
-        let recorder = producer::record::Recorder::new(&harness.settings().database);
+        let recorder = producer::record::ActivityRecorder::new(&harness.settings().database);
         let action = producer::record::Action {
             actor: producer::record::Actor::Customer(EXAMPLE_CUSTOMER),
             action: "order.address_changed",

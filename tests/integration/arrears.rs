@@ -29,13 +29,13 @@ const COMPONENTS: [&str; 3] = ["goods", "shipping", "service"];
 
 /// What an order owes and has paid, in đồng: goods, shipping, service.
 #[derive(Clone, Copy, Debug)]
-struct Money {
+struct OrderAccount {
     due: [i64; 3],
     paid: [i64; 3],
 }
 
 /// An order that got its status and its payments long ago.
-async fn order(harness: &Harness, customer: Uuid, status: &str, money: Money) -> Uuid {
+async fn order(harness: &Harness, customer: Uuid, status: &str, money: OrderAccount) -> Uuid {
     let id = Uuid::new_v4();
     harness
         .run(
@@ -147,7 +147,7 @@ async fn collect(harness: &Harness, floor: Option<i64>, orders: &[Uuid]) -> Hash
 async fn each_component_is_collected_for_itself_and_exactly() {
     with_harness(QUICK, async |harness| {
         wallet(harness, EXAMPLE_CUSTOMER, 300_000).await;
-        let money = Money { due: [1_000_000, 120_000, 50_000], paid: [400_000, 200_000, 0] };
+        let money = OrderAccount { due: [1_000_000, 120_000, 50_000], paid: [400_000, 200_000, 0] };
         let short = order(harness, EXAMPLE_CUSTOMER, "received", money).await;
         let worker = harness.worker();
         harness.publish(vec![harness.wakeup("collect-arrears", &[short])]).await;
@@ -169,7 +169,7 @@ async fn each_component_is_collected_for_itself_and_exactly() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_collected_of_cancelled_orders_and_those_truly_out_of_stock() {
     with_harness(QUICK, async |harness| {
-        let money = Money { due: [1_000_000, 1, 1], paid: [0, 0, 0] };
+        let money = OrderAccount { due: [1_000_000, 1, 1], paid: [0, 0, 0] };
         let mut orders = Vec::new();
         for status in ["awaiting_deposit", "deposited", "purchased", "in_transit", "in_warehouse", "out_of_stock", "cancelled"] {
             orders.push(order(harness, EXAMPLE_CUSTOMER, status, money).await);
@@ -188,7 +188,7 @@ async fn a_wrong_out_of_stock_is_put_back_to_what_it_was_and_its_refund_collecte
     with_harness(QUICK, async |harness| {
         triggers_off(harness).await;
         for before in ["in_warehouse", "delivering", "received"] {
-            let money = Money { due: [800_000, 90_000, 0], paid: [0, 90_000, 0] };
+            let money = OrderAccount { due: [800_000, 90_000, 0], paid: [0, 90_000, 0] };
             let wrong = order(harness, EXAMPLE_CUSTOMER, "out_of_stock", money).await;
             harness.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
             for (from, to) in [("in_transit", "in_warehouse"), (before, "out_of_stock")] {
@@ -222,7 +222,7 @@ async fn triggers_off(harness: &Harness) {
 async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
     with_harness(QUICK, async |harness| {
         wallet(harness, EXAMPLE_CUSTOMER, 100).await;
-        let money = Money { due: [500, 300, 0], paid: [0, 0, 0] };
+        let money = OrderAccount { due: [500, 300, 0], paid: [0, 0, 0] };
         let short = order(harness, EXAMPLE_CUSTOMER, "delivering", money).await;
         harness.run("UPDATE orders SET status = 'received', received_at = delivering_since WHERE id = $1", [short.into()]).await;
         let floored = harness.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "-500")]).expect("settings");
@@ -255,7 +255,7 @@ async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_
         for _ in 0..3 {
             let customer = customer(harness).await;
             wallet(harness, customer, 300).await;
-            let wrong = order(harness, customer, "out_of_stock", Money { due: [1_000, 0, 0], paid: [0, 0, 0] }).await;
+            let wrong = order(harness, customer, "out_of_stock", OrderAccount { due: [1_000, 0, 0], paid: [0, 0, 0] }).await;
             harness.run("UPDATE orders SET parcel_recorded_at = now() - interval '2 years' WHERE id = $1", [wrong.into()]).await;
             orders.push((customer, wrong));
         }
@@ -286,7 +286,7 @@ async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_
 async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made_for_it() {
     with_harness(QUICK, async |harness| {
         let customer = customer(harness).await;
-        let order = order(harness, customer, "received", Money { due: [100, 0, 0], paid: [0, 0, 0] }).await;
+        let order = order(harness, customer, "received", OrderAccount { due: [100, 0, 0], paid: [0, 0, 0] }).await;
         let (outside, goods) =
             (account(harness, "outside", None, None).await, account(harness, "goods", None, Some(order)).await);
         transfer(harness, outside, goods, 100, Some(order)).await;
@@ -303,7 +303,7 @@ async fn an_order_paid_from_outside_and_refunded_is_collected_from_a_wallet_made
 }
 
 /// What should be collected: per wallet, in the order of deadlines (all equal here), then ids, then components.
-fn model(mut orders: Vec<(Uuid, Money)>, mut wallet: i64, floor: Option<i64>) -> HashMap<Uuid, [i64; 3]> {
+fn model(mut orders: Vec<(Uuid, OrderAccount)>, mut wallet: i64, floor: Option<i64>) -> HashMap<Uuid, [i64; 3]> {
     orders.sort_by_key(|(id, _)| *id);
     let mut paid = HashMap::new();
     let mut shorter = false;
@@ -329,7 +329,7 @@ async fn any_orders_of_any_customers_are_collected_exactly_down_to_the_floor() {
         let mut runner = TestRunner::deterministic();
         let amount = || prop_oneof![Just(0i64), 1i64..2_000_000, Just(i64::from(u32::MAX) * 1000)];
         let money = (prop::array::uniform3(amount()), prop::array::uniform3(prop_oneof![Just(0i64), 1i64..2_500_000]))
-            .prop_map(|(due, paid)| Money { due, paid });
+            .prop_map(|(due, paid)| OrderAccount { due, paid });
         let case = (
             prop::collection::vec(prop::collection::vec(money, 1..4), 1..4),
             prop::option::of(prop_oneof![Just(0i64), -3_000_000i64..3_000_000]),
@@ -427,7 +427,7 @@ async fn an_order_system_that_pays_refunds_and_changes_fees_meanwhile_never_make
         for n in 0..ORDERS {
             let customer = if n % 4 == 0 { EXAMPLE_CUSTOMER } else { customer(harness).await };
             wallet(harness, customer, 1_000_000).await;
-            let money = Money { due: [100_000, 20_000, 5_000], paid: [30_000, 0, 5_000] };
+            let money = OrderAccount { due: [100_000, 20_000, 5_000], paid: [30_000, 0, 5_000] };
             orders.push(order(harness, customer, "received", money).await);
         }
         let orders = Arc::new(orders);

@@ -8,7 +8,7 @@ use shared::{
         statements::{NotApplied, Statements},
     },
     domain::{
-        task::{Exampled, Recorded},
+        task::{Exampled, RecordedRows},
         tasks,
     },
     message::topology::QueueRole,
@@ -85,7 +85,7 @@ async fn one_effect_is_one_record_where_effects_are_counted() {
                 harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
             }
             harness.until_settled().await;
-            let Recorded { table, rows } = task.recorded();
+            let RecordedRows { table, rows } = task.recorded();
             assert_eq!(harness.ask::<i64>(&format!("SELECT count(*) FROM {table} WHERE {rows}")).await, 3, "{}", task.kind());
         }
         worker.stop().await;

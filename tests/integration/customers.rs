@@ -131,7 +131,7 @@ async fn an_export_holds_everything_about_one_customer_and_nothing_about_another
 async fn operators_logins_are_refused_by_the_server_to_export_or_erase() {
     with_harness(QUICK, async |harness| {
         furnish(harness).await;
-        let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
+        let actor = ::ops::actor::Operator::new(Some("lan")).expect("a name");
         for role in [DatabaseRole::Ops, DatabaseRole::Worker, DatabaseRole::Producer] {
             let db = harness.sandbox.connect_as(role).await.expect("a login");
             let exported = ::ops::customer::export(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
@@ -216,7 +216,7 @@ async fn an_erasure_sees_an_order_that_is_just_being_made() {
         ordering.execute_unprepared(&sql).await.expect("an order");
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
         let erasing = tokio::spawn(async move {
-            let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
+            let actor = ::ops::actor::Operator::new(Some("lan")).expect("a name");
             let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "x").await.map(|_| ());
             db.close().await.expect("closed");
             erased

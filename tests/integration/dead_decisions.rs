@@ -5,7 +5,7 @@ use uuid::Uuid;
 
 use crate::{
     harness::{Harness, QUICK, with_harness},
-    letters::{Letter, at_a_terminal, json, ops},
+    letters::{StoredLetter, at_a_terminal, json, ops},
 };
 
 /// The number of letters in a state.
@@ -34,9 +34,9 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
     with_harness(QUICK, async |harness| {
         for number in 0..3 {
             let cause = format!("port scan {number}");
-            Letter { kind: None, reason: "malformed", cause: &cause, group: "port scan ?", ..Letter::default() }.store(harness).await;
+            StoredLetter { kind: None, reason: "malformed", cause: &cause, group: "port scan ?", ..StoredLetter::default() }.store(harness).await;
         }
-        let other = Letter { subject: Some(Uuid::new_v4()), ..Letter::default() }.store(harness).await;
+        let other = StoredLetter { subject: Some(Uuid::new_v4()), ..StoredLetter::default() }.store(harness).await;
         let done = ops(harness, &["--as", "Lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
         assert_eq!((done.code, done.out.trim()), (0, "3 dead letters discarded"), "{done:?}");
         let recorded = "SELECT count(*) FROM dead_letters AS letter JOIN activity ON activity.subject_id = letter.id
@@ -62,7 +62,7 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
     with_harness(QUICK, async |harness| {
-        let id = Letter::default().store(harness).await.to_string();
+        let id = StoredLetter::default().store(harness).await.to_string();
         for (arguments, said) in [
             (&["--id", &id, "--yes"][..], "--why"),
             (&["--id", &id, "--yes", "--why", "  "], "must be 1 to 500 characters on one line"),
@@ -79,7 +79,7 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
         assert!(unnamed.code == 2 && unnamed.err.contains("--as NAME"), "{unnamed:?}");
 
         let plan = running_with(harness, id.parse().expect("an id")).await.to_string();
-        Letter::default().store(harness).await;
+        StoredLetter::default().store(harness).await;
         let running = ops(harness, &["dead", "discard", "--all", "--why", "noise", "--yes"]).await;
         assert!(running.code == 1 && running.err.contains(&plan) && running.err.contains(&id), "{running:?}");
         assert_eq!((in_state(harness, "open").await, harness.ask::<i64>("SELECT count(*) FROM activity").await), (2, 0));
@@ -93,7 +93,7 @@ async fn nothing_is_discarded_without_a_reason_a_choice_and_a_yes() {
 async fn two_operators_who_discard_the_same_letters_leave_one_record_of_each() {
     with_harness(QUICK, async |harness| {
         for _ in 0..50 {
-            Letter::default().store(harness).await;
+            StoredLetter::default().store(harness).await;
         }
         let arguments = ["dead", "discard", "--all", "--why", "noise", "--yes"];
         let (one, other) = tokio::join!(ops(harness, &arguments), ops(harness, &arguments));
@@ -109,7 +109,7 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
         let (wrong, right) = (harness.delivering().await, harness.delivering().await);
         let body = b"bytes \xff\x00";
         let headers = br#"{"mine":{"LongInt":1}}"#;
-        let id = Letter { subject: Some(wrong), body, headers, ..Letter::default() }.store(harness).await.to_string();
+        let id = StoredLetter { subject: Some(wrong), body, headers, ..StoredLetter::default() }.store(harness).await.to_string();
         let subject = right.to_string();
         let done =
             ops(harness, &["--as", "Lan", "dead", "repair", &id[..8], "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
@@ -154,10 +154,13 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
 async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
     with_harness(QUICK, async |harness| {
         let (order, item) = (harness.delivering().await.to_string(), harness.in_cart().await.to_string());
-        let id = Letter { subject: order.parse().ok(), ..Letter::default() }.store(harness).await.to_string();
-        let garbage = Letter { kind: None, reason: "malformed", ..Letter::default() }.store(harness).await.to_string();
-        let renamed =
-            Letter { kind: Some("receipt"), subject: order.parse().ok(), ..Letter::default() }.store(harness).await.to_string();
+        let id = StoredLetter { subject: order.parse().ok(), ..StoredLetter::default() }.store(harness).await.to_string();
+        let garbage =
+            StoredLetter { kind: None, reason: "malformed", ..StoredLetter::default() }.store(harness).await.to_string();
+        let renamed = StoredLetter { kind: Some("receipt"), subject: order.parse().ok(), ..StoredLetter::default() }
+            .store(harness)
+            .await
+            .to_string();
         let gone = Uuid::new_v4().to_string();
         for (letter, arguments, code, said) in [
             (&id, &["--amount", "500000"][..], 2, "--amount"),
@@ -205,7 +208,7 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
 async fn repairs_of_one_letter_at_the_same_time_make_one_letter() {
     with_harness(QUICK, async |harness| {
         let (wrong, right) = (harness.delivering().await, harness.delivering().await.to_string());
-        let id = Letter { subject: Some(wrong), ..Letter::default() }.store(harness).await.to_string();
+        let id = StoredLetter { subject: Some(wrong), ..StoredLetter::default() }.store(harness).await.to_string();
         let press = ["dead", "repair", &id, "--subject", &right, "--why", "a double press", "--yes"];
         let presses = tokio::join!(ops(harness, &press), ops(harness, &press), ops(harness, &press));
         let mut codes = [presses.0.code, presses.1.code, presses.2.code];
@@ -220,7 +223,7 @@ async fn repairs_of_one_letter_at_the_same_time_make_one_letter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_operator_at_a_terminal_is_asked_and_only_a_yes_counts() {
     with_harness(QUICK, async |harness| {
-        Letter::default().store(harness).await;
+        StoredLetter::default().store(harness).await;
         for (keys, code, open) in [("\r", 1, 1), ("n\r", 1, 1), ("x\r", 1, 1), ("yn\r", 1, 1), ("y\r", 0, 0)] {
             assert_eq!(
                 at_a_terminal(harness, "dead discard --all --why noise", "Discard 1 dead letter for good?", keys).await,

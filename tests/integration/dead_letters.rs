@@ -15,7 +15,7 @@ use uuid::Uuid;
 
 use crate::{
     harness::{Harness, QUICK, exampled, with_harness},
-    letters::{Letter, json, ops},
+    letters::{StoredLetter, json, ops},
 };
 
 /// The ids in a list.
@@ -34,35 +34,36 @@ async fn every_filter_finds_what_it_says_and_hostile_values_find_nothing_more() 
     with_harness(QUICK, async |harness| {
         let (first, second, item) = (harness.delivering().await, harness.delivering().await, harness.in_cart().await);
         harness.run("UPDATE orders SET code = 'BG-17' WHERE id = $1", [second.into()]).await;
-        let obstacle = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
-        let percent = Letter {
+        let obstacle = StoredLetter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..StoredLetter::default() };
+        let percent = StoredLetter {
             kind: Some("collect-arrears"),
             subject: Some(second),
             cause: "100% of wallet_floor",
             group: "?% of wallet_floor",
             // 24 November, 00:30 in Asia/Ho_Chi_Minh.
             failed: Some("2025-11-23T17:30:00Z"),
-            ..Letter::default()
+            ..StoredLetter::default()
         };
-        let stuck = Letter {
+        let stuck = StoredLetter {
             kind: Some("purge-cart-item"),
             subject: Some(item),
             reason: "delivery-limit",
             cause: "it's STUCK",
             group: "it's STUCK",
             failed: Some("2025-11-24T16:59:59Z"),
-            ..Letter::default()
+            ..StoredLetter::default()
         };
-        let garbage = Letter {
+        let garbage = StoredLetter {
             kind: None,
             reason: "malformed",
             cause: "no JSON",
             group: "no JSON",
             failed: Some("2025-11-24T17:00:00Z"),
-            ..Letter::default()
+            ..StoredLetter::default()
         };
-        let stranger = Letter { kind: Some("make-coffee"), subject: Some(first), reason: "unrouted", ..Letter::default() };
-        let decided = Letter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..Letter::default() };
+        let stranger =
+            StoredLetter { kind: Some("make-coffee"), subject: Some(first), reason: "unrouted", ..StoredLetter::default() };
+        let decided = StoredLetter { subject: Some(first), failed: Some("2025-11-20T03:00:00Z"), ..StoredLetter::default() };
         let (obstacle, percent, stuck) =
             (obstacle.store(harness).await, percent.store(harness).await, stuck.store(harness).await);
         let (garbage, stranger, decided) =
@@ -166,7 +167,7 @@ async fn pages_through_ten_thousand_letters_show_each_once_whatever_comes_and_go
                 let last = id_of(&page["letters"].as_array().expect("letters").last().expect("one")["id"]);
                 let sql = "UPDATE dead_letters SET state = 'resolved', decided_at = now(), decided_by = 'x', decided_why = 'x' WHERE id = $1";
                 harness.run(sql, [last.into()]).await;
-                Letter { failed: Some("2025-01-01T00:00:00Z"), ..Letter::default() }.store(harness).await;
+                StoredLetter { failed: Some("2025-01-01T00:00:00Z"), ..StoredLetter::default() }.store(harness).await;
             }
             after = Some(next.to_owned());
         }
@@ -222,7 +223,7 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
         for (kind, subject) in
             [(None, None), (None, Some(waiting)), (Some("confirm-receipt"), None), (Some("make-coffee"), Some(waiting))]
         {
-            Letter { kind, subject, cause: "no JSON", group: "no JSON", ..Letter::default() }.store(harness).await;
+            StoredLetter { kind, subject, cause: "no JSON", group: "no JSON", ..StoredLetter::default() }.store(harness).await;
             add("no JSON", "unreadable");
         }
 
@@ -249,7 +250,9 @@ async fn groups_count_letters_by_cause_and_by_how_their_rows_stand_now() {
 }
 
 async fn about(harness: &Harness, task: &dyn Exampled, subject: Uuid, cause: &str) -> Uuid {
-    Letter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..Letter::default() }.store(harness).await
+    StoredLetter { kind: Some(task.kind()), subject: Some(subject), cause, group: cause, ..StoredLetter::default() }
+        .store(harness)
+        .await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -259,12 +262,12 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
         let dues = "UPDATE orders SET goods_due = 1234567, code = 'BG-17' WHERE id = $1";
         harness.run(dues, [order.into()]).await;
         harness.run("INSERT INTO accounts (kind, order_id, balance) VALUES ('goods', $1, 200000)", [order.into()]).await;
-        let letter = Letter {
+        let letter = StoredLetter {
             id: "5f0c1d2e-0000-4000-8000-000000000001".parse().expect("an id"),
             subject: Some(order),
             cause: "Execution Error\ncaused by: \u{1b}[2J\"obstacle\"",
             headers: br#"{"traceparent":{"LongString":[48,48,45,97]}}"#,
-            ..Letter::default()
+            ..StoredLetter::default()
         };
         let id = letter.store(harness).await.to_string();
         let shown = ops(harness, &["dead", "show", "5f0c1d2e"]).await.out;
@@ -300,7 +303,7 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
         assert_eq!((&shown["row"]["values"]["status"], &shown["stands"]["standing"]), (&json!("received"), &json!("moot")));
         assert_eq!((&shown["letter"]["id"], &shown["letter"]["body"]), (&json!(id), &json!("eyJ2IjoxfQ==")));
 
-        let twin = Letter { id: "5f0c1d2e-0000-4000-8000-000000000002".parse().expect("an id"), ..Letter::default() };
+        let twin = StoredLetter { id: "5f0c1d2e-0000-4000-8000-000000000002".parse().expect("an id"), ..StoredLetter::default() };
         let twin = twin.store(harness).await.to_string();
         let several = ops(harness, &["dead", "show", "5f0c1d2e-0000"]).await;
         assert!(several.code == 1 && several.err.contains(&id) && several.err.contains(&twin), "{several:?}");
@@ -315,13 +318,13 @@ async fn show_explains_a_letter_with_its_row_as_it_is_now() {
 async fn garbage_is_shown_without_harm_and_written_out_byte_by_byte() {
     with_harness(QUICK, async |harness| {
         let bytes: Vec<u8> = (0..=255).cycle().take(100_000).collect();
-        let letter = Letter {
+        let letter = StoredLetter {
             kind: None,
             reason: "malformed",
             cause: "no JSON",
             headers: b"\xff no headers \x1b[2J",
             body: &bytes,
-            ..Letter::default()
+            ..StoredLetter::default()
         };
         let id = letter.store(harness).await.to_string();
         let file = std::env::temp_dir().join(format!("kyhan-letter-{id}"));

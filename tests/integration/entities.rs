@@ -11,12 +11,12 @@ use shared::database::{entity, statement};
 use crate::harness::{QUICK, with_harness};
 
 /// A column: its name, its type as in `information_schema`, and whether it is nullable.
-type Column = (String, String, bool);
+type TableColumn = (String, String, bool);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_entity_has_exactly_the_columns_of_its_table() {
     #[derive(FromQueryResult)]
-    struct Found {
+    struct FoundColumn {
         column_name: String,
         data_type: String,
         nullable: bool,
@@ -26,9 +26,10 @@ async fn every_entity_has_exactly_the_columns_of_its_table() {
             let name = name(&table);
             let sql = "SELECT column_name::text, data_type::text, is_nullable = 'YES' AS nullable FROM information_schema.columns
                         WHERE table_schema IN ('kyhan', 'public') AND table_name = $1";
-            let found = Found::find_by_statement(statement(sql, [name.clone().into()])).all(&harness.sandbox.db).await;
+            let found = FoundColumn::find_by_statement(statement(sql, [name.clone().into()])).all(&harness.sandbox.db).await;
             let found = found.expect("the columns").into_iter();
-            let migrated: BTreeSet<Column> = found.map(|found| (found.column_name, found.data_type, found.nullable)).collect();
+            let migrated: BTreeSet<TableColumn> =
+                found.map(|found| (found.column_name, found.data_type, found.nullable)).collect();
             assert_eq!(columns(&table), migrated, "{name}");
         }
     })
@@ -54,7 +55,7 @@ fn name(table: &TableCreateStatement) -> String {
     }
 }
 
-fn columns(table: &TableCreateStatement) -> BTreeSet<Column> {
+fn columns(table: &TableCreateStatement) -> BTreeSet<TableColumn> {
     let column = |column: &sea_orm::sea_query::ColumnDef| {
         let kind = match column.get_column_type() {
             Some(ColumnType::Uuid) => "uuid",

@@ -33,7 +33,7 @@ const FILE: &str = r"
 const SEVERAL_ROUNDS: Duration = Duration::from_millis(800);
 
 /// Counts by kind and `within`.
-type Forecast = BTreeMap<(String, String), i64>;
+type CountsByKind = BTreeMap<(String, String), i64>;
 
 /// Due in that many seconds: the number of orders being delivered and of products in carts. None crosses a boundary while a test
 /// runs.
@@ -71,7 +71,7 @@ async fn fill(harness: &Harness) {
     harness.run(short, []).await;
 }
 
-fn forecast(kinds: &[(&str, [i64; 5])]) -> Forecast {
+fn forecast(kinds: &[(&str, [i64; 5])]) -> CountsByKind {
     let points = kinds.iter().flat_map(|(kind, due)| {
         ["-1h", "1m", "5m", "15m", "1h"].iter().zip(due).map(|(within, due)| (((*kind).to_owned(), (*within).to_owned()), *due))
     });
@@ -79,14 +79,14 @@ fn forecast(kinds: &[(&str, [i64; 5])]) -> Forecast {
 }
 
 /// The values in the latest export.
-fn newest(received: &Received) -> Option<Forecast> {
+fn newest(received: &Received) -> Option<CountsByKind> {
     let text = |attributes: &[KeyValue], key: &str| {
         let value = attributes.iter().find(|attribute| attribute.key == key)?.value.clone()?.value?;
         if let StringValue(text) = value { Some(text) } else { None }
     };
     let newest = messages::<ExportMetricsServiceRequest>(received, "MetricsService").pop()?;
     let metrics = newest.resource_metrics.into_iter().flat_map(|of| of.scope_metrics).flat_map(|of| of.metrics);
-    let mut points = Forecast::new();
+    let mut points = CountsByKind::new();
     for metric in metrics.filter(|metric| metric.name == "kyhan.forecast.due") {
         assert_eq!(metric.unit, "{subject}");
         let Some(Data::Gauge(gauge)) = metric.data else { panic!("no gauge") };
@@ -99,7 +99,7 @@ fn newest(received: &Received) -> Option<Forecast> {
     Some(points)
 }
 
-async fn until_reported(received: &Received, what: &str, expected: &Forecast) {
+async fn until_reported(received: &Received, what: &str, expected: &CountsByKind) {
     eventually(what, SOON, async || Ok(newest(received).as_ref() == Some(expected))).await;
 }
 
@@ -170,7 +170,7 @@ async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers()
         };
         let (waited, ()) = tokio::join!(waiting, deposing);
         waited.expect("the lock");
-        let nothing = Forecast::new();
+        let nothing = CountsByKind::new();
         until_reported(&received, "a worker that does not lead reports nothing", &nothing).await;
         always("nothing is reported", SEVERAL_ROUNDS, async || Ok(newest(&received).as_ref() == Some(&nothing))).await;
         usurper.rollback().await.expect("unlocked");

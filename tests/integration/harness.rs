@@ -19,7 +19,7 @@ use shared::{
         dead_letter::{self, DeadLetter},
         ladder::{Hop, Ladder},
         outgoing::Outgoing,
-        pack::{Waiting, pack},
+        pack::{WaitingSubject, pack},
         topology::{Argument, Arguments, QueueRole, Topology},
         wakeup::TraceContext,
     },
@@ -97,13 +97,13 @@ pub async fn on_harness(sandbox: Sandbox, test: impl AsyncFnOnce(&Harness)) {
 }
 
 /// A worker or relay in this process.
-pub struct Running<T> {
+pub struct RunningTask<T> {
     /// Stops it when dropped, also if the test fails. A fleet that kept running would declare the removed objects again.
     shutdown: DropGuard,
     handle: JoinHandle<T>,
 }
 
-impl<T> Running<T> {
+impl<T> RunningTask<T> {
     /// Shuts it down and waits for its totals.
     pub async fn stop(self) -> T {
         drop(self.shutdown);
@@ -112,22 +112,22 @@ impl<T> Running<T> {
 }
 
 /// A worker with its own settings.
-pub fn worker_with(settings: Settings) -> Running<worker::Totals> {
+pub fn worker_with(settings: Settings) -> RunningTask<worker::Totals> {
     let settings = as_role(settings, DatabaseRole::Worker).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle = tokio::spawn(async move { worker::run(&settings, &Health::new(), token).await.expect("a worker that works") });
-    Running { shutdown: shutdown.drop_guard(), handle }
+    RunningTask { shutdown: shutdown.drop_guard(), handle }
 }
 
 /// A relay with its own settings.
-pub fn relay_with(settings: Settings) -> Running<producer::relay::Report> {
+pub fn relay_with(settings: Settings) -> RunningTask<producer::relay::RelayReport> {
     let settings = as_role(settings, DatabaseRole::Producer).expect("a sandbox's settings");
     let shutdown = CancellationToken::new();
     let token = shutdown.clone();
     let handle =
         tokio::spawn(async move { producer::relay::run(&settings, &Health::new(), token).await.expect("a relay that relays") });
-    Running { shutdown: shutdown.drop_guard(), handle }
+    RunningTask { shutdown: shutdown.drop_guard(), handle }
 }
 
 /// The task of a kind, with its examples.
@@ -150,11 +150,11 @@ impl Harness {
         tasks::EXAMPLED.iter().copied().filter(|task| policy.lines().iter().any(|line| line.task == task.kind()))
     }
 
-    pub fn worker(&self) -> Running<worker::Totals> {
+    pub fn worker(&self) -> RunningTask<worker::Totals> {
         worker_with(self.settings().clone())
     }
 
-    pub fn relay(&self) -> Running<producer::relay::Report> {
+    pub fn relay(&self) -> RunningTask<producer::relay::RelayReport> {
         relay_with(self.settings().clone())
     }
 
@@ -205,7 +205,7 @@ impl Harness {
     pub fn wakeup(&self, kind: &'static str, subjects: &[Uuid]) -> Outgoing {
         let due_at = "2026-01-01T00:00:00Z".parse().expect("a time");
         let wait = chrono::TimeDelta::zero();
-        let waiting = subjects.iter().map(|subject| Waiting { kind, subject: *subject, due_at, wait, attempt: 0 });
+        let waiting = subjects.iter().map(|subject| WaitingSubject { kind, subject: *subject, due_at, wait, attempt: 0 });
         let mut packed = pack(waiting, &Ladder::new([]), 1, 1_000, &TraceContext::default());
         assert!(packed.len() == 1 && packed[0].hop == Hop::Lane);
         Outgoing::of(&packed.remove(0), &self.topology())

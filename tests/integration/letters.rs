@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::harness::{Harness, SOON};
 
 /// A letter; a test sets the fields that matter to it.
-pub struct Letter<'a> {
+pub struct StoredLetter<'a> {
     pub id: Uuid,
     pub kind: Option<&'a str>,
     pub subject: Option<Uuid>,
@@ -24,7 +24,7 @@ pub struct Letter<'a> {
     pub body: &'a [u8],
 }
 
-impl Default for Letter<'_> {
+impl Default for StoredLetter<'_> {
     fn default() -> Self {
         Self {
             id: Uuid::new_v4(),
@@ -40,7 +40,7 @@ impl Default for Letter<'_> {
     }
 }
 
-impl Letter<'_> {
+impl StoredLetter<'_> {
     /// Stores it as an open letter and returns its id.
     pub async fn store(&self, harness: &Harness) -> Uuid {
         let failed: Option<DateTime<Utc>> = self.failed.map(|failed| failed.parse().expect("a moment"));

@@ -16,7 +16,7 @@ mod search;
 mod surroundings;
 
 use commands::Runner;
-use driver::Driver;
+use driver::MarkedProcess;
 use search::{Capture, Encoding, Find, Search, report};
 use surroundings::Surroundings;
 
@@ -108,7 +108,7 @@ async fn a_marker_is_found_on_every_way_out() {
     with_harness(QUICK, async |harness| {
         let (search, planted) = (search(), search::marker("customers", "full_name"));
         let surroundings = Surroundings::new(harness, &[]).await;
-        let mut worker = Driver::start(&surroundings, "worker", "worker", &[]);
+        let mut worker = MarkedProcess::start(&surroundings, "worker", "worker", &[]);
         worker.until_ready(true).await;
         let runner = Runner { harness, surroundings: &surroundings, places: vec![("{planted}", planted.clone())] };
         let mut captures = runner.run(&[&["pause purge-cart-item --why {planted}", "~explain {planted}"], &["~status"]]).await;
@@ -168,8 +168,8 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
                 .await;
         }
         let surroundings = Surroundings::new(harness, &[]).await;
-        let mut worker = Driver::start(&surroundings, "worker", "worker", &[]);
-        let mut relay = Driver::start(&surroundings, "relay", "producer", &["relay"]);
+        let mut worker = MarkedProcess::start(&surroundings, "worker", "worker", &[]);
+        let mut relay = MarkedProcess::start(&surroundings, "relay", "producer", &["relay"]);
         worker.until_ready(true).await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         worker.until_said("the connection to PostgreSQL broke").await;
@@ -185,7 +185,7 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
             .await;
         worker.stop().await;
         relay.stop().await;
-        captures.extend([worker, relay].into_iter().flat_map(Driver::captures));
+        captures.extend([worker, relay].into_iter().flat_map(MarkedProcess::captures));
         let (passed, complaints) = surroundings.captures();
         captures.extend(passed);
 

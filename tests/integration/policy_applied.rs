@@ -4,7 +4,7 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use ops::{
-    actor::Actor,
+    actor::Operator,
     preview,
     rollout::{self, LEAD, Rollout, RolloutError},
 };
@@ -29,8 +29,8 @@ use crate::{
 /// The published policy, with no sweep: only wake-ups cause effects.
 const FILE: &str = "[sweep]\n every_ms = 3600000\n[relay]\n poll_ms = 100";
 
-fn lan() -> Actor {
-    Actor::new(Some("lan")).expect("a name")
+fn lan() -> Operator {
+    Operator::new(Some("lan")).expect("a name")
 }
 
 fn settings(harness: &Harness, file: &str) -> Settings {

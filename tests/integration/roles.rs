@@ -333,7 +333,7 @@ async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_h
         let id = EXAMPLE_CUSTOMER.to_string();
         let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
         let error =
-            ::ops::customer::export(&db, &::ops::actor::Actor::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
+            ::ops::customer::export(&db, &::ops::actor::Operator::new(Some("lan")).expect("a name"), EXAMPLE_CUSTOMER, "x").await;
         let said = error.expect_err("refused").to_string();
         assert!(said.contains("may not read personal data: use one of kyhan_order_system") && !said.contains(&id), "{said}");
         db.close().await.expect("closed");

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use crate::{
     harness::{Harness, QUICK, SOON, exampled, with_harness},
-    letters::Letter,
+    letters::StoredLetter,
 };
 
 /// Settings of a sweep every 100 ms.
@@ -235,7 +235,7 @@ async fn what_operators_have_decided_about_and_money_they_are_to_decide_about_is
             let (task, id) = (exampled(kind), Uuid::new_v4());
             harness.run(task.examples().due, [id.into()]).await;
             if let Some((state, decided)) = state {
-                let letter = Letter { kind: Some(kind), subject: Some(id), ..Letter::default() }.store(harness).await;
+                let letter = StoredLetter { kind: Some(kind), subject: Some(id), ..StoredLetter::default() }.store(harness).await;
                 let sql = "UPDATE dead_letters SET state = $2, decided_at = now() - $3::text::interval, decided_by = 'lan', decided_why = 'so'
                             WHERE id = $1 AND $2 <> 'open'";
                 harness.run(sql, [letter.into(), state.into(), decided.into()]).await;

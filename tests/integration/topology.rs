@@ -69,7 +69,7 @@ fn without(table: &mut FieldTable, name: &str) {
 }
 
 /// A change that another program makes to the arguments of one of our objects.
-type Change = Box<dyn Fn(&mut FieldTable)>;
+type ArgumentChange = Box<dyn Fn(&mut FieldTable)>;
 
 /// The arguments that a classic queue accepts.
 fn classic(table: &mut FieldTable) {
@@ -92,7 +92,7 @@ async fn a_worker_refuses_a_topology_that_could_lose_messages_and_says_what_is_a
             }
         };
         let drop = |name: &'static str| move |table: &mut FieldTable| without(table, name);
-        let cases: Vec<(&str, Change, &str)> = vec![
+        let cases: Vec<(&str, ArgumentChange, &str)> = vec![
             (&rung, Box::new(drop("x-dead-letter-strategy")), "would be lost"),
             (&rung, Box::new(put("x-dead-letter-strategy", text("at-most-once"))), "would be lost"),
             (&rung, Box::new(put("x-overflow", text("drop-head"))), "would drop its head"),

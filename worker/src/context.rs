@@ -6,7 +6,7 @@ use sea_orm::DatabaseConnection;
 use shared::{database::statements::Statements, message::topology::Topology, process::outage::Outage, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
-use crate::{paused::Paused, pipeline::batch::End, tally::Tally};
+use crate::{paused::PausedKinds, pipeline::batch::BatchEnd, tally::Tally};
 
 /// The shared settings, connections, outage states and stop signals.
 pub(crate) struct Context {
@@ -20,7 +20,7 @@ pub(crate) struct Context {
     pub tally: Arc<Tally>,
     pub postgres: Outage,
     pub rabbitmq: Outage,
-    pub paused: Arc<Paused>,
+    pub paused: Arc<PausedKinds>,
     /// Stop consuming.
     pub shutdown: CancellationToken,
     /// Also stop waiting for a server.
@@ -37,11 +37,11 @@ impl Context {
     }
 
     /// Waits until a kind must not be consumed, and returns the reason. Queues that belong to no kind pass `None` and cannot be paused.
-    pub(crate) async fn barred(&self, kind: Option<&'static str>) -> End {
+    pub(crate) async fn barred(&self, kind: Option<&'static str>) -> BatchEnd {
         tokio::select! {
             biased;
-            () = self.postgres.began() => End::Outage,
-            () = self.paused.began(kind) => End::Paused,
+            () = self.postgres.began() => BatchEnd::Outage,
+            () = self.paused.began(kind) => BatchEnd::Paused,
         }
     }
 }

@@ -25,7 +25,7 @@ mod seal;
 mod statistics;
 mod sweep;
 
-use forecast::Forecast;
+use forecast::ForecastGauge;
 
 /// The advisory lock of the leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the leader.
 const LEADER: i64 = 0x6b_7968_616e_0001;
@@ -42,12 +42,12 @@ const NEXT_ROUND: &str = "the next round continues";
 /// The leader's duties, in this order. The first four need no broker, and a failure of theirs does not stop the sweep.
 fn duties() -> Vec<Box<dyn Duty>> {
     vec![
-        Box::new(letters::Letters::new()),
-        Box::new(seal::Seal::new()),
-        Box::new(statistics::Statistics::default()),
-        Box::new(retention::Retention),
-        Box::new(sweep::Sweep::new()),
-        Box::new(canaries::Canaries::new()),
+        Box::new(letters::LettersDuty::new()),
+        Box::new(seal::SealDuty::new()),
+        Box::new(statistics::StatisticsDuty::default()),
+        Box::new(retention::RetentionDuty),
+        Box::new(sweep::SweepDuty::new()),
+        Box::new(canaries::CanariesDuty::new()),
     ]
 }
 
@@ -65,16 +65,16 @@ trait Duty: Send {
     fn forget(&mut self) {}
 
     /// Runs one round. The next round continues one that was cut short.
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>>;
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>>;
 }
 
 /// What the duties share during one round.
-struct Round<'a> {
+struct DutyRound<'a> {
     context: &'a Context,
     broker: OnceCell<Result<Broker, BrokerError>>,
 }
 
-impl Round<'_> {
+impl DutyRound<'_> {
     /// The round's connection to RabbitMQ, opened on first use. A failed attempt counts for the whole round.
     async fn broker(&self) -> Result<&Broker, BrokerError> {
         let connected = self.broker.get_or_init(|| Broker::connect(&self.context.settings.amqp, "kyhan sweep")).await;
@@ -113,7 +113,7 @@ impl DutyError {
 }
 
 /// Runs rounds and the forecast while this process holds the lock, until the worker shuts down.
-pub(crate) async fn run(context: Arc<Context>, forecast: Forecast) {
+pub(crate) async fn run(context: Arc<Context>, forecast: ForecastGauge) {
     let (leads, led) = watch::channel(false);
     let rounds = rounds(&context, leads);
     let ((), ()) = futures::join!(rounds, forecast::run(&context, forecast, led));
@@ -148,7 +148,7 @@ async fn round(
     if !is_leader(context, lock).await.map_err(|error| ("the election", error))? {
         return Ok(());
     }
-    let round = Round { context, broker: OnceCell::new() };
+    let round = DutyRound { context, broker: OnceCell::new() };
     let mut done = Ok(());
     for duty in duties {
         match duty.round(&round).await {

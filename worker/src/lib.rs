@@ -25,7 +25,7 @@ use shared::{
     domain::{span::signed_ms, tasks},
     process::{
         backoff::backoff,
-        health::{Health, Part, UNREACHED},
+        health::{Health, HealthPart, UNREACHED},
         outage::Outage,
         redact::redacted,
     },
@@ -37,11 +37,11 @@ use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
 pub use tally::Totals;
 
 use context::Context;
-use leader::forecast::Forecast;
-use paused::Paused;
+use leader::forecast::ForecastGauge;
+use paused::PausedKinds;
 use pipeline::consumer;
 use tally::Tally;
-use watch::Watch;
+use watch::DatabaseWatch;
 
 /// Why a worker stopped without a shutdown signal.
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,11 @@ pub enum WorkerError {
 /// [`WorkerError`] when waiting would not help: a database without the schema, or a topology that differs.
 pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationToken) -> Result<Totals, WorkerError> {
     let tally = Arc::new(Tally::new());
-    let kept = Kept { tally: Arc::clone(&tally), paused: Arc::new(Paused::new()), forecast: Forecast::new(settings.forecast) };
+    let kept = KeptState {
+        tally: Arc::clone(&tally),
+        paused: Arc::new(PausedKinds::new()),
+        forecast: ForecastGauge::new(settings.forecast),
+    };
     let report_every = settings.telemetry.report_every;
     let _reporting = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&tally).report(report_every)));
     // The lanes restart when the policy changes, because statements and rungs depend on it.
@@ -74,14 +78,14 @@ pub async fn run(settings: &Settings, health: &Health, shutdown: CancellationTok
 }
 
 /// State that survives a restart of the lanes.
-struct Kept {
+struct KeptState {
     tally: Arc<Tally>,
-    paused: Arc<Paused>,
-    forecast: Forecast,
+    paused: Arc<PausedKinds>,
+    forecast: ForecastGauge,
 }
 
 /// Serves under the active policy until `shutdown` or until the policy changes.
-async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &CancellationToken) -> Result<(), WorkerError> {
+async fn serve(settings: &Settings, health: &Health, kept: &KeptState, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
     postgresql.down(UNREACHED);
     let Some(governed) = active_policy::connect_until(settings, Client::Worker, shutdown).await? else { return Ok(()) };
@@ -125,7 +129,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
             "consumers may wait for PostgreSQL connections; raise database.max_connections"
         );
     }
-    let mut watch = Watch::new(Arc::clone(&context), postgresql)?;
+    let mut watch = DatabaseWatch::new(Arc::clone(&context), postgresql)?;
     // Read the pauses before consuming, so that no wake-up of a paused kind is taken.
     context.shutdown.run_until_cancelled(watch.look()).await;
     for queue in queues {
@@ -151,7 +155,7 @@ async fn declare(
     settings: &Settings,
     db: &DatabaseConnection,
     outage: &Outage,
-    part: &Part,
+    part: &HealthPart,
     shutdown: &CancellationToken,
 ) -> Result<bool, BrokerError> {
     let mut connected = Broker::connect_first(&settings.amqp, "kyhan worker", outage, shutdown).await?;

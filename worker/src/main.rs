@@ -8,14 +8,14 @@ use shared::process::cli::{self, Common};
 /// Kỳ Hạn's worker: takes due wake-ups, rechecks their rows and applies what is due. Stops on SIGTERM. Run as many as you like
 #[derive(Parser)]
 #[command(version)]
-struct Arguments {
+struct WorkerArguments {
     #[command(flatten)]
     common: Common,
 }
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let Arguments { common } = Arguments::parse();
+    let WorkerArguments { common } = WorkerArguments::parse();
     cli::serve("worker", &common, async |settings, health, shutdown| {
         tracing::info!(prefix = settings.naming.prefix, shards = settings.naming.shards, "worker started");
         Box::pin(worker::run(settings, health, shutdown)).await.map(|_| ExitCode::SUCCESS)

@@ -11,21 +11,21 @@ use shared::{
 use tokio::sync::watch;
 
 /// The pauses of all kinds.
-pub(crate) struct Paused {
-    known: watch::Sender<Known>,
+pub(crate) struct PausedKinds {
+    known: watch::Sender<KnownPauses>,
 }
 
-type Known = BTreeMap<&'static str, Met>;
+type KnownPauses = BTreeMap<&'static str, Met>;
 
 struct Met {
     pause: Pause,
     at: Instant,
 }
 
-impl Paused {
+impl PausedKinds {
     /// Starts without any pause.
     pub(crate) fn new() -> Self {
-        let known = watch::Sender::new(Known::new());
+        let known = watch::Sender::new(KnownPauses::new());
         let seen = known.subscribe();
         let _registered = global::meter("kyhan")
             .u64_observable_gauge("kyhan.paused")
@@ -89,7 +89,7 @@ impl Paused {
 }
 
 /// Adds a pause; returns whether it is new. Ignores kinds of newer versions, which have no lane here.
-fn begins(known: &mut Known, pause: Pause) -> bool {
+fn begins(known: &mut KnownPauses, pause: Pause) -> bool {
     let Some(kind) = tasks::find(&pause.kind).map(Task::kind) else { return false };
     if known.get(kind).is_some_and(|met| met.pause == pause) {
         return false;
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn what_was_met_after_the_database_was_asked_is_not_taken_back_by_its_answer() {
-        let paused = Paused::new();
+        let paused = PausedKinds::new();
         let asked = Instant::now();
         paused.met(pause("confirm-receipt"));
         paused.are(Vec::new(), asked);

@@ -10,22 +10,22 @@ use std::{
 
 use shared::{
     database::{Client, DatabaseError, active_policy, probe::Probe},
-    process::{health::Part, redact::redacted},
+    process::{health::HealthPart, redact::redacted},
 };
 
 use crate::context::Context;
 
 /// The probe and what it reports to.
-pub(crate) struct Watch {
+pub(crate) struct DatabaseWatch {
     context: Arc<Context>,
     database: Probe,
-    part: Part,
+    part: HealthPart,
     /// Whether this probe began the current outage. An outage that a batch began is ended by that batch.
     began_here: bool,
 }
 
-impl Watch {
-    pub(crate) fn new(context: Arc<Context>, part: Part) -> Result<Self, DatabaseError> {
+impl DatabaseWatch {
+    pub(crate) fn new(context: Arc<Context>, part: HealthPart) -> Result<Self, DatabaseError> {
         let database = Probe::new(&context.settings.database, Client::Worker)?;
         Ok(Self { context, database, part, began_here: false })
     }

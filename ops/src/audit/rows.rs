@@ -14,14 +14,14 @@ use shared::{
     settings::Settings,
 };
 
-use super::{Counted, Due, Verdict};
+use super::{CheckCount, CheckVerdict, DueCounts};
 
 /// The counts of one snapshot.
 pub(super) struct Rows {
-    pub due: Vec<Due>,
-    pub records: Vec<Counted>,
-    pub ledger: Vec<Counted>,
-    pub events: Vec<Counted>,
+    pub due: Vec<DueCounts>,
+    pub records: Vec<CheckCount>,
+    pub ledger: Vec<CheckCount>,
+    pub events: Vec<CheckCount>,
     /// Pending candidates of all kinds by the rung that they would be sent to now, shortest rung first.
     pub by_rung: Vec<u64>,
     /// Pending candidates whose event is still in the outbox.
@@ -49,20 +49,20 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
         candidates(snapshot, settings, topology.ladder(), *task, &mut rows).await?;
         for check in task.checks() {
             let count = number(snapshot, check.sql).await?;
-            rows.records.push(Counted { kind: Some(task.kind()), ..off(check.name, count) });
+            rows.records.push(CheckCount { kind: Some(task.kind()), ..off(check.name, count) });
         }
     }
     for (check, sql) in LEDGER {
         rows.ledger.push(off(check, number(snapshot, sql).await?));
     }
     let waiting = number(snapshot, "SELECT count(*) FROM outbox").await?;
-    rows.events.push(Counted { kind: None, check: "events in the outbox", count: waiting, verdict: Verdict::Ok });
+    rows.events.push(CheckCount { kind: None, check: "events in the outbox", count: waiting, verdict: CheckVerdict::Ok });
     let set_aside = number(snapshot, "SELECT count(*) FROM set_aside").await?;
-    let verdict = Verdict::note_if(set_aside > 0);
-    rows.events.push(Counted { kind: None, check: "events set aside", count: set_aside, verdict });
+    let verdict = CheckVerdict::note_if(set_aside > 0);
+    rows.events.push(CheckCount { kind: None, check: "events set aside", count: set_aside, verdict });
     let letters = number(snapshot, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await?;
-    let verdict = Verdict::note_if(letters > 0);
-    rows.events.push(Counted { kind: None, check: "open dead letters", count: letters, verdict });
+    let verdict = CheckVerdict::note_if(letters > 0);
+    rows.events.push(CheckCount { kind: None, check: "open dead letters", count: letters, verdict });
     Ok(rows)
 }
 
@@ -85,8 +85,8 @@ const LEDGER: [(&str, &str); 2] = [
     ),
 ];
 
-fn off(check: &'static str, count: i64) -> Counted {
-    Counted { kind: None, check, count, verdict: Verdict::off_if(count != 0) }
+fn off(check: &'static str, count: i64) -> CheckCount {
+    CheckCount { kind: None, check, count, verdict: CheckVerdict::off_if(count != 0) }
 }
 
 async fn number(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr> {
@@ -96,14 +96,15 @@ async fn number(snapshot: &DatabaseTransaction, sql: &str) -> Result<i64, DbErr>
 /// Canaries that are not due and have not arrived, by queue. They wait in their rung, unless they are in transit or were lost with it.
 async fn canaries(snapshot: &DatabaseTransaction, topology: &Topology) -> Result<BTreeMap<String, u64>, DbErr> {
     #[derive(FromQueryResult)]
-    struct Waiting {
+    struct WaitingCanaries {
         queue: String,
         waiting: i64,
     }
     let sql = "SELECT queue, count(*) AS waiting FROM canaries
                 WHERE arrived_at IS NULL AND due_at > now() AND starts_with(queue, $1) GROUP BY queue";
-    let rows = Waiting::find_by_statement(statement(sql, [topology.rung_prefix().into()])).all(snapshot).await?.into_iter();
-    Ok(rows.map(|Waiting { queue, waiting }| (queue, unsigned(waiting))).collect())
+    let rows =
+        WaitingCanaries::find_by_statement(statement(sql, [topology.rung_prefix().into()])).all(snapshot).await?.into_iter();
+    Ok(rows.map(|WaitingCanaries { queue, waiting }| (queue, unsigned(waiting))).collect())
 }
 
 /// Counts one kind's candidates by due time and by the rung where they would wait.
@@ -136,7 +137,7 @@ async fn candidates(
     let grace_ms = signed_ms(settings.sweep.grace);
     let lines = settings.policy.lines().iter().filter(|line| line.task == task.kind());
     let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
-    let mut due = Due { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: Verdict::Ok };
+    let mut due = DueCounts { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: CheckVerdict::Ok };
     let values = [grace_ms.into(), events.into(), shortest_waits(ladder).into()];
     for counted in OnRung::find_by_statement(statement(&sql, values)).all(snapshot).await? {
         if let Some(waiting) = usize::try_from(counted.rung - 1).ok().and_then(|at| rows.by_rung.get_mut(at)) {
@@ -148,7 +149,7 @@ async fn candidates(
         rows.in_outbox += unsigned(counted.in_outbox);
     }
     let paused = rows.paused.iter().any(|kind| kind == task.kind());
-    due.verdict = if paused { Verdict::note_if(due.overdue > 0) } else { Verdict::off_if(due.overdue > 0) };
+    due.verdict = if paused { CheckVerdict::note_if(due.overdue > 0) } else { CheckVerdict::off_if(due.overdue > 0) };
     rows.due.push(due);
     Ok(())
 }

@@ -13,7 +13,7 @@ use shared::{process::cli::say, settings::Settings};
 use super::{answer, options::Json, progress, table, with_schema};
 
 #[derive(Subcommand)]
-pub enum Activity {
+pub enum ActivityCommand {
     /// Compare every row of activity with its seal, and list the ranges that differ
     #[command(after_help = "\
 Workers seal activity about once a minute: they hash ranges of rows into a chain. This command finds rows that were changed, removed or \
@@ -42,8 +42,8 @@ Examples:
     },
 }
 
-pub async fn activity(command: Activity, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let Activity::Verify { seal, removed_before, json: Json { json } } = command;
+pub async fn activity(command: ActivityCommand, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let ActivityCommand::Verify { seal, removed_before, json: Json { json } } = command;
     let db = with_schema(settings).await?;
     let bar = progress::bar("seals", 0)?;
     let verified =

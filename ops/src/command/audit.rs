@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use anyhow::Context;
 use comfy_table::Table;
 use ops::{
-    actor::Actor,
-    audit::{self, Counted, Report, Verdict},
+    actor::Operator,
+    audit::{self, AuditReport, CheckCount, CheckVerdict},
 };
 use sea_orm::DatabaseConnection;
 use shared::{
@@ -34,14 +34,14 @@ subjects than that. Just after a restart RabbitMQ reports 0 messages for queues 
 audit again.
 
 Exit codes: 0 nothing is off; 1 something is off, or could not be checked; 2 usage error.")]
-pub struct Audit {
+pub struct AuditCommand {
     #[command(flatten)]
     pub json: Json,
 }
 
 pub async fn audit(
-    command: Audit,
-    actor: Result<Actor, UsageError>,
+    command: AuditCommand,
+    actor: Result<Operator, UsageError>,
     settings: &Settings,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
@@ -62,11 +62,11 @@ pub async fn audit(
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn remember(db: &DatabaseConnection, actor: Result<Actor, UsageError>, report: &Report) -> anyhow::Result<()> {
+async fn remember(db: &DatabaseConnection, actor: Result<Operator, UsageError>, report: &AuditReport) -> anyhow::Result<()> {
     Ok(audit::remember(db, &actor?, report).await?)
 }
 
-fn show(report: &Report) {
+fn show(report: &AuditReport) {
     say(&format!("at {}", report.at.to_rfc3339()));
     let mut due = table(["kind", "due later", "due, on its way", "overdue, no effect", "verdict"]);
     for one in &report.due {
@@ -92,14 +92,15 @@ fn show(report: &Report) {
 
     let mut wakeups = table(["what waits", "count", "verdict"]);
     let counts = report.wakeups;
-    let perhaps = if counts.perhaps_missing > counts.missing { Verdict::Note } else { Verdict::Ok };
-    let stale = if counts.verdict == Verdict::Note && counts.perhaps_missing == 0 { Verdict::Note } else { Verdict::Ok };
-    let missing = if counts.missing > 0 { Verdict::Off } else { Verdict::Ok };
+    let perhaps = if counts.perhaps_missing > counts.missing { CheckVerdict::Note } else { CheckVerdict::Ok };
+    let stale =
+        if counts.verdict == CheckVerdict::Note && counts.perhaps_missing == 0 { CheckVerdict::Note } else { CheckVerdict::Ok };
+    let missing = if counts.missing > 0 { CheckVerdict::Off } else { CheckVerdict::Ok };
     for (what, count, verdict) in [
-        ("subjects that need a wake-up", counts.subjects, Verdict::Ok),
-        ("of these, with their event still in the outbox", counts.in_outbox, Verdict::Ok),
+        ("subjects that need a wake-up", counts.subjects, CheckVerdict::Ok),
+        ("of these, with their event still in the outbox", counts.in_outbox, CheckVerdict::Ok),
         ("messages in rungs, lanes and quarantine", counts.messages, stale),
-        ("of these, canaries, which wake nothing", counts.canaries, Verdict::Ok),
+        ("of these, canaries, which wake nothing", counts.canaries, CheckVerdict::Ok),
         ("subjects without a wake-up, if no canary is lost", counts.perhaps_missing, perhaps),
         ("subjects that certainly have no wake-up", counts.missing, missing),
     ] {
@@ -128,7 +129,7 @@ fn show(report: &Report) {
     });
 }
 
-fn counted(all: &[Counted]) -> Table {
+fn counted(all: &[CheckCount]) -> Table {
     let mut table = table(["kind", "what is counted", "count", "verdict"]);
     for one in all {
         table.add_row([one.kind.unwrap_or("-"), one.check, &one.count.to_string(), one.verdict.name()]);

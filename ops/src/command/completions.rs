@@ -10,12 +10,12 @@ use shared::process::cli::say;
   ops completions bash > /usr/share/bash-completion/completions/ops
   ops completions zsh > \"${fpath[1]}/_ops\"
   ops completions fish > ~/.config/fish/completions/ops.fish")]
-pub struct Completions {
+pub struct CompletionsCommand {
     /// The shell
     pub shell: Shell,
 }
 
-pub fn completions(Completions { shell }: Completions, mut ops: clap::Command) -> ExitCode {
+pub fn completions(CompletionsCommand { shell }: CompletionsCommand, mut ops: clap::Command) -> ExitCode {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut ops, "ops", &mut script);
     say(&String::from_utf8_lossy(&script));

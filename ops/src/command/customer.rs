@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use ops::{
-    actor::Actor,
+    actor::Operator,
     customer,
     shown::{self, moment, moment_or_dash},
 };
@@ -22,7 +22,7 @@ use super::{
 };
 
 #[derive(Subcommand)]
-pub enum Customer {
+pub enum CustomerCommand {
     /// Show a customer with personal data masked
     Show {
         /// The customer's id
@@ -60,11 +60,11 @@ exists. KYHAN_DATABASE_URL must be a login of kyhan_order_system.")]
     },
 }
 
-pub async fn customer(command: Customer, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
+pub async fn customer(command: CustomerCommand, settings: &Settings, actor: Result<Operator, UsageError>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Client::CustomerCare).await?;
     database::require_schema(&settings.database, &db).await?;
     match command {
-        Customer::Show { id, json: Json { json } } => {
+        CustomerCommand::Show { id, json: Json { json } } => {
             let masked = customer::show(&db, id).await?;
             let text = format!(
                 "{}  {}  {}\nsince {}; {} orders, {} of them visible; wallet {}; erased {}",
@@ -79,12 +79,12 @@ pub async fn customer(command: Customer, settings: &Settings, actor: Result<Acto
             );
             answer(json, &json!(masked), &text)
         }
-        Customer::Export { id, why: Why { why } } => {
+        CustomerCommand::Export { id, why: Why { why } } => {
             let held = customer::export(&db, &actor?, id, &why).await?;
             say(&serde_json::to_string_pretty(held.expose())?);
             Ok(())
         }
-        Customer::Erase { id, why: Why { why }, yes: Yes { yes }, json: Json { json } } => {
+        CustomerCommand::Erase { id, why: Why { why }, yes: Yes { yes }, json: Json { json } } => {
             let actor = actor?;
             let masked = customer::show(&db, id).await?;
             let question = format!("Erase the personal data of {} {} for ever?", shown::text(&masked.name), masked.phone);

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::{Arg, Subcommand};
-use ops::actor::Actor;
+use ops::actor::Operator;
 use shared::{database::active_policy::Governed, settings::Settings};
 use tokio_util::sync::CancellationToken;
 
@@ -24,38 +24,38 @@ fn optional(why: Arg) -> Arg {
 }
 
 #[derive(Subcommand)]
-pub enum Dead {
+pub enum DeadCommand {
     /// List dead letters, oldest failure first; or count them by cause and by the state of their rows
-    List(list::List),
+    List(list::ListLettersCommand),
     /// Explain one dead letter: its task, what failed, its row now, and what a replay would do
-    Show(show::Show),
+    Show(show::ShowLetterCommand),
     /// Discard dead letters for good, with a reason
-    Discard(decide::Discard),
+    Discard(decide::DiscardCommand),
     /// Correct the kind or the subject of a dead letter
-    Repair(decide::Repair),
+    Repair(decide::RepairCommand),
     /// Plan a replay of dead letters, or run a plan
-    Replay(Box<replay::Replay>),
+    Replay(Box<replay::ReplayCommand>),
     /// Approve another operator's plan
-    Approve(replay::Approve),
+    Approve(replay::ApproveCommand),
     /// List plans, newest first; or show one, with the results of its dead letters
-    Plans(replay::Plans),
+    Plans(replay::ListPlansCommand),
 }
 
 pub async fn dead(
-    command: Dead,
+    command: DeadCommand,
     settings: &Settings,
-    actor: Result<Actor, UsageError>,
+    actor: Result<Operator, UsageError>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     match command {
-        Dead::List(command) => list::list(command, &db, settings).await,
-        Dead::Show(command) => show::show(command, &db, settings).await,
-        Dead::Discard(command) => decide::discard(command, &db, &actor?).await,
-        Dead::Repair(command) => decide::repair(command, &db, &actor?).await,
-        Dead::Replay(command) => replay::replay(*command, settings, &actor?, shutdown).await,
-        Dead::Approve(command) => replay::approve(command, &db, &actor?).await,
-        Dead::Plans(command) => replay::plans(command, &db).await,
+        DeadCommand::List(command) => list::list(command, &db, settings).await,
+        DeadCommand::Show(command) => show::show(command, &db, settings).await,
+        DeadCommand::Discard(command) => decide::discard(command, &db, &actor?).await,
+        DeadCommand::Repair(command) => decide::repair(command, &db, &actor?).await,
+        DeadCommand::Replay(command) => replay::replay(*command, settings, &actor?, shutdown).await,
+        DeadCommand::Approve(command) => replay::approve(command, &db, &actor?).await,
+        DeadCommand::Plans(command) => replay::plans(command, &db).await,
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::bail;
 use ops::{
-    explain::{self, Counted, Outlook, Subject, Waiting},
+    explain::{self, CountedEvent, Outlook, Subject, WakeupPlace},
     shown::moment,
 };
 use shared::{database::active_policy::Governed, process::cli::say, settings::Settings};
@@ -24,7 +24,7 @@ Examples:
   ops explain 7f0c2b1e-5a34-4b7e-9c55-1f2a3b4c5d6e --json | jq '.subjects[].kinds[] | {kind, due_at, wakeup}'
 
 Exit codes: 0 success; 1 nothing has this code or id, or a server is away; 2 usage error.")]
-pub struct Explain {
+pub struct ExplainCommand {
     /// An order's code, an order's id or a cart item's id
     #[arg(value_name = "CODE|ID")]
     pub name: String,
@@ -32,7 +32,7 @@ pub struct Explain {
     pub json: Json,
 }
 
-pub async fn explain(command: Explain, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn explain(command: ExplainCommand, settings: &Settings) -> anyhow::Result<ExitCode> {
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let Some(explanation) = explain::explain(&db, settings, &command.name).await? else {
@@ -79,16 +79,16 @@ fn show_kind(kind: &Outlook) {
         say(&format!("    due at once by a policy active since {}, and released gradually", moment(since)));
     }
     match &kind.wakeup {
-        Waiting::None { why } => say(&format!("    wake-up: none: {why}")),
-        Waiting::Outbox { event } => say(&format!("    wake-up: not published yet: {event} waits in the outbox for a relay")),
-        Waiting::Rung { queue, until, then } => {
+        WakeupPlace::None { why } => say(&format!("    wake-up: none: {why}")),
+        WakeupPlace::Outbox { event } => say(&format!("    wake-up: not published yet: {event} waits in the outbox for a relay")),
+        WakeupPlace::Rung { queue, until, then } => {
             say(&format!("    wake-up: waits in {queue} until {}", moment(*until)));
             for hops in then {
                 let times = if hops.times > 1 { format!(", {} times", hops.times) } else { String::new() };
                 say(&format!("             then in {}{times}", hops.queue));
             }
         }
-        Waiting::Lane { queue, swept_from } => say(&format!(
+        WakeupPlace::Lane { queue, swept_from } => say(&format!(
             "    wake-up: due: in the lane {queue}, with a worker, or between two attempts; from {} on the sweep publishes it again",
             moment(*swept_from)
         )),
@@ -103,7 +103,7 @@ fn show_kind(kind: &Outlook) {
 }
 
 /// The event that a kind counts from, the duration, and, for a candidate, when it happened.
-fn line(counted: &Counted, candidate: bool) -> String {
+fn line(counted: &CountedEvent, candidate: bool) -> String {
     let after = counted.after.as_ref().map_or("not used by the policy".to_owned(), |after| format!("+ {after}"));
     let own = if counted.own_line || counted.after.is_none() { "" } else { " (no line of its own, so the longest of this kind)" };
     let at = match counted.moment {

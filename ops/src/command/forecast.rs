@@ -21,7 +21,7 @@ takes seconds for some hundred thousand orders, and blocks no worker.
 Examples:
   ops forecast
   ops forecast --days 7 --json | jq '.kinds[] | {kind, overdue}'")]
-pub struct Forecast {
+pub struct ForecastCommand {
     /// The number of days, including today
     #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=366))]
     pub days: u16,
@@ -32,7 +32,7 @@ pub struct Forecast {
 /// The width, in columns, if the output is a file or a terminal of unknown width.
 const WIDTH: u16 = 100;
 
-pub async fn forecast(command: Forecast, settings: &Settings) -> anyhow::Result<()> {
+pub async fn forecast(command: ForecastCommand, settings: &Settings) -> anyhow::Result<()> {
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let forecast = forecast::forecast(&db, &settings.policy, command.days).await?;
@@ -50,7 +50,7 @@ fn chart(forecast: &forecast::Forecast) -> String {
     let mut table = table([]);
     table.set_content_arrangement(ContentArrangement::Disabled);
     let room = usize::from(Table::new().width().unwrap_or(WIDTH));
-    let columns: Vec<Column> = forecast.kinds.iter().map(|kind| Column::of(kind, room)).collect();
+    let columns: Vec<KindColumn> = forecast.kinds.iter().map(|kind| KindColumn::of(kind, room)).collect();
     let header = columns.iter().flat_map(|column| {
         let stake = column.stake().then(|| "at stake".to_owned());
         [column.kind.replace('-', "-\n")].into_iter().chain(stake)
@@ -66,7 +66,7 @@ fn chart(forecast: &forecast::Forecast) -> String {
 }
 
 /// The columns of the terminal that remain for each kind's bars, without frames, days, counts and amounts.
-fn cells(columns: &[Column], room: usize) -> usize {
+fn cells(columns: &[KindColumn], room: usize) -> usize {
     const FRAME: usize = 3;
     const CELLS: std::ops::RangeInclusive<usize> = 3..=40;
     let day = columns.first().map_or(0, |column| column.width(|(day, ..)| day.len()));
@@ -77,17 +77,17 @@ fn cells(columns: &[Column], room: usize) -> usize {
 }
 
 /// A row's name, what falls due, and whether it has a bar. The rows "overdue" and "later" cover more than a day and have none.
-type Row = (String, Falling, bool);
+type ForecastRow = (String, Falling, bool);
 
 /// A kind's rows.
-struct Column {
+struct KindColumn {
     kind: &'static str,
-    rows: Vec<Row>,
+    rows: Vec<ForecastRow>,
 }
 
-impl Column {
+impl KindColumn {
     /// A narrow terminal shows no names of weekdays.
-    fn of(kind: &forecast::Kind, room: usize) -> Self {
+    fn of(kind: &forecast::KindForecast, room: usize) -> Self {
         let format = if room < usize::from(WIDTH) { "%Y-%m-%d" } else { "%Y-%m-%d %a" };
         let days = kind.days.iter().map(|day| (day.day.format(format).to_string(), day.falling, true));
         let overdue = ("overdue".to_owned(), kind.overdue, false);
@@ -107,7 +107,7 @@ impl Column {
         self.width(|(_, falling, _)| falling.subjects.to_string().len())
     }
 
-    fn width(&self, of: impl Fn(&Row) -> usize) -> usize {
+    fn width(&self, of: impl Fn(&ForecastRow) -> usize) -> usize {
         self.rows.iter().map(of).max().unwrap_or(0)
     }
 

@@ -4,8 +4,8 @@ use std::{io::IsTerminal, process::ExitCode, time::Duration};
 
 use anyhow::bail;
 use ops::{
-    actor::Actor,
-    pause::{self, Paused, Resumed},
+    actor::Operator,
+    pause::{self, PauseOutcome, ResumeOutcome},
     shown::{moment, one_line},
 };
 use sea_orm::DatabaseConnection;
@@ -31,7 +31,7 @@ Exit codes: 0 paused; 1 failure, or a transaction that began earlier is still op
 Examples:
   ops pause collect-arrears --why 'fees of November are wrong'
   ops pause confirm-receipt --why 'carrier on strike' --as lan --wait 600")]
-pub struct Pause {
+pub struct PauseCommand {
     /// The kind of task
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
@@ -49,7 +49,7 @@ pub struct Pause {
     after_help = "Workers return to the kind's lanes within a few seconds and apply what has fallen due in the meantime.\n\n\
                         Example:\n  ops resume collect-arrears --why 'the fees are corrected'"
 )]
-pub struct Resume {
+pub struct ResumeCommand {
     /// The kind of task
     #[arg(value_parser = task)]
     pub kind: &'static dyn Shown,
@@ -59,12 +59,17 @@ pub struct Resume {
     pub json: Json,
 }
 
-pub async fn pause(command: Pause, actor: &Actor, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Pause { kind: task, why: Why { why }, wait, json: Json { json } } = command;
+pub async fn pause(
+    command: PauseCommand,
+    actor: &Operator,
+    settings: &Settings,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let PauseCommand { kind: task, why: Why { why }, wait, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let (pause, changed) = match pause::pause(&db, actor, task, &why).await? {
-        Paused::Now(pause) => (pause, true),
-        Paused::Before(pause) => (pause, false),
+        PauseOutcome::Now(pause) => (pause, true),
+        PauseOutcome::Before(pause) => (pause, false),
     };
     if !changed && !json {
         let (since, by, why) = (moment(pause.since), one_line(&pause.by), one_line(&pause.why));
@@ -108,20 +113,20 @@ fn began_earlier(count: usize) -> String {
     format!("{count} transaction{} that began earlier", if count == 1 { "" } else { "s" })
 }
 
-pub async fn resume(command: Resume, actor: &Actor, settings: &Settings) -> anyhow::Result<()> {
-    let Resume { kind: task, why: Why { why }, json: Json { json } } = command;
+pub async fn resume(command: ResumeCommand, actor: &Operator, settings: &Settings) -> anyhow::Result<()> {
+    let ResumeCommand { kind: task, why: Why { why }, json: Json { json } } = command;
     let (db, kind) = (with_schema(settings).await?, task.kind());
     let resumed = pause::resume(&db, actor, task, &why).await?;
-    let document = json!({ "kind": kind, "changed": matches!(resumed, Resumed::Now(_)) });
+    let document = json!({ "kind": kind, "changed": matches!(resumed, ResumeOutcome::Now(_)) });
     answer(
         json,
         &document,
         &match resumed {
-            Resumed::Now(pause) => {
+            ResumeOutcome::Now(pause) => {
                 format!("{kind} is resumed; it was paused since {} by {}", moment(pause.since), one_line(&pause.by))
             }
-            Resumed::Before(None) => format!("{kind} was never paused; nothing was changed"),
-            Resumed::Before(Some((at, by))) => {
+            ResumeOutcome::Before(None) => format!("{kind} was never paused; nothing was changed"),
+            ResumeOutcome::Before(Some((at, by))) => {
                 format!("{kind} is not paused: it was resumed at {} by {}; nothing was changed", moment(at), one_line(&by))
             }
         },

@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::Path, process::ExitCode, time::Duration};
 
 use clap::Subcommand;
 use indicatif::HumanDuration;
-use ops::{actor::Actor, preview::Change, rollout};
+use ops::{actor::Operator, preview::KindChange, rollout};
 use shared::{
     domain::{money::Dong, policy},
     settings::Settings,
@@ -18,28 +18,28 @@ mod preview;
 mod show;
 
 #[derive(Subcommand)]
-pub enum Policy {
+pub enum PolicyCommand {
     /// Show the active policy, as a kyhan.toml
-    Show(show::Show),
+    Show(show::ShowPolicyCommand),
     /// Show what another policy would do to the current rows; changes nothing
-    Preview(preview::Preview),
+    Preview(preview::PreviewPolicyCommand),
     /// Make another policy the active one of the whole fleet; rows that become due at once are released gradually
-    Apply(apply::Apply),
+    Apply(apply::ApplyPolicyCommand),
 }
 
 /// The default of `--rate`: how many rows of a kind are released per second.
 const RATE: NonZeroU32 = NonZeroU32::new(20).unwrap();
 
 pub async fn policy(
-    command: Policy,
+    command: PolicyCommand,
     settings: &Settings,
-    actor: Result<Actor, UsageError>,
+    actor: Result<Operator, UsageError>,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     match command {
-        Policy::Show(command) => show::show(command, settings).await,
-        Policy::Preview(command) => preview::preview(command, settings).await,
-        Policy::Apply(command) => apply::apply(command, settings, &actor?, stop).await,
+        PolicyCommand::Show(command) => show::show(command, settings).await,
+        PolicyCommand::Preview(command) => preview::preview(command, settings).await,
+        PolicyCommand::Apply(command) => apply::apply(command, settings, &actor?, stop).await,
     }
 }
 
@@ -49,7 +49,7 @@ fn policy_of(file: &Path) -> Result<policy::Policy, UsageError> {
 }
 
 /// How many rows fall due at once, and how long their release takes.
-fn at_once(kind: &Change, rate: NonZeroU32) -> String {
+fn at_once(kind: &KindChange, rate: NonZeroU32) -> String {
     let money = kind.at_once_amount.map_or(String::new(), |amount| format!(" and are short of {}", Dong(amount)));
     let over = HumanDuration(Duration::from_millis(rollout::over_ms(kind.at_once, rate)));
     format!("{}: {} rows fall due at once{money}; at {rate} per second their release takes {over}", kind.kind, kind.at_once)

@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use ops::{
-    actor::{Actor, id_of},
+    actor::{Operator, id_of},
     rebuild,
 };
 use serde_json::json;
@@ -20,7 +20,7 @@ use super::{answer, governed, kind, options::Json, progress};
 #[command(after_help = "Safe to run on a healthy broker: the second wake-up of a row finds nothing to do. \
                         After an interruption the same command continues where it stopped.\n\n\
                         Examples:\n  ops rebuild --dry-run\n  ops rebuild --kind confirm-receipt")]
-pub struct Rebuild {
+pub struct RebuildCommand {
     /// Rebuild only this kind
     #[arg(long, value_parser = kind)]
     pub kind: Option<&'static str>,
@@ -40,8 +40,13 @@ pub struct Rebuild {
     pub json: Json,
 }
 
-pub async fn rebuild(command: Rebuild, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<()> {
-    let Rebuild { kind: only, dry_run, rate, restart, resume, json: Json { json } } = command;
+pub async fn rebuild(
+    command: RebuildCommand,
+    settings: &Settings,
+    actor: &Operator,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let RebuildCommand { kind: only, dry_run, rate, restart, resume, json: Json { json } } = command;
     let Governed { db, settings } = governed(settings).await?;
     let settings = &settings;
     let chosen: Vec<&dyn Shown> = tasks::ALL.iter().copied().filter(|task| only.is_none_or(|kind| kind == task.kind())).collect();

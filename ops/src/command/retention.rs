@@ -3,8 +3,8 @@
 use chrono::{DateTime, Utc};
 use clap::Subcommand;
 use ops::{
-    actor::Actor,
-    retention::{self, Done},
+    actor::Operator,
+    retention::{self, ChangeOutcome},
     shown::{moment, one_line},
 };
 use serde_json::{Value, json};
@@ -17,20 +17,20 @@ use super::{
 };
 
 #[derive(Subcommand)]
-pub enum Retention {
+pub enum RetentionCommand {
     /// Hold an order: it is neither hidden nor deleted until it is released
     #[command(after_help = "Example:\n  ops retention hold BG-2026-001234 --why 'khiếu nại, đang kiểm tra'")]
-    Hold(Change),
+    Hold(OrderArguments),
     /// Release a held order
-    Release(Change),
+    Release(OrderArguments),
     /// Make a hidden order visible again, for at least six months
-    Unhide(Change),
+    Unhide(OrderArguments),
     /// List the held orders
     List(Json),
 }
 
 #[derive(clap::Args)]
-pub struct Change {
+pub struct OrderArguments {
     /// The order's code or id
     #[arg(value_name = "CODE|ID")]
     pub order: String,
@@ -40,13 +40,17 @@ pub struct Change {
     pub json: Json,
 }
 
-pub async fn retention(command: Retention, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
+pub async fn retention(
+    command: RetentionCommand,
+    settings: &Settings,
+    actor: Result<Operator, UsageError>,
+) -> anyhow::Result<()> {
     let db = with_schema(settings).await?;
     match command {
-        Retention::Hold(Change { order, why: Why { why }, json: Json { json } }) => {
+        RetentionCommand::Hold(OrderArguments { order, why: Why { why }, json: Json { json } }) => {
             let (hold, changed) = match retention::hold(&db, &actor?, &order, &why).await? {
-                Done::Now(hold) => (hold, true),
-                Done::Before(hold) => (hold, false),
+                ChangeOutcome::Now(hold) => (hold, true),
+                ChangeOutcome::Before(hold) => (hold, false),
             };
             let code = hold.code.escape_debug();
             let text = if changed {
@@ -57,7 +61,7 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             answer(json, &json!({ "hold": hold, "changed": changed }), &text)
         }
-        Retention::Release(Change { order, why: Why { why }, json: Json { json } }) => {
+        RetentionCommand::Release(OrderArguments { order, why: Why { why }, json: Json { json } }) => {
             let (code, hold) = retention::release(&db, &actor?, &order, &why).await?;
             let code = code.escape_debug();
             let text = match &hold {
@@ -66,19 +70,19 @@ pub async fn retention(command: Retention, settings: &Settings, actor: Result<Ac
             };
             answer(json, &json!({ "hold": hold, "changed": hold.is_some() }), &text)
         }
-        Retention::Unhide(Change { order, why: Why { why }, json: Json { json } }) => {
+        RetentionCommand::Unhide(OrderArguments { order, why: Why { why }, json: Json { json } }) => {
             match retention::unhide(&db, &actor?, &order, &why).await? {
-                Done::Now((code, since)) => {
+                ChangeOutcome::Now((code, since)) => {
                     answer(json, &unhidden(&code, since), &format!("{} is visible again", code.escape_debug()))
                 }
-                Done::Before((code, _)) => answer(
+                ChangeOutcome::Before((code, _)) => answer(
                     json,
                     &unhidden(&code, None),
                     &format!("{} is already visible; nothing was changed", code.escape_debug()),
                 ),
             }
         }
-        Retention::List(Json { json }) => {
+        RetentionCommand::List(Json { json }) => {
             let holds = retention::holds(&db).await?;
             if json {
                 return answer(true, &json!({ "holds": holds }), "");

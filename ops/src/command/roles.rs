@@ -3,7 +3,7 @@
 use std::{env, fs};
 
 use clap::Subcommand;
-use ops::actor::{Actor, id_of};
+use ops::actor::{Operator, id_of};
 use serde_json::json;
 use shared::{
     database::{
@@ -17,7 +17,7 @@ use shared::{
 use super::{UsageError, answer, options::Json};
 
 #[derive(Subcommand)]
-pub enum Roles {
+pub enum RolesCommand {
     /// Create the roles, set the owner of the tables, and grant each role exactly what it needs. Idempotent
     #[command(after_help = "\
 This needs a login that may create roles and change the owner of tables: an administrator of PostgreSQL. Run it before or after the first \
@@ -36,8 +36,8 @@ The passwords of other roles stay unchanged. You can also use logins of your own
     Install(Json),
 }
 
-pub async fn roles(command: Roles, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
-    let Roles::Install(Json { json }) = command;
+pub async fn roles(command: RolesCommand, settings: &Settings, actor: &Operator) -> anyhow::Result<()> {
+    let RolesCommand::Install(Json { json }) = command;
     let passwords = passwords()?;
     let db = database::connect(&settings.database, Client::Ops).await?;
     let installed = roles::install(&db, &passwords, Deletes(settings.retention.deletes())).await?;

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use clap::Subcommand;
-use ops::actor::{Actor, id_of};
+use ops::actor::{Operator, id_of};
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use sea_orm_migration::{MigrationStatus, MigratorTrait};
 use serde_json::{Value, json};
@@ -19,7 +19,7 @@ use shared::{
 use super::{answer, options::Json, table};
 
 #[derive(Subcommand)]
-pub enum Migrate {
+pub enum MigrateCommand {
     /// Apply every pending migration. Idempotent
     Up(Json),
     /// Take migrations back, newest first; this deletes the data of their tables
@@ -35,17 +35,17 @@ pub enum Migrate {
 }
 
 #[derive(Subcommand)]
-pub enum Triggers {
+pub enum TriggersCommand {
     /// Install the triggers. Idempotent
     Install(Json),
     /// Remove the triggers. Idempotent
     Remove(Json),
 }
 
-pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
+pub async fn migrate(command: MigrateCommand, settings: &Settings, actor: &Operator) -> anyhow::Result<()> {
     let db = roles::connect_as_owner(&settings.database).await?;
     match command {
-        Migrate::Up(Json { json }) => {
+        MigrateCommand::Up(Json { json }) => {
             let applied = schema::up(&db).await.context("migrating up")?;
             roles::grant(&db, Deletes(settings.retention.deletes())).await.context("granting")?;
             if applied > 0 {
@@ -53,7 +53,7 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
             }
             answer(json, &json!({ "applied": applied }), &format!("{applied} migrations applied; the schema is up to date"))
         }
-        Migrate::Down { steps, json: Json { json } } => {
+        MigrateCommand::Down { steps, json: Json { json } } => {
             let taken_back = schema::down(&db, steps).await.context("migrating down")?;
             // Unless the table `activity` itself was taken back.
             if taken_back > 0 && has_record(&db).await? {
@@ -61,7 +61,7 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
             }
             answer(json, &json!({ "taken_back": taken_back }), &format!("{taken_back} migrations taken back"))
         }
-        Migrate::Status(Json { json }) => {
+        MigrateCommand::Status(Json { json }) => {
             let (mut table, mut document) = (table(["migration", "state"]), Vec::new());
             for migration in Migrator::get_migration_with_status(&db).await? {
                 let state = match migration.status() {
@@ -77,12 +77,12 @@ pub async fn migrate(command: Migrate, settings: &Settings, actor: &Actor) -> an
     }
 }
 
-pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
+pub async fn triggers(command: TriggersCommand, settings: &Settings, actor: &Operator) -> anyhow::Result<()> {
     let db = roles::connect_as_owner(&settings.database).await?;
     database::require_schema(&settings.database, &db).await?;
     let tx = db.begin().await?;
     match command {
-        Triggers::Install(Json { json }) => {
+        TriggersCommand::Install(Json { json }) => {
             triggers::install(&tx).await?;
             record(&tx, actor, "triggers.installed", json!({ "installed": true })).await?;
             tx.commit().await?;
@@ -92,7 +92,7 @@ pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> 
                 "the triggers are installed; changes of orders and cart_items, and refunds, now become events",
             )
         }
-        Triggers::Remove(Json { json }) => {
+        TriggersCommand::Remove(Json { json }) => {
             triggers::remove(&tx).await?;
             record(&tx, actor, "triggers.removed", json!({ "installed": false })).await?;
             tx.commit().await?;
@@ -101,7 +101,7 @@ pub async fn triggers(command: Triggers, settings: &Settings, actor: &Actor) -> 
     }
 }
 
-async fn record(db: &impl ConnectionTrait, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
+async fn record(db: &impl ConnectionTrait, actor: &Operator, action: &str, changed: Value) -> Result<(), DbErr> {
     actor.record(db, action, ("schema", id_of("schema")), None, changed).await
 }
 

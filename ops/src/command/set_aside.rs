@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use ops::{actor::Actor, set_aside};
+use ops::{actor::Operator, set_aside};
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
@@ -13,7 +13,7 @@ use super::{
 };
 
 #[derive(Subcommand)]
-pub enum SetAside {
+pub enum SetAsideCommand {
     /// List the newest events
     List {
         /// List at most this many
@@ -61,11 +61,11 @@ impl Chosen {
     }
 }
 
-pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, UsageError>) -> anyhow::Result<()> {
+pub async fn aside(command: SetAsideCommand, settings: &Settings, actor: Result<Operator, UsageError>) -> anyhow::Result<()> {
     const NAME_SHOWN: usize = 80;
     let db = with_schema(settings).await?;
     match command {
-        SetAside::List { limit, json: Json { json } } => {
+        SetAsideCommand::List { limit, json: Json { json } } => {
             let (found, all) = set_aside::list(&db, limit).await?;
             if json {
                 return answer(true, &json!({ "total": all, "events": found }), "");
@@ -91,12 +91,12 @@ pub async fn aside(command: SetAside, settings: &Settings, actor: Result<Actor, 
                 say(&format!("{more} more; see --limit"));
             }
         }
-        SetAside::Discard { chosen, why: Why { why }, json: Json { json } } => {
+        SetAsideCommand::Discard { chosen, why: Why { why }, json: Json { json } } => {
             let discarded = set_aside::discard(&db, &actor?, &chosen.ids, &why).await?;
             chosen.found(discarded, "are discarded")?;
             answer(json, &json!({ "discarded": discarded }), &format!("{discarded} events are discarded"))?;
         }
-        SetAside::Retry { chosen, json: Json { json } } => {
+        SetAsideCommand::Retry { chosen, json: Json { json } } => {
             let back = set_aside::retry(&db, &actor?, &chosen.ids).await?;
             chosen.found(back, "are back in the outbox")?;
             answer(json, &json!({ "retried": back }), &format!("{back} events are back in the outbox"))?;

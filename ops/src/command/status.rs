@@ -9,7 +9,7 @@ use std::{
 use console::Term;
 use ops::{
     OpsError,
-    status::{self, Watch},
+    status::{self, StatusWatch},
 };
 use sea_orm::{DatabaseConnection, DbErr};
 use serde_json::json;
@@ -54,7 +54,7 @@ Examples:
   ops status --watch
   ops status --json | jq -r '.troubles[]'
   ops status --json --watch 10 >> status.jsonl")]
-pub struct Status {
+pub struct StatusCommand {
     #[command(flatten)]
     pub json: Json,
     /// Repeat after this many seconds [default: 2]
@@ -68,9 +68,9 @@ enum Unseen {
     Failed(anyhow::Error),
 }
 
-pub async fn status(command: Status, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    let Status { json: Json { json }, watch: every } = command;
-    let (mut servers, mut watch) = (None, Watch::default());
+pub async fn status(command: StatusCommand, settings: &Settings, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+    let StatusCommand { json: Json { json }, watch: every } = command;
+    let (mut servers, mut watch) = (None, StatusWatch::default());
     let Some(every) = every.map(Duration::from_secs) else {
         return match Box::pin(twice(&mut servers, &mut watch, settings)).await {
             Ok(status) => {
@@ -110,9 +110,9 @@ pub async fn status(command: Status, settings: &Settings, stop: &CancellationTok
     Ok(last)
 }
 
-type Servers = Option<(DatabaseConnection, Broker)>;
+type Connections = Option<(DatabaseConnection, Broker)>;
 
-async fn look(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> Result<status::Status, Unseen> {
+async fn look(servers: &mut Connections, watch: &mut StatusWatch, settings: &Settings) -> Result<status::Status, Unseen> {
     let looked = async {
         let (db, broker) = match servers {
             Some(servers) => servers,
@@ -128,7 +128,7 @@ async fn look(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> 
 }
 
 /// Looks twice, because rates need two looks.
-async fn twice(servers: &mut Servers, watch: &mut Watch, settings: &Settings) -> Result<status::Status, Unseen> {
+async fn twice(servers: &mut Connections, watch: &mut StatusWatch, settings: &Settings) -> Result<status::Status, Unseen> {
     look(servers, watch, settings).await?;
     tokio::time::sleep(BETWEEN_LOOKS).await;
     look(servers, watch, settings).await
@@ -150,7 +150,7 @@ fn code(status: &status::Status) -> ExitCode {
     if status.troubles.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-async fn close(servers: Servers) {
+async fn close(servers: Connections) {
     if let Some((_, broker)) = servers {
         broker.close().await;
     }

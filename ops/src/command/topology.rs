@@ -2,7 +2,7 @@
 
 use clap::Subcommand;
 use ops::{
-    actor::{Actor, id_of},
+    actor::{Operator, id_of},
     rungs::{self, Pruned},
 };
 use sea_orm::{DatabaseConnection, DbErr};
@@ -17,7 +17,7 @@ use shared::{
 use super::{answer, governed, options::Json, table};
 
 #[derive(Subcommand)]
-pub enum Topology {
+pub enum TopologyCommand {
     /// Show depth, consumers and arguments of every queue
     Show(Json),
     /// Declare missing exchanges and queues. Idempotent
@@ -26,10 +26,10 @@ pub enum Topology {
     Prune(Json),
 }
 
-pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> anyhow::Result<()> {
+pub async fn topology(command: TopologyCommand, settings: &Settings, actor: &Operator) -> anyhow::Result<()> {
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     match command {
-        Topology::Show(Json { json }) => {
+        TopologyCommand::Show(Json { json }) => {
             let topology = match governed(settings).await {
                 Ok(governed) => governed.settings.topology(),
                 // The queues can still be shown.
@@ -62,7 +62,7 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
             }
             answer(json, &document.into(), &table.to_string())?;
         }
-        Topology::Declare(Json { json }) => {
+        TopologyCommand::Declare(Json { json }) => {
             let Governed { db, settings } = governed(settings).await?;
             let topology = settings.topology();
             broker.declare(&topology).await?;
@@ -72,7 +72,7 @@ pub async fn topology(command: Topology, settings: &Settings, actor: &Actor) -> 
             record(&db, actor, "topology.declared", document.clone()).await?;
             answer(json, &document, &format!("{exchanges} exchanges and {queues} queues exist"))?;
         }
-        Topology::Prune(Json { json }) => {
+        TopologyCommand::Prune(Json { json }) => {
             let Governed { db, settings } = governed(settings).await?;
             let pruned = rungs::prune(&db, &broker, &settings.topology()).await?;
             let removed: Vec<&String> =
@@ -105,6 +105,6 @@ fn arguments(queue: &Queue) -> String {
     shown.collect::<Vec<_>>().join("\n")
 }
 
-async fn record(db: &DatabaseConnection, actor: &Actor, action: &str, changed: Value) -> Result<(), DbErr> {
+async fn record(db: &DatabaseConnection, actor: &Operator, action: &str, changed: Value) -> Result<(), DbErr> {
     actor.record(db, action, ("topology", id_of("topology")), None, changed).await
 }

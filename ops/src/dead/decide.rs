@@ -20,7 +20,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::{actor::Actor, shown};
+use crate::{actor::Operator, shown};
 
 /// The subject kind of dead letters in `activity`.
 const LETTER: &str = "dead_letter";
@@ -60,7 +60,7 @@ pub struct Discarded {
 ///
 /// # Errors
 /// [`DecideError::Running`] if a running plan contains one of them; database errors. Nothing is discarded then.
-pub async fn discard(db: &DatabaseConnection, actor: &Actor, ids: &[Uuid], why: &str) -> Result<Discarded, DecideError> {
+pub async fn discard(db: &DatabaseConnection, actor: &Operator, ids: &[Uuid], why: &str) -> Result<Discarded, DecideError> {
     let tx = db.begin().await?;
     let open = open(&tx, ids).await?;
     refuse_running(&tx, &open).await?;
@@ -87,7 +87,7 @@ pub struct Correction {
 /// [`DecideError`]; nothing is changed then. Repeating a repair is an error and inserts no second copy.
 pub async fn repair(
     db: &DatabaseConnection,
-    actor: &Actor,
+    actor: &Operator,
     id: Uuid,
     correction: Correction,
     why: &str,
@@ -129,7 +129,13 @@ pub async fn repair(
 }
 
 /// Sets the state of these letters and who decided it, without a record in `activity`. Returns how many.
-pub(super) async fn close(tx: &DatabaseTransaction, ids: &[Uuid], state: &str, actor: &Actor, why: &str) -> Result<u64, DbErr> {
+pub(super) async fn close(
+    tx: &DatabaseTransaction,
+    ids: &[Uuid],
+    state: &str,
+    actor: &Operator,
+    why: &str,
+) -> Result<u64, DbErr> {
     let closed = dead_letters::Entity::update_many()
         .col_expr(Column::State, Expr::value(state))
         .col_expr(Column::DecidedAt, Expr::current_timestamp())

@@ -48,7 +48,7 @@ pub struct Filter {
     pub until: Option<Moment>,
     /// Letters in this state
     #[arg(help_heading = HEADING, long, value_enum, default_value_t)]
-    pub state: State,
+    pub state: LetterState,
     /// Letters without a kind or a subject, or of an unknown kind
     #[arg(help_heading = HEADING, long)]
     pub unreadable: bool,
@@ -57,7 +57,7 @@ pub struct Filter {
 /// The states by which a filter selects.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum LetterState {
     /// Not decided yet
     #[default]
     Open,
@@ -71,7 +71,7 @@ pub enum State {
     All,
 }
 
-impl State {
+impl LetterState {
     /// The name in the table; `None`: any state.
     #[must_use]
     pub const fn name(self) -> Option<&'static str> {
@@ -162,14 +162,14 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Parser)]
-    struct Command {
+    struct FilterCommand {
         #[command(flatten)]
         filter: Filter,
     }
 
     fn filter(arguments: &[&str]) -> Result<Filter, String> {
         let arguments = std::iter::once("ops").chain(arguments.iter().copied());
-        Command::try_parse_from(arguments).map(|command| command.filter).map_err(|error| error.to_string())
+        FilterCommand::try_parse_from(arguments).map(|command| command.filter).map_err(|error| error.to_string())
     }
 
     /// The condition as sent to PostgreSQL, and the values of its parameters.

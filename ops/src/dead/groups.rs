@@ -18,7 +18,7 @@ pub(super) const GROUP_ID_DIGITS: usize = 10;
 
 /// Letters with the same cause whose rows are in the same state.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
-pub struct Group {
+pub struct LetterGroup {
     /// For `--group`. It depends only on the cause, not on the state of the rows.
     #[sea_orm(from_alias = "group_id")]
     pub group: String,
@@ -39,7 +39,7 @@ pub struct Group {
 /// The first groups, and the totals.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Groups {
-    pub groups: Vec<Group>,
+    pub groups: Vec<LetterGroup>,
     /// The number of all groups, including those not in `groups`.
     pub all: i64,
     /// The number of letters in all groups.
@@ -52,9 +52,9 @@ pub struct Groups {
 /// Database errors.
 pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter, most: u32) -> Result<Groups, DbErr> {
     #[derive(FromQueryResult)]
-    struct Counted {
+    struct GroupWithCounts {
         #[sea_orm(nested)]
-        group: Group,
+        group: LetterGroup,
         all_groups: i64,
         all_letters: i64,
     }
@@ -76,7 +76,7 @@ pub async fn groups(db: &impl ConnectionTrait, policy: &Policy, filter: &Filter,
          ORDER BY sum(letters) OVER (PARTITION BY cause_group) DESC, group_id, letters DESC, standing LIMIT ${limit}",
         limit = values.len(),
     );
-    let rows = Counted::find_by_statement(statement(&sql, values)).all(db).await?;
+    let rows = GroupWithCounts::find_by_statement(statement(&sql, values)).all(db).await?;
     let (all, letters) = rows.first().map_or((0, 0), |first| (first.all_groups, first.all_letters));
     Ok(Groups { groups: rows.into_iter().map(|counted| counted.group).collect(), all, letters })
 }

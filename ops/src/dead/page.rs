@@ -23,7 +23,7 @@ pub struct Cursor {
 
 /// Some letters, and the cursor of the next page if there are more.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Page {
+pub struct LetterPage {
     pub letters: Vec<Summary>,
     pub next: Option<Cursor>,
 }
@@ -32,7 +32,7 @@ pub struct Page {
 ///
 /// # Errors
 /// Database errors.
-pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Cursor>, most: u32) -> Result<Page, DbErr> {
+pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Cursor>, most: u32) -> Result<LetterPage, DbErr> {
     let behind = after.map(|Cursor { last_failed_at, id }| {
         let place = Expr::tuple([Column::LastFailedAt.into_expr(), Column::Id.into_expr()]);
         place.gt(Expr::tuple([Expr::val(last_failed_at), Expr::val(id)]))
@@ -45,7 +45,7 @@ pub async fn page(db: &impl ConnectionTrait, filter: &Filter, after: Option<Curs
     let more = letters.len() > most;
     letters.truncate(most);
     let last = letters.last().map(|letter| Cursor { last_failed_at: letter.last_failed_at, id: letter.id });
-    Ok(Page { next: last.filter(|_| more), letters })
+    Ok(LetterPage { next: last.filter(|_| more), letters })
 }
 
 /// The number of selected letters.

@@ -18,17 +18,17 @@ use shared::database::{
 use uuid::Uuid;
 
 use super::{
-    filter::{Filter, State},
-    trial::{About, Replays, Trial, Verdict},
+    filter::{Filter, LetterState},
+    trial::{About, Replays, Trial, TrialVerdict},
 };
-use crate::actor::Actor;
+use crate::actor::Operator;
 
 /// How many letters are tried concurrently.
 const AT_ONCE: usize = 4;
 
 /// An operator's request for a plan.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct PlanRequest {
     pub filter: Filter,
     pub why: String,
     /// Most letters in the plan. The command reports how many more the filter matches.
@@ -50,7 +50,7 @@ pub struct Tolerance {
 /// A stored plan.
 #[derive(Clone, Debug, PartialEq, Serialize, DerivePartialModel)]
 #[sea_orm(entity = "replay_plans::Entity")]
-pub struct Plan {
+pub struct ReplayPlan {
     pub id: Uuid,
     pub state: String,
     pub made_at: DateTime<Utc>,
@@ -70,7 +70,7 @@ pub struct Plan {
     pub finished_at: Option<DateTime<Utc>>,
 }
 
-impl Plan {
+impl ReplayPlan {
     #[must_use]
     pub fn tolerance(&self) -> Tolerance {
         Tolerance { letters: u32::try_from(self.tolerance_letters).unwrap_or_default(), amount: self.tolerance_amount }
@@ -86,18 +86,18 @@ impl Plan {
 /// One letter of a plan.
 #[derive(Clone, Debug, PartialEq, Eq, DerivePartialModel)]
 #[sea_orm(entity = "replay_plan_letters::Entity")]
-pub struct Line {
+pub struct PlannedLetter {
     pub position: i32,
     #[sea_orm(nested)]
     pub about: About,
-    pub verdict: Verdict,
+    pub verdict: TrialVerdict,
     pub why: Option<String>,
     pub amount: i64,
 }
 
 /// The letters of a plan with the same verdict, result and reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, FromQueryResult)]
-pub struct Tally {
+pub struct PlanTally {
     pub verdict: String,
     /// `None`: not replayed yet.
     pub result: Option<String>,
@@ -133,10 +133,10 @@ pub enum PlanError {
 pub async fn make(
     db: &DatabaseConnection,
     replays: &Replays,
-    request: &Request,
-    actor: &Actor,
+    request: &PlanRequest,
+    actor: &Operator,
     progress: impl Fn(usize, usize),
-) -> Result<Plan, PlanError> {
+) -> Result<ReplayPlan, PlanError> {
     let abouts = chosen(db, &request.filter, request.limit).await?;
     if abouts.is_empty() {
         return Err(PlanError::Empty);
@@ -204,7 +204,7 @@ fn repeated(about: &About, seen: &mut HashMap<(String, Uuid), Uuid>) -> Option<T
     let key = (about.kind.clone()?, about.subject?);
     let first = *seen.entry(key).or_insert(about.letter);
     let why = Some(format!("dead letter {first} has the same kind and subject"));
-    (first != about.letter).then_some(Trial { verdict: Verdict::Moot, why, amount: 0, customers: Vec::new() })
+    (first != about.letter).then_some(Trial { verdict: TrialVerdict::Moot, why, amount: 0, customers: Vec::new() })
 }
 
 /// Positions of letters that move money of the same customer, one list per customer.
@@ -222,7 +222,7 @@ fn sharing(trials: &[Trial]) -> Vec<Vec<usize>> {
 /// The open letters that a filter selects, oldest first.
 async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<Vec<About>, DbErr> {
     use dead_letters::Column::{Id, LastFailedAt};
-    let open = Filter { state: State::Open, ..filter.clone() }.condition().add(filter.condition());
+    let open = Filter { state: LetterState::Open, ..filter.clone() }.condition().add(filter.condition());
     let chosen = dead_letters::Entity::find().filter(open).order_by_asc(LastFailedAt).order_by_asc(Id);
     chosen.limit(u64::from(limit)).into_partial_model().all(db).await
 }
@@ -243,12 +243,12 @@ async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], tri
 ///
 /// # Errors
 /// [`PlanError::Unknown`], or database errors.
-pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<Plan, PlanError> {
+pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<ReplayPlan, PlanError> {
     replay_plans::Entity::find_by_id(id).into_partial_model().one(db).await?.ok_or(PlanError::Unknown(id))
 }
 
 /// The same, locked.
-pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<Plan, PlanError> {
+pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<ReplayPlan, PlanError> {
     let locked = replay_plans::Entity::find_by_id(id).lock_exclusive();
     locked.into_partial_model().one(tx).await?.ok_or(PlanError::Unknown(id))
 }
@@ -257,7 +257,7 @@ pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<Pl
 ///
 /// # Errors
 /// Database errors.
-pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, DbErr> {
+pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<ReplayPlan>, DbErr> {
     let newest = replay_plans::Entity::find().order_by_desc(replay_plans::Column::MadeAt).order_by_asc(replay_plans::Column::Id);
     newest.limit(u64::from(limit)).into_partial_model().all(db).await
 }
@@ -266,25 +266,25 @@ pub async fn newest(db: &DatabaseConnection, limit: u32) -> Result<Vec<Plan>, Db
 ///
 /// # Errors
 /// Database errors.
-pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Tally>, DbErr> {
+pub async fn tallies(db: &DatabaseConnection, id: Uuid) -> Result<Vec<PlanTally>, DbErr> {
     let sql = "SELECT verdict, result, coalesce(result_why, why) AS why, count(*) AS letters,
                       coalesce(sum(amount), 0)::bigint AS amount, coalesce(sum(result_amount), 0)::bigint AS moved
                  FROM replay_plan_letters WHERE plan_id = $1
                 GROUP BY 1, 2, 3 ORDER BY letters DESC, verdict, result, why";
-    Tally::find_by_statement(statement(sql, [id.into()])).all(db).await
+    PlanTally::find_by_statement(statement(sql, [id.into()])).all(db).await
 }
 
 /// The letters of a plan that are still to be replayed or closed, in order.
 ///
 /// # Errors
 /// Database errors.
-pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<Line>, DbErr> {
+pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<PlannedLetter>, DbErr> {
     use replay_plan_letters::Column;
     let lines = replay_plan_letters::Entity::find().inner_join(dead_letters::Entity);
     let left = lines
         .filter(Column::PlanId.eq(id))
         .filter(Column::Result.is_null())
-        .filter(Column::Verdict.is_in([Verdict::Applies, Verdict::Moot]));
+        .filter(Column::Verdict.is_in([TrialVerdict::Applies, TrialVerdict::Moot]));
     left.order_by_asc(Column::Position).into_partial_model().all(db).await
 }
 
@@ -292,7 +292,7 @@ pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<
 ///
 /// # Errors
 /// [`PlanError`].
-pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Option<&str>) -> Result<Plan, PlanError> {
+pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Operator, why: Option<&str>) -> Result<ReplayPlan, PlanError> {
     let tx = db.begin().await?;
     let plan = find_locked(&tx, id).await?;
     if plan.state == "done" {
@@ -314,8 +314,8 @@ pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Actor, why: Opti
 
 /// The positions of letters whose result would differ from the plan, and the sum of the differences in đồng.
 #[must_use]
-pub fn drift(lines: &[Line], now: &[Trial]) -> (Vec<usize>, i64) {
-    let differs = |(line, trial): &(&Line, &Trial)| line.verdict != trial.verdict || line.amount != trial.amount;
+pub fn drift(lines: &[PlannedLetter], now: &[Trial]) -> (Vec<usize>, i64) {
+    let differs = |(line, trial): &(&PlannedLetter, &Trial)| line.verdict != trial.verdict || line.amount != trial.amount;
     let changed: Vec<usize> = lines.iter().zip(now).enumerate().filter(|(_, pair)| differs(pair)).map(|(at, _)| at).collect();
     let amount = changed.iter().map(|at| (lines[*at].amount - now[*at].amount).abs()).sum();
     (changed, amount)

@@ -22,10 +22,10 @@ use uuid::Uuid;
 
 use super::{
     decide::close,
-    plan::{self, Line, Plan, PlanError, Tolerance, check, drift, lines_left},
-    trial::{Replays, Trial, Verdict, failed},
+    plan::{self, PlanError, PlannedLetter, ReplayPlan, Tolerance, check, drift, lines_left},
+    trial::{Replays, Trial, TrialVerdict, failed},
 };
-use crate::actor::Actor;
+use crate::actor::Operator;
 
 /// The first key of the advisory locks of runs: "kyha" in ASCII.
 const RUNNING: i32 = 0x6b79_6861;
@@ -34,7 +34,7 @@ const NAMED_MAX: usize = 10;
 
 /// The limits at which a run stops. The rest of the plan can be run later.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Limits {
+pub struct RunLimits {
     /// Stop after this many letters that failed or differed from the plan.
     pub failures: Option<u32>,
     /// Stop after this many letters, whatever their results.
@@ -45,7 +45,7 @@ pub struct Limits {
 
 /// The result of a run.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct RunReport {
     pub applied: u32,
     pub moot: u32,
     pub failed: u32,
@@ -59,7 +59,7 @@ pub struct Report {
     pub stopped: Option<String>,
 }
 
-impl Report {
+impl RunReport {
     /// The letters that the run has finished.
     #[must_use]
     pub const fn done(&self) -> u32 {
@@ -109,10 +109,10 @@ pub struct Run<'a> {
     /// Sessions of the fleet, for which triggers write the events of each change.
     pub db: &'a DatabaseConnection,
     pub replays: &'a Replays,
-    pub actor: &'a Actor,
+    pub actor: &'a Operator,
     /// Most letters per second.
     pub rate: NonZeroU32,
-    pub limits: Limits,
+    pub limits: RunLimits,
     /// Cancelled: stop after the current letter.
     pub shutdown: &'a CancellationToken,
 }
@@ -122,7 +122,12 @@ impl Run<'_> {
     ///
     /// # Errors
     /// [`RunError`].
-    pub async fn run(&self, id: Uuid, checked: impl Fn(usize, usize), mut done: impl FnMut(&Report)) -> Result<Report, RunError> {
+    pub async fn run(
+        &self,
+        id: Uuid,
+        checked: impl Fn(usize, usize),
+        mut done: impl FnMut(&RunReport),
+    ) -> Result<RunReport, RunError> {
         let plan = plan::find(self.db, id).await?;
         allowed(&plan)?;
         let lock = Lock::take(self.db, id).await?.ok_or(RunError::Running)?;
@@ -133,14 +138,14 @@ impl Run<'_> {
 
     async fn locked(
         &self,
-        plan: &Plan,
+        plan: &ReplayPlan,
         checked: impl Fn(usize, usize),
-        done: &mut impl FnMut(&Report),
-    ) -> Result<Report, RunError> {
+        done: &mut impl FnMut(&RunReport),
+    ) -> Result<RunReport, RunError> {
         let lines = lines_left(self.db, plan.id).await?;
         self.preflight(plan, &lines, &checked).await?;
         let (run, left) = self.begin(plan.id).await?;
-        let mut report = Report { left, ..Report::default() };
+        let mut report = RunReport { left, ..RunReport::default() };
         // Differences found during the run are counted from zero.
         let mut drifted = Drifted { letters: 0, amount: 0 };
         let mut pace = interval(Duration::from_secs(1) / self.rate.get());
@@ -162,7 +167,12 @@ impl Run<'_> {
     }
 
     /// Checks the remaining letters again, and refuses if they deviate from the plan beyond its tolerance.
-    async fn preflight(&self, plan: &Plan, lines: &[Line], checked: &impl Fn(usize, usize)) -> Result<(), RunError> {
+    async fn preflight(
+        &self,
+        plan: &ReplayPlan,
+        lines: &[PlannedLetter],
+        checked: &impl Fn(usize, usize),
+    ) -> Result<(), RunError> {
         let abouts: Vec<_> = lines.iter().map(|line| line.about.clone()).collect();
         let now = check(self.db, self.replays, &abouts, checked).await?;
         let (changed, amount) = drift(lines, &now);
@@ -194,7 +204,7 @@ impl Run<'_> {
     }
 
     /// Why the run must not start another letter, if a limit is reached.
-    fn stops(&self, report: &Report) -> Option<String> {
+    fn stops(&self, report: &RunReport) -> Option<String> {
         let failures = report.failed + report.changed;
         if self.limits.failures.is_some_and(|most| failures >= most) {
             return Some(format!("the limit of {failures} failed or changed letters is reached"));
@@ -206,10 +216,10 @@ impl Run<'_> {
     /// Replays one letter. Returns why the run stops before it, if it does.
     async fn line(
         &self,
-        plan: &Plan,
+        plan: &ReplayPlan,
         run: Uuid,
-        line: &Line,
-        report: &mut Report,
+        line: &PlannedLetter,
+        report: &mut RunReport,
         drifted: &mut Drifted,
     ) -> Result<Option<String>, RunError> {
         let mut tries = 0;
@@ -259,9 +269,9 @@ impl Run<'_> {
             }
             drifted.add(differs, line, &trial);
             match trial.verdict {
-                Verdict::Applies => report.applied += 1,
-                Verdict::Moot => report.moot += 1,
-                Verdict::Waits | Verdict::Fails | Verdict::Unreadable => report.left += 1,
+                TrialVerdict::Applies => report.applied += 1,
+                TrialVerdict::Moot => report.moot += 1,
+                TrialVerdict::Waits | TrialVerdict::Fails | TrialVerdict::Unreadable => report.left += 1,
             }
             report.amount += trial.amount;
             return Ok(None);
@@ -273,8 +283,8 @@ impl Run<'_> {
         &self,
         plan: Uuid,
         run: Uuid,
-        line: &Line,
-        report: &mut Report,
+        line: &PlannedLetter,
+        report: &mut RunReport,
         error: DbErr,
         tries: u32,
     ) -> Result<bool, RunError> {
@@ -288,7 +298,7 @@ impl Run<'_> {
     ///
     /// # Errors
     /// [`RunError::TakenOver`], or database errors.
-    async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &Line) -> Result<bool, RunError> {
+    async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &PlannedLetter) -> Result<bool, RunError> {
         let plans = replay_plans::Entity::find_by_id(plan).select_only().column(replay_plans::Column::Run).lock_exclusive();
         let holder: Option<Option<Uuid>> = plans.into_tuple().one(tx).await?;
         if holder.flatten() != Some(run) {
@@ -299,16 +309,16 @@ impl Run<'_> {
     }
 
     /// Commits a replay together with its records.
-    async fn settle(&self, tx: DatabaseTransaction, plan: &Plan, line: &Line, trial: &Trial) -> Result<(), DbErr> {
+    async fn settle(&self, tx: DatabaseTransaction, plan: &ReplayPlan, line: &PlannedLetter, trial: &Trial) -> Result<(), DbErr> {
         let letter = line.about.letter;
         let (result, state) = match trial.verdict {
-            Verdict::Applies => ("applied", Some("replayed")),
-            Verdict::Moot => ("moot", Some("resolved")),
-            Verdict::Waits | Verdict::Fails | Verdict::Unreadable => ("left", None),
+            TrialVerdict::Applies => ("applied", Some("replayed")),
+            TrialVerdict::Moot => ("moot", Some("resolved")),
+            TrialVerdict::Waits | TrialVerdict::Fails | TrialVerdict::Unreadable => ("left", None),
         };
         if let Some(state) = state {
             let why = match trial.verdict {
-                Verdict::Moot => format!("moot: {} (plan {})", trial.why.as_deref().unwrap_or("nothing to do"), plan.id),
+                TrialVerdict::Moot => format!("moot: {} (plan {})", trial.why.as_deref().unwrap_or("nothing to do"), plan.id),
                 _ => format!("{} (plan {})", plan.why, plan.id),
             };
             close(&tx, &[letter], state, self.actor, &why).await?;
@@ -324,7 +334,7 @@ impl Run<'_> {
         &self,
         tx: &DatabaseTransaction,
         plan: Uuid,
-        line: &Line,
+        line: &PlannedLetter,
         result: &str,
         why: Option<&str>,
         amount: i64,
@@ -336,7 +346,14 @@ impl Run<'_> {
     }
 
     /// Records the result of a letter whose transaction was rolled back.
-    async fn note_alone(&self, plan: Uuid, run: Uuid, line: &Line, result: &str, why: Option<&str>) -> Result<(), RunError> {
+    async fn note_alone(
+        &self,
+        plan: Uuid,
+        run: Uuid,
+        line: &PlannedLetter,
+        result: &str,
+        why: Option<&str>,
+    ) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
         if self.holds(&tx, plan, run, line).await? {
             self.note(&tx, plan, line, result, why, 0).await?;
@@ -345,7 +362,7 @@ impl Run<'_> {
     }
 
     /// Ends the run: marks the plan as done, or as stopped and why.
-    async fn end(&self, id: Uuid, run: Uuid, report: &Report) -> Result<(), RunError> {
+    async fn end(&self, id: Uuid, run: Uuid, report: &RunReport) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
         let sql = "UPDATE replay_plans
                       SET state = CASE WHEN $3::text IS NULL THEN 'done' ELSE 'stopped' END, stopped_why = $3,
@@ -363,7 +380,7 @@ impl Run<'_> {
 }
 
 /// Refuses a plan that is done or not approved.
-fn allowed(plan: &Plan) -> Result<(), RunError> {
+fn allowed(plan: &ReplayPlan) -> Result<(), RunError> {
     if plan.state == "done" {
         return Err(PlanError::Done.into());
     }
@@ -383,8 +400,8 @@ async fn decided(tx: &DatabaseTransaction, letter: Uuid) -> Result<Option<String
     }
 }
 
-fn difference(line: &Line, now: &Trial) -> String {
-    let said = |verdict: Verdict, amount: i64, why: Option<&str>| {
+fn difference(line: &PlannedLetter, now: &Trial) -> String {
+    let said = |verdict: TrialVerdict, amount: i64, why: Option<&str>| {
         let why = why.map(|why| format!(" ({why})")).unwrap_or_default();
         if amount > 0 { format!("{}, {}{why}", verdict.name(), Dong(amount)) } else { format!("{}{why}", verdict.name()) }
     };
@@ -400,13 +417,13 @@ struct Drifted {
 
 impl Drifted {
     /// Whether one more difference is within the tolerance.
-    fn within(&self, plan: &Plan, line: &Line, trial: &Trial) -> bool {
+    fn within(&self, plan: &ReplayPlan, line: &PlannedLetter, trial: &Trial) -> bool {
         let tolerance = plan.tolerance();
         let amount = self.amount.saturating_add((trial.amount - line.amount).abs());
         self.letters < tolerance.letters && amount <= tolerance.amount
     }
 
-    fn add(&mut self, differs: bool, line: &Line, trial: &Trial) {
+    fn add(&mut self, differs: bool, line: &PlannedLetter, trial: &Trial) {
         if differs {
             self.letters += 1;
             self.amount = self.amount.saturating_add((trial.amount - line.amount).abs());

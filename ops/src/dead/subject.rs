@@ -16,7 +16,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::filter::{Filter, State};
+use super::filter::{Filter, LetterState};
 
 /// The state of the row that a letter is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, EnumIter, DeriveActiveEnum)]
@@ -61,7 +61,7 @@ pub struct Stands {
 /// # Errors
 /// Database errors.
 pub async fn stands(db: &impl ConnectionTrait, policy: &Policy, letter: Uuid) -> Result<Option<Stands>, DbErr> {
-    let (with, values) = standings(policy, &Filter { ids: vec![letter], state: State::All, ..Filter::default() });
+    let (with, values) = standings(policy, &Filter { ids: vec![letter], state: LetterState::All, ..Filter::default() });
     let sql = format!("WITH {with} SELECT standing, due_at FROM standing");
     Stands::find_by_statement(statement(&sql, values)).one(db).await
 }

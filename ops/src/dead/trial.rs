@@ -45,7 +45,7 @@ pub struct About {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, EnumIter, DeriveActiveEnum)]
 #[serde(rename_all = "lowercase")]
 #[sea_orm(rs_type = "String", db_type = "Text", rename_all = "lowercase")]
-pub enum Verdict {
+pub enum TrialVerdict {
     /// It applies the effect, or as much of it as the wallet allows.
     Applies,
     /// Nothing is left to do.
@@ -58,7 +58,7 @@ pub enum Verdict {
     Unreadable,
 }
 
-impl Verdict {
+impl TrialVerdict {
     /// The name in the table.
     #[must_use]
     pub const fn name(self) -> &'static str {
@@ -75,7 +75,7 @@ impl Verdict {
 /// The result of one letter's replay or trial.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Trial {
-    pub verdict: Verdict,
+    pub verdict: TrialVerdict,
     /// An explanation, if the verdict needs one.
     pub why: Option<String>,
     /// Đồng taken from wallets.
@@ -85,7 +85,7 @@ pub struct Trial {
 }
 
 impl Trial {
-    fn without_money(verdict: Verdict, why: impl Into<Option<String>>) -> Self {
+    fn without_money(verdict: TrialVerdict, why: impl Into<Option<String>>) -> Self {
         Self { verdict, why: why.into(), amount: 0, customers: Vec::new() }
     }
 }
@@ -113,20 +113,25 @@ impl Replays {
     pub async fn replay(&self, tx: &DatabaseTransaction, about: &About) -> Result<Trial, DbErr> {
         let (kind, subject) = match (&about.kind, about.subject) {
             (Some(kind), Some(subject)) => (kind.as_str(), subject),
-            _ => return Ok(Trial::without_money(Verdict::Unreadable, "the dead letter has no kind or no subject".to_owned())),
+            _ => {
+                return Ok(Trial::without_money(
+                    TrialVerdict::Unreadable,
+                    "the dead letter has no kind or no subject".to_owned(),
+                ));
+            }
         };
         let Some(statements) = self.statements.get(kind) else {
-            return Ok(Trial::without_money(Verdict::Unreadable, format!("the kind {kind:?} is unknown")));
+            return Ok(Trial::without_money(TrialVerdict::Unreadable, format!("the kind {kind:?} is unknown")));
         };
         let before = moved(tx, subject).await?;
         let outcomes = match statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))]).await {
             Ok(outcomes) => outcomes,
             Err(NotApplied::Paused(pause)) => {
                 let why = format!("{kind} has been paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
-                return Ok(Trial::without_money(Verdict::Fails, why));
+                return Ok(Trial::without_money(TrialVerdict::Fails, why));
             }
             Err(outdated @ NotApplied::Outdated) => {
-                return Ok(Trial::without_money(Verdict::Fails, format!("{outdated}; run it again")));
+                return Ok(Trial::without_money(TrialVerdict::Fails, format!("{outdated}; run it again")));
             }
             Err(NotApplied::Database(error)) => return Err(error),
         };
@@ -134,13 +139,13 @@ impl Replays {
         tx.execute_unprepared("SET CONSTRAINTS ALL IMMEDIATE").await?;
         let (amount, customers) = moved(tx, subject).await?;
         let (verdict, why) = match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
-            Some(Outcome::Applied { .. }) => (Verdict::Applies, None),
+            Some(Outcome::Applied { .. }) => (TrialVerdict::Applies, None),
             Some(Outcome::Postpone { until, .. }) if amount > before.0 => {
-                (Verdict::Applies, Some(format!("in part; the rest is retried at {}", moment(until))))
+                (TrialVerdict::Applies, Some(format!("in part; the rest is retried at {}", moment(until))))
             }
-            Some(Outcome::Postpone { until, .. }) => (Verdict::Waits, Some(format!("due at {}", moment(until)))),
-            Some(Outcome::Stale) | None => (Verdict::Moot, Some("nothing is left to do".to_owned())),
-            Some(Outcome::Retry { cause } | Outcome::Reject { cause, .. }) => (Verdict::Fails, Some(cause)),
+            Some(Outcome::Postpone { until, .. }) => (TrialVerdict::Waits, Some(format!("due at {}", moment(until)))),
+            Some(Outcome::Stale) | None => (TrialVerdict::Moot, Some("nothing is left to do".to_owned())),
+            Some(Outcome::Retry { cause } | Outcome::Reject { cause, .. }) => (TrialVerdict::Fails, Some(cause)),
         };
         Ok(Trial { verdict, why, amount: amount - before.0, customers })
     }
@@ -197,7 +202,7 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
     match trouble(&error) {
         Away | Cut => Err(error),
         Conflict if tries < CONFLICTS_MAX => Ok(None),
-        Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, redacted(&error)))),
+        Conflict | Failure => Ok(Some(Trial::without_money(TrialVerdict::Fails, redacted(&error)))),
     }
 }
 

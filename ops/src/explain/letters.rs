@@ -15,7 +15,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{Entry, Fact, Facts, records};
+use super::{Fact, Facts, TimelineEntry, records};
 
 /// Letters about the subject, and all letters linked to them by repairs, which may name another subject.
 const LETTERS: &str = "
@@ -60,7 +60,7 @@ struct Planned {
 }
 
 /// All entries about a subject's letters.
-pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
+pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<TimelineEntry>, DbErr> {
     let related: Vec<Uuid> = column(snapshot, statement(LETTERS, [id.into()])).await?;
     let letters = dead_letters::Entity::find()
         .filter(dead_letters::Column::Id.eq_any(related))
@@ -78,7 +78,7 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
         .all(snapshot)
         .await?;
     let plans: Vec<Uuid> = planned.iter().map(|planned| planned.plan.id).collect();
-    let mut entries: Vec<Entry> = letters.into_iter().flat_map(|died| letter(died, id)).collect();
+    let mut entries: Vec<TimelineEntry> = letters.into_iter().flat_map(|died| letter(died, id)).collect();
     entries.extend(planned.into_iter().flat_map(replay));
     let sql = format!(
         "SELECT {} AS at, actor_kind, action, detail FROM activity_operations WHERE subject_id = ANY($1) ORDER BY at, id",
@@ -91,13 +91,13 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 }
 
 /// The entries of a letter: its first failure, its last, its repair from another letter, and its decision.
-fn letter(letter: Died, subject: Uuid) -> Vec<Entry> {
+fn letter(letter: Died, subject: Uuid) -> Vec<TimelineEntry> {
     let id = Fact::Id(letter.id);
     let kind = letter.kind.map(|kind| Fact::word(&kind));
     let named = || Facts::new([("letter", id.clone())]);
     let mut entries = Vec::new();
     if let Some(at) = letter.first_failed_at.filter(|at| *at < letter.last_failed_at) {
-        entries.push(Entry { at, what: "first failure".into(), detail: named().with("kind", kind.clone()) });
+        entries.push(TimelineEntry { at, what: "first failure".into(), detail: named().with("kind", kind.clone()) });
     }
     let detail = named()
         .with("kind", kind)
@@ -109,20 +109,20 @@ fn letter(letter: Died, subject: Uuid) -> Vec<Entry> {
         .with("worker", letter.worker.map(Fact::Text))
         .with("trace", letter.trace_id.map(Fact::Text))
         .with("state", Some(Fact::Text(letter.state.clone())));
-    entries.push(Entry { at: letter.last_failed_at, what: "dead letter".into(), detail });
+    entries.push(TimelineEntry { at: letter.last_failed_at, what: "dead letter".into(), detail });
     if let Some(original) = letter.repaired_from {
         let detail = named().with("corrects", Some(Fact::Id(original)));
-        entries.push(Entry { at: letter.stored_at, what: "dead letter repaired".into(), detail });
+        entries.push(TimelineEntry { at: letter.stored_at, what: "dead letter repaired".into(), detail });
     }
     if let Some(at) = letter.decided_at {
         let detail = named().with("by", letter.decided_by.map(Fact::Text)).with("why", letter.decided_why.map(Fact::Text));
-        entries.push(Entry { at, what: format!("dead letter {}", letter.state), detail });
+        entries.push(TimelineEntry { at, what: format!("dead letter {}", letter.state), detail });
     }
     entries
 }
 
 /// The entries of a letter in a plan: planned, approved, started, done.
-fn replay(Planned { line, plan }: Planned) -> Vec<Entry> {
+fn replay(Planned { line, plan }: Planned) -> Vec<TimelineEntry> {
     let (id, letter) = (Fact::Id(plan.id), Fact::Id(line.letter_id));
     let money = |amount: i64| (amount > 0).then_some(Fact::Money(amount));
     let named = || Facts::new([("plan", id.clone())]);
@@ -133,23 +133,27 @@ fn replay(Planned { line, plan }: Planned) -> Vec<Entry> {
         .with("verdict", Some(Fact::Text(line.verdict)))
         .with("because", line.why.map(Fact::Text))
         .with("amount", money(line.amount));
-    let mut entries = vec![Entry { at: plan.made_at, what: "replay planned".into(), detail: planned }];
+    let mut entries = vec![TimelineEntry { at: plan.made_at, what: "replay planned".into(), detail: planned }];
     if let Some(at) = plan.approved_at {
-        entries.push(Entry { at, what: "replay approved".into(), detail: named().with("by", plan.approved_by.map(Fact::Text)) });
+        entries.push(TimelineEntry {
+            at,
+            what: "replay approved".into(),
+            detail: named().with("by", plan.approved_by.map(Fact::Text)),
+        });
     }
     if let Some(at) = plan.started_at {
         let detail = named()
             .with("by", plan.run_by.map(Fact::Text))
             .with("state", Some(Fact::Text(plan.state)))
             .with("stopped_because", plan.stopped_why.map(Fact::Text));
-        entries.push(Entry { at, what: "replay started".into(), detail });
+        entries.push(TimelineEntry { at, what: "replay started".into(), detail });
     }
     if let (Some(at), Some(result)) = (line.at, line.result) {
         let detail = named()
             .with("letter", Some(letter))
             .with("because", line.result_why.map(Fact::Text))
             .with("amount", money(line.result_amount));
-        entries.push(Entry { at, what: format!("replay: {result}"), detail });
+        entries.push(TimelineEntry { at, what: format!("replay: {result}"), detail });
     }
     entries
 }

@@ -29,19 +29,19 @@ pub struct Outlook {
     pub kind: &'static str,
     /// Whether the kind could apply to the row as it is.
     pub candidate: bool,
-    pub counts: Vec<Counted>,
+    pub counts: Vec<CountedEvent>,
     pub due_at: Option<DateTime<Utc>>,
     /// Set if a release decides when the row is due, not only the lines: when the policy changed that releases it gradually.
     pub released_since: Option<DateTime<Utc>>,
-    pub wakeup: Waiting,
+    pub wakeup: WakeupPlace,
     /// Its open dead letters.
     pub open_letters: Vec<Uuid>,
-    pub paused: Option<Paused>,
+    pub paused: Option<PauseOfKind>,
 }
 
 /// An event that the kind counts from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Counted {
+pub struct CountedEvent {
     pub event: &'static str,
     /// The time from the event until the row is due; `None`: the policy does not use the kind.
     pub after: Option<String>,
@@ -56,7 +56,7 @@ pub struct Counted {
 /// Where a wake-up waits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "waits", rename_all = "lowercase")]
-pub enum Waiting {
+pub enum WakeupPlace {
     /// There is no wake-up, because it would find nothing to do.
     None { why: String },
     /// It is not published yet, because its event waits in the outbox.
@@ -76,7 +76,7 @@ pub struct Hops {
 
 /// A pause. The kind is not applied until an operator resumes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Paused {
+pub struct PauseOfKind {
     pub at: DateTime<Utc>,
     pub by: String,
     pub why: String,
@@ -96,8 +96,8 @@ pub(super) async fn of(
     let counts = counts(settings, task, candidate.as_ref(), due_at)?;
     let event = in_outbox(snapshot, settings, task, id).await?;
     let wakeup = match (due_at, event) {
-        (None, _) => Waiting::None { why: why_none(snapshot, settings, task, id, candidate.is_some()).await? },
-        (Some(due_at), Some(event)) if due_at > now => Waiting::Outbox { event },
+        (None, _) => WakeupPlace::None { why: why_none(snapshot, settings, task, id, candidate.is_some()).await? },
+        (Some(due_at), Some(event)) if due_at > now => WakeupPlace::Outbox { event },
         (Some(due_at), _) => {
             // The latest of several events decides. Its wake-up arrives at the right time.
             let moment = counts.iter().filter(|counted| counted.decides).find_map(|counted| counted.moment);
@@ -121,7 +121,7 @@ pub(super) async fn of(
         .all(snapshot)
         .await?;
     let paused = pauses::Entity::find_by_id(task.kind()).one(snapshot).await?;
-    let paused = paused.map(|pause| Paused { at: pause.paused_at, by: pause.paused_by, why: pause.why });
+    let paused = paused.map(|pause| PauseOfKind { at: pause.paused_at, by: pause.paused_by, why: pause.why });
     Ok(Outlook {
         kind: task.kind(),
         candidate: candidate.is_some(),
@@ -139,12 +139,12 @@ fn counts(
     task: &dyn Shown,
     candidate: Option<&QueryResult>,
     due_at: Option<DateTime<Utc>>,
-) -> Result<Vec<Counted>, DbErr> {
+) -> Result<Vec<CountedEvent>, DbErr> {
     let own_line = |event: EventType| settings.policy.lines_on(event).any(|line| line.task == task.kind());
     let counted = |event: &EventType| {
         let moment = |column: &str| candidate.map_or(Ok(None), |row| row.try_get::<Option<DateTime<Utc>>>("", column));
         let alone = moment(&format!("{event} due"))?;
-        Ok(Counted {
+        Ok(CountedEvent {
             event: event.name(),
             after: settings.policy.span(task, *event).map(|span| span.to_string()),
             own_line: own_line(*event),
@@ -171,7 +171,7 @@ fn made_anew(
 fn released_since(
     settings: &Settings,
     task: &dyn Shown,
-    counts: &[Counted],
+    counts: &[CountedEvent],
     due_at: Option<DateTime<Utc>>,
 ) -> Option<DateTime<Utc>> {
     let release = settings.policy.release(task)?;
@@ -219,19 +219,19 @@ fn place(
     id: Uuid,
     (moment, due_at): (DateTime<Utc>, DateTime<Utc>),
     now: DateTime<Utc>,
-) -> Waiting {
+) -> WakeupPlace {
     let topology = settings.topology();
     let shard = shard_of(id, topology.shards());
     let wait = (due_at - moment).to_std().unwrap_or_default();
     let waited = (now - moment).to_std().unwrap_or_default();
     let queue = |rung| queue_of(&topology, rung, shard);
     match hop(&topology.ladder().way(wait), waited) {
-        Some(OnItsWay { rung, left, then }) if due_at > now => Waiting::Rung {
+        Some(OnItsWay { rung, left, then }) if due_at > now => WakeupPlace::Rung {
             queue: queue(rung),
             until: now.max(moment) + TimeDelta::from_std(left).unwrap_or_default(),
             then: then.into_iter().map(|(rung, times)| Hops { queue: queue(rung), times }).collect(),
         },
-        _ => Waiting::Lane {
+        _ => WakeupPlace::Lane {
             queue: topology.lane(task.kind(), shard),
             swept_from: due_at + TimeDelta::milliseconds(signed_ms(settings.sweep.grace)),
         },

@@ -10,12 +10,16 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{Entry, Fact, Facts, fact::WORD};
+use super::{Fact, Facts, TimelineEntry, fact::WORD};
 
 /// All columns of the row that hold a time.
-pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'static str>, id: Uuid) -> Result<Vec<Entry>, DbErr> {
+pub(super) async fn of_row(
+    snapshot: &DatabaseTransaction,
+    table: Option<&'static str>,
+    id: Uuid,
+) -> Result<Vec<TimelineEntry>, DbErr> {
     #[derive(FromQueryResult)]
-    struct Moment {
+    struct ColumnTime {
         at: DateTime<Utc>,
         name: String,
     }
@@ -35,15 +39,15 @@ pub(super) async fn of_row(snapshot: &DatabaseTransaction, table: Option<&'stati
         at = bounded("moment.at"),
         pairs = pairs.join(", ")
     );
-    let entry = |Moment { at, name }| {
+    let entry = |ColumnTime { at, name }| {
         let detail = Facts::new([("row", Fact::Text(format!("{table}.{name}")))]);
-        Entry { at, what: name.replace('_', " "), detail }
+        TimelineEntry { at, what: name.replace('_', " "), detail }
     };
-    Ok(Moment::find_by_statement(statement(&sql, [id.into()])).all(snapshot).await?.into_iter().map(entry).collect())
+    Ok(ColumnTime::find_by_statement(statement(&sql, [id.into()])).all(snapshot).await?.into_iter().map(entry).collect())
 }
 
 /// All other records, those of each source in order of time.
-pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<Entry>, DbErr> {
+pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Result<Vec<TimelineEntry>, DbErr> {
     let mut entries = Vec::new();
     for (sql, entry) in SOURCES {
         let sql = sql.replace("{at}", &bounded("at")).replace("{word of reason}", &WORD.replace("{column}", "reason"));
@@ -55,7 +59,7 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 }
 
 /// Makes an entry from a row.
-type Tell = fn(&QueryResult) -> Result<Entry, DbErr>;
+type Tell = fn(&QueryResult) -> Result<TimelineEntry, DbErr>;
 
 /// Statements (`$1`: the subject; `{at}`: the bounded time `at`; `{word of reason}`: [`WORD`]). Entries of the same time are shown in this
 /// order.
@@ -104,7 +108,7 @@ struct Raised {
     occurred_at: Option<DateTime<Utc>>,
 }
 
-fn event(row: &QueryResult) -> Result<Entry, DbErr> {
+fn event(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
     let Raised { at, id, event_type, reason, occurred_at } = Raised::from_query_result(row, "")?;
     let what = if reason.is_some() { "event set aside" } else { "event, waits in the outbox" };
     let detail = Facts::new([("event", Fact::word(&event_type))])
@@ -123,7 +127,7 @@ fn unknown_event() -> Fact {
 }
 
 #[derive(FromQueryResult)]
-struct Change {
+struct StatusChange {
     at: DateTime<Utc>,
     from_status: String,
     to_status: String,
@@ -131,8 +135,8 @@ struct Change {
     wakeup_id: Option<Uuid>,
 }
 
-fn status(row: &QueryResult) -> Result<Entry, DbErr> {
-    let Change { at, from_status, to_status, reason, wakeup_id } = Change::from_query_result(row, "")?;
+fn status(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
+    let StatusChange { at, from_status, to_status, reason, wakeup_id } = StatusChange::from_query_result(row, "")?;
     let reason = match reason {
         Some(reason) if wakeup_id.is_some() => Fact::Text(reason),
         read => Fact::word_read(read.as_deref()),
@@ -150,7 +154,7 @@ struct Transfer {
     credited: Option<String>,
 }
 
-fn transfer(row: &QueryResult) -> Result<Entry, DbErr> {
+fn transfer(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
     let Transfer { at, amount, reason, debited, credited } = Transfer::from_query_result(row, "")?;
     let word = |word: Option<String>| Fact::word_read(word.as_deref());
     let detail = [("from", word(debited)), ("to", word(credited)), ("amount", Fact::Money(amount)), ("reason", word(reason))];
@@ -158,7 +162,7 @@ fn transfer(row: &QueryResult) -> Result<Entry, DbErr> {
 }
 
 #[derive(FromQueryResult)]
-struct Recorded {
+struct RecordedActivity {
     at: DateTime<Utc>,
     actor_kind: String,
     action: String,
@@ -168,8 +172,8 @@ struct Recorded {
 
 /// Shows the known parts of the detail if the system or an operator recorded it. For other activity it shows only the action, because
 /// the detail may contain anything.
-pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
-    let Recorded { at, actor_kind: actor, action, detail } = Recorded::from_query_result(row, "")?;
+pub(super) fn activity(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
+    let RecordedActivity { at, actor_kind: actor, action, detail } = RecordedActivity::from_query_result(row, "")?;
     let detail = detail.unwrap_or_default();
     let text = |key: &str| detail.get(key).and_then(Value::as_str).map(ToOwned::to_owned).map(Fact::Text);
     let word = |key: &str| detail.get(key).and_then(Value::as_str).map(Fact::word);
@@ -197,15 +201,15 @@ pub(super) fn activity(row: &QueryResult) -> Result<Entry, DbErr> {
 }
 
 #[derive(FromQueryResult)]
-struct Swept {
+struct SweptSubject {
     at: DateTime<Utc>,
     kind: String,
     due_at: DateTime<Utc>,
     times: i32,
 }
 
-fn swept(row: &QueryResult) -> Result<Entry, DbErr> {
-    let Swept { at, kind, due_at, times } = Swept::from_query_result(row, "")?;
+fn swept(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
+    let SweptSubject { at, kind, due_at, times } = SweptSubject::from_query_result(row, "")?;
     let detail = [("kind", Fact::word(&kind)), ("due", Fact::Moment(due_at)), ("times", Fact::Count(times.into()))];
     Ok(entry(at, "woken by the sweep", Facts::new(detail)))
 }
@@ -216,11 +220,11 @@ struct Tried {
     outstanding: i64,
 }
 
-fn outstanding(row: &QueryResult) -> Result<Entry, DbErr> {
+fn outstanding(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
     let Tried { at, outstanding } = Tried::from_query_result(row, "")?;
     Ok(entry(at, "tried and left outstanding", Facts::new([("amount", Fact::Money(outstanding))])))
 }
 
-fn entry(at: DateTime<Utc>, what: &str, detail: Facts) -> Entry {
-    Entry { at, what: what.to_owned(), detail }
+fn entry(at: DateTime<Utc>, what: &str, detail: Facts) -> TimelineEntry {
+    TimelineEntry { at, what: what.to_owned(), detail }
 }

@@ -16,14 +16,14 @@ pub struct ActivePolicy {
     /// When some of these wake-ups were last published.
     pub went_on_at: DateTime<Utc>,
     /// The releases of rows due at once that have not ended.
-    pub releases: Vec<Release>,
+    pub releases: Vec<KindRelease>,
     /// Whether the settings of this process contain a different policy.
     pub settings_differ: bool,
 }
 
 /// One kind's release.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Release {
+pub struct KindRelease {
     pub kind: &'static str,
     pub from: DateTime<Utc>,
     pub until: DateTime<Utc>,
@@ -39,7 +39,7 @@ pub(super) fn summary(applied: Applied, own: &Settings, now: DateTime<Utc>) -> A
         why,
         scheduled: scheduled_at.is_some(),
         went_on_at,
-        releases: releases.map(|(kind, release)| Release { kind, from: release.from, until: release.until() }).collect(),
+        releases: releases.map(|(kind, release)| KindRelease { kind, from: release.from, until: release.until() }).collect(),
         settings_differ: !policy.is_equivalent(&own.policy),
     }
 }

@@ -9,7 +9,7 @@ use shared::{
     database::{one, scalar, statement},
     domain::{
         due,
-        task::{Recorded, Shown},
+        task::{RecordedRows, Shown},
         tasks,
     },
     settings::Settings,
@@ -37,7 +37,7 @@ pub struct Outbox {
 
 /// One kind's subjects.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Kind {
+pub struct KindStatus {
     pub kind: &'static str,
     /// The longest time that a subject has been due and not applied, among those that fell due within the last hour. 0: there are
     /// none. `None`: no index supports the query for this kind.
@@ -48,16 +48,16 @@ pub struct Kind {
 
 /// Open dead letters.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Letters {
+pub struct OpenLetters {
     pub open: i64,
     pub groups: i64,
     /// The largest groups.
-    pub largest: Vec<Group>,
+    pub largest: Vec<OpenLetterGroup>,
 }
 
 /// Open letters with the same kind, reason and cause, ignoring ids and numbers in the cause.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
-pub struct Group {
+pub struct OpenLetterGroup {
     pub kind: Option<String>,
     pub reason: String,
     pub cause: String,
@@ -68,15 +68,15 @@ pub struct Group {
 
 /// Replay plans that are running or stopped.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Plans {
+pub struct UnfinishedPlans {
     pub count: i64,
     /// The newest plans.
-    pub newest: Vec<Plan>,
+    pub newest: Vec<PlanStatus>,
 }
 
 /// A replay plan.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
-pub struct Plan {
+pub struct PlanStatus {
     pub id: Uuid,
     /// `running` or `stopped`.
     pub state: String,
@@ -91,7 +91,7 @@ pub struct Plan {
 
 /// The subjects that the sweep has woken in the last 30 days. In a healthy system there are none.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, FromQueryResult)]
-pub struct Swept {
+pub struct SweptCounts {
     /// Subjects woken within the last hour.
     pub last_hour: i64,
     pub last_at: Option<DateTime<Utc>>,
@@ -109,7 +109,7 @@ pub struct Audited {
 /// The database's time, the outbox, and the number of events set aside.
 pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, Outbox, i64), DbErr> {
     #[derive(FromQueryResult)]
-    struct Waiting {
+    struct WaitingEvents {
         at: DateTime<Utc>,
         #[sea_orm(nested)]
         outbox: Outbox,
@@ -118,7 +118,7 @@ pub(super) async fn waiting(db: &DatabaseConnection) -> Result<(DateTime<Utc>, O
     let sql = "SELECT now() AS at, (SELECT count(*) FROM outbox) AS events,
                       coalesce((SELECT extract(epoch FROM now() - waiting_since) FROM outbox ORDER BY id LIMIT 1), 0)::float8 AS oldest_s,
                       (SELECT count(*) FROM set_aside) AS set_aside";
-    let Waiting { at, outbox, set_aside } = one(db, statement(sql, [])).await?;
+    let WaitingEvents { at, outbox, set_aside } = one(db, statement(sql, [])).await?;
     Ok((at, outbox, set_aside))
 }
 
@@ -128,7 +128,7 @@ pub(super) async fn kinds(
     settings: &Settings,
     before: Option<(&HashMap<&'static str, i64>, f64)>,
     last: &mut HashMap<&'static str, i64>,
-) -> Result<Vec<Kind>, DbErr> {
+) -> Result<Vec<KindStatus>, DbErr> {
     #[derive(FromQueryResult)]
     struct Effects {
         last: i64,
@@ -137,7 +137,7 @@ pub(super) async fn kinds(
     let mut kinds = Vec::new();
     for task in tasks::ALL {
         let kind = task.kind();
-        let Recorded { table, rows } = task.recorded();
+        let RecordedRows { table, rows } = task.recorded();
         let known = before.and_then(|(last, over_s)| Some((*last.get(kind)?, over_s)));
         let sql = format!(
             "SELECT coalesce((SELECT max(id) FROM {table}), 0) AS last,
@@ -147,7 +147,7 @@ pub(super) async fn kinds(
         last.insert(kind, counted.last);
         let effects = u32::try_from(counted.effects).unwrap_or(u32::MAX);
         let effects_per_s = known.map(|(_, over_s)| f64::from(effects) / over_s);
-        kinds.push(Kind { kind, due_for_s: due_for_s(db, settings, *task).await?, effects_per_s });
+        kinds.push(KindStatus { kind, due_for_s: due_for_s(db, settings, *task).await?, effects_per_s });
     }
     Ok(kinds)
 }
@@ -163,11 +163,11 @@ async fn due_for_s(db: &DatabaseConnection, settings: &Settings, task: &dyn Show
 }
 
 /// The open letters.
-pub(super) async fn letters(db: &DatabaseConnection) -> Result<Letters, DbErr> {
+pub(super) async fn letters(db: &DatabaseConnection) -> Result<OpenLetters, DbErr> {
     #[derive(FromQueryResult)]
-    struct Counted {
+    struct GroupAndOpenLetters {
         #[sea_orm(nested)]
-        group: Group,
+        group: OpenLetterGroup,
         open: i64,
         groups: i64,
     }
@@ -175,30 +175,30 @@ pub(super) async fn letters(db: &DatabaseConnection) -> Result<Letters, DbErr> {
                       (sum(count(*)) OVER ())::bigint AS open, count(*) OVER () AS groups
                  FROM dead_letters WHERE state = 'open'
                 GROUP BY kind, reason, cause_group ORDER BY letters DESC, oldest LIMIT $1";
-    let rows = Counted::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
+    let rows = GroupAndOpenLetters::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
     let (open, groups) = rows.first().map_or((0, 0), |first| (first.open, first.groups));
-    Ok(Letters { open, groups, largest: rows.into_iter().map(|counted| counted.group).collect() })
+    Ok(OpenLetters { open, groups, largest: rows.into_iter().map(|counted| counted.group).collect() })
 }
 
 /// The plans that are running or stopped, newest first.
-pub(super) async fn plans(db: &DatabaseConnection) -> Result<Plans, DbErr> {
+pub(super) async fn plans(db: &DatabaseConnection) -> Result<UnfinishedPlans, DbErr> {
     #[derive(FromQueryResult)]
-    struct Counted {
+    struct PlanWithCount {
         #[sea_orm(nested)]
-        plan: Plan,
+        plan: PlanStatus,
         count: i64,
     }
     let sql = "SELECT id, state, made_by AS by, why, started_at, stopped_why, count(*) OVER () AS count,
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id) AS letters,
                       (SELECT count(*) FROM replay_plan_letters WHERE plan_id = replay_plans.id AND result IS NOT NULL) AS done
                  FROM replay_plans WHERE state IN ('running', 'stopped') ORDER BY made_at DESC LIMIT $1";
-    let rows = Counted::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
+    let rows = PlanWithCount::find_by_statement(statement(sql, [SHOWN_MAX.into()])).all(db).await?;
     let count = rows.first().map_or(0, |first| first.count);
-    Ok(Plans { count, newest: rows.into_iter().map(|counted| counted.plan).collect() })
+    Ok(UnfinishedPlans { count, newest: rows.into_iter().map(|counted| counted.plan).collect() })
 }
 
 /// The counts of the sweep.
-pub(super) async fn swept(db: &DatabaseConnection) -> Result<Swept, DbErr> {
+pub(super) async fn swept(db: &DatabaseConnection) -> Result<SweptCounts, DbErr> {
     let sql = "SELECT count(*) FILTER (WHERE at > now() - interval '1 hour') AS last_hour, max(at) AS last_at FROM swept";
     one(db, statement(sql, [])).await
 }

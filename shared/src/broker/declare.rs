@@ -61,16 +61,16 @@ impl Broker {
     async fn find(&self, topology: &Topology) -> Result<(), BrokerError> {
         let mut missing = Missing { named: Vec::new(), more: false };
         let mut channel = self.channel().await?;
-        let exchanges = topology.exchanges().into_iter().map(|exchange| (Kind::Exchange, exchange.name));
-        let queues = topology.queues().into_iter().map(|queue| (Kind::Queue, queue.name));
+        let exchanges = topology.exchanges().into_iter().map(|exchange| (ObjectKind::Exchange, exchange.name));
+        let queues = topology.queues().into_iter().map(|queue| (ObjectKind::Queue, queue.name));
         for (kind, name) in exchanges.chain(queues) {
             let seen = self.look_for(&channel, kind, &name).await?;
-            if seen == Seen::There {
+            if seen == Existence::There {
                 continue;
             }
             // RabbitMQ closes the channel with its answer.
             channel = self.channel().await?;
-            if seen == Seen::NotOursToSee {
+            if seen == Existence::NotOursToSee {
                 continue;
             }
             missing.more = missing.named.len() == MISSING_MAX;
@@ -83,19 +83,21 @@ impl Broker {
         if missing.named.is_empty() { Ok(()) } else { Err(BrokerError::Missing(missing)) }
     }
 
-    async fn look_for(&self, channel: &Channel, kind: Kind, name: &str) -> Result<Seen, BrokerError> {
+    async fn look_for(&self, channel: &Channel, kind: ObjectKind, name: &str) -> Result<Existence, BrokerError> {
         let found = match kind {
-            Kind::Exchange => {
+            ObjectKind::Exchange => {
                 let passive = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
                 // A passive declare ignores the type.
                 self.answered(channel.exchange_declare(name.into(), ExchangeKind::Direct, passive, FieldTable::default())).await
             }
-            Kind::Queue => self.answered(channel.queue_declare(name.into(), passive(), FieldTable::default())).await.map(|_| ()),
+            ObjectKind::Queue => {
+                self.answered(channel.queue_declare(name.into(), passive(), FieldTable::default())).await.map(|_| ())
+            }
         };
         match found {
-            Ok(()) => Ok(Seen::There),
-            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(Seen::Missing),
-            Err(BrokerError::Protocol(error)) if is_soft(&error, ACCESS_REFUSED) => Ok(Seen::NotOursToSee),
+            Ok(()) => Ok(Existence::There),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, NOT_FOUND) => Ok(Existence::Missing),
+            Err(BrokerError::Protocol(error)) if is_soft(&error, ACCESS_REFUSED) => Ok(Existence::NotOursToSee),
             Err(error) => Err(error),
         }
     }
@@ -199,7 +201,7 @@ impl Broker {
 
 /// The result of a passive declare.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Seen {
+enum Existence {
     There,
     Missing,
     NotOursToSee,
@@ -207,12 +209,12 @@ enum Seen {
 
 /// What a passive declare looks for.
 #[derive(Clone, Copy)]
-enum Kind {
+enum ObjectKind {
     Exchange,
     Queue,
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for ObjectKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Exchange => "exchange",

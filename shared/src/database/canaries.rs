@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{entity::canaries, statement};
 use crate::domain::span::signed_ms;
 use crate::message::{
-    canary::{Canary, Place},
+    canary::{Canary, RungQueue},
     topology::Topology,
 };
 
@@ -33,8 +33,8 @@ pub struct RungAge {
 ///
 /// # Errors
 /// A database error.
-pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, Place)>, DbErr> {
-    let rungs: Vec<(Place, String)> = topology.rungs().collect();
+pub async fn send(db: &DatabaseConnection, topology: &Topology, every: Duration) -> Result<Vec<(Canary, RungQueue)>, DbErr> {
+    let rungs: Vec<(RungQueue, String)> = topology.rungs().collect();
     let queues: Vec<String> = rungs.iter().map(|(_, queue)| queue.clone()).collect();
     let durations: Vec<i64> = rungs.iter().map(|((rung, _), _)| signed(rung.duration_ms())).collect();
     let (least, most) = (signed_ms(every), signed_ms(EVERY_MAX.max(every)));

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     process::{backoff::backoff, outage::Outage},
-    settings::Database,
+    settings::DatabaseSettings,
 };
 
 /// The program of a connection, shown in `pg_stat_activity`.
@@ -68,7 +68,7 @@ impl DatabaseError {
 ///
 /// # Errors
 /// [`DatabaseError::Connect`], with the address but never its password.
-pub async fn connect(settings: &Database, role: Client) -> Result<DatabaseConnection, DatabaseError> {
+pub async fn connect(settings: &DatabaseSettings, role: Client) -> Result<DatabaseConnection, DatabaseError> {
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     let acquire_timeout = settings.acquire_timeout;
     let tuned = tuned(settings, role);
@@ -93,7 +93,7 @@ pub async fn connect(settings: &Database, role: Client) -> Result<DatabaseConnec
 }
 
 /// The settings of every session.
-pub(super) fn tuned(settings: &Database, role: Client) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+pub(super) fn tuned(settings: &DatabaseSettings, role: Client) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
     let path = settings.search_path();
     let (lock, statement) = (
         settings.lock_timeout,
@@ -161,7 +161,7 @@ pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbE
 /// # Errors
 /// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
 pub async fn connect_until(
-    settings: &Database,
+    settings: &DatabaseSettings,
     role: Client,
     shutdown: &CancellationToken,
 ) -> Result<Option<DatabaseConnection>, DatabaseError> {
@@ -196,7 +196,7 @@ pub async fn connect_until(
 ///
 /// # Errors
 /// [`DatabaseError::Schema`], which names the command to run.
-pub async fn require_schema(settings: &Database, db: &DatabaseConnection) -> Result<(), DatabaseError> {
+pub async fn require_schema(settings: &DatabaseSettings, db: &DatabaseConnection) -> Result<(), DatabaseError> {
     let at = || settings.url.to_string();
     match schema::pending(db).await {
         Ok(0) => Ok(()),

@@ -15,7 +15,7 @@ use super::{
     connection::{Client, DatabaseError, conn_error, silence, still_good, tuned, unanswered},
     pause::{self, Pause},
 };
-use crate::settings::Database;
+use crate::settings::DatabaseSettings;
 
 /// A connection outside the pool, over which an idle process checks the server. A pool would not do: it may be in use, or
 /// hold connections that died long ago.
@@ -30,7 +30,7 @@ impl Probe {
     ///
     /// # Errors
     /// An invalid URL.
-    pub fn new(settings: &Database, role: Client) -> Result<Self, DatabaseError> {
+    pub fn new(settings: &DatabaseSettings, role: Client) -> Result<Self, DatabaseError> {
         let options = settings.url.expose().parse().map_err(conn_error);
         let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
         let within = settings.acquire_timeout;

@@ -7,7 +7,7 @@ use postgres_protocol::password::scram_sha_256;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 
 use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, schema, statement};
-use crate::{domain::confidential::Confidential, settings::Database};
+use crate::{domain::confidential::Confidential, settings::DatabaseSettings};
 
 mod own;
 
@@ -162,7 +162,7 @@ async fn create(db: &DatabaseConnection, role: DatabaseRole) -> Result<bool, DbE
 ///
 /// # Errors
 /// [`DatabaseError`].
-pub async fn connect_as_owner(settings: &Database) -> Result<DatabaseConnection, DatabaseError> {
+pub async fn connect_as_owner(settings: &DatabaseSettings) -> Result<DatabaseConnection, DatabaseError> {
     let db = connection::connect(settings, Client::Ops).await?;
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     // A role of this name may be another database's: it has a privilege here only if the roles were installed here.

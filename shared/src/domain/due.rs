@@ -142,11 +142,11 @@ fn moment(event: EventType) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{event::EventType, policy::Line, tasks};
+    use crate::domain::{event::EventType, policy::PolicyLine, tasks};
 
     fn between(kind: &str, on: EventType, after: &str) -> Option<String> {
         let task = tasks::find(kind).unwrap();
-        let policy = Policy::new(vec![Line { on, task: task.kind(), after: after.parse().unwrap() }]).unwrap();
+        let policy = Policy::new(vec![PolicyLine { on, task: task.kind(), after: after.parse().unwrap() }]).unwrap();
         query_between(task, &policy, "a", "b")
     }
 
@@ -160,7 +160,8 @@ mod tests {
         assert_eq!(query_between(tasks::find("purge-cart-item").unwrap(), &Policy::default(), "a", "b"), None, "never due");
         let policy = |kind: &str| {
             let task = tasks::find(kind).unwrap();
-            Policy::new(vec![Line { on: task.counts_from()[0], task: task.kind(), after: "6 months".parse().unwrap() }]).unwrap()
+            Policy::new(vec![PolicyLine { on: task.counts_from()[0], task: task.kind(), after: "6 months".parse().unwrap() }])
+                .unwrap()
         };
         let of_age = |kind: &'static str| query_of_age(tasks::find(kind).unwrap(), &policy(kind), "now()", "a", "b");
         let parted = of_age("hide-order").unwrap();

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use super::{
     event::EventType,
     span::Span,
-    task::{Task, Terms},
+    task::{EffectTerms, Task},
     tasks,
 };
 
@@ -21,7 +21,7 @@ pub use release::Release;
 
 /// One line of the policy's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct PolicyLine {
     pub on: EventType,
     /// The kind of a task in [`tasks::ALL`].
     pub task: &'static str,
@@ -31,14 +31,14 @@ pub struct Line {
 /// The whole table, and how the rows that it makes due earlier are released, if the release is staged.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Policy {
-    lines: Vec<Line>,
+    lines: Vec<PolicyLine>,
     releases: BTreeMap<&'static str, Release>,
     number: Option<i64>,
 }
 
 /// An invalid line, by its place in the table and its field.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct LineMistake {
     pub line: usize,
     pub field: &'static str,
     pub why: String,
@@ -50,25 +50,25 @@ impl Policy {
     /// # Errors
     /// Every mistake at once: a task that cannot count from the line's event, a span shorter than promised, a pair listed
     /// twice.
-    pub fn new(lines: Vec<Line>) -> Result<Self, Vec<Mistake>> {
+    pub fn new(lines: Vec<PolicyLine>) -> Result<Self, Vec<LineMistake>> {
         let mut mistakes = Vec::new();
         for (at, line) in lines.iter().enumerate() {
             let Some(task) = tasks::find(line.task) else {
-                mistakes.push(Mistake { line: at, field: "task", why: format!("unknown task {:?}", line.task) });
+                mistakes.push(LineMistake { line: at, field: "task", why: format!("unknown task {:?}", line.task) });
                 continue;
             };
             if !task.counts_from().contains(&line.on) {
                 let known = task.counts_from().iter().map(|e| e.name()).collect::<Vec<_>>().join(", ");
                 let why = format!("{} cannot count from {}; it counts from {known}", line.task, line.on);
-                mistakes.push(Mistake { line: at, field: "on", why });
+                mistakes.push(LineMistake { line: at, field: "on", why });
             }
             if let Some(shortest) = task.shortest().filter(|shortest| !line.after.covers(*shortest)) {
                 let why = format!("{} must not fall due before {shortest}", line.task);
-                mistakes.push(Mistake { line: at, field: "after", why });
+                mistakes.push(LineMistake { line: at, field: "after", why });
             }
             if lines[..at].iter().any(|other| (other.on, other.task) == (line.on, line.task)) {
                 let why = format!("{} → {} is already set in an earlier line", line.on, line.task);
-                mistakes.push(Mistake { line: at, field: "on", why });
+                mistakes.push(LineMistake { line: at, field: "on", why });
             }
         }
         if mistakes.is_empty() { Ok(Self { lines, ..Self::default() }) } else { Err(mistakes) }
@@ -145,14 +145,14 @@ impl Policy {
 
     /// The values that the SQL of a task's effect depends on.
     #[must_use]
-    pub fn terms(&self, task: &dyn Task, wallet_floor: Option<i64>) -> Terms {
+    pub fn terms(&self, task: &dyn Task, wallet_floor: Option<i64>) -> EffectTerms {
         let spans = task.counts_from().iter().filter_map(|event| Some((*event, self.span(task, *event)?)));
         let wanted = EventType::ALL.into_iter().filter(|event| self.wants(*event));
-        Terms { wallet_floor, wanted: wanted.collect(), spans: spans.collect() }
+        EffectTerms { wallet_floor, wanted: wanted.collect(), spans: spans.collect() }
     }
 
     #[must_use]
-    pub fn lines(&self) -> &[Line] {
+    pub fn lines(&self) -> &[PolicyLine] {
         &self.lines
     }
 
@@ -164,7 +164,7 @@ impl Policy {
     }
 
     /// The lines that an event triggers.
-    pub fn lines_on(&self, event: EventType) -> impl Iterator<Item = &Line> {
+    pub fn lines_on(&self, event: EventType) -> impl Iterator<Item = &PolicyLine> {
         self.lines.iter().filter(move |line| line.on == event)
     }
 
@@ -194,7 +194,7 @@ impl Policy {
 impl fmt::Display for Policy {
     /// Its lines as in a `kyhan.toml`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lines.iter().try_for_each(|Line { on, task, after }| {
+        self.lines.iter().try_for_each(|PolicyLine { on, task, after }| {
             writeln!(f, "[[policy]]\non = \"{on}\"\ntask = \"{task}\"\nafter = \"{after}\"\n")
         })
     }
@@ -204,8 +204,8 @@ impl fmt::Display for Policy {
 mod tests {
     use super::*;
 
-    fn line(on: EventType, task: &'static str, after: &str) -> Line {
-        Line { on, task, after: after.parse().unwrap() }
+    fn line(on: EventType, task: &'static str, after: &str) -> PolicyLine {
+        PolicyLine { on, task, after: after.parse().unwrap() }
     }
 
     #[test]

@@ -50,7 +50,7 @@ pub trait Task: Send + Sync {
     /// Common table expressions that write the effect and its record. They follow `asked` (`id`, `wakeup_id`: all subjects to
     /// recheck) and `due` (`id`, `wakeup_id`, `due_at`: the candidates among them, rechecked). The last one is `outcome`, one
     /// row for each of `asked`: `id`, `applied`, and `due_at` (null: not a candidate).
-    fn effect(&self, terms: &Terms) -> String;
+    fn effect(&self, terms: &EffectTerms) -> String;
 }
 
 /// What operators see of a kind, and what `ops audit` checks.
@@ -75,7 +75,7 @@ pub trait Shown: Task {
     fn shown(&self) -> &'static str;
 
     /// Where its effects are recorded, one row each, so that they can be counted.
-    fn recorded(&self) -> Recorded;
+    fn recorded(&self) -> RecordedRows;
 
     /// The counts with which `ops audit` compares this kind's effects and their records, in both directions.
     fn checks(&self) -> &'static [Check];
@@ -98,7 +98,7 @@ pub struct Check {
 
 /// Rows of a table with an ascending `id`, so that the newest are found from its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Recorded {
+pub struct RecordedRows {
     pub table: &'static str,
     /// An SQL condition on its columns that selects this kind's rows.
     pub rows: &'static str,
@@ -106,7 +106,7 @@ pub struct Recorded {
 
 /// The values of a policy that an effect's SQL depends on: see [`super::policy::Policy::terms`].
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct EffectTerms {
     /// The lowest balance in đồng to which a charge may take a wallet; `None`: no floor.
     pub wallet_floor: Option<i64>,
     /// The events that wake any task under the policy.
@@ -115,7 +115,7 @@ pub struct Terms {
     pub spans: Vec<(EventType, Span)>,
 }
 
-impl Terms {
+impl EffectTerms {
     /// SQL literal: whether an effect that causes `event` has to raise it.
     #[must_use]
     pub fn wants(&self, event: EventType) -> &'static str {

@@ -29,12 +29,12 @@ pub struct Canary {
 }
 
 /// A rung's queue: its rung and shard.
-pub type Place = (Rung, u16);
+pub type RungQueue = (Rung, u16);
 
 impl Canary {
     /// The message that sends it into a rung.
     #[must_use]
-    pub fn message(&self, topology: &Topology, (rung, shard): Place) -> Outgoing {
+    pub fn message(&self, topology: &Topology, (rung, shard): RungQueue) -> Outgoing {
         let properties = BasicProperties::default()
             .with_delivery_mode(PERSISTENT)
             .with_content_type(CONTENT_TYPE.into())

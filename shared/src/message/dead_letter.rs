@@ -219,7 +219,7 @@ mod tests {
     /// A wake-up with this many subjects, as it is sent.
     fn wakeup(subjects: u128) -> Outgoing {
         let due_at = "2026-01-01T00:00:00Z".parse().unwrap();
-        let waiting = (1..=subjects).map(|n| pack::Waiting {
+        let waiting = (1..=subjects).map(|n| pack::WaitingSubject {
             kind: "confirm-receipt",
             subject: Uuid::from_u128(n),
             due_at,

@@ -18,7 +18,7 @@ const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_7761_6b65_757
 
 /// One subject to wake.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
+pub struct WaitingSubject {
     pub kind: &'static str,
     pub subject: Uuid,
     pub due_at: DateTime<Utc>,
@@ -37,15 +37,15 @@ pub struct Packed {
 }
 
 /// What must be equal for two subjects to travel together: kind, shard, attempt, next hop, and the rest of a pause after it.
-type Place = (&'static str, u16, u32, Hop, TimeDelta);
+type PackKey = (&'static str, u16, u32, Hop, TimeDelta);
 /// A subject and when it falls due.
-type Due = (DateTime<Utc>, Uuid);
+type DueSubject = (DateTime<Utc>, Uuid);
 
 /// Packs subjects with the same kind, shard, attempt, next hop and rest of a pause that are due within the rung's tolerance
 /// of each other, at most `pack_max` subjects per wake-up.
 #[must_use]
 pub fn pack(
-    waiting: impl IntoIterator<Item = Waiting>,
+    waiting: impl IntoIterator<Item = WaitingSubject>,
     ladder: &Ladder,
     shards: u16,
     pack_max: usize,
@@ -58,14 +58,14 @@ pub fn pack(
 /// share the earliest of these moments: it is informational, and they have failed equally often.
 #[must_use]
 pub fn pack_failed(
-    waiting: impl IntoIterator<Item = (Waiting, Option<DateTime<Utc>>)>,
+    waiting: impl IntoIterator<Item = (WaitingSubject, Option<DateTime<Utc>>)>,
     ladder: &Ladder,
     shards: u16,
     pack_max: usize,
     trace: &TraceContext,
 ) -> Vec<Packed> {
-    let mut places: BTreeMap<Place, usize> = BTreeMap::new();
-    let mut placed: Vec<(Place, Vec<Due>)> = Vec::new();
+    let mut places: BTreeMap<PackKey, usize> = BTreeMap::new();
+    let mut placed: Vec<(PackKey, Vec<DueSubject>)> = Vec::new();
     let mut failures: BTreeMap<usize, DateTime<Utc>> = BTreeMap::new();
     let mut last = 0;
     for (one, failed_at) in waiting {
@@ -151,7 +151,7 @@ impl Pack {
 
     fn close(
         mut self,
-        (kind, shard, attempt, hop, rest): Place,
+        (kind, shard, attempt, hop, rest): PackKey,
         failed_at: Option<DateTime<Utc>>,
         trace: &TraceContext,
     ) -> Packed {
@@ -178,10 +178,10 @@ mod tests {
     }
 
     prop_compose! {
-        fn waiting()(kind in 0..3usize, subject in 0u128..40, wait_ms in -5_000i64..20 * 86_400_000, attempt in 0u32..2) -> Waiting {
+        fn waiting()(kind in 0..3usize, subject in 0u128..40, wait_ms in -5_000i64..20 * 86_400_000, attempt in 0u32..2) -> WaitingSubject {
             let wait = TimeDelta::milliseconds(wait_ms);
             let now: DateTime<Utc> = "2026-11-24T00:00:00Z".parse().unwrap();
-            Waiting { kind: tasks::ALL[kind].kind(), subject: Uuid::from_u128(subject), due_at: now + wait, wait, attempt }
+            WaitingSubject { kind: tasks::ALL[kind].kind(), subject: Uuid::from_u128(subject), due_at: now + wait, wait, attempt }
         }
     }
 
@@ -205,7 +205,7 @@ mod tests {
                 for subject in &wakeup.subjects {
                     prop_assert_eq!(shard_of(*subject, shards), *shard);
                     // This subject was requested for this very hop, due no later than the wake-up, within tolerance.
-                    let within = |one: &&Waiting| match hop {
+                    let within = |one: &&WaitingSubject| match hop {
                         Hop::Lane => true,
                         Hop::Rung(rung) => wakeup.due_at - one.due_at <= TimeDelta::from_std(rung.tolerance()).unwrap(),
                     };
@@ -231,7 +231,8 @@ mod tests {
         let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
         let subject = Uuid::from_u128(9);
         let of = |attempt, wait_ms| {
-            let one = Waiting { kind: "confirm-receipt", subject, due_at, wait: TimeDelta::milliseconds(wait_ms), attempt };
+            let one =
+                WaitingSubject { kind: "confirm-receipt", subject, due_at, wait: TimeDelta::milliseconds(wait_ms), attempt };
             pack([one], &ladder(), 1, 128, &TraceContext::default()).remove(0)
         };
         assert_eq!(of(1, 72_500).wakeup.rest, TimeDelta::milliseconds(12_500));
@@ -243,7 +244,7 @@ mod tests {
     #[test]
     fn those_that_failed_together_share_the_earliest_first_failure_and_keep_their_ids() {
         let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
-        let one = |subject, attempt| Waiting {
+        let one = |subject, attempt| WaitingSubject {
             kind: "confirm-receipt",
             subject: Uuid::from_u128(subject),
             due_at,
@@ -265,7 +266,7 @@ mod tests {
     fn one_alone_is_a_wakeup_of_one() {
         let due_at = "2026-12-08T00:00:00Z".parse().unwrap();
         let wait = TimeDelta::days(14);
-        let one = Waiting { kind: "confirm-receipt", subject: Uuid::from_u128(9), due_at, wait, attempt: 0 };
+        let one = WaitingSubject { kind: "confirm-receipt", subject: Uuid::from_u128(9), due_at, wait, attempt: 0 };
         let packed = pack([one], &ladder(), 1, 128, &TraceContext::default());
         assert_eq!(packed.len(), 1);
         assert_eq!(packed[0].wakeup.subjects, [one.subject]);

@@ -293,11 +293,11 @@ pub fn shard_of(subject: Uuid, shards: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{event::EventType, policy::Line};
+    use crate::domain::{event::EventType, policy::PolicyLine};
 
     fn topology(shards: u16) -> Topology {
         let after = "14d".parse().unwrap();
-        let policy = Policy::new(vec![Line { on: EventType::OrderShipped, task: "confirm-receipt", after }]).unwrap();
+        let policy = Policy::new(vec![PolicyLine { on: EventType::OrderShipped, task: "confirm-receipt", after }]).unwrap();
         Topology::new("kyhan", shards, &[Duration::from_secs(1), Duration::from_secs(3600)], &policy)
     }
 

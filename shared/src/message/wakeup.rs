@@ -93,7 +93,7 @@ pub enum Malformed {
 }
 
 #[derive(Serialize)]
-struct Outgoing<'a> {
+struct WrittenWakeup<'a> {
     v: u32,
     id: Uuid,
     kind: &'a str,
@@ -180,7 +180,7 @@ impl Wakeup {
     #[must_use]
     pub fn body(&self) -> Vec<u8> {
         let rest_ms = u64::try_from(self.rest.num_milliseconds()).unwrap_or_default();
-        let wire = Outgoing {
+        let wire = WrittenWakeup {
             // The oldest format that can express it: a worker not yet upgraded reads all but paused retries.
             v: if rest_ms == 0 { VERSION_WITHOUT_REST } else { VERSION },
             id: self.id,

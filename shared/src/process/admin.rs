@@ -42,7 +42,7 @@ impl AdminPort {
     ///
     /// # Errors
     /// [`AdminError`] if the address cannot be used, for example because another process has it.
-    pub async fn open(settings: settings::Admin, health: Health) -> Result<Option<Self>, AdminError> {
+    pub async fn open(settings: settings::AdminSettings, health: Health) -> Result<Option<Self>, AdminError> {
         let Some(address) = settings.listen else { return Ok(None) };
         let failed = |error| AdminError { address, error };
         let listener = TcpListener::bind(address).await.map_err(failed)?;

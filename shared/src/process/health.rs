@@ -20,32 +20,32 @@ const STARTING: &str = "starting";
 
 /// The health of one process; clones share it.
 #[derive(Clone, Debug, Default)]
-pub struct Health(Arc<Known>);
+pub struct Health(Arc<KnownParts>);
 
 #[derive(Debug, Default)]
-struct Known {
+struct KnownParts {
     stopping: AtomicBool,
-    parts: Mutex<Vec<Weak<Kept>>>,
+    parts: Mutex<Vec<Weak<NamedPart>>>,
 }
 
 /// One thing that the process depends on; clones are the same part. It leaves the report with its last clone.
 #[derive(Clone, Debug)]
-pub struct Part(Arc<Kept>);
+pub struct HealthPart(Arc<NamedPart>);
 
 #[derive(Debug)]
-struct Kept {
+struct NamedPart {
     name: String,
     condition: Mutex<Condition>,
 }
 
 #[derive(Debug)]
 struct Condition {
-    state: State,
+    state: PartState,
     since: Instant,
 }
 
 #[derive(Debug)]
-enum State {
+enum PartState {
     Up,
     /// Up; the reason why it does nothing.
     Rests(String),
@@ -55,7 +55,7 @@ enum State {
 
 /// The health of a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Report {
+pub struct HealthReport {
     /// Every part is up, there is at least one, and the process was not asked to stop.
     pub ready: bool,
     pub stopping: bool,
@@ -87,13 +87,13 @@ impl Health {
 
     /// A new part, down until it reports another state.
     #[must_use]
-    pub fn part(&self, name: impl Into<String>) -> Part {
-        let condition = Condition { state: State::Down(STARTING.into()), since: Instant::now() };
-        let kept = Arc::new(Kept { name: name.into(), condition: Mutex::new(condition) });
+    pub fn part(&self, name: impl Into<String>) -> HealthPart {
+        let condition = Condition { state: PartState::Down(STARTING.into()), since: Instant::now() };
+        let kept = Arc::new(NamedPart { name: name.into(), condition: Mutex::new(condition) });
         let mut parts = lock(&self.0.parts);
         parts.retain(|part| part.strong_count() > 0);
         parts.push(Arc::downgrade(&kept));
-        Part(kept)
+        HealthPart(kept)
     }
 
     /// Records that the process was asked to stop; it is never ready again.
@@ -103,49 +103,49 @@ impl Health {
 
     /// The current health.
     #[must_use]
-    pub fn report(&self) -> Report {
+    pub fn report(&self) -> HealthReport {
         let mut parts: Vec<_> = lock(&self.0.parts).iter().filter_map(Weak::upgrade).map(|part| part.report()).collect();
         parts.sort();
         let stopping = self.0.stopping.load(Ordering::Relaxed);
-        Report { ready: !stopping && !parts.is_empty() && parts.iter().all(|part| part.up), stopping, parts }
+        HealthReport { ready: !stopping && !parts.is_empty() && parts.iter().all(|part| part.up), stopping, parts }
     }
 }
 
-impl Part {
+impl HealthPart {
     /// Reports that it works. Repeated calls are cheap.
     pub fn up(&self) {
         let mut condition = lock(&self.0.condition);
-        if !matches!(condition.state, State::Up) {
-            *condition = Condition { state: State::Up, since: Instant::now() };
+        if !matches!(condition.state, PartState::Up) {
+            *condition = Condition { state: PartState::Up, since: Instant::now() };
         }
     }
 
     /// Reports that it does not work. The latest reason counts, and the time since it first did not work.
     pub fn down(&self, why: impl Into<String>) {
         let mut condition = lock(&self.0.condition);
-        if !matches!(condition.state, State::Down(_)) {
+        if !matches!(condition.state, PartState::Down(_)) {
             condition.since = Instant::now();
         }
-        condition.state = State::Down(why.into());
+        condition.state = PartState::Down(why.into());
     }
 
     /// Reports that it works and does nothing for now. The latest reason counts, and the time since it first rested.
     pub fn rests(&self, why: impl Into<String>) {
         let mut condition = lock(&self.0.condition);
-        if !matches!(condition.state, State::Rests(_)) {
+        if !matches!(condition.state, PartState::Rests(_)) {
             condition.since = Instant::now();
         }
-        condition.state = State::Rests(why.into());
+        condition.state = PartState::Rests(why.into());
     }
 }
 
-impl Kept {
+impl NamedPart {
     fn report(&self) -> PartReport {
         let condition = lock(&self.condition);
         let (up, why, rests) = match &condition.state {
-            State::Up => (true, None, None),
-            State::Rests(why) => (true, None, Some(why.clone())),
-            State::Down(why) => (false, Some(why.clone()), None),
+            PartState::Up => (true, None, None),
+            PartState::Rests(why) => (true, None, Some(why.clone())),
+            PartState::Down(why) => (false, Some(why.clone()), None),
         };
         PartReport { name: self.name.clone(), up, why, rests, for_s: condition.since.elapsed().as_secs() }
     }
@@ -193,7 +193,7 @@ mod tests {
     fn the_newest_reason_counts_and_the_time_of_the_first() {
         let health = Health::new();
         let part = health.part("rabbitmq");
-        let since = |part: &Part| lock(&part.0.condition).since;
+        let since = |part: &HealthPart| lock(&part.0.condition).since;
         part.up();
         let up = since(&part);
         part.up();

@@ -2,16 +2,16 @@
 
 use config::{Map, Value, ValueKind};
 
-use super::reader::Reader;
+use super::reader::SettingsReader;
 use crate::domain::{
     event::EventType,
-    policy::{Line, Policy},
+    policy::{Policy, PolicyLine},
     span::Span,
     tasks,
 };
 
 /// The lines of the policy; a line `on` several events counts as several lines.
-pub(super) fn policy(r: &mut Reader) -> Policy {
+pub(super) fn policy(r: &mut SettingsReader) -> Policy {
     let mut lines = Vec::new();
     // The place of each line in the file, because a line on several events becomes several.
     let mut places = Vec::new();
@@ -40,7 +40,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
         if let Some(task) = task {
             let after = after.or_else(|| tasks::find(task)?.shortest()).unwrap_or(Span::Exact(1));
             places.extend(std::iter::repeat_n(at, on.len()));
-            lines.extend(on.into_iter().map(|on| Line { on, task, after }));
+            lines.extend(on.into_iter().map(|on| PolicyLine { on, task, after }));
         }
     }
     if lines.is_empty() && r.mistakes.is_empty() {
@@ -54,7 +54,7 @@ pub(super) fn policy(r: &mut Reader) -> Policy {
     })
 }
 
-fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> Option<String> {
+fn field(r: &mut SettingsReader, key: &str, table: &Map<String, Value>, name: &str) -> Option<String> {
     match table.get(name).map(|value| value.kind.clone()) {
         Some(ValueKind::String(text)) => Some(text),
         Some(other) => {
@@ -68,7 +68,7 @@ fn field(r: &mut Reader, key: &str, table: &Map<String, Value>, name: &str) -> O
     }
 }
 
-fn events(r: &mut Reader, key: &str, on: Option<&Value>) -> Vec<EventType> {
+fn events(r: &mut SettingsReader, key: &str, on: Option<&Value>) -> Vec<EventType> {
     let names = match on.map(|value| (value, &value.kind)) {
         None => {
             r.mistake(key, "missing");

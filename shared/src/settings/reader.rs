@@ -22,28 +22,28 @@ const NOT_SETTINGS: [&str; 3] = ["KYHAN_CONFIG", "KYHAN_SERVICES_", "KYHAN_ROLES
 
 /// One mistake: its key, what is wrong, and what is accepted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Mistake {
+pub struct SettingMistake {
     pub key: String,
     pub why: String,
 }
 
-impl fmt::Display for Mistake {
+impl fmt::Display for SettingMistake {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.key, self.why)
     }
 }
 
-pub(super) struct Reader {
+pub(super) struct SettingsReader {
     values: BTreeMap<String, Value>,
     env: BTreeMap<String, String>,
-    pub mistakes: Vec<Mistake>,
+    pub mistakes: Vec<SettingMistake>,
     /// The keys that the file itself sets; `None` without a readable file.
     pub in_file: Option<BTreeSet<String>>,
     /// The settings that were read, as they are printed, in order.
     pub held: Vec<(String, String)>,
 }
 
-impl Reader {
+impl SettingsReader {
     /// Merges the sample, `file` and the environment, in this order.
     pub fn new(file: Option<&Path>, env: impl IntoIterator<Item = (String, String)>) -> Self {
         let env: BTreeMap<String, String> = env.into_iter().filter(|(name, _)| name.starts_with("KYHAN_")).collect();
@@ -111,7 +111,7 @@ impl Reader {
     }
 
     pub fn mistake(&mut self, key: &str, why: impl Into<String>) {
-        self.mistakes.push(Mistake { key: key.to_owned(), why: why.into() });
+        self.mistakes.push(SettingMistake { key: key.to_owned(), why: why.into() });
     }
 
     /// An integer within `range`.

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 
 use super::{
     SecretUrl,
-    reader::Reader,
+    reader::SettingsReader,
     values::{
         at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, schema_name,
         size,
@@ -17,7 +17,7 @@ const DAY_MS: u64 = 24 * 60 * MINUTE_MS;
 
 /// `database.*`
 #[derive(Clone, Debug)]
-pub struct Database {
+pub struct DatabaseSettings {
     pub url: SecretUrl,
     /// The schema of the fleet's tables.
     pub schema: String,
@@ -29,9 +29,9 @@ pub struct Database {
     pub lock_timeout: Duration,
 }
 
-impl Database {
+impl DatabaseSettings {
     /// `None`, with its mistake noted, without a URL.
-    pub(super) fn read(r: &mut Reader) -> Option<Self> {
+    pub(super) fn read(r: &mut SettingsReader) -> Option<Self> {
         let url = r.secret("database.url", &["postgres", "postgresql"]);
         let schema = schema_name(r, "database.schema");
         let order_system_schema = schema_name(r, "database.order_system_schema");
@@ -54,14 +54,14 @@ impl Database {
 
 /// `amqp.*`
 #[derive(Clone, Debug)]
-pub struct Amqp {
+pub struct AmqpSettings {
     pub url: SecretUrl,
     pub confirm_timeout: Duration,
 }
 
-impl Amqp {
+impl AmqpSettings {
     /// `None`, with its mistake noted, without a URL.
-    pub(super) fn read(r: &mut Reader) -> Option<Self> {
+    pub(super) fn read(r: &mut SettingsReader) -> Option<Self> {
         let url = r.secret("amqp.url", &["amqp", "amqps"]);
         let confirm_timeout = duration(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
         Some(Self { url: url?, confirm_timeout })
@@ -70,28 +70,28 @@ impl Amqp {
 
 /// `arrears.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Arrears {
+pub struct ArrearsSettings {
     /// Lowest balance in đồng to which a charge may take a wallet.
     pub wallet_floor: Option<i64>,
 }
 
-impl Arrears {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl ArrearsSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { wallet_floor: dong_or_none(r, "arrears.wallet_floor") }
     }
 }
 
 /// `topology.*`
 #[derive(Clone, Debug)]
-pub struct Naming {
+pub struct NamingSettings {
     pub prefix: String,
     pub shards: u16,
     pub ladder: Vec<Duration>,
     pub pack_max: usize,
 }
 
-impl Naming {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl NamingSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
             prefix: prefix(r),
             shards: r.number("topology.shards", 1u16..=256),
@@ -103,20 +103,20 @@ impl Naming {
 
 /// `relay.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Relay {
+pub struct RelaySettings {
     pub batch_max: u32,
     pub poll: Duration,
 }
 
-impl Relay {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl RelaySettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { batch_max: r.number("relay.batch_max", 1u32..=100_000), poll: duration(r, "relay.poll_ms", 1..=MINUTE_MS) }
     }
 }
 
 /// `worker.*`
 #[derive(Clone, Debug)]
-pub struct Worker {
+pub struct WorkerSettings {
     pub consumers: u16,
     pub batch_max: usize,
     pub linger: Duration,
@@ -128,8 +128,8 @@ pub struct Worker {
     pub grace: Duration,
 }
 
-impl Worker {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl WorkerSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
             consumers: r.number("worker.consumers", 1u16..=64),
             batch_max: size(r, "worker.batch_max", 10_000),
@@ -145,7 +145,7 @@ impl Worker {
 
 /// `sweep.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Sweep {
+pub struct SweepSettings {
     pub every: Duration,
     pub grace: Duration,
     /// Most subjects of one kind that one round wakes.
@@ -158,8 +158,8 @@ pub struct Sweep {
     pub whole_every: Duration,
 }
 
-impl Sweep {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl SweepSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
             every: duration(r, "sweep.every_ms", 10..=DAY_MS),
             grace: duration(r, "sweep.grace_ms", 10..=DAY_MS),
@@ -173,22 +173,22 @@ impl Sweep {
 
 /// `forecast.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Forecast {
+pub struct ForecastSettings {
     /// How often it is computed; `None`: never.
     pub every: Option<Duration>,
     /// Most subjects that are counted per kind and stretch of time.
     pub count_max: u32,
 }
 
-impl Forecast {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl ForecastSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { every: forecast_every(r), count_max: r.number("forecast.count_max", 1u32..=1_000_000_000) }
     }
 }
 
 /// `dead_letters.*`
 #[derive(Clone, Copy, Debug)]
-pub struct DeadLetters {
+pub struct DeadLetterSettings {
     /// How long a letter is kept after an operator decided about it; `None`: forever. Open letters are always kept.
     pub keep: Option<Span>,
     /// A plan that moves more đồng than this needs the approval of a second operator.
@@ -197,8 +197,8 @@ pub struct DeadLetters {
     pub rate: NonZeroU32,
 }
 
-impl DeadLetters {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl DeadLetterSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
             keep: keep(r),
             approval_above: dong_or_none(r, "dead_letters.approval_above"),
@@ -209,15 +209,15 @@ impl DeadLetters {
 
 /// `retention.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Retention {
+pub struct RetentionSettings {
     /// After how long finance and activity records that belong to no active order are hidden from the active views.
     pub records: Span,
     /// How long after it was hidden an order is deleted, and after how long sealed activity is deleted; `None`: never.
     pub delete_after: Option<Span>,
 }
 
-impl Retention {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl RetentionSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) }
     }
 
@@ -230,15 +230,15 @@ impl Retention {
 
 /// `statistics.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Statistics {
+pub struct StatisticsSettings {
     /// Fewest customers that a group must have.
     pub min_customers: u16,
     /// The largest share of any figure of a group that one customer may have, in percent.
     pub max_share_percent: u16,
 }
 
-impl Statistics {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl StatisticsSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
             min_customers: r.number("statistics.min_customers", 3u16..=1_000),
             max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
@@ -248,26 +248,26 @@ impl Statistics {
 
 /// `admin.*`
 #[derive(Clone, Copy, Debug)]
-pub struct Admin {
+pub struct AdminSettings {
     /// The address of the admin port; port 0 is any free one.
     pub listen: Option<SocketAddr>,
 }
 
-impl Admin {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl AdminSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { listen: listen(r) }
     }
 }
 
 /// `telemetry.*`
 #[derive(Clone, Debug)]
-pub struct Telemetry {
+pub struct TelemetrySettings {
     pub log: String,
     pub report_every: Duration,
 }
 
-impl Telemetry {
-    pub(super) fn read(r: &mut Reader) -> Self {
+impl TelemetrySettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self { log: log_filter(r), report_every: duration(r, "telemetry.report_every_ms", 10..=60 * MINUTE_MS) }
     }
 }

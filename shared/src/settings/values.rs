@@ -3,22 +3,22 @@
 
 use std::{net::SocketAddr, ops::RangeInclusive, time::Duration};
 
-use super::reader::Reader;
+use super::reader::SettingsReader;
 use crate::domain::span::Span;
 
 /// Reads a key whose name ends in `_ms`.
-pub(super) fn duration(r: &mut Reader, key: &str, range_ms: RangeInclusive<u64>) -> Duration {
+pub(super) fn duration(r: &mut SettingsReader, key: &str, range_ms: RangeInclusive<u64>) -> Duration {
     let signed = |n: u64| i64::try_from(n).unwrap_or(i64::MAX);
     let ms = r.number(key, signed(*range_ms.start())..=signed(*range_ms.end()));
     Duration::from_millis(u64::try_from(ms).unwrap_or_default())
 }
 
-pub(super) fn size(r: &mut Reader, key: &str, most: usize) -> usize {
+pub(super) fn size(r: &mut SettingsReader, key: &str, most: usize) -> usize {
     let most = i64::try_from(most).unwrap_or(i64::MAX);
     usize::try_from(r.number(key, 1..=most)).unwrap_or(1)
 }
 
-pub(super) fn prefix(r: &mut Reader) -> String {
+pub(super) fn prefix(r: &mut SettingsReader) -> String {
     const LENGTH_MAX: usize = 80;
     let prefix = r.text("topology.prefix");
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -38,7 +38,7 @@ pub(super) fn prefix(r: &mut Reader) -> String {
 }
 
 /// A schema's name that needs no quotes in SQL.
-pub(super) fn schema_name(r: &mut Reader, key: &'static str) -> String {
+pub(super) fn schema_name(r: &mut SettingsReader, key: &'static str) -> String {
     let name = r.text(key);
     let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
     if !plain || name.len() > 63 || name.starts_with(|c: char| c.is_ascii_digit()) || name.is_empty() || name.starts_with("pg_") {
@@ -51,7 +51,7 @@ pub(super) fn schema_name(r: &mut Reader, key: &'static str) -> String {
     name
 }
 
-pub(super) fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
+pub(super) fn dong_or_none(r: &mut SettingsReader, key: &'static str) -> Option<i64> {
     let text = r.text(key);
     if text == "none" {
         return None;
@@ -63,7 +63,7 @@ pub(super) fn dong_or_none(r: &mut Reader, key: &'static str) -> Option<i64> {
     amount
 }
 
-pub(super) fn keep(r: &mut Reader) -> Option<Span> {
+pub(super) fn keep(r: &mut SettingsReader) -> Option<Span> {
     let text = r.text("dead_letters.keep");
     if text == "none" {
         return None;
@@ -78,7 +78,7 @@ pub(super) fn keep(r: &mut Reader) -> Option<Span> {
 /// How long the policy promises to keep records in the active views (point 4).
 const SIX_MONTHS: Span = Span::Months(6);
 
-pub(super) fn at_least_six_months(r: &mut Reader, key: &'static str) -> Span {
+pub(super) fn at_least_six_months(r: &mut SettingsReader, key: &'static str) -> Span {
     match r.text(key).parse::<Span>() {
         Ok(span) if span.covers(SIX_MONTHS) => return span,
         Ok(span) => r.mistake(key, format!("must be at least {SIX_MONTHS}, as the policy promises (got {span})")),
@@ -88,7 +88,7 @@ pub(super) fn at_least_six_months(r: &mut Reader, key: &'static str) -> Span {
 }
 
 /// How long after it was hidden something is deleted; `None`: never.
-pub(super) fn delete_after(r: &mut Reader) -> Option<Span> {
+pub(super) fn delete_after(r: &mut SettingsReader) -> Option<Span> {
     let after = at_least_six_months(r, "retention.delete_after");
     match r.text("retention.mode").as_str() {
         "hide" => None,
@@ -100,7 +100,7 @@ pub(super) fn delete_after(r: &mut Reader) -> Option<Span> {
     }
 }
 
-pub(super) fn forecast_every(r: &mut Reader) -> Option<Duration> {
+pub(super) fn forecast_every(r: &mut SettingsReader) -> Option<Duration> {
     const RANGE_MS: RangeInclusive<u64> = 10..=24 * 60 * 60_000;
     let text = r.text("forecast.every_ms");
     if text == "none" {
@@ -114,7 +114,7 @@ pub(super) fn forecast_every(r: &mut Reader) -> Option<Duration> {
     every_ms.map(Duration::from_millis)
 }
 
-pub(super) fn listen(r: &mut Reader) -> Option<SocketAddr> {
+pub(super) fn listen(r: &mut SettingsReader) -> Option<SocketAddr> {
     let text = r.text("admin.listen");
     if text == "none" {
         return None;
@@ -126,7 +126,7 @@ pub(super) fn listen(r: &mut Reader) -> Option<SocketAddr> {
     address
 }
 
-pub(super) fn log_filter(r: &mut Reader) -> String {
+pub(super) fn log_filter(r: &mut SettingsReader) -> String {
     let filter = r.text("telemetry.log");
     if let Err(error) = tracing_subscriber::EnvFilter::try_new(&filter) {
         r.mistake(

@@ -10,14 +10,14 @@ use tokio::process::Child;
 use super::{search::Capture, surroundings::Surroundings};
 use crate::{admin, harness::SOON};
 
-pub struct Driver {
+pub struct MarkedProcess {
     name: String,
     child: Child,
     folder: PathBuf,
     answers: Vec<Capture>,
 }
 
-impl Driver {
+impl MarkedProcess {
     /// Starts the process, with a folder of its own for its files.
     pub fn start(surroundings: &Surroundings, name: &str, binary: &str, arguments: &[&str]) -> Self {
         let folder = surroundings.folder.join(name);

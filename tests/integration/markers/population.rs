@@ -14,18 +14,18 @@ use crate::harness::Harness;
 const PLACE: &str = "#";
 
 /// A column and the text written into it.
-pub struct Column {
+pub struct MarkedColumn {
     pub table: &'static str,
     pub name: &'static str,
     text: &'static str,
 }
 
-const fn column(table: &'static str, name: &'static str, text: &'static str) -> Column {
-    Column { table, name, text }
+const fn column(table: &'static str, name: &'static str, text: &'static str) -> MarkedColumn {
+    MarkedColumn { table, name, text }
 }
 
 /// Columns of customers, of sources of goods, and of free text. A mask shows fewer characters than these markers have.
-pub const MARKED: &[Column] = &[
+pub const MARKED: &[MarkedColumn] = &[
     column("customers", "full_name", "Nguyễn Thị # Ánh"),
     column("customers", "phone", "09#678"),
     column("customers", "email", "kính.#@thư.example.vn"),
@@ -214,7 +214,7 @@ pub async fn event(harness: &Harness, event_type: &str, subject: Uuid) {
 /// # Panics
 /// If a marked column contains no marker: then the search would prove nothing.
 pub async fn assert_marked(harness: &Harness) {
-    for Column { table, name: column, .. } in MARKED {
+    for MarkedColumn { table, name: column, .. } in MARKED {
         // The relay deletes an event once it is relayed; an event that is set aside is kept in full.
         let table_now = if *table == "outbox" { "set_aside" } else { table };
         let sql = format!("SELECT EXISTS (SELECT FROM {table_now} WHERE {column}::text LIKE '%{}%')", marker(table, column));

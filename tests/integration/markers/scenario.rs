@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{
     commands::{LAST, OPERATE, PREPARE, REPLAY, Runner},
-    driver::Driver,
+    driver::MarkedProcess,
     obstacles, population,
     search::Capture,
     surroundings::Surroundings,
@@ -62,7 +62,7 @@ pub async fn run(harness: &Harness, file: &str) -> Captured {
     runner.assert_complete().await;
     let mut searched = runner.run(PREPARE).await;
 
-    let start = |name: &str, binary: &str, arguments: &[&str]| Driver::start(&surroundings, name, binary, arguments);
+    let start = |name: &str, binary: &str, arguments: &[&str]| MarkedProcess::start(&surroundings, name, binary, arguments);
     let mut relay = start("relay", "producer", &["relay"]);
     let mut worker = start("worker", "worker", &[]);
     let mut killed = start("killed-worker", "worker", &[]);
@@ -99,7 +99,7 @@ pub async fn run(harness: &Harness, file: &str) -> Captured {
     searched.extend(runner.run(REPLAY).await);
     searched.extend(population::own_rows(harness).await);
     searched.extend(runner.run(LAST).await);
-    searched.extend([relay, worker, killed].into_iter().flat_map(Driver::captures));
+    searched.extend([relay, worker, killed].into_iter().flat_map(MarkedProcess::captures));
     let (passed, complaints) = surroundings.captures();
     searched.extend(passed);
     Captured { searched, complaints }

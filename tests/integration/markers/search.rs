@@ -125,10 +125,10 @@ impl fmt::Display for Find {
 pub struct Search {
     encodings: Vec<(Encoding, Regex)>,
     /// The longest marker first, because one may be the prefix of another.
-    columns: Vec<Column>,
+    columns: Vec<SearchedColumn>,
 }
 
-struct Column {
+struct SearchedColumn {
     name: String,
     marker: String,
     /// For the marker in each encoding, compiled when first needed.
@@ -138,9 +138,12 @@ struct Column {
 impl Search {
     /// For the markers of these columns, given as pairs of table and column.
     pub fn new(columns: impl IntoIterator<Item = (&'static str, &'static str)>) -> Self {
-        let column =
-            |(table, name)| Column { name: format!("{table}.{name}"), marker: marker(table, name), regexes: Default::default() };
-        let mut columns: Vec<Column> = columns.into_iter().map(column).collect();
+        let column = |(table, name)| SearchedColumn {
+            name: format!("{table}.{name}"),
+            marker: marker(table, name),
+            regexes: Default::default(),
+        };
+        let mut columns: Vec<SearchedColumn> = columns.into_iter().map(column).collect();
         columns.sort_by_key(|column| std::cmp::Reverse(column.marker.len()));
         Self { encodings: Encoding::ALL.map(|encoding| (encoding, encoding.regex(STEM))).into(), columns }
     }
@@ -167,7 +170,7 @@ impl Search {
 
     /// The column whose marker begins here.
     fn column(&self, encoding: Encoding, bytes: &[u8]) -> String {
-        let begins = |column: &&Column| {
+        let begins = |column: &&SearchedColumn| {
             // A letter takes at most eight bytes, as in `\\u{4d}`, with some between it and the next.
             let window = &bytes[..bytes.len().min(column.marker.len() * 12)];
             let regex = column.regexes[encoding as usize].get_or_init(|| encoding.regex(&column.marker));

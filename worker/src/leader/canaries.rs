@@ -8,19 +8,19 @@ use shared::{
     broker::{Broker, BrokerError},
     database::canaries::{self, RungAge},
     domain::span::signed_ms,
-    message::canary::{Canary, Place},
+    message::canary::{Canary, RungQueue},
 };
 
-use super::{Duty, DutyError, Round};
+use super::{Duty, DutyError, DutyRound};
 use crate::context::Context;
 
 /// The duty that sends canaries, and its metrics.
-pub(super) struct Canaries {
+pub(super) struct CanariesDuty {
     head_age: Gauge<f64>,
     overdue: Gauge<f64>,
 }
 
-impl Canaries {
+impl CanariesDuty {
     pub(super) fn new() -> Self {
         let meter = global::meter("kyhan");
         let gauge = |name, what| meter.f64_gauge(name).with_unit("s").with_description(what).build();
@@ -65,7 +65,7 @@ impl Canaries {
     }
 }
 
-impl Duty for Canaries {
+impl Duty for CanariesDuty {
     fn name(&self) -> &'static str {
         "the canaries"
     }
@@ -74,13 +74,13 @@ impl Duty for Canaries {
         true
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { Ok(self.send(round.context, round.broker().await?).await?) }.boxed()
     }
 }
 
 /// Publishes over a new channel, because RabbitMQ closes the channel if the exchange does not exist.
-async fn publish(context: &Context, broker: &Broker, canary: &Canary, place: Place) -> Result<(), BrokerError> {
+async fn publish(context: &Context, broker: &Broker, canary: &Canary, place: RungQueue) -> Result<(), BrokerError> {
     let publisher = broker.publisher().await?;
     let published = publisher.publish_all(&[canary.message(&context.topology, place)]).await;
     publisher.close().await;

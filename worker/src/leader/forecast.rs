@@ -39,14 +39,12 @@ struct Point {
 
 /// What the exporter reads: the points, and when they were counted.
 #[derive(Clone, Default)]
-pub(crate) struct Forecast(Arc<Mutex<Option<Counted>>>);
+pub(crate) struct ForecastGauge(Arc<Mutex<Option<(Instant, Vec<Point>)>>>);
 
-type Counted = (Instant, Vec<Point>);
-
-impl Forecast {
+impl ForecastGauge {
     /// Registers an observable gauge, which, unlike a recorded one, exports nothing that it does not observe again. Counts expire after
     /// [`ROUNDS_MISSED_MAX`] periods, so that a round that hangs does not freeze them.
-    pub(crate) fn new(settings: settings::Forecast) -> Self {
+    pub(crate) fn new(settings: settings::ForecastSettings) -> Self {
         let forecast = Self::default();
         let Some(every) = settings.every else { return forecast };
         let (asked, lasts) = (forecast.clone(), every * ROUNDS_MISSED_MAX);
@@ -73,7 +71,7 @@ impl Forecast {
 }
 
 /// Forecasts while `leads` is true, until its sender is dropped.
-pub(super) async fn run(context: &Context, forecast: Forecast, mut leads: watch::Receiver<bool>) {
+pub(super) async fn run(context: &Context, forecast: ForecastGauge, mut leads: watch::Receiver<bool>) {
     let Some(every) = context.settings.forecast.every else { return };
     // Withdraw the counts of the policy before.
     forecast.publish(None);
@@ -91,7 +89,7 @@ pub(super) async fn run(context: &Context, forecast: Forecast, mut leads: watch:
 }
 
 /// Counts round after round.
-async fn rounds(context: &Context, every: Duration, forecast: &Forecast) -> Infallible {
+async fn rounds(context: &Context, every: Duration, forecast: &ForecastGauge) -> Infallible {
     let mut ticks = tokio::time::interval(every);
     // Do not catch up on ticks that a slow round missed.
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

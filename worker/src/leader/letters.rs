@@ -22,7 +22,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 use crate::context::Context;
 
 /// How many letters one query reads.
@@ -35,17 +35,17 @@ const DELETED_MAX: i64 = 1_000;
 const CLOCKS_DIFFER: &str = "interval '1 day'";
 
 /// The duty of dead-letter upkeep, its position and its metrics.
-pub(super) struct Letters {
+pub(super) struct LettersDuty {
     /// The last open letter that was looked at; the next round begins after it.
-    looked: Option<Place>,
+    looked: Option<LetterPosition>,
     resolved: Counter<u64>,
     expired: Counter<u64>,
 }
 
 /// The position of a letter among the open ones: its last failure and its id.
-type Place = (DateTime<Utc>, Uuid);
+type LetterPosition = (DateTime<Utc>, Uuid);
 
-impl Letters {
+impl LettersDuty {
     pub(super) fn new() -> Self {
         let meter = global::meter("kyhan");
         let counter = |name, what| meter.u64_counter(name).with_unit("{letter}").with_description(what).build();
@@ -92,25 +92,25 @@ impl Letters {
     }
 }
 
-impl Duty for Letters {
+impl Duty for LettersDuty {
     fn name(&self) -> &'static str {
         "dead-letter upkeep"
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { Ok(self.upkeep(round.context).await?) }.boxed()
     }
 }
 
 /// Some open letters, oldest first.
-struct Page {
+struct OpenLetterPage {
     letters: Vec<(String, Uuid, Uuid)>,
-    last: Option<Place>,
+    last: Option<LetterPosition>,
 }
 
 /// The next page of open letters of known kinds. Letters stored within the sweep's grace are left out, because their subject may still
 /// change.
-async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
+async fn open(context: &Context, after: Option<LetterPosition>) -> Result<OpenLetterPage, DbErr> {
     #[derive(FromQueryResult)]
     struct Open {
         kind: String,
@@ -128,7 +128,7 @@ async fn open(context: &Context, after: Option<Place>) -> Result<Page, DbErr> {
     let values = [at.into(), id.into(), kinds.into(), grace_ms.into(), i64::from(PAGE).into()];
     let open = Open::find_by_statement(statement(sql, values)).all(&context.db).await?;
     let last = open.last().map(|letter| (letter.last_failed_at, letter.id));
-    Ok(Page { letters: open.into_iter().map(|letter| (letter.kind, letter.id, letter.subject_id)).collect(), last })
+    Ok(OpenLetterPage { letters: open.into_iter().map(|letter| (letter.kind, letter.id, letter.subject_id)).collect(), last })
 }
 
 /// The letters and their subjects by kind.

@@ -7,7 +7,7 @@ use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{ConnectionTrait, DbErr};
 use shared::database::{scalar, statement, within};
 
-use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 use crate::context::Context;
 
 /// How many orders, and how many ranges of activity, one transaction deletes.
@@ -17,14 +17,14 @@ const RANGES: i32 = 5;
 const DELETING_MAX: Duration = Duration::from_secs(10);
 
 /// The duty of retention.
-pub(super) struct Retention;
+pub(super) struct RetentionDuty;
 
-impl Duty for Retention {
+impl Duty for RetentionDuty {
     fn name(&self) -> &'static str {
         "retention"
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { Ok(retain(round.context).await?) }.boxed()
     }
 }

@@ -8,7 +8,7 @@ use opentelemetry::{global, metrics::Counter};
 use sea_orm::{DatabaseConnection, DbErr, FromQueryResult};
 use shared::database::{column, scalar, statement, within};
 
-use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 
 /// Most rows of one seal. They are hashed in memory, and are the unit in which a change is located.
 const PIECE: i32 = 5_000;
@@ -18,7 +18,7 @@ const SEALING_MAX: Duration = Duration::from_secs(10);
 const TOO_LONG: Duration = Duration::from_secs(600);
 
 /// The duty that seals activity.
-pub(super) struct Seal {
+pub(super) struct SealDuty {
     closing: Option<Closing>,
     sealed: Counter<u64>,
 }
@@ -32,7 +32,7 @@ struct Closing {
     logged: bool,
 }
 
-impl Seal {
+impl SealDuty {
     pub(super) fn new() -> Self {
         let sealed = global::meter("kyhan")
             .u64_counter("kyhan.activity.seals")
@@ -79,12 +79,12 @@ impl Seal {
     }
 }
 
-impl Duty for Seal {
+impl Duty for SealDuty {
     fn name(&self) -> &'static str {
         "sealing activity"
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { Ok(self.next(&round.context.db).await?) }.boxed()
     }
 }

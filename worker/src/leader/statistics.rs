@@ -7,7 +7,7 @@ use futures::{FutureExt, future::BoxFuture};
 use sea_orm::DbErr;
 use shared::database::{scalar, statement, within};
 
-use super::{ANSWER_WITHIN, Duty, DutyError, Round};
+use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 use crate::context::Context;
 
 /// How often to check whether a month is to be published.
@@ -17,12 +17,12 @@ const MONTHS_MAX: u32 = 12;
 
 /// The duty that publishes statistics.
 #[derive(Default)]
-pub(super) struct Statistics {
+pub(super) struct StatisticsDuty {
     /// The time of the last check; `None` while more months may be waiting.
     looked: Option<Instant>,
 }
 
-impl Statistics {
+impl StatisticsDuty {
     async fn publish(&mut self, context: &Context) -> Result<(), DbErr> {
         if self.looked.is_some_and(|looked| looked.elapsed() < EVERY) {
             return Ok(());
@@ -42,12 +42,12 @@ impl Statistics {
     }
 }
 
-impl Duty for Statistics {
+impl Duty for StatisticsDuty {
     fn name(&self) -> &'static str {
         "publishing market statistics"
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { Ok(self.publish(round.context).await?) }.boxed()
     }
 }

@@ -19,13 +19,13 @@ use shared::{
     domain::{span::signed_ms, task::Shown, tasks},
     message::{
         outgoing::Outgoing,
-        pack::{Waiting, pack},
+        pack::{WaitingSubject, pack},
         wakeup::TraceContext,
     },
 };
 use uuid::Uuid;
 
-use super::{Duty, DutyError, NEXT_ROUND, Round};
+use super::{Duty, DutyError, DutyRound, NEXT_ROUND};
 use crate::context::Context;
 
 mod overdue;
@@ -43,12 +43,12 @@ const FORGET: &str = "DELETE FROM swept WHERE at < now() - interval '30 days'";
 const NAME: &str = "the sweep";
 
 /// The duty that sweeps, with what it has looked at by kind.
-pub(super) struct Sweep {
+pub(super) struct SweepDuty {
     views: HashMap<&'static str, View>,
     woken: Counter<u64>,
 }
 
-impl Sweep {
+impl SweepDuty {
     pub(super) fn new() -> Self {
         let woken = global::meter("kyhan")
             .u64_counter("kyhan.sweep.woken")
@@ -81,7 +81,7 @@ impl Sweep {
     }
 }
 
-impl Duty for Sweep {
+impl Duty for SweepDuty {
     fn name(&self) -> &'static str {
         NAME
     }
@@ -94,7 +94,7 @@ impl Duty for Sweep {
         self.views.clear();
     }
 
-    fn round<'a>(&'a mut self, round: &'a Round<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
+    fn round<'a>(&'a mut self, round: &'a DutyRound<'a>) -> BoxFuture<'a, Result<(), DutyError>> {
         async { self.kinds(round.context, round.broker().await?).await }.boxed()
     }
 }
@@ -214,7 +214,7 @@ async fn wake(
     if overdue.is_empty() {
         return Ok(());
     }
-    let waiting = overdue.iter().map(|(subject, due_at)| Waiting {
+    let waiting = overdue.iter().map(|(subject, due_at)| WaitingSubject {
         kind: task.kind(),
         subject: *subject,
         due_at: *due_at,

@@ -35,7 +35,7 @@ pub(crate) enum Unanswered {
 }
 
 /// Subjects that are tried in one transaction, each with the id of its wake-up.
-struct Part {
+struct SubjectPart {
     asked: Vec<(Uuid, Uuid)>,
     attempt: Attempt,
 }
@@ -50,7 +50,7 @@ pub(crate) async fn apply(
     batch: Batch,
     statements: Option<&Statements>,
     db: &DatabaseConnection,
-    settings: &settings::Database,
+    settings: &settings::DatabaseSettings,
     patience: &Patience<'_>,
 ) -> Result<Vec<Answered>, Unanswered> {
     let mut outcomes = HashMap::new();
@@ -58,7 +58,7 @@ pub(crate) async fn apply(
     if let Some(statements) = statements {
         let asked = batch.asked();
         tracing::Span::current().record("subjects", asked.len());
-        parts.push(Part { asked, attempt: Attempt::first() });
+        parts.push(SubjectPart { asked, attempt: Attempt::first() });
         while let Some(mut part) = parts.pop() {
             if part.asked.is_empty() {
                 continue;
@@ -88,7 +88,7 @@ pub(crate) async fn apply(
     Ok(batch.answer(outcomes))
 }
 
-impl Part {
+impl SubjectPart {
     fn halves(self, (_, trouble): &Failed) -> [Self; 2] {
         let attempt = self.attempt.of_a_part(*trouble);
         let mut left = self.asked;
@@ -101,7 +101,7 @@ impl Part {
 /// One transaction: the outcomes, or why there are none.
 async fn attempt(
     db: &DatabaseConnection,
-    settings: &settings::Database,
+    settings: &settings::DatabaseSettings,
     statements: &Statements,
     asked: &[(Uuid, Uuid)],
 ) -> Result<Result<Vec<(Uuid, Outcome)>, Unanswered>, Failed> {

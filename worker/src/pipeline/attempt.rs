@@ -91,7 +91,7 @@ impl Attempt {
 /// [`Failed`]. Nothing was written then, unless the connection broke during the commit.
 pub(crate) async fn transaction<T>(
     db: &DatabaseConnection,
-    settings: &settings::Database,
+    settings: &settings::DatabaseSettings,
     statements: u32,
     work: impl AsyncFnOnce(DatabaseTransaction) -> Result<T, DbErr>,
 ) -> Result<T, Failed> {
@@ -109,7 +109,7 @@ pub(crate) async fn transaction<T>(
 
 /// Begins a transaction. Idle connections that broke during an outage fail only when used, so as many failures as there are idle
 /// connections are skipped.
-async fn begin(db: &DatabaseConnection, settings: &settings::Database) -> Result<DatabaseTransaction, DbErr> {
+async fn begin(db: &DatabaseConnection, settings: &settings::DatabaseSettings) -> Result<DatabaseTransaction, DbErr> {
     let answer_within = settings.acquire_timeout + ANSWER_MARGIN;
     let mut idle = db.get_postgres_connection_pool().num_idle();
     loop {

@@ -10,7 +10,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::intake::{self, Taken};
+use super::intake::{self, TakenMessage};
 
 /// Most subjects of dead letters in a batch. Each becomes a row.
 const LETTERS_MAX: usize = 4_096;
@@ -19,7 +19,7 @@ const LETTER_BYTES_MAX: usize = 8 * 1024 * 1024;
 
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
-pub struct Limits {
+pub struct BatchLimits {
     /// Most subjects; the last message may exceed it.
     subjects: usize,
     /// Most messages: malformed messages have no subjects to count.
@@ -30,7 +30,7 @@ pub struct Limits {
     linger: Duration,
 }
 
-impl Limits {
+impl BatchLimits {
     /// One message of any size.
     pub const ALONE: Self = Self { subjects: 1, messages: 1, bytes: usize::MAX, linger: Duration::ZERO };
     /// At most `messages` dead letters, each of which may be as large as the broker allows.
@@ -40,8 +40,8 @@ impl Limits {
     }
 }
 
-impl From<&settings::Worker> for Limits {
-    fn from(worker: &settings::Worker) -> Self {
+impl From<&settings::WorkerSettings> for BatchLimits {
+    fn from(worker: &settings::WorkerSettings) -> Self {
         Self {
             subjects: worker.batch_max,
             messages: usize::from(worker.prefetch),
@@ -52,7 +52,7 @@ impl From<&settings::Worker> for Limits {
     }
 }
 
-impl Limits {
+impl BatchLimits {
     /// The limits of the batch after `before`: after a single message the next batch does not linger, because traffic is low.
     #[must_use]
     pub fn after(self, before: &Batch) -> Self {
@@ -63,12 +63,12 @@ impl Limits {
 /// Unacked messages, in delivery order.
 #[derive(Debug, Default)]
 pub struct Batch {
-    messages: Vec<Taken>,
+    messages: Vec<TakenMessage>,
 }
 
 /// Why a batch stopped growing.
 #[derive(Debug)]
-pub enum End {
+pub enum BatchEnd {
     /// A limit is reached, or the linger is over.
     Full,
     Shutdown,
@@ -85,10 +85,10 @@ pub enum End {
 pub async fn fill(
     consumer: &mut Consumer,
     kind: Option<&'static str>,
-    limits: Limits,
-    barred: impl Future<Output = End>,
+    limits: BatchLimits,
+    barred: impl Future<Output = BatchEnd>,
     shutdown: &CancellationToken,
-) -> (Batch, End) {
+) -> (Batch, BatchEnd) {
     let mut batch = Batch::default();
     let (mut subjects, mut bytes) = (0, 0);
     let mut until = None;
@@ -102,13 +102,13 @@ pub async fn fill(
         };
         let delivery = tokio::select! {
             biased;
-            () = shutdown.cancelled() => return (batch, End::Shutdown),
+            () = shutdown.cancelled() => return (batch, BatchEnd::Shutdown),
             why = &mut barred => return (batch, why),
             next = next => match next {
-                None => return (batch, End::Full),
+                None => return (batch, BatchEnd::Full),
                 Some(Some(Ok(delivery))) => delivery,
-                Some(Some(Err(error))) => return (batch, End::Lost(error.into())),
-                Some(None) => return (batch, End::Lost(BrokerError::Cancelled)),
+                Some(Some(Err(error))) => return (batch, BatchEnd::Lost(error.into())),
+                Some(None) => return (batch, BatchEnd::Lost(BrokerError::Cancelled)),
             },
         };
         let taken = intake::take(delivery, kind);
@@ -116,7 +116,7 @@ pub async fn fill(
         bytes += taken.body.len();
         batch.messages.push(taken);
         if subjects >= limits.subjects || bytes >= limits.bytes || batch.messages.len() >= limits.messages {
-            return (batch, End::Full);
+            return (batch, BatchEnd::Full);
         }
         until.get_or_insert_with(|| Instant::now() + limits.linger);
     }
@@ -125,7 +125,7 @@ pub async fn fill(
 /// A message with one outcome per subject; without outcomes if it was malformed.
 #[derive(Debug)]
 pub struct Answered {
-    pub message: Taken,
+    pub message: TakenMessage,
     pub outcomes: Vec<(Uuid, Outcome)>,
 }
 
@@ -141,12 +141,12 @@ impl Batch {
     }
 
     #[must_use]
-    pub fn messages(&self) -> &[Taken] {
+    pub fn messages(&self) -> &[TakenMessage] {
         &self.messages
     }
 
     #[must_use]
-    pub fn into_messages(self) -> Vec<Taken> {
+    pub fn into_messages(self) -> Vec<TakenMessage> {
         self.messages
     }
 
@@ -158,7 +158,7 @@ impl Batch {
 
     /// The message of a batch of one, if it is a wake-up.
     #[must_use]
-    pub fn alone(&self) -> Option<(&Taken, &Wakeup)> {
+    pub fn alone(&self) -> Option<(&TakenMessage, &Wakeup)> {
         let [message] = self.messages.as_slice() else { return None };
         message.content.as_ref().ok().map(|wakeup| (message, wakeup))
     }
@@ -175,7 +175,7 @@ impl Batch {
             let id = wakeup.id;
             wakeup.subjects.iter().map(move |subject| (*subject, id)).collect::<Vec<_>>()
         };
-        let mut asked: Vec<(Uuid, Uuid)> = self.messages.iter().filter_map(Taken::asks).flat_map(named).collect();
+        let mut asked: Vec<(Uuid, Uuid)> = self.messages.iter().filter_map(TakenMessage::asks).flat_map(named).collect();
         // The sort is stable, so deduplication keeps the first wake-up of a subject.
         asked.sort_by_key(|(subject, _)| *subject);
         asked.dedup_by_key(|(subject, _)| *subject);
@@ -186,7 +186,7 @@ impl Batch {
     /// so are subjects without an outcome. A wake-up whose retry pause is not over is postponed for the rest of the pause.
     #[must_use]
     pub fn answer(self, mut outcomes: HashMap<Uuid, Outcome>) -> Vec<Answered> {
-        let mut answer = |message: Taken| {
+        let mut answer = |message: TakenMessage| {
             let outcomes = message.content.as_ref().map_or_else(
                 |_| Vec::new(),
                 |wakeup| {
@@ -210,7 +210,7 @@ mod tests {
 
     use super::*;
 
-    fn taken(delivery_tag: u64, subjects: &[u128]) -> Taken {
+    fn taken(delivery_tag: u64, subjects: &[u128]) -> TakenMessage {
         let wakeup = Wakeup {
             id: Uuid::from_u128(delivery_tag.into()),
             kind: "confirm-receipt",
@@ -223,7 +223,7 @@ mod tests {
         };
         let content = if subjects.is_empty() { Err(Malformed::NoSubjects) } else { Ok(wakeup) };
         let properties = lapin::BasicProperties::default();
-        Taken { delivery_tag, routing_key: String::new(), properties, body: vec![], content }
+        TakenMessage { delivery_tag, routing_key: String::new(), properties, body: vec![], content }
     }
 
     #[test]

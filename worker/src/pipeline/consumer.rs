@@ -23,14 +23,14 @@ use shared::{
     message::topology::{CANARY, Topology},
     process::{
         backoff::backoff,
-        health::{Health, Part, UNREACHED},
+        health::{Health, HealthPart, UNREACHED},
     },
 };
 
 use super::{
-    batch::{self, Batch, End},
+    batch::{self, Batch, BatchEnd},
     handler::{Hand, Handler, Stop},
-    patience::Patience,
+    patience::{Patience, Pauses},
     prefetch::Prefetch,
     settle::Settle,
 };
@@ -73,7 +73,7 @@ pub(crate) struct Consumers {
     /// The routing key of its messages; `None` for a queue that gets messages of many lanes.
     pub routing_key: Option<String>,
     /// The health part of each consumer. They exist from the start, so that the process is not ready before all consumers are.
-    pub parts: Vec<Part>,
+    pub parts: Vec<HealthPart>,
 }
 
 impl Consumers {
@@ -133,7 +133,7 @@ impl Consumers {
     }
 
     /// Waits while the lane's kind is paused; `None` on shutdown.
-    async fn rest(&self, part: &Part, context: &Context) -> Option<()> {
+    async fn rest(&self, part: &HealthPart, context: &Context) -> Option<()> {
         while let Some(pause) = self.pause(context) {
             part.rests(pause.to_string());
             context.shutdown.run_until_cancelled(self.resumed(context)).await?;
@@ -179,12 +179,12 @@ impl Consumers {
             let barred = context.barred(self.handler.kind());
             let (batch, end) = batch::fill(&mut consumer, self.handler.kind(), now, barred, &context.shutdown).await;
             match end {
-                End::Outage => break Stop::Outage,
-                End::Paused => {
+                BatchEnd::Outage => break Stop::Outage,
+                BatchEnd::Paused => {
                     empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
                     break Stop::Paused;
                 }
-                End::Full | End::Shutdown | End::Lost(_) => {}
+                BatchEnd::Full | BatchEnd::Shutdown | BatchEnd::Lost(_) => {}
             }
             now = limits.after(&batch);
             if !batch.is_empty() {
@@ -199,13 +199,13 @@ impl Consumers {
                 settled.fetch_add(1, Ordering::Relaxed);
             }
             match end {
-                End::Full | End::Outage | End::Paused => {}
-                End::Lost(BrokerError::Cancelled) if again => {
+                BatchEnd::Full | BatchEnd::Outage | BatchEnd::Paused => {}
+                BatchEnd::Lost(BrokerError::Cancelled) if again => {
                     consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                     again = false;
                 }
-                End::Shutdown => break Stop::Shutdown,
-                End::Lost(error) => return Err(error),
+                BatchEnd::Shutdown => break Stop::Shutdown,
+                BatchEnd::Lost(error) => return Err(error),
             }
         };
         if let (Stop::Paused, Some(pause), false) = (&stop, self.pause(context), empty_handed) {
@@ -223,7 +223,13 @@ impl Consumers {
 
     /// Processes a batch. If it waits for a server longer than `worker.hold_ms`, its messages return to the queue, before RabbitMQ closes
     /// the channel by its `consumer_timeout`. Processing goes on waiting, and so detects the end of the outage.
-    async fn hold(&self, batch: Batch, part: &Part, settle: &Settle<'_>, context: &Context) -> Result<Option<Stop>, BrokerError> {
+    async fn hold(
+        &self,
+        batch: Batch,
+        part: &HealthPart,
+        settle: &Settle<'_>,
+        context: &Context,
+    ) -> Result<Option<Stop>, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
         let hand = Hand { queue: &self.queue, settle, context, patience: &patience };
         let mut processing = std::pin::pin!(self.handler.handle(batch, &hand));
@@ -253,8 +259,6 @@ async fn pause(pauses: &mut Option<Pauses>, settled: u64, context: &Context) {
     let pause = pauses.get_or_insert_with(|| Box::new(backoff())).next().unwrap_or_default();
     context.shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
 }
-
-type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
 
 /// A connection to consume and one to publish; `None` on shutdown.
 async fn connect(context: &Context) -> Option<(Broker, Broker)> {

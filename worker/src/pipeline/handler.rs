@@ -3,7 +3,7 @@
 use shared::{broker::BrokerError, settings};
 
 use super::{
-    batch::{Batch, Limits},
+    batch::{Batch, BatchLimits},
     lane,
     patience::Patience,
     prefetch::Prefetch,
@@ -55,13 +55,15 @@ impl Handler {
     }
 
     /// The prefetch of a consumer and the limits of its batches.
-    pub(crate) fn limits(self, worker: &settings::Worker) -> (Prefetch, Limits) {
+    pub(crate) fn limits(self, worker: &settings::WorkerSettings) -> (Prefetch, BatchLimits) {
         match self {
-            Self::Lane(_) => (Prefetch::of(worker), Limits::from(worker)),
-            Self::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
+            Self::Lane(_) => (Prefetch::of(worker), BatchLimits::from(worker)),
+            Self::Canaries => (Prefetch::fixed(worker.prefetch), BatchLimits::from(worker)),
             // One at a time, so that a wake-up that crashes its worker affects no other.
-            Self::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
-            Self::DeadLetters => (Prefetch::fixed(dead_letters::MESSAGES_MAX), Limits::of_letters(dead_letters::MESSAGES_MAX)),
+            Self::Quarantine => (Prefetch::fixed(1), BatchLimits::ALONE),
+            Self::DeadLetters => {
+                (Prefetch::fixed(dead_letters::MESSAGES_MAX), BatchLimits::of_letters(dead_letters::MESSAGES_MAX))
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use shared::message::wakeup::{Malformed, Wakeup};
 
 /// An unacked message.
 #[derive(Debug)]
-pub struct Taken {
+pub struct TakenMessage {
     pub delivery_tag: u64,
     pub routing_key: String,
     pub properties: BasicProperties,
@@ -16,7 +16,7 @@ pub struct Taken {
     pub content: Result<Wakeup, Malformed>,
 }
 
-impl Taken {
+impl TakenMessage {
     /// The original headers.
     #[must_use]
     pub fn headers(&self) -> Option<&FieldTable> {
@@ -32,12 +32,12 @@ impl Taken {
 
 /// Decodes a delivery. With a `lane`, a wake-up of another kind is refused.
 #[must_use]
-pub fn take(delivery: Delivery, lane: Option<&'static str>) -> Taken {
+pub fn take(delivery: Delivery, lane: Option<&'static str>) -> TakenMessage {
     let content = Wakeup::decode(&delivery.data, delivery.properties.headers().as_ref()).and_then(|wakeup| match lane {
         Some(lane) if wakeup.kind != lane => Err(Malformed::WrongLane { kind: wakeup.kind, lane }),
         _ => Ok(wakeup),
     });
-    Taken {
+    TakenMessage {
         delivery_tag: delivery.delivery_tag,
         routing_key: delivery.routing_key.into(),
         properties: delivery.properties,

@@ -23,7 +23,8 @@ pub struct Patience<'a> {
     pauses: Mutex<Option<Pauses>>,
 }
 
-type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
+/// Growing pauses between tries.
+pub(super) type Pauses = Box<dyn Iterator<Item = Duration> + Send>;
 
 impl<'a> Patience<'a> {
     #[must_use]

@@ -25,7 +25,7 @@ pub(crate) struct Prefetch {
 
 impl Prefetch {
     /// An adaptive prefetch of at most `worker.prefetch`.
-    pub(crate) fn of(worker: &settings::Worker) -> Self {
+    pub(crate) fn of(worker: &settings::WorkerSettings) -> Self {
         let batch_max = u32::try_from(worker.batch_max).unwrap_or(u32::MAX);
         Self { most: worker.prefetch, batch_max: batch_max.into(), now: worker.prefetch.min(LEAST), subjects: None }
     }

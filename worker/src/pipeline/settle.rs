@@ -11,7 +11,7 @@ use shared::{
         dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
         ladder::Hop,
         outgoing::Outgoing,
-        pack::{Waiting, pack_failed},
+        pack::{WaitingSubject, pack_failed},
         topology::{Topology, shard_of},
         wakeup::{Malformed, PERSISTENT, Wakeup},
     },
@@ -20,7 +20,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::{batch::Answered, intake::Taken, patience::Patience};
+use super::{batch::Answered, intake::TakenMessage, patience::Patience};
 
 /// The channel, publisher and settings with which a consumer settles.
 pub struct Settle<'a> {
@@ -31,7 +31,7 @@ pub struct Settle<'a> {
     pub topology: &'a Topology,
     /// The lane's own key; `None` in quarantine, which holds messages of all lanes.
     pub routing_key: Option<String>,
-    pub worker: &'a settings::Worker,
+    pub worker: &'a settings::WorkerSettings,
     /// The name of this process, recorded in dead letters.
     pub name: &'a str,
     pub pack_max: usize,
@@ -96,7 +96,7 @@ impl Settle<'_> {
 
     /// The routing key that leads a message from any rung back to its lane. The message's own key is checked, because a message published
     /// by hand may have any.
-    fn way_back(&self, message: &Taken) -> Option<String> {
+    fn way_back(&self, message: &TakenMessage) -> Option<String> {
         self.routing_key.clone().or_else(|| {
             let (kind, shard) = message.routing_key.split_once('.')?;
             let shard: u16 = shard.parse().ok().filter(|shard| *shard < self.topology.shards())?;
@@ -108,7 +108,7 @@ impl Settle<'_> {
     ///
     /// # Errors
     /// As [`Settle::settle`].
-    pub async fn take_apart(&self, message: &Taken, wakeup: &Wakeup, patience: &Patience<'_>) -> Result<(), BrokerError> {
+    pub async fn take_apart(&self, message: &TakenMessage, wakeup: &Wakeup, patience: &Patience<'_>) -> Result<(), BrokerError> {
         let alone = wakeup.subjects.iter().map(|subject| {
             let alone = Wakeup { subjects: vec![*subject], trace: wakeup.trace.clone(), ..*wakeup };
             Outgoing {
@@ -124,7 +124,7 @@ impl Settle<'_> {
 
     /// The message that returns a quarantined wake-up to its own lane.
     #[must_use]
-    pub fn home(&self, message: &Taken, wakeup: &Wakeup) -> Home {
+    pub fn home(&self, message: &TakenMessage, wakeup: &Wakeup) -> Home {
         let shard = wakeup.subjects.first().map_or(0, |subject| shard_of(*subject, self.topology.shards()));
         Home {
             kind: wakeup.kind,
@@ -169,25 +169,25 @@ impl Settle<'_> {
 
 /// The messages that must be published before a batch may be acked.
 struct FollowUps<'a> {
-    worker: &'a settings::Worker,
+    worker: &'a settings::WorkerSettings,
     name: &'a str,
     /// The fraction by which this batch's retry pauses are longer.
     jitter: f64,
     /// The failure time of everything that fails in this batch.
     now: DateTime<Utc>,
     /// Each with the time of its first failure.
-    waiting: Vec<(Waiting, Option<DateTime<Utc>>)>,
+    waiting: Vec<(WaitingSubject, Option<DateTime<Utc>>)>,
     letters: Vec<DeadLetter>,
     parked: Vec<Outgoing>,
 }
 
 impl<'a> FollowUps<'a> {
-    fn new(worker: &'a settings::Worker, name: &'a str) -> Self {
+    fn new(worker: &'a settings::WorkerSettings, name: &'a str) -> Self {
         let (jitter, now) = (rand::random_range(0.0..=JITTER_MAX), dead_letter::clock());
         Self { worker, name, jitter, now, waiting: Vec::new(), letters: Vec::new(), parked: Vec::new() }
     }
 
-    fn sort(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, outcome: &Outcome) {
+    fn sort(&mut self, message: &TakenMessage, wakeup: &Wakeup, subject: Uuid, outcome: &Outcome) {
         match outcome {
             Outcome::Applied { late } => {
                 tracing::debug!(kind = wakeup.kind, %subject, late_ms = late.num_milliseconds(), "applied");
@@ -212,7 +212,7 @@ impl<'a> FollowUps<'a> {
         attempt: u32,
         failed_at: Option<DateTime<Utc>>,
     ) {
-        self.waiting.push((Waiting { kind: wakeup.kind, subject, due_at, wait, attempt }, failed_at));
+        self.waiting.push((WaitingSubject { kind: wakeup.kind, subject, due_at, wait, attempt }, failed_at));
     }
 
     /// When a wake-up that fails now failed first; `None` if an older worker retried it, which did not record the time.
@@ -220,7 +220,7 @@ impl<'a> FollowUps<'a> {
         if wakeup.attempt == 0 { Some(self.now) } else { wakeup.failed_at }
     }
 
-    fn retry(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, cause: &str) {
+    fn retry(&mut self, message: &TakenMessage, wakeup: &Wakeup, subject: Uuid, cause: &str) {
         let attempts = wakeup.attempt.saturating_add(1);
         if attempts >= self.worker.attempts_max {
             self.bury(message, wakeup, subject, Reason::AttemptsExhausted, cause, attempts);
@@ -234,7 +234,7 @@ impl<'a> FollowUps<'a> {
         self.wake(wakeup, subject, wakeup.due_at, pause, attempts, self.failed_at(wakeup));
     }
 
-    fn bury(&mut self, message: &Taken, wakeup: &Wakeup, subject: Uuid, reason: Reason, cause: &str, attempts: u32) {
+    fn bury(&mut self, message: &TakenMessage, wakeup: &Wakeup, subject: Uuid, reason: Reason, cause: &str, attempts: u32) {
         tracing::error!(kind = wakeup.kind, %subject, attempts, reason = reason.name(), cause, "failed for good; now a dead letter");
         let death = Death {
             reason,
@@ -250,7 +250,7 @@ impl<'a> FollowUps<'a> {
     }
 
     /// Parks an unchanged message of a later format for a newer worker, because producers and workers are upgraded in any order.
-    fn park(&mut self, message: &Taken, why: &Malformed, way_back: Option<String>, topology: &Topology) {
+    fn park(&mut self, message: &TakenMessage, why: &Malformed, way_back: Option<String>, topology: &Topology) {
         let mut headers = without_deaths(message.headers());
         let times = match headers.inner().get(PARKED) {
             Some(AMQPValue::LongLongInt(times)) => (*times).max(0),
@@ -272,7 +272,7 @@ impl<'a> FollowUps<'a> {
         self.parked.push(Outgoing { exchange, routing_key, properties, body: message.body.clone() });
     }
 
-    fn refuse(&mut self, message: &Taken, why: &str) {
+    fn refuse(&mut self, message: &TakenMessage, why: &str) {
         tracing::error!(
             routing_key = message.routing_key,
             bytes = message.body.len(),

@@ -32,7 +32,7 @@ const CONFLICTS_MAX_ALONE: u32 = 20;
 const BODY_REDUCED: usize = 64 * 1024;
 
 /// A letter to store, and the id and subject of each row that it becomes.
-struct Entry {
+struct LetterEntry {
     letter: DeadLetter,
     /// In the form in which they are stored.
     headers: Vec<u8>,
@@ -41,8 +41,8 @@ struct Entry {
 }
 
 /// Letters that are stored in one transaction.
-struct Part {
-    letters: Vec<Entry>,
+struct LetterPart {
+    letters: Vec<LetterEntry>,
     attempt: Attempt,
 }
 
@@ -53,10 +53,10 @@ struct Part {
 pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(None) };
     let unrouted = hand.queue == hand.context.topology.unrouted();
-    let letters: Vec<Entry> = batch
+    let letters: Vec<LetterEntry> = batch
         .into_messages()
         .into_iter()
-        .map(|message| Entry::of(DeadLetter::read(unrouted, &message.routing_key, &message.properties, message.body)))
+        .map(|message| LetterEntry::of(DeadLetter::read(unrouted, &message.routing_key, &message.properties, message.body)))
         .collect();
     if store(letters, hand).await.is_none() {
         return Ok(Some(Stop::Shutdown));
@@ -66,9 +66,9 @@ pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>
 
 /// Stores letters, and retries until all are stored; `None` on shutdown before that. Letters stored by then are redelivered, which is
 /// harmless.
-async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
+async fn store(letters: Vec<LetterEntry>, hand: &Hand<'_>) -> Option<()> {
     let Hand { queue, context, patience, .. } = *hand;
-    let mut parts = vec![Part::of(letters)];
+    let mut parts = vec![LetterPart::of(letters)];
     let mut pauses = backoff();
     while let Some(mut part) = parts.pop() {
         let stored = transaction(&context.db, &context.settings.database, 2, async |tx| {
@@ -91,12 +91,12 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
             After::Blame if part.letters.len() > 1 => {
                 let (error, letters) = (redacted(&failed.0), part.letters.len());
                 tracing::warn!(error, letters, "dead letters could not be stored together; storing them one by one");
-                parts.extend(part.letters.into_iter().map(|letter| Part::of(vec![letter])));
+                parts.extend(part.letters.into_iter().map(|letter| LetterPart::of(vec![letter])));
                 continue;
             }
             After::Blame if part.letters.iter().any(|letter| !letter.reduced) => {
                 let cause = redacted(&failed.0);
-                part = Part::of(part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect());
+                part = LetterPart::of(part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect());
             }
             // A reduced letter holds nothing unusual, so the table is at fault. Keep the letter unacked until an operator repairs it.
             After::Blame => {
@@ -109,14 +109,14 @@ async fn store(letters: Vec<Entry>, hand: &Hand<'_>) -> Option<()> {
     Some(())
 }
 
-impl Part {
-    fn of(letters: Vec<Entry>) -> Self {
+impl LetterPart {
+    fn of(letters: Vec<LetterEntry>) -> Self {
         let attempt = if letters.len() == 1 { Attempt::with_conflicts(CONFLICTS_MAX_ALONE) } else { Attempt::first() };
         Self { letters, attempt }
     }
 }
 
-fn count(letters: &[Entry], stored: &Stored, context: &Context) {
+fn count(letters: &[LetterEntry], stored: &Stored, context: &Context) {
     let reasons: BTreeMap<Uuid, &str> =
         letters.iter().flat_map(|letter| letter.rows.iter().map(|(id, _)| (*id, letter.letter.reason.as_str()))).collect();
     context.tally.stored(stored.fresh.iter().filter_map(|id| reasons.get(id).copied()));
@@ -125,7 +125,7 @@ fn count(letters: &[Entry], stored: &Stored, context: &Context) {
     }
 }
 
-impl Entry {
+impl LetterEntry {
     fn of(mut letter: DeadLetter) -> Self {
         let rows = letter.subjects();
         let (headers, dropped) = dead_letter::headers_to_json(&letter.headers);

@@ -5,8 +5,8 @@ use std::{collections::BTreeSet, process::ExitCode};
 use anyhow::bail;
 use clap::ArgGroup;
 use ops::{
-    actor::Actor,
-    dead::{Correction, Discarded, Filter, IdPrefix, State, decide, filter::HEADING, letter, page},
+    actor::Operator,
+    dead::{Correction, Discarded, Filter, IdPrefix, LetterState, decide, filter::HEADING, letter, page},
     shown,
 };
 use sea_orm::DatabaseConnection;
@@ -45,7 +45,7 @@ Examples:
   ops dead discard --unreadable --why 'noise of the port scan' --yes
 
 Exit codes: 0 success; 1 failure, no match, or not confirmed; 2 usage error, or neither a terminal nor --yes.")]
-pub struct Discard {
+pub struct DiscardCommand {
     #[command(flatten)]
     filter: Filter,
     /// Every open dead letter; not together with another filter
@@ -55,10 +55,10 @@ pub struct Discard {
     decision: Decision,
 }
 
-pub async fn discard(command: Discard, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Discard { filter, all, decision } = command;
+pub async fn discard(command: DiscardCommand, db: &DatabaseConnection, actor: &Operator) -> anyhow::Result<ExitCode> {
+    let DiscardCommand { filter, all, decision } = command;
     let Decision { why: Why { why }, yes: Yes { yes }, json: Json { json } } = decision;
-    if filter.state != State::Open {
+    if filter.state != LetterState::Open {
         return Err(UsageError("only open dead letters can be discarded; leave out --state".to_owned()).into());
     }
     if filter.names_nothing() != all {
@@ -126,7 +126,7 @@ Examples:
 
 Exit codes: 0 success; 1 failure, no match, or not confirmed; 2 usage error, or neither a terminal nor --yes."
 )]
-pub struct Repair {
+pub struct RepairCommand {
     /// The id of the dead letter, or at least its first eight digits
     id: IdPrefix,
     /// The correct kind
@@ -139,8 +139,8 @@ pub struct Repair {
     decision: Decision,
 }
 
-pub async fn repair(command: Repair, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
-    let Repair { id, kind, subject, decision } = command;
+pub async fn repair(command: RepairCommand, db: &DatabaseConnection, actor: &Operator) -> anyhow::Result<ExitCode> {
+    let RepairCommand { id, kind, subject, decision } = command;
     let Decision { why: Why { why }, yes: Yes { yes }, json: Json { json } } = decision;
     let id = letter::named(db, &id).await?;
     let Some(old) = letter::by_id(db, id).await? else { bail!("dead letter {id} no longer exists") };

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use ops::{
-    dead::{Cursor, Filter, Group, Groups, Page, Summary, groups, page},
+    dead::{Cursor, Filter, Groups, LetterGroup, LetterPage, Summary, groups, page},
     shown,
 };
 use sea_orm::DatabaseConnection;
@@ -35,7 +35,7 @@ Examples:
 Times are those of Asia/Ho_Chi_Minh; in JSON and CSV they are RFC 3339 in UTC. With --csv the counts go to stderr.
 
 Exit codes: 0 success, also if nothing matches; 1 failure; 2 usage error.")]
-pub struct List {
+pub struct ListLettersCommand {
     #[command(flatten)]
     filter: Filter,
     /// Count them by cause and by the state of their rows now
@@ -54,8 +54,8 @@ pub struct List {
     after: Option<Cursor>,
 }
 
-pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
-    let List { filter, grouped, json: Json { json }, csv, limit, after } = command;
+pub async fn list(command: ListLettersCommand, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
+    let ListLettersCommand { filter, grouped, json: Json { json }, csv, limit, after } = command;
     if grouped {
         let found = groups::groups(db, &settings.policy, &filter, limit).await?;
         if json {
@@ -81,7 +81,7 @@ pub async fn list(command: List, db: &DatabaseConnection, settings: &Settings) -
     Ok(ExitCode::SUCCESS)
 }
 
-fn show_page(page: &Page, total: u64) {
+fn show_page(page: &LetterPage, total: u64) {
     if page.letters.is_empty() {
         say(if total == 0 { "no dead letters" } else { "no more dead letters" });
         return;
@@ -105,7 +105,7 @@ fn show_page(page: &Page, total: u64) {
 }
 
 /// How many there are and, if there are more, the option for the next page on the last line.
-fn paged(page: &Page, total: u64) -> String {
+fn paged(page: &LetterPage, total: u64) -> String {
     let counted = format!("{} of {total} dead letters", page.letters.len());
     page.next.map_or(counted.clone(), |next| format!("{counted}\nnext page: --after {next}"))
 }
@@ -184,7 +184,7 @@ fn summary_cells(letter: &Summary) -> impl Serialize + use<> {
 const GROUP_COLUMNS: &[&str] =
     &["group", "cause", "standing", "letters", "kinds", "reasons", "first_failed_at", "last_failed_at", "example"];
 
-fn group_cells(group: &Group) -> impl Serialize + use<> {
+fn group_cells(group: &LetterGroup) -> impl Serialize + use<> {
     (
         group.group.clone(),
         cell(&group.cause),

@@ -5,11 +5,11 @@ use std::{num::NonZeroU32, process::ExitCode};
 use anyhow::bail;
 use indicatif::ProgressBar;
 use ops::{
-    actor::Actor,
+    actor::Operator,
     dead::{
         filter::Filter,
-        plan::{self, Plan, Request, Tolerance},
-        run::{Limits, Report, Run},
+        plan::{self, PlanRequest, ReplayPlan, Tolerance},
+        run::{Run, RunLimits, RunReport},
         trial::Replays,
     },
     shown::{moment, moment_or_dash},
@@ -41,7 +41,7 @@ use crate::command::{
                         ops dead approve 5f0c9d1e-…\n  ops dead replay --run 5f0c9d1e-… --amount-max 50.000.000\n\n\
                         Exit codes: 0 success; 1 refused, stopped early, or dead letters failed; 2 usage error."
 )]
-pub struct Replay {
+pub struct ReplayCommand {
     #[command(flatten)]
     filter: Filter,
     /// Plan every open dead letter
@@ -85,7 +85,7 @@ pub struct Replay {
 #[derive(clap::Args)]
 #[command(mut_arg("why", optional))]
 #[command(after_help = "Exit codes: 0 approved; 1 refused; 2 usage error.")]
-pub struct Approve {
+pub struct ApproveCommand {
     /// The plan's id
     plan: Uuid,
     #[command(flatten)]
@@ -97,7 +97,7 @@ pub struct Approve {
 }
 
 #[derive(clap::Args)]
-pub struct Plans {
+pub struct ListPlansCommand {
     /// Show only this plan, with the results of its dead letters
     plan: Option<Uuid>,
     /// List at most this many
@@ -117,7 +117,12 @@ fn dong(text: &str) -> Result<i64, String> {
         .ok_or_else(|| "must be an amount in đồng, for instance 5000000 or 5.000.000".to_owned())
 }
 
-pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn replay(
+    command: ReplayCommand,
+    settings: &Settings,
+    actor: &Operator,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     // As a worker: events for what a replay changes come from the replay itself, not from the triggers.
     let db = database::connect(&settings.database, Client::Worker).await?;
     let replays = Replays::new(settings);
@@ -128,18 +133,18 @@ pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &
 }
 
 async fn make(
-    command: Replay,
+    command: ReplayCommand,
     db: &DatabaseConnection,
     replays: &Replays,
     settings: &Settings,
-    actor: &Actor,
+    actor: &Operator,
 ) -> anyhow::Result<ExitCode> {
     if command.filter.names_nothing() && !command.all {
         return Err(
             UsageError("select dead letters with --kind, --group, --id or another filter, or pass --all".to_owned()).into()
         );
     }
-    let request = Request {
+    let request = PlanRequest {
         filter: command.filter,
         why: command.why.map(|Why { why }| why).unwrap_or_default(),
         limit: command.limit,
@@ -154,12 +159,12 @@ async fn make(
 }
 
 async fn run(
-    command: &Replay,
+    command: &ReplayCommand,
     id: Uuid,
     db: &DatabaseConnection,
     replays: &Replays,
     settings: &Settings,
-    actor: &Actor,
+    actor: &Operator,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, id).await?;
@@ -181,11 +186,11 @@ async fn run(
         }
     }
     let rate = command.rate.unwrap_or(settings.dead_letters.rate);
-    let limits = Limits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
+    let limits = RunLimits { failures: Some(command.failures_max), letters: command.letters_max, amount: command.amount_max };
     let (checking, running) = (progress::bar("checked again", 0)?, progress::bar("replayed", 0)?);
     let run = Run { db, replays, actor, rate, limits, shutdown: stop };
     let ran = run
-        .run(id, advance(&checking), |report: &Report| {
+        .run(id, advance(&checking), |report: &RunReport| {
             checking.finish_and_clear();
             running.set_length(checking.length().unwrap_or_default());
             running.set_position(report.done().into());
@@ -208,8 +213,8 @@ async fn run(
 }
 
 /// The result of a run, in words.
-fn summary(report: &Report) -> String {
-    let Report { applied, moot, failed, changed, left, amount, stopped } = report;
+fn summary(report: &RunReport) -> String {
+    let RunReport { applied, moot, failed, changed, left, amount, stopped } = report;
     let end = stopped.as_ref().map_or("done".to_owned(), |why| format!("stopped: {why}"));
     format!(
         "{applied} replayed, {} moved; {moot} moot and closed; {failed} failed; {changed} skipped, because their result has changed; \
@@ -218,7 +223,7 @@ fn summary(report: &Report) -> String {
     )
 }
 
-pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -> anyhow::Result<ExitCode> {
+pub async fn approve(command: ApproveCommand, db: &DatabaseConnection, actor: &Operator) -> anyhow::Result<ExitCode> {
     let plan = plan::find(db, command.plan).await?;
     if !command.json.json {
         show(db, &plan, false).await?;
@@ -233,7 +238,7 @@ pub async fn approve(command: Approve, db: &DatabaseConnection, actor: &Actor) -
     Ok(ExitCode::SUCCESS)
 }
 
-pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<ExitCode> {
+pub async fn plans(command: ListPlansCommand, db: &DatabaseConnection) -> anyhow::Result<ExitCode> {
     if let Some(id) = command.plan {
         show(db, &plan::find(db, id).await?, command.json.json).await?;
         return Ok(ExitCode::SUCCESS);
@@ -260,12 +265,12 @@ pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<Ex
     Ok(ExitCode::SUCCESS)
 }
 
-fn approval(plan: &Plan) -> String {
+fn approval(plan: &ReplayPlan) -> String {
     plan.approved_by.clone().unwrap_or_else(|| if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() })
 }
 
 /// Prints a plan, with the planned and actual results of its dead letters.
-async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Result<()> {
+async fn show(db: &DatabaseConnection, plan: &ReplayPlan, as_json: bool) -> anyhow::Result<()> {
     let tallies = plan::tallies(db, plan.id).await?;
     if as_json {
         say(&serde_json::to_string_pretty(&json!({ "plan": plan, "letters": tallies }))?);
@@ -282,7 +287,7 @@ async fn show(db: &DatabaseConnection, plan: &Plan, as_json: bool) -> anyhow::Re
             tally.why.unwrap_or_default().escape_debug().to_string(),
         ]);
     }
-    let Plan { id, made_by, state, .. } = plan;
+    let ReplayPlan { id, made_by, state, .. } = plan;
     say(&format!("plan {id}, made by {made_by} at {}: {}\n{table}", moment(plan.made_at), plan.why.escape_debug()));
     say(&format!("takes {} from the wallets of {} customers", Dong(plan.amount), plan.customers));
     let Tolerance { letters, amount } = plan.tolerance();

@@ -9,7 +9,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use ops::{
     dead::{
         IdPrefix, Letter, Stands, letter, subject,
-        trial::{About, Replays, Trial, Verdict},
+        trial::{About, Replays, Trial, TrialVerdict},
     },
     shown,
 };
@@ -36,7 +36,7 @@ Examples:
 In JSON the original bytes are base64, and times are RFC 3339 in UTC.
 
 Exit codes: 0 success; 1 failure, or the dead letter does not exist; 2 usage error.")]
-pub struct Show {
+pub struct ShowLetterCommand {
     /// The id of the dead letter, or at least its first eight digits
     id: IdPrefix,
     /// Write all of the original bytes to this file
@@ -46,7 +46,7 @@ pub struct Show {
     json: Json,
 }
 
-pub async fn show(command: Show, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn show(command: ShowLetterCommand, db: &DatabaseConnection, settings: &Settings) -> anyhow::Result<ExitCode> {
     let id = letter::named(db, &command.id).await?;
     let Some(letter) = letter::by_id(db, id).await? else { bail!("dead letter {id} no longer exists") };
     let Some(stands) = subject::stands(db, &settings.policy, id).await? else { bail!("dead letter {id} no longer exists") };
@@ -80,14 +80,14 @@ async fn what_a_replay_would_do(db: &DatabaseConnection, settings: &Settings, le
     let Trial { verdict, why, amount, customers } = Replays::new(settings).would(db, &about).await?;
     let why = why.map(|why| format!(": {why}")).unwrap_or_default();
     Ok(match verdict {
-        Verdict::Applies if amount > 0 => {
+        TrialVerdict::Applies if amount > 0 => {
             format!("would apply it and take {} from the wallets of {} customers{why}", Dong(amount), customers.len())
         }
-        Verdict::Applies => format!("would apply it; no money would move{why}"),
-        Verdict::Moot => format!("would do nothing and close the dead letter{why}"),
-        Verdict::Waits => format!("would do nothing yet{why}"),
-        Verdict::Fails => format!("would fail again{why}"),
-        Verdict::Unreadable => format!("would do nothing{why}; see `ops dead repair`"),
+        TrialVerdict::Applies => format!("would apply it; no money would move{why}"),
+        TrialVerdict::Moot => format!("would do nothing and close the dead letter{why}"),
+        TrialVerdict::Waits => format!("would do nothing yet{why}"),
+        TrialVerdict::Fails => format!("would fail again{why}"),
+        TrialVerdict::Unreadable => format!("would do nothing{why}; see `ops dead repair`"),
     })
 }
 

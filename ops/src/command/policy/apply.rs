@@ -5,8 +5,8 @@ use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 use anyhow::{Context, bail};
 use clap::ValueHint;
 use ops::{
-    actor::Actor,
-    preview::{self, Preview},
+    actor::Operator,
+    preview::{self, PolicyPreview},
     rollout::{self, LEAD, Rollout},
     shown::{moment, one_line},
 };
@@ -54,7 +54,7 @@ Examples:
 
 Exit codes: 0 the policy is active and every wake-up is published; 1 failure; 2 usage error, invalid FILE, or neither a terminal nor \
 --yes.")]
-pub struct Apply {
+pub struct ApplyPolicyCommand {
     /// A kyhan.toml with the new policy
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
@@ -69,7 +69,12 @@ pub struct Apply {
     pub json: Json,
 }
 
-pub async fn apply(command: Apply, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn apply(
+    command: ApplyPolicyCommand,
+    settings: &Settings,
+    actor: &Operator,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let governed = governed(settings).await?;
     if new.is_equivalent(&governed.settings.policy)
@@ -112,7 +117,12 @@ const FIRST: &str = "no policy was applied to this database yet: the fleet follo
                      process. If they differ, pass the fleet's file with --config";
 
 /// For a policy that is already active: publishes the wake-ups that an interrupted `apply` left out.
-async fn again(command: &Apply, governed: &Governed, applied: &Applied, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+async fn again(
+    command: &ApplyPolicyCommand,
+    governed: &Governed,
+    applied: &Applied,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let since = format!("policy {} is active since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
     if applied.scheduled_at.is_some() {
         eprintln!("ops: {since}; every wake-up is published; nothing was changed");
@@ -126,7 +136,7 @@ async fn again(command: &Apply, governed: &Governed, applied: &Applied, stop: &C
     report(command, applied, scheduled)
 }
 
-fn agreed(preview: &Preview, yes: bool) -> anyhow::Result<bool> {
+fn agreed(preview: &PolicyPreview, yes: bool) -> anyhow::Result<bool> {
     let at_once: i64 = preview.kinds.iter().map(|kind| kind.at_once).sum();
     let amount: i64 = preview.kinds.iter().filter_map(|kind| kind.at_once_amount).sum();
     if amount > 0 {
@@ -143,7 +153,7 @@ async fn schedule(
     broker: &Broker,
     settings: &Settings,
     applied: &Applied,
-    preview: Option<&Preview>,
+    preview: Option<&PolicyPreview>,
     stop: &CancellationToken,
 ) -> anyhow::Result<u64> {
     const WHAT: &str = "waiting until the fleet has adopted the policy, then publishing wake-ups";
@@ -169,7 +179,7 @@ async fn schedule(
     Ok(made)
 }
 
-fn report(command: &Apply, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
+fn report(command: &ApplyPolicyCommand, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
     if command.json.json {
         let release = |(kind, release): (&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
         let releases: Vec<_> = applied.policy.releases().map(release).collect();

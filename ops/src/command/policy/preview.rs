@@ -4,7 +4,7 @@ use std::{num::NonZeroU32, path::PathBuf, process::ExitCode};
 
 use clap::ValueHint;
 use ops::{
-    preview::{self, Busy, Change},
+    preview::{self, Busy, KindChange},
     shown::moment,
 };
 use shared::{database::active_policy::Governed, domain::money::Dong, process::cli::say, settings::Settings};
@@ -26,7 +26,7 @@ Examples:
   ops policy preview kyhan-new.toml --json | jq '.kinds[] | {kind, at_once, at_once_amount}'
 
 Exit codes: 0 success; 1 failure, for instance a server is away; 2 usage error or invalid FILE.")]
-pub struct Preview {
+pub struct PreviewPolicyCommand {
     /// A kyhan.toml with the new policy
     #[arg(value_hint = ValueHint::FilePath)]
     pub file: PathBuf,
@@ -37,7 +37,7 @@ pub struct Preview {
     pub json: Json,
 }
 
-pub async fn preview(command: Preview, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn preview(command: PreviewPolicyCommand, settings: &Settings) -> anyhow::Result<ExitCode> {
     let new = policy_of(&command.file)?;
     let Governed { db, settings, .. } = governed(settings).await?;
     let preview = preview::preview(&db, &settings, &new).await?;
@@ -46,7 +46,7 @@ pub async fn preview(command: Preview, settings: &Settings) -> anyhow::Result<Ex
 }
 
 /// A preview as tables, with the duration of the release.
-pub(super) fn shown(preview: &preview::Preview, rate: NonZeroU32) -> String {
+pub(super) fn shown(preview: &preview::PolicyPreview, rate: NonZeroU32) -> String {
     let mut parts = vec![format!("at {}", moment(preview.at))];
     let mut lines = table(["kind", "on", "now after", "then after"]);
     for (kind, line) in preview.kinds.iter().flat_map(|kind| kind.lines.iter().map(move |line| (kind.kind, line))) {
@@ -77,9 +77,7 @@ pub(super) fn shown(preview: &preview::Preview, rate: NonZeroU32) -> String {
 }
 
 /// How each measure of a kind is shown.
-type Shown = fn(&Change) -> String;
-
-const MEASURES: [(&str, Shown); 13] = [
+const MEASURES: [(&str, fn(&KindChange) -> String); 13] = [
     ("candidates", |kind| kind.candidates.to_string()),
     ("due earlier", |kind| kind.earlier.to_string()),
     ("due later", |kind| kind.later.to_string()),

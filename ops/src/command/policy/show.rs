@@ -9,7 +9,7 @@ use shared::{
         self,
         active_policy::{self, Applied},
     },
-    domain::policy::{Line, Policy, Release},
+    domain::policy::{Policy, PolicyLine, Release},
     process::cli::say,
     settings::Settings,
 };
@@ -24,12 +24,12 @@ If no policy was applied to the database, each process follows its own settings,
 Examples:
   ops policy show
   ops policy show --json | jq '.lines'")]
-pub struct Show {
+pub struct ShowPolicyCommand {
     #[command(flatten)]
     pub json: Json,
 }
 
-pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode> {
+pub async fn show(command: ShowPolicyCommand, settings: &Settings) -> anyhow::Result<ExitCode> {
     let db = with_schema(settings).await?;
     let applied = active_policy::read(&db).await?;
     let now = database::now(&db).await?;
@@ -48,7 +48,7 @@ pub async fn show(command: Show, settings: &Settings) -> anyhow::Result<ExitCode
 type Releases<'a> = [(&'static str, &'a Release)];
 
 fn document(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>, differs: bool) -> serde_json::Result<String> {
-    let line = |line: &Line| json!({ "on": line.on.name(), "task": line.task, "after": line.after.to_string() });
+    let line = |line: &PolicyLine| json!({ "on": line.on.name(), "task": line.task, "after": line.after.to_string() });
     let release = |(kind, release): &(&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
     serde_json::to_string_pretty(&json!({
         "number": applied.map(|it| it.number),

@@ -4,7 +4,7 @@ use comfy_table::Table;
 use console::style;
 use ops::{
     shown::{moment, moment_or_dash, one_line},
-    status::{ActivePolicy, Group, Lane, Plan, Release, Rung, Status},
+    status::{ActivePolicy, KindRelease, Lane, OpenLetterGroup, PlanStatus, RungStatus, Status},
 };
 
 use super::super::table;
@@ -54,7 +54,7 @@ fn policy(policy: &ActivePolicy) -> Vec<String> {
     let (at, by, why) = (moment(policy.at), one_line(&policy.by), one_line(&policy.why));
     let files = if policy.settings_differ { "; the settings of this process differ" } else { "" };
     let applied = format!("policy     {} active since {at}, applied by {by}: {why}{files}", policy.number);
-    let release = |release: &Release| {
+    let release = |release: &KindRelease| {
         let (from, until) = (moment(release.from), moment(release.until));
         format!("           {}: released from {from} to {until}", release.kind)
     };
@@ -128,7 +128,7 @@ fn kinds(status: &Status) -> Table {
 }
 
 fn rungs(status: &Status) -> Vec<String> {
-    let rungs = first(&status.rungs, |rung: &Rung| rung.messages == Some(0) && rung.overdue_s <= 0.0);
+    let rungs = first(&status.rungs, |rung: &RungStatus| rung.messages == Some(0) && rung.overdue_s <= 0.0);
     let mut table = table(["queue", "waiting", "growth", "holds for", "head age", "overdue", "last canary late"]);
     for rung in &rungs.shown {
         table.add_row([
@@ -159,7 +159,7 @@ fn letters(status: &Status) -> Vec<String> {
         return Vec::new();
     }
     let mut table = table(["open dead letters", "kind", "reason", "cause", "oldest"]);
-    for Group { kind, reason, cause, letters, oldest } in &letters.largest {
+    for OpenLetterGroup { kind, reason, cause, letters, oldest } in &letters.largest {
         let kind = kind.as_deref().map_or("-".to_owned(), short);
         table.add_row([letters.to_string(), kind, short(reason), short(cause), moment(*oldest)]);
     }
@@ -174,7 +174,7 @@ fn plans(status: &Status) -> Vec<String> {
         return Vec::new();
     }
     let mut table = table(["id", "replay plan", "done", "by", "started", "why"]);
-    for Plan { id, state, by, why, started_at, stopped_why, letters, done } in &plans.newest {
+    for PlanStatus { id, state, by, why, started_at, stopped_why, letters, done } in &plans.newest {
         let why = stopped_why.as_ref().unwrap_or(why);
         let done = format!("{done} of {letters}");
         table.add_row([id.to_string(), state.clone(), done, short(by), moment_or_dash(*started_at), short(why)]);

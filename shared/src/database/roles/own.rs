@@ -44,7 +44,7 @@ struct Part {
 
 /// An object of a schema.
 #[derive(FromQueryResult)]
-struct Found {
+struct SchemaObject {
     kind: String,
     name: String,
     owner: String,
@@ -136,7 +136,7 @@ impl Part {
         );
         let mut objects = Vec::new();
         let asked = statement(&sql, [made.into(), others.into(), part.name.as_str().into()]);
-        for found in Found::find_by_statement(asked).all(db).await? {
+        for found in SchemaObject::find_by_statement(asked).all(db).await? {
             if found.made {
                 if !found.owned {
                     part.ours.push((if found.kind == "TABLE" { "TABLE" } else { "FUNCTION" }, found.name));

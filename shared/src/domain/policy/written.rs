@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Line, Policy, Release};
+use super::{Policy, PolicyLine, Release};
 use crate::domain::{task::Task, tasks};
 
 #[derive(Serialize, Deserialize)]
@@ -36,7 +36,7 @@ struct WrittenRelease {
 
 impl Written {
     pub(super) fn of(policy: &Policy) -> Self {
-        let line = |line: &Line| WrittenLine {
+        let line = |line: &PolicyLine| WrittenLine {
             on: line.on.name().to_owned(),
             task: line.task.to_owned(),
             after: line.after.to_string(),
@@ -65,8 +65,8 @@ impl Written {
 }
 
 impl WrittenLine {
-    fn read(self) -> Result<Line, String> {
-        Ok(Line {
+    fn read(self) -> Result<PolicyLine, String> {
+        Ok(PolicyLine {
             on: self.on.parse().map_err(|error| format!("{error}"))?,
             task: kind(&self.task)?,
             after: self.after.parse().map_err(|error| format!("{error}"))?,
@@ -91,7 +91,7 @@ mod tests {
     use crate::domain::event::EventType;
 
     fn policy(after: &str) -> Policy {
-        let line = |on, task| Line { on, task, after: after.parse().unwrap() };
+        let line = |on, task| PolicyLine { on, task, after: after.parse().unwrap() };
         Policy::new(vec![line(EventType::OrderShipped, "confirm-receipt"), line(EventType::OrderReceived, "collect-arrears")])
             .unwrap()
     }

@@ -2,7 +2,7 @@
 //! collected from the customer's wallet (policy point 3). Amounts come only from rows locked in the same transaction, so no
 //! concurrent payment, refund or change of fees can make one wrong.
 
-use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms, locked}}};
+use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms, locked}}};
 
 pub struct CollectArrears;
 
@@ -90,7 +90,7 @@ impl Task for CollectArrears {
         ]
     }
 
-    fn effect(&self, terms: &Terms) -> String {
+    fn effect(&self, terms: &EffectTerms) -> String {
         // What a wallet can still pay, after this statement's own charges for earlier deadlines.
         let amount = terms.wallet_floor.map_or("short".to_owned(), |floor| {
             format!(
@@ -137,8 +137,8 @@ impl Shown for CollectArrears {
         order::SHOWN
     }
 
-    fn recorded(&self) -> Recorded {
-        Recorded { table: "activity", rows: "action = 'order.arrears_collected'" }
+    fn recorded(&self) -> RecordedRows {
+        RecordedRows { table: "activity", rows: "action = 'order.arrears_collected'" }
     }
 
     /// An effect and its records have the same moment, that of their transaction.

@@ -1,7 +1,7 @@
 //! `confirm-receipt`: an order still «Đang giao» two weeks after its delivery began becomes «Khách nhận hàng» (policy point
 //! 1). It only corrects the status: nothing else in the order, and no message about it, changes.
 
-use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
+use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms}}};
 
 pub struct ConfirmReceipt;
 
@@ -22,7 +22,7 @@ impl Task for ConfirmReceipt {
         r#"SELECT id, delivering_since AS "order.shipped" FROM orders WHERE status = 'delivering'"#
     }
 
-    fn effect(&self, terms: &Terms) -> String {
+    fn effect(&self, terms: &EffectTerms) -> String {
         format!(
             "received AS (
                 UPDATE orders SET status = 'received', received_at = now(), updated_at = now()
@@ -55,8 +55,8 @@ impl Shown for ConfirmReceipt {
         order::SHOWN
     }
 
-    fn recorded(&self) -> Recorded {
-        Recorded { table: "order_status_history", rows: "reason = 'confirm-receipt'" }
+    fn recorded(&self) -> RecordedRows {
+        RecordedRows { table: "order_status_history", rows: "reason = 'confirm-receipt'" }
     }
 
     fn checks(&self) -> &'static [Check] {

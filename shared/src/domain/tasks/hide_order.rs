@@ -5,7 +5,7 @@
 //! While something is open, the order counts from the current moment. So its wake-up is postponed by six months each time,
 //! and still waits when the order is settled; no wake-up is needed for each status in which an order may end.
 
-use crate::{domain::{event::EventType, order, span::Span, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
+use crate::{domain::{event::EventType, order, span::Span, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms}}};
 
 pub struct HideOrder;
 
@@ -42,7 +42,7 @@ impl Task for HideOrder {
         "FOR UPDATE"
     }
 
-    fn effect(&self, _: &Terms) -> String {
+    fn effect(&self, _: &EffectTerms) -> String {
         // No other column changes: the order, and when its latest activity was, stay as they were.
         "hidden AS (
             UPDATE orders SET hidden_at = now()
@@ -72,8 +72,8 @@ impl Shown for HideOrder {
         order::SHOWN
     }
 
-    fn recorded(&self) -> Recorded {
-        Recorded { table: "activity", rows: "action = 'order.hidden' AND actor_kind = 'system'" }
+    fn recorded(&self) -> RecordedRows {
+        RecordedRows { table: "activity", rows: "action = 'order.hidden' AND actor_kind = 'system'" }
     }
 
     /// An effect and its record have the same moment, that of their transaction.

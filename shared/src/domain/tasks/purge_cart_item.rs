@@ -1,7 +1,7 @@
 //! `purge-cart-item`: a product that stays in the cart for 30 days without an order is deleted (policy point 2). The activity
 //! that records it names neither the product nor where it is bought.
 
-use crate::{domain::{event::EventType, task::{Check, Exampled, Examples, Recorded, Shown, Task, Terms}}};
+use crate::{domain::{event::EventType, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms}}};
 
 pub struct PurgeCartItem;
 
@@ -22,7 +22,7 @@ impl Task for PurgeCartItem {
         r#"SELECT id, added_at AS "cart.item_added" FROM cart_items WHERE order_id IS NULL"#
     }
 
-    fn effect(&self, _: &Terms) -> String {
+    fn effect(&self, _: &EffectTerms) -> String {
         "purged AS (
             DELETE FROM cart_items USING due
              WHERE cart_items.id = due.id AND cart_items.order_id IS NULL AND due.due_at <= now()
@@ -53,8 +53,8 @@ impl Shown for PurgeCartItem {
            FROM cart_items WHERE id = $1"
     }
 
-    fn recorded(&self) -> Recorded {
-        Recorded { table: "activity", rows: "action = 'cart_item.purged' AND actor_kind = 'system'" }
+    fn recorded(&self) -> RecordedRows {
+        RecordedRows { table: "activity", rows: "action = 'cart_item.purged' AND actor_kind = 'system'" }
     }
 
     fn checks(&self) -> &'static [Check] {

@@ -11,7 +11,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use super::Entry;
+use super::LetterEntry;
 
 /// The result of storing letters.
 #[derive(FromQueryResult)]
@@ -23,7 +23,7 @@ pub(super) struct Stored {
 }
 
 /// Stores letters of a queue. The caller commits the transaction.
-pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[Entry], queue: &str) -> Result<Stored, DbErr> {
+pub(super) async fn insert(tx: &DatabaseTransaction, letters: &[LetterEntry], queue: &str) -> Result<Stored, DbErr> {
     let columns = Columns::of(letters);
     let decided = scalar(tx, statement(DECIDED, [columns.ids.clone().into()])).await?;
     one(tx, statement(INSERT, columns.bound(queue, decided))).await
@@ -50,10 +50,10 @@ struct Columns {
 
 /// Each row once, in id order, with the number of its message and its subject. If a batch holds a letter twice, the later failure counts,
 /// because one statement may not update a row twice.
-fn newest(letters: &[Entry]) -> BTreeMap<Uuid, (i64, Option<Uuid>)> {
+fn newest(letters: &[LetterEntry]) -> BTreeMap<Uuid, (i64, Option<Uuid>)> {
     let mut rows: BTreeMap<Uuid, (i64, Option<Uuid>)> = BTreeMap::new();
     let mut deaths = BTreeMap::new();
-    for (Entry { letter, rows: of_letter, .. }, number) in letters.iter().zip(1..) {
+    for (LetterEntry { letter, rows: of_letter, .. }, number) in letters.iter().zip(1..) {
         for (id, subject) in of_letter {
             if deaths.get(id).is_none_or(|before| *before < letter.died_at) {
                 deaths.insert(*id, letter.died_at);
@@ -65,9 +65,9 @@ fn newest(letters: &[Entry]) -> BTreeMap<Uuid, (i64, Option<Uuid>)> {
 }
 
 impl Columns {
-    fn of(letters: &[Entry]) -> Self {
+    fn of(letters: &[LetterEntry]) -> Self {
         let mut columns = Self::default();
-        for Entry { letter, headers, .. } in letters {
+        for LetterEntry { letter, headers, .. } in letters {
             let moment = |at: Option<DateTime<Utc>>| at.map(|at| at.to_rfc3339()).unwrap_or_default();
             let id = |id: Option<Uuid>| id.map(|id| id.to_string()).unwrap_or_default();
             let first = letter.first_failed_at.map(|first| letter.died_at.map_or(first, |died| died.min(first)));
