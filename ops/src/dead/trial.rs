@@ -114,7 +114,10 @@ impl Replays {
         let (kind, subject) = match (&about.kind, about.subject) {
             (Some(kind), Some(subject)) => (kind.as_str(), subject),
             _ => {
-                return Ok(Trial::without_money(TrialVerdict::Unreadable, "the dead letter has no kind or no subject".to_owned()));
+                return Ok(Trial::without_money(
+                    TrialVerdict::Unreadable,
+                    "the dead letter has no kind or no subject".to_owned(),
+                ));
             }
         };
         let Some(statements) = self.statements.get(kind) else {
