@@ -79,7 +79,7 @@ pub fn id_of(name: &str) -> Uuid {
     Uuid::new_v5(&NAMESPACE, name.as_bytes())
 }
 
-/// See [`Actor::new`].
+/// See [`Operator::new`].
 #[derive(Debug, thiserror::Error)]
 #[error("no valid operator name; pass one with --as NAME")]
 pub struct NoName;

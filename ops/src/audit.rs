@@ -72,7 +72,7 @@ pub struct AuditReport {
     pub events: Vec<CheckCount>,
     /// Paused kinds. Their due rows are not applied, as intended.
     pub paused: Vec<String>,
-    /// The number of verdicts that are [`Verdict::Off`].
+    /// The number of verdicts that are [`CheckVerdict::Off`].
     pub off: usize,
 }
 

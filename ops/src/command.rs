@@ -27,7 +27,6 @@ pub mod forecast;
 pub mod options;
 pub mod pause;
 pub mod policy;
-pub mod progress;
 pub mod rebuild;
 pub mod retention;
 pub mod roles;

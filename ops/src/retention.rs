@@ -108,7 +108,7 @@ pub async fn release(
 }
 
 /// Makes a hidden order visible again. This counts as activity, so the order stays visible for at least six months. Returns its code, and
-/// since when it was hidden; [`Done::Before`]: it was not hidden.
+/// since when it was hidden; [`ChangeOutcome::Before`]: it was not hidden.
 ///
 /// # Errors
 /// [`RetentionError`].

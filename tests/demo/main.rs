@@ -99,9 +99,9 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     population::prepare(&sandbox.db).await?;
     // The order system logs in with its own role.
     let order_system = sandbox.connect_as(DatabaseRole::OrderSystem).await?;
-    let mut fleet = DemoFleet::start(&sandbox.env)?;
     let broker = sandbox.broker().await?;
-    let mut progress = Progress::new(sandbox, &broker, orders);
+    let mut progress = Progress::new(sandbox, &broker, orders)?;
+    let mut fleet = DemoFleet::start(&sandbox.env)?;
 
     let began = Instant::now();
     let populated = CancellationToken::new();

@@ -8,7 +8,8 @@ use std::{
 };
 
 use anyhow::Result;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
+use ops::progress;
 use sea_orm::ConnectionTrait;
 use shared::{broker::Broker, database::statement};
 use tests::sandbox::Sandbox;
@@ -26,13 +27,13 @@ pub struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    pub fn new(sandbox: &'a Sandbox, broker: &'a Broker, orders: u32) -> Self {
-        let bar = ProgressBar::new_spinner().with_style(ProgressStyle::default_spinner());
+    pub fn new(sandbox: &'a Sandbox, broker: &'a Broker, orders: u32) -> Result<Self> {
+        let bar = progress::spinner("")?;
         eprintln!(
             "population: {orders} orders and {} cart items in every situation of the policy; a day is a second",
             orders / 3
         );
-        Self { sandbox, broker, bar, said: None, quiet: false, live: std::io::stderr().is_terminal() }
+        Ok(Self { sandbox, broker, bar, said: None, quiet: false, live: std::io::stderr().is_terminal() })
     }
 
     /// Reads the state of the fleet and prints it.

@@ -10,3 +10,4 @@ pub(crate) mod lane;
 pub(crate) mod patience;
 mod prefetch;
 pub(crate) mod settle;
+mod subscription;

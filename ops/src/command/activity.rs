@@ -5,12 +5,13 @@ use std::process::ExitCode;
 use clap::Subcommand;
 use ops::{
     activity::{self, Fault, Head, Removal},
+    progress,
     shown::moment,
 };
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
-use super::{answer, options::Json, progress, table, with_schema};
+use super::{answer, options::Json, table, with_schema};
 
 #[derive(Subcommand)]
 pub enum ActivityCommand {

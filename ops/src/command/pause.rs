@@ -6,6 +6,7 @@ use anyhow::bail;
 use ops::{
     actor::Operator,
     pause::{self, PauseOutcome, ResumeOutcome},
+    progress,
     shown::{moment, one_line},
 };
 use sea_orm::DatabaseConnection;
@@ -16,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use super::{
     answer,
     options::{Json, Why},
-    progress, task, with_schema,
+    task, with_schema,
 };
 
 #[derive(clap::Args)]

@@ -3,7 +3,7 @@
 use anyhow::bail;
 use ops::{
     actor::{Operator, id_of},
-    rebuild,
+    progress, rebuild,
 };
 use serde_json::json;
 use shared::{
@@ -14,7 +14,7 @@ use shared::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{answer, governed, kind, options::Json, progress};
+use super::{answer, governed, kind, options::Json};
 
 #[derive(clap::Args)]
 #[command(after_help = "Safe to run on a healthy broker: the second wake-up of a row finds nothing to do. \

@@ -191,7 +191,7 @@ pub(super) fn activity(row: &QueryResult) -> Result<TimelineEntry, DbErr> {
                 .with("restored_to", word("restored_to"))
                 .with("wakeup", wakeup.map(Fact::Id))
         }
-        // The format of `Actor::record`.
+        // The format of `Operator::record`.
         "staff" if detail.as_object().is_some_and(|detail| detail.len() == 4 && detail.contains_key("changed")) => {
             facts.with("operator", text("by")).with("login", text("login")).with("why", text("why"))
         }

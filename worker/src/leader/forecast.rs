@@ -39,7 +39,9 @@ struct Point {
 
 /// What the exporter reads: the points, and when they were counted.
 #[derive(Clone, Default)]
-pub(crate) struct ForecastGauge(Arc<Mutex<Option<(Instant, Vec<Point>)>>>);
+pub(crate) struct ForecastGauge(Arc<Mutex<Option<CountedPoints>>>);
+
+type CountedPoints = (Instant, Vec<Point>);
 
 impl ForecastGauge {
     /// Registers an observable gauge, which, unlike a recorded one, exports nothing that it does not observe again. Counts expire after

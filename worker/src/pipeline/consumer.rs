@@ -10,12 +10,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt, future::try_join_all};
-use lapin::{
-    Channel, Consumer,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
-    types::{AMQPValue, FieldTable},
-};
+use futures::future::try_join_all;
 use shared::{
     broker::{Broker, BrokerError, close_channel},
     database::pause::Pause,
@@ -28,11 +23,11 @@ use shared::{
 };
 
 use super::{
-    batch::{self, Batch, BatchEnd},
-    handler::{Hand, Handler, Stop},
+    batch::{Batch, BatchEnd},
+    handler::{Hand, Handler, StopReason},
     patience::{Patience, Pauses},
-    prefetch::Prefetch,
     settle::Settle,
+    subscription::{Source, Subscription},
 };
 use crate::{context::Context, watch::WATCH_EVERY};
 
@@ -123,9 +118,9 @@ impl Consumers {
             }
             let before = settled.load(Ordering::Relaxed);
             match self.serve(number, broker, outlet, context, settled).await? {
-                Stop::Shutdown => return Ok(()),
-                Stop::Outage => part.down("PostgreSQL is away; nothing is consumed"),
-                Stop::Paused => {}
+                StopReason::Shutdown => return Ok(()),
+                StopReason::Outage => part.down("PostgreSQL is away; nothing is consumed"),
+                StopReason::Paused { .. } => {}
             }
             context.shutdown.run_until_cancelled(context.postgres.ended()).await;
             pause(&mut pauses, settled.load(Ordering::Relaxed) - before, context).await;
@@ -159,7 +154,7 @@ impl Consumers {
         outlet: &Broker,
         context: &Context,
         settled: &AtomicU64,
-    ) -> Result<Stop, BrokerError> {
+    ) -> Result<StopReason, BrokerError> {
         let (worker, part) = (&context.settings.worker, &self.parts[number]);
         let settle = Settle {
             channel: broker.channel().await?,
@@ -170,55 +165,64 @@ impl Consumers {
             name: &context.name,
             pack_max: context.settings.naming.pack_max,
         };
-        let (mut prefetch, limits) = self.handler.limits(worker);
-        let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
+        let (prefetch, limits) = self.handler.limits(worker);
+        let source = Source { channel: &settle.channel, queue: &self.queue, number };
+        let mut subscription = Subscription::start(source, prefetch, limits).await?;
         part.up();
-        let mut now = limits;
-        let (mut again, mut empty_handed) = (false, false);
         let stop = loop {
-            let barred = context.barred(self.handler.kind());
-            let (batch, end) = batch::fill(&mut consumer, self.handler.kind(), now, barred, &context.shutdown).await;
-            match end {
-                BatchEnd::Outage => break Stop::Outage,
-                BatchEnd::Paused => {
-                    empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
-                    break Stop::Paused;
-                }
-                BatchEnd::Full | BatchEnd::Shutdown | BatchEnd::Lost(_) => {}
-            }
-            now = limits.after(&batch);
-            if !batch.is_empty() {
-                if prefetch.follows(&batch) && !again {
-                    // Deliveries up to the cancel still arrive, so no message returns to the queue and counts as delivered again.
-                    settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-                    again = true;
-                }
-                if let Some(stop) = self.hold(batch, part, &settle, context).await? {
-                    break stop;
-                }
-                settled.fetch_add(1, Ordering::Relaxed);
-            }
-            match end {
-                BatchEnd::Full | BatchEnd::Outage | BatchEnd::Paused => {}
-                BatchEnd::Lost(BrokerError::Cancelled) if again => {
-                    consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
-                    again = false;
-                }
-                BatchEnd::Shutdown => break Stop::Shutdown,
-                BatchEnd::Lost(error) => return Err(error),
+            if let Some(stop) = self.step(&mut subscription, part, &settle, context, settled).await? {
+                break stop;
             }
         };
-        if let (Stop::Paused, Some(pause), false) = (&stop, self.pause(context), empty_handed) {
-            part.rests(pause.to_string());
-            // The consumer is not cancelled here: RabbitMQ 3.10 redelivers what one cancelled consumer returns to another one, and counts
-            // each delivery.
-            let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
-            context.shutdown.run_until_cancelled(resumed).await;
+        if matches!(stop, StopReason::Paused { holds_messages: true }) {
+            self.keep_deliveries(part, context).await;
         }
         // Closing the channel returns the unsettled messages to the queue.
         close_channel(&settle.channel).await;
         settle.publisher.close().await;
         Ok(stop)
+    }
+
+    /// Takes one batch and processes it; returns why the consumer has to stop, if it has to.
+    async fn step(
+        &self,
+        subscription: &mut Subscription<'_>,
+        part: &HealthPart,
+        settle: &Settle<'_>,
+        context: &Context,
+        settled: &AtomicU64,
+    ) -> Result<Option<StopReason>, BrokerError> {
+        let (batch, end) = subscription.fill(self.handler, context).await;
+        match end {
+            BatchEnd::Outage => return Ok(Some(StopReason::Outage)),
+            BatchEnd::Paused => {
+                let holds_messages = !batch.is_empty() || !subscription.holds_nothing().await;
+                return Ok(Some(StopReason::Paused { holds_messages }));
+            }
+            BatchEnd::Full | BatchEnd::Shutdown | BatchEnd::Lost(_) => {}
+        }
+        subscription.adapt(&batch).await?;
+        if !batch.is_empty() {
+            if let Some(stop) = self.hold(batch, part, settle, context).await? {
+                return Ok(Some(stop));
+            }
+            settled.fetch_add(1, Ordering::Relaxed);
+        }
+        match end {
+            BatchEnd::Shutdown => Ok(Some(StopReason::Shutdown)),
+            BatchEnd::Lost(error) => subscription.recover(error).await.map(|()| None),
+            BatchEnd::Full | BatchEnd::Outage | BatchEnd::Paused => Ok(None),
+        }
+    }
+
+    /// Keeps the deliveries of a paused kind for [`RETURN_AFTER`]. The consumer is not cancelled here: RabbitMQ 3.10 redelivers what one
+    /// cancelled consumer returns to another one, and counts each delivery.
+    async fn keep_deliveries(&self, part: &HealthPart, context: &Context) {
+        if let Some(pause) = self.pause(context) {
+            part.rests(pause.to_string());
+            let resumed = tokio::time::timeout(RETURN_AFTER, self.resumed(context));
+            context.shutdown.run_until_cancelled(resumed).await;
+        }
     }
 
     /// Processes a batch. If it waits for a server longer than `worker.hold_ms`, its messages return to the queue, before RabbitMQ closes
@@ -229,7 +233,7 @@ impl Consumers {
         part: &HealthPart,
         settle: &Settle<'_>,
         context: &Context,
-    ) -> Result<Option<Stop>, BrokerError> {
+    ) -> Result<Option<StopReason>, BrokerError> {
         let patience = Patience::new(&context.postgres, &context.abandon);
         let hand = Hand { queue: &self.queue, settle, context, patience: &patience };
         let mut processing = std::pin::pin!(self.handler.handle(batch, &hand));
@@ -269,24 +273,4 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
         return None;
     };
     Some((broker, outlet))
-}
-
-/// Whether the consumer has no untaken delivery, and will get none. Cancels the consumer.
-async fn holds_nothing(channel: &Channel, consumer: &mut Consumer) -> bool {
-    if consumer.next().now_or_never().flatten().is_some() {
-        return false;
-    }
-    // If the channel is gone, all deliveries have returned to the queue.
-    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-    cancelled.is_err() || consumer.next().now_or_never().flatten().is_none()
-}
-
-async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {
-    // Per consumer, not global: quorum queues do not support a global prefetch, and RabbitMQ 4 refuses it.
-    channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
-    // The first consumer of each worker gets the messages while it can take them, so that light traffic becomes a few batches and not many
-    // transactions with one message each. <https://www.rabbitmq.com/docs/consumer-priority>
-    let mut arguments = FieldTable::default();
-    arguments.insert("x-priority".into(), AMQPValue::LongInt(i32::try_from(number).map_or(i32::MIN, |number| -number)));
-    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?)
 }

@@ -28,13 +28,13 @@ pub(crate) enum Handler {
 }
 
 /// Why a consumer stops.
-pub(crate) enum Stop {
+pub(crate) enum StopReason {
     /// The worker shuts down, or restarts its lanes.
     Shutdown,
     /// PostgreSQL is away.
     Outage,
-    /// The lane's kind is paused.
-    Paused,
+    /// The lane's kind is paused. The consumer may hold deliveries.
+    Paused { holds_messages: bool },
 }
 
 /// What a handler needs besides the batch.
@@ -71,7 +71,7 @@ impl Handler {
     ///
     /// # Errors
     /// [`BrokerError`]: the batch stays unacked and is redelivered.
-    pub(crate) async fn handle(self, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+    pub(crate) async fn handle(self, batch: Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
         match self {
             Self::Lane(kind) => lane::handle(kind, batch, hand).await,
             Self::Quarantine => quarantine::handle(batch, hand).await,

@@ -6,7 +6,7 @@ use tracing::Instrument;
 use super::{
     apply::{Unanswered, apply},
     batch::Batch,
-    handler::{Hand, Stop},
+    handler::{Hand, StopReason},
 };
 
 /// A batch's span links to the spans of at most this many producers, to keep the span small.
@@ -16,11 +16,11 @@ const LINKS_MAX: usize = 32;
 ///
 /// # Errors
 /// [`BrokerError`]: the batch stays unacked and is redelivered.
-pub(crate) async fn handle(kind: &'static str, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+pub(crate) async fn handle(kind: &'static str, batch: Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
     match apply_and_settle(Some(kind), batch, hand).await? {
         None => Ok(None),
-        Some(Unanswered::Paused(_)) => Ok(Some(Stop::Paused)),
-        Some(Unanswered::Abandoned | Unanswered::Outdated) => Ok(Some(Stop::Shutdown)),
+        Some(Unanswered::Paused(_)) => Ok(Some(StopReason::Paused { holds_messages: true })),
+        Some(Unanswered::Abandoned | Unanswered::Outdated) => Ok(Some(StopReason::Shutdown)),
     }
 }
 

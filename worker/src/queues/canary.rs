@@ -10,14 +10,14 @@ use shared::{
 use crate::pipeline::{
     attempt::{After, Attempt, transaction},
     batch::Batch,
-    handler::{Hand, Stop},
+    handler::{Hand, StopReason},
 };
 
 /// Records the arrival of a batch's canaries and acks them.
 ///
 /// # Errors
 /// [`BrokerError`]: the batch stays unacked and is redelivered.
-pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(None) };
     let Hand { settle, context, patience, .. } = hand;
     let mut arrived = Vec::with_capacity(batch.len());
@@ -39,11 +39,11 @@ pub(crate) async fn handle(batch: &Batch, hand: &Hand<'_>) -> Result<Option<Stop
         let Err(failed) = noted.await else { break };
         match attempt.after(&failed, patience).await {
             After::Again => {}
-            After::Abandoned => return Ok(Some(Stop::Shutdown)),
+            After::Abandoned => return Ok(Some(StopReason::Shutdown)),
             // No row is at fault: it is the connection, or a missing right. Noting an arrival late is better than not at all.
             After::Blame if failed.1 == Trouble::Cut => {
                 if patience.for_postgres(&failed.0).await.is_none() {
-                    return Ok(Some(Stop::Shutdown));
+                    return Ok(Some(StopReason::Shutdown));
                 }
                 attempt = Attempt::first();
             }

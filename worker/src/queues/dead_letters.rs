@@ -16,7 +16,7 @@ use crate::{
     pipeline::{
         attempt::{After, Attempt, transaction},
         batch::Batch,
-        handler::{Hand, Stop},
+        handler::{Hand, StopReason},
     },
 };
 
@@ -50,7 +50,7 @@ struct LetterPart {
 ///
 /// # Errors
 /// [`BrokerError`]: the batch stays unacked and is redelivered.
-pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
     let Some(last) = batch.last_tag() else { return Ok(None) };
     let unrouted = hand.queue == hand.context.topology.unrouted();
     let letters: Vec<LetterEntry> = batch
@@ -59,7 +59,7 @@ pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>
         .map(|message| LetterEntry::of(DeadLetter::read(unrouted, &message.routing_key, &message.properties, message.body)))
         .collect();
     if store(letters, hand).await.is_none() {
-        return Ok(Some(Stop::Shutdown));
+        return Ok(Some(StopReason::Shutdown));
     }
     hand.settle.ack_up_to(last).await.map(|()| None)
 }

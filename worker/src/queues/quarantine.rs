@@ -6,7 +6,7 @@ use shared::broker::BrokerError;
 use crate::pipeline::{
     apply::Unanswered,
     batch::Batch,
-    handler::{Hand, Stop},
+    handler::{Hand, StopReason},
     lane::apply_and_settle,
 };
 
@@ -14,7 +14,7 @@ use crate::pipeline::{
 ///
 /// # Errors
 /// [`BrokerError`]: the message stays unacked and is redelivered.
-pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
     let Hand { settle, context, patience, .. } = hand;
     let Some((message, wakeup)) = batch.alone() else {
         // Settling turns a message that is not a wake-up into a dead letter.
@@ -36,6 +36,6 @@ pub(crate) async fn handle(batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>
 }
 
 #[expect(clippy::unnecessary_wraps, reason = "the return type of a handler")]
-fn stop(unanswered: Option<Unanswered>) -> Result<Option<Stop>, BrokerError> {
-    Ok(unanswered.map(|_| Stop::Shutdown))
+fn stop(unanswered: Option<Unanswered>) -> Result<Option<StopReason>, BrokerError> {
+    Ok(unanswered.map(|_| StopReason::Shutdown))
 }

@@ -12,6 +12,7 @@ use ops::{
         run::{Run, RunLimits, RunReport},
         trial::Replays,
     },
+    progress,
     shown::{moment, moment_or_dash},
 };
 use sea_orm::DatabaseConnection;
@@ -29,7 +30,7 @@ use super::optional;
 use crate::command::{
     UsageError, answer, confirm,
     options::{Json, Why, Yes},
-    progress, table,
+    table,
 };
 
 #[derive(clap::Args)]

@@ -7,6 +7,7 @@ use clap::ValueHint;
 use ops::{
     actor::Operator,
     preview::{self, PolicyPreview},
+    progress,
     rollout::{self, LEAD, Rollout},
     shown::{moment, one_line},
 };
@@ -28,7 +29,6 @@ use super::{
     super::{
         confirm, governed,
         options::{Json, Why, Yes},
-        progress,
     },
     RATE, policy_of,
     preview::shown,

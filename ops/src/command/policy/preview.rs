@@ -76,8 +76,10 @@ pub(super) fn shown(preview: &preview::PolicyPreview, rate: NonZeroU32) -> Strin
     parts.join("\n")
 }
 
-/// How each measure of a kind is shown.
-const MEASURES: [(&str, fn(&KindChange) -> String); 13] = [
+/// How a measure of a kind is shown.
+type Cell = fn(&KindChange) -> String;
+
+const MEASURES: [(&str, Cell); 13] = [
     ("candidates", |kind| kind.candidates.to_string()),
     ("due earlier", |kind| kind.earlier.to_string()),
     ("due later", |kind| kind.later.to_string()),
