@@ -109,6 +109,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &Kept, shutdown: &Can
         postgres: Outage::of("PostgreSQL"),
         rabbitmq: away,
         paused: Arc::clone(&kept.paused),
+        large: tokio::sync::Mutex::default(),
         shutdown: shutdown.child_token(),
         abandon: CancellationToken::new(),
     });

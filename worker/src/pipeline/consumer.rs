@@ -10,10 +10,10 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt, StreamExt, future::try_join_all};
+use futures::future::try_join_all;
 use lapin::{
-    Channel, Consumer,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    Channel,
+    options::{BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
 use shared::{
@@ -30,6 +30,7 @@ use shared::{
 use super::{
     batch::{self, Batch, End},
     handler::{Hand, Handler, Stop},
+    inbox::Inbox,
     patience::Patience,
     prefetch::Prefetch,
     settle::Settle,
@@ -171,38 +172,36 @@ impl Consumers {
             pack_max: context.settings.naming.pack_max,
         };
         let (mut prefetch, limits) = self.handler.limits(worker);
-        let mut consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
+        let mut inbox = consume(&settle.channel, &self.queue, &prefetch, number).await?;
         part.up();
         let mut now = limits;
-        let (mut again, mut empty_handed) = (false, false);
+        let mut empty_handed = false;
         let stop = loop {
             let barred = context.barred(self.handler.kind());
-            let (batch, end) = batch::fill(&mut consumer, self.handler.kind(), now, barred, &context.shutdown).await;
+            let (batch, end) = batch::fill(&mut inbox, self.handler.kind(), now, barred, &context.shutdown).await;
             match end {
                 End::Outage => break Stop::Outage,
                 End::Paused => {
-                    empty_handed = batch.is_empty() && holds_nothing(&settle.channel, &mut consumer).await;
+                    empty_handed = batch.is_empty() && inbox.holds_nothing().await;
                     break Stop::Paused;
                 }
                 End::Full | End::Shutdown | End::Lost(_) => {}
             }
             now = limits.after(&batch);
             if !batch.is_empty() {
-                if prefetch.follows(&batch) && !again {
-                    // Deliveries up to the cancel still arrive, so no message returns to the queue and counts as delivered again.
-                    settle.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
-                    again = true;
+                if prefetch.follows(&batch, inbox.take_largest()) {
+                    inbox.cancel();
                 }
-                if let Some(stop) = self.hold(batch, part, &settle, context).await? {
+                if let Some(stop) = inbox.during(self.hold(batch, part, &settle, context)).await? {
                     break stop;
                 }
                 settled.fetch_add(1, Ordering::Relaxed);
             }
             match end {
                 End::Full | End::Outage | End::Paused => {}
-                End::Lost(BrokerError::Cancelled) if again => {
-                    consumer = consume(&settle.channel, &self.queue, &prefetch, number).await?;
-                    again = false;
+                End::Lost(BrokerError::Cancelled) if inbox.is_cancelled() => {
+                    prefetch.fits(inbox.take_largest());
+                    inbox = consume(&settle.channel, &self.queue, &prefetch, number).await?;
                 }
                 End::Shutdown => break Stop::Shutdown,
                 End::Lost(error) => return Err(error),
@@ -267,22 +266,13 @@ async fn connect(context: &Context) -> Option<(Broker, Broker)> {
     Some((broker, outlet))
 }
 
-/// Whether the consumer has no untaken delivery, and will get none. Cancels the consumer.
-async fn holds_nothing(channel: &Channel, consumer: &mut Consumer) -> bool {
-    if consumer.next().now_or_never().flatten().is_some() {
-        return false;
-    }
-    // If the channel is gone, all deliveries have returned to the queue.
-    let cancelled = channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await;
-    cancelled.is_err() || consumer.next().now_or_never().flatten().is_none()
-}
-
-async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Consumer, BrokerError> {
+async fn consume(channel: &Channel, queue: &str, prefetch: &Prefetch, number: usize) -> Result<Inbox, BrokerError> {
     // Per consumer, not global: quorum queues do not support a global prefetch, and RabbitMQ 4 refuses it.
     channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
     // The first consumer of each worker gets the messages while it can take them, so that light traffic becomes a few batches and not many
     // transactions with one message each. <https://www.rabbitmq.com/docs/consumer-priority>
     let mut arguments = FieldTable::default();
     arguments.insert("x-priority".into(), AMQPValue::LongInt(i32::try_from(number).map_or(i32::MIN, |number| -number)));
-    Ok(channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?)
+    let consumer = channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?;
+    Ok(Inbox::new(channel.clone(), consumer))
 }

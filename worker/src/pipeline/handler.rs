@@ -58,10 +58,10 @@ impl Handler {
     pub(crate) fn limits(self, worker: &settings::Worker) -> (Prefetch, Limits) {
         match self {
             Self::Lane(_) => (Prefetch::of(worker), Limits::from(worker)),
-            Self::Canaries => (Prefetch::fixed(worker.prefetch), Limits::from(worker)),
+            Self::Canaries => (Prefetch::up_to(worker.prefetch), Limits::from(worker)),
             // One at a time, so that a wake-up that crashes its worker affects no other.
-            Self::Quarantine => (Prefetch::fixed(1), Limits::ALONE),
-            Self::DeadLetters => (Prefetch::fixed(dead_letters::MESSAGES_MAX), Limits::of_letters(dead_letters::MESSAGES_MAX)),
+            Self::Quarantine => (Prefetch::up_to(1), Limits::ALONE),
+            Self::DeadLetters => (Prefetch::up_to(dead_letters::MESSAGES_MAX), Limits::of_letters(dead_letters::MESSAGES_MAX)),
         }
     }
 
@@ -70,6 +70,7 @@ impl Handler {
     /// # Errors
     /// [`BrokerError`]: the batch stays unacked and is redelivered.
     pub(crate) async fn handle(self, batch: Batch, hand: &Hand<'_>) -> Result<Option<Stop>, BrokerError> {
+        let _turn = if batch.is_large() { Some(hand.context.large.lock().await) } else { None };
         match self {
             Self::Lane(kind) => lane::handle(kind, batch, hand).await,
             Self::Quarantine => quarantine::handle(batch, hand).await,
