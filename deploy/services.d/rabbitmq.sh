@@ -233,6 +233,7 @@ rabbitmq_configure() {
 listeners.tcp.local = 127.0.0.1:$port
 default_user = $URL_USER
 default_pass = $URL_PASSWORD
+max_message_size = 262144
 log.file = rabbit.log
 log.file.level = info
 CONF

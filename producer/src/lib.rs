@@ -17,6 +17,7 @@
 
 mod flush;
 mod outbox;
+mod portion;
 pub mod record;
 pub mod relay;
 pub mod schedule;

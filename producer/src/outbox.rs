@@ -4,12 +4,14 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ActiveValue::Set, ConnectionTrait, DatabaseTransaction, DbErr, EntityTrait, QueryResult};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
 use shared::{
-    database::{entity::set_aside, statement},
+    database::statement,
     domain::event::{Event, EventType},
 };
 use uuid::Uuid;
+
+use crate::portion::Portion;
 
 /// The events that a transaction has taken.
 pub(crate) struct TakenEvents {
@@ -22,10 +24,11 @@ pub(crate) struct TakenEvents {
     pub now: DateTime<Utc>,
 }
 
-/// Takes up to `batch_max` rows with an id greater than `after`, oldest first, and skips rows that another relay has locked. `after` exists
+/// Takes up to a `portion` of rows with an id greater than `after`, oldest first, and skips rows that another relay has locked. `after` exists
 /// because skipping rows that others hold, or have just taken, costs as much as taking them. `None` if there are no rows.
-pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -> Result<Option<TakenEvents>, DbErr> {
-    let rows = tx.query_all_raw(statement(&take_sql(), [i64::from(batch_max).into(), after.into()])).await?;
+pub(crate) async fn take(tx: &DatabaseTransaction, portion: Portion, after: i64) -> Result<Option<TakenEvents>, DbErr> {
+    let values = [i64::from(portion.events()).into(), after.into(), portion.is_bare().into()];
+    let rows = tx.query_all_raw(statement(&take_sql(), values)).await?;
     let Some(first) = rows.first() else { return Ok(None) };
     let mut taken =
         TakenEvents { events: Vec::new(), set_aside: 0, last: first.try_get("", "last")?, now: first.try_get("", "now")? };
@@ -43,9 +46,11 @@ pub(crate) async fn take(tx: &DatabaseTransaction, batch_max: u32, after: i64) -
     Ok(Some(taken))
 }
 
-/// Returns one row for all schedulable events of a type, and one for each reason to set events aside. It also looks up the subjects, so
+/// `$1` how many, `$2` after which id, `$3` whether to set aside without data. Returns one row for all schedulable events of a type, and one
+/// for each reason to set events aside. It also looks up the subjects, so
 /// that an event without a subject is found here and not a month later.
 fn take_sql() -> String {
+    const LOST: &str = "; its data is lost, because the event could not be moved with it";
     let quoted = |names: &[&str]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(", ");
     let known = EventType::ALL.map(EventType::name);
     let tables: BTreeSet<&str> = EventType::ALL.into_iter().map(EventType::table).collect();
@@ -79,7 +84,9 @@ fn take_sql() -> String {
               FROM taken
          ), aside AS (
             INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, data, reason)
-            SELECT event_id, event_type, subject_id, occurred_at, data, reason FROM judged WHERE reason IS NOT NULL ORDER BY id
+            SELECT event_id, event_type, subject_id, occurred_at, CASE WHEN NOT $3 THEN data END,
+                   CASE WHEN $3 AND data IS NOT NULL THEN reason || '{LOST}' ELSE reason END
+              FROM judged WHERE reason IS NOT NULL ORDER BY id
             RETURNING event_id, reason
          )
          SELECT event_type, array_agg(event_id) AS event_ids, array_agg(subject_id) AS subjects, array_agg(occurred_at) AS moments,
@@ -104,24 +111,22 @@ fn events(row: &QueryResult, ids: Vec<Uuid>) -> Result<impl Iterator<Item = Even
     Ok(ids.into_iter().zip(subjects).zip(moments).map(event))
 }
 
-/// Sets events aside that have a deadline beyond the end of the calendar.
-pub(crate) async fn set_aside(tx: &DatabaseTransaction, beyond: &[Event]) -> Result<(), DbErr> {
-    const REASON: &str = "a deadline of this event lies beyond the end of the calendar";
-    for event in beyond {
-        log_set_aside(event.id, REASON);
-        let row = set_aside::ActiveModel {
-            event_id: Set(event.id),
-            event_type: Set(event.event_type.name().to_owned()),
-            subject_id: Set(event.subject),
-            occurred_at: Set(event.occurred_at),
-            reason: Set(REASON.to_owned()),
-            ..Default::default()
-        };
-        set_aside::Entity::insert(row).exec_without_returning(tx).await?;
-    }
-    Ok(())
-}
-
 fn log_set_aside(event_id: Uuid, reason: &str) {
     tracing::warn!(%event_id, reason, "an event was set aside");
+}
+
+#[cfg(test)]
+mod tests {
+    use shared::domain::span::Span;
+
+    use super::*;
+
+    #[test]
+    fn no_deadline_of_an_event_that_is_taken_lies_beyond_the_end_of_the_calendar() {
+        let latest: DateTime<Utc> = "9999-12-31T23:59:59Z".parse().unwrap();
+        for longest in ["3650d", "120 months"] {
+            assert!(longest.parse::<Span>().unwrap().after(latest).is_some(), "{longest}");
+        }
+        assert!("3651d".parse::<Span>().is_err() && "121 months".parse::<Span>().is_err(), "no longer span is valid");
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Mutex, MutexGuard, PoisonError,
         atomic::{AtomicI64, Ordering},
     },
     time::Duration,
@@ -41,6 +41,7 @@ use tracing::Instrument;
 
 use crate::{
     outbox::{self, TakenEvents},
+    portion::Portion,
     schedule,
 };
 
@@ -115,7 +116,8 @@ async fn live(
     let Some(governed) = active_policy::connect_until(settings, Client::Producer, shutdown).await? else { return Ok(()) };
     let Governed { db, settings } = governed;
     postgresql.up();
-    let relay = Relay { topology: settings.topology(), settings, postgresql, rabbitmq, done };
+    let portion = Mutex::new(Portion::new(settings.relay.batch_max));
+    let relay = Relay { topology: settings.topology(), portion, settings, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
     // Closing waits for connections in use, which never return if the server is away.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
@@ -160,6 +162,7 @@ impl RelayCounts {
 struct Relay<'a> {
     settings: Settings,
     topology: Topology,
+    portion: Mutex<Portion>,
     postgresql: HealthPart,
     rabbitmq: HealthPart,
     done: &'a RelayCounts,
@@ -255,6 +258,13 @@ impl Relay<'_> {
                     return Err(error);
                 }
                 Err(BatchError::Database(error)) => {
+                    let smaller = self.portion().failed(trouble(&error));
+                    if let Some(pause) = smaller {
+                        let events = self.portion().events();
+                        tracing::warn!(error = redacted(&error), events, "a batch of events failed; trying this many at once");
+                        shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
+                        continue;
+                    }
                     listener = None;
                     let away = trouble(&error).is_outage();
                     // The text of a statement's error may quote a row, so it is not shown on /readyz.
@@ -316,11 +326,13 @@ impl Relay<'_> {
         [one, other]: &[Publisher; 2],
         shutdown: &CancellationToken,
     ) -> Result<usize, BatchError> {
-        let full = self.settings.relay.batch_max as usize;
+        let portion = *self.portion();
+        let full = portion.events() as usize;
         // Rows with lower ids that commit late are left for the next round.
         let taken_up_to = AtomicI64::new(i64::MIN);
         let first = self.batch_in_time(db, one, &taken_up_to).await?;
-        if first < full {
+        // While batches fail, one at a time, so that it is known which one did.
+        if first < full || portion.is_reduced() {
             return Ok(first);
         }
         let side = async |publisher: &Publisher| {
@@ -357,7 +369,8 @@ impl Relay<'_> {
     async fn batch(&self, db: &DatabaseConnection, publisher: &Publisher, taken_up_to: &AtomicI64) -> Result<usize, BatchError> {
         let tx = db.begin().await?;
         let after = taken_up_to.load(Ordering::Relaxed);
-        let Some(taken) = outbox::take(&tx, self.settings.relay.batch_max, after).await? else {
+        let portion = *self.portion();
+        let Some(taken) = outbox::take(&tx, portion, after).await? else {
             tx.rollback().await?;
             return Ok(0);
         };
@@ -372,12 +385,18 @@ impl Relay<'_> {
         let span = tracing::Span::current();
         let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
         span.record("wakeups", plan.wakeups.len());
+        // `outbox::take` sets aside what happened after the year 9999, and no span of a policy leads from there to chrono's last year.
+        debug_assert!(plan.beyond.is_empty(), "{:?}", plan.beyond);
         publisher.publish_all(&plan.messages(&self.topology)).await?;
-        outbox::set_aside(&tx, &plan.beyond).await?;
-        let (events, set_aside) = (taken.events.len() - plan.beyond.len(), taken.set_aside + plan.beyond.len());
+        let (events, set_aside) = (taken.events.len(), taken.set_aside);
         tx.commit().await?;
+        self.portion().succeeded();
         self.done.count(events, plan.wakeups.len(), set_aside);
         Ok(events + set_aside)
+    }
+
+    fn portion(&self) -> MutexGuard<'_, Portion> {
+        self.portion.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// How long to wait at most while the outbox is empty. Starts listening for notifications first.

@@ -113,6 +113,11 @@ impl FaultFleet {
         futures::future::try_join_all(names.iter().map(|name| self.stop(name))).await.map(|_| ())
     }
 
+    /// The running process of this name.
+    pub fn pid(&self, name: &str) -> Option<u32> {
+        self.drivers.all().iter().find(|driver| driver.name == name)?.child.as_ref()?.id()
+    }
+
     /// How often processes were restarted.
     pub fn restarts(&self) -> u32 {
         self.drivers.1.load(Ordering::Relaxed)

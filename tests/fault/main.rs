@@ -11,6 +11,7 @@ mod cluster;
 mod disk;
 mod fleet;
 mod harness;
+mod hostile;
 mod messages;
 mod network;
 mod nodes;

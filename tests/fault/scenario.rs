@@ -9,7 +9,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     changes, cluster, disk,
     harness::{Ended, FaultHarness, ScenarioSettings, Setting},
-    messages, network, nodes, patience, postgres, rabbitmq,
+    hostile, messages, network, nodes, patience, postgres, rabbitmq,
     report::{ScenarioResult, ScenarioVerdict},
     worker,
 };
@@ -93,6 +93,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("the_network_to_postgres_is_flaky", network::flaky_to_postgres),
     Scenario::new("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),
     Scenario::new("one_percent_is_garbage", messages::garbage_mixed_in),
+    Scenario::new("a_publisher_is_hostile", hostile::publisher).on(hostile::patient),
     Scenario::new("workers_clocks_are_an_hour_wrong", messages::clocks_an_hour_wrong).unless(messages::lacks_faketime),
     Scenario::new("the_policy_is_lengthened_while_messages_wait", changes::policy_lengthened).on(changes::begins_middling),
     Scenario::new("the_policy_is_shortened_while_messages_wait", changes::policy_shortened).on(changes::begins_long),

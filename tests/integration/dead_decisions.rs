@@ -118,9 +118,9 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
                      WHERE old.state = 'resolved' AND new.state = 'open' AND old.subject_id <> new.subject_id AND old.kind = new.kind
                        AND old.decided_by = 'Lan' AND old.decided_why = 'repaired as ' || new.id || ': orders mixed up'
                        AND (old.wakeup_id, old.reason, old.cause, old.cause_group, old.attempts, old.first_failed_at, old.last_failed_at,
-                            old.worker, old.trace_id, old.queue, old.routing_key, old.headers, old.body)
+                            old.worker, old.trace_id, old.queue, old.routing_key, old.body_hash)
                          = (new.wakeup_id, new.reason, new.cause, new.cause_group, new.attempts, new.first_failed_at, new.last_failed_at,
-                            new.worker, new.trace_id, new.queue, new.routing_key, new.headers, new.body)";
+                            new.worker, new.trace_id, new.queue, new.routing_key, new.body_hash)";
         assert_eq!(harness.ask::<i64>(same).await, 1);
         let new = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE repaired_from IS NOT NULL").await.to_string();
         assert!(done.out.contains(&new), "{done:?}");

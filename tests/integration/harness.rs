@@ -299,9 +299,18 @@ impl Harness {
 
     /// All stored letters in every state, ordered by id.
     pub async fn dead_letters(&self) -> Vec<DeadLetter> {
-        let sql = "SELECT * FROM dead_letters ORDER BY id";
+        let sql = "SELECT * FROM dead_letters JOIN dead_letter_bodies ON hash = body_hash ORDER BY id";
         let rows = self.sandbox.db.query_all_raw(statement(sql, [])).await.expect("letters");
         rows.iter().map(|row| letter(row).expect("a letter")).collect()
+    }
+
+    /// Stores a message for letters that a test inserts; returns the value of their `body_hash`.
+    pub async fn kept_body(&self, headers: &[u8], body: &[u8]) -> Vec<u8> {
+        let sql = "INSERT INTO dead_letter_bodies AS known (hash, headers, body) VALUES (kyhan_body_hash($1, $2), $1, $2)
+                   ON CONFLICT (hash) DO UPDATE SET hash = known.hash RETURNING hash";
+        let values = [headers.to_vec().into(), body.to_vec().into()];
+        let row = self.sandbox.db.query_one_raw(statement(sql, values)).await.expect("stored").expect("a row");
+        row.try_get_by_index(0).expect("a hash")
     }
 
     /// The number of letters, stored or still waiting to be stored.
@@ -358,5 +367,6 @@ fn letter(row: &QueryResult) -> anyhow::Result<DeadLetter> {
         routing_key: row.try_get("", "routing_key")?,
         headers: dead_letter::headers_from_json(&row.try_get::<Vec<u8>>("", "headers")?)?,
         body: row.try_get("", "body")?,
+        cut: None,
     })
 }

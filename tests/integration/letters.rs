@@ -46,11 +46,11 @@ impl StoredLetter<'_> {
         let failed: Option<DateTime<Utc>> = self.failed.map(|failed| failed.parse().expect("a moment"));
         let sql =
             "INSERT INTO dead_letters (id, kind, subject_id, wakeup_id, reason, cause, cause_group, attempts, first_failed_at,
-                                             last_failed_at, worker, trace_id, queue, routing_key, headers, body)
+                                             last_failed_at, worker, trace_id, queue, routing_key, body_hash)
                    SELECT $1, $2, $3, gen_random_uuid(), $4, $5, $6, 6, failed.at - interval '1 minute', failed.at,
-                          'worker-7', '4bf92f3577b34da6a3ce929d0e0e4736', 'kyhan.dead', 'confirm-receipt.0', $8, $9
+                          'worker-7', '4bf92f3577b34da6a3ce929d0e0e4736', 'kyhan.dead', 'confirm-receipt.0', $8
                      FROM coalesce($7, now() - interval '1 hour') AS failed (at)";
-        let values: [Value; 9] = [
+        let values: [Value; 8] = [
             self.id.into(),
             self.kind.map(ToOwned::to_owned).into(),
             self.subject.into(),
@@ -58,8 +58,7 @@ impl StoredLetter<'_> {
             self.cause.into(),
             self.group.into(),
             failed.into(),
-            self.headers.to_vec().into(),
-            self.body.to_vec().into(),
+            harness.kept_body(self.headers, self.body).await.into(),
         ];
         harness.run(sql, values).await;
         self.id

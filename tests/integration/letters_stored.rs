@@ -79,14 +79,21 @@ async fn stored(harness: &Harness, mut messages: Vec<Outgoing>) {
     let last = Uuid::new_v4();
     messages.push(put(harness, last.to_string(), FieldTable::default()));
     harness.publish(messages).await;
-    let sql = format!("SELECT count(*) = 1 FROM dead_letters WHERE body = '{last}'::bytea");
+    let sql = format!(
+        "SELECT count(*) = 1 FROM dead_letters WHERE body_hash IN (SELECT hash FROM dead_letter_bodies WHERE body = '{last}'::bytea)"
+    );
     harness.until(&sql).await;
-    harness.run("DELETE FROM dead_letters WHERE body = $1", [last.to_string().into_bytes().into()]).await;
+    harness
+        .run(
+            "DELETE FROM dead_letters WHERE body_hash IN (SELECT hash FROM dead_letter_bodies WHERE body = $1)",
+            [last.to_string().into_bytes().into()],
+        )
+        .await;
 }
 
 /// The number of letters that match the condition.
 async fn count(harness: &Harness, condition: &str) -> i64 {
-    harness.ask(&format!("SELECT count(*) FROM dead_letters WHERE {condition}")).await
+    harness.ask(&format!("SELECT count(*) FROM dead_letters JOIN dead_letter_bodies ON hash = body_hash WHERE {condition}")).await
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -294,7 +301,7 @@ async fn one_that_cannot_be_stored_as_it_is_is_reduced_and_says_so_and_its_neigh
                             RETURN NEW;
                         END $$";
         harness.run(function, []).await;
-        harness.run("CREATE TRIGGER refuse BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION refuse()", []).await;
+        harness.run("CREATE TRIGGER refuse BEFORE INSERT ON dead_letter_bodies FOR EACH ROW EXECUTE FUNCTION refuse()", []).await;
         let mut messages: Vec<Outgoing> = (0..20).map(|n| put(harness, format!("sound {n}"), headers([("kept", text("1"))]))).collect();
         messages.push(put(harness, vec![b'x'; 200_000], FieldTable::default()));
         messages.push(put(harness, "headers", headers([("refused", text("1"))])));
@@ -372,12 +379,13 @@ async fn moot_letters_close_themselves_with_a_record_and_those_that_are_due_stay
 /// A stored letter that died that long ago, and that may have been decided that long ago.
 async fn stored_letter(harness: &Harness, died: &str, decided: Option<&str>, repaired_from: Option<Uuid>) -> Uuid {
     let id = Uuid::new_v4();
-    let sql = "INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body,
+    let sql = "INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, body_hash,
                                          decided_at, decided_by, decided_why, repaired_from)
                SELECT $1::uuid, CASE WHEN ago IS NULL THEN 'open' ELSE 'discarded' END, 'malformed', '', '', 0, now() - $2::text::interval, '', '',
-                      '{}', '', now() - ago, CASE WHEN ago IS NOT NULL THEN 'lan' END, CASE WHEN ago IS NOT NULL THEN 'known' END, $4::uuid
+                      $5, now() - ago, CASE WHEN ago IS NOT NULL THEN 'lan' END, CASE WHEN ago IS NOT NULL THEN 'known' END, $4::uuid
                  FROM (SELECT nullif($3::text, '')::interval AS ago) AS given";
-    let values: [Value; 4] = [id.into(), died.into(), decided.unwrap_or_default().into(), repaired_from.into()];
+    let body = harness.kept_body(b"{}", b"").await;
+    let values: [Value; 5] = [id.into(), died.into(), decided.unwrap_or_default().into(), repaired_from.into(), body.into()];
     harness.run(sql, values).await;
     id
 }

@@ -24,6 +24,7 @@ mod explain;
 mod forecast;
 mod harness;
 mod history;
+mod hostile;
 mod journey;
 mod letters;
 mod letters_stored;

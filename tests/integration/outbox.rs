@@ -1,5 +1,6 @@
 //! The outbox and its relay: no event is lost, invalid events are set aside, and they block no others.
 
+use sea_orm::ConnectionTrait;
 use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::{fleet, sandbox::eventually};
 use uuid::Uuid;
@@ -46,6 +47,54 @@ async fn events_that_make_no_sense_are_set_aside_whole_and_block_nothing() {
         harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         worker.stop().await;
         relay.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_that_cannot_be_moved_are_set_aside_without_their_data_and_block_no_others() {
+    with_harness(QUICK, async |harness| {
+        let refuse = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                          IF NEW.data ? 'poison' THEN
+                              RAISE check_violation USING MESSAGE = 'refused';
+                          END IF;
+                          RETURN NEW;
+                      END $$";
+        harness.run(refuse, []).await;
+        harness.run("CREATE TRIGGER refuse BEFORE INSERT ON set_aside FOR EACH ROW EXECUTE FUNCTION refuse()", []).await;
+        let nonsense = "INSERT INTO outbox (event_type, subject_id, data)
+                        SELECT 'order.nonsense', gen_random_uuid(), CASE WHEN n % 60 = 7 THEN '{\"poison\": 1}' ELSE '{\"kept\": 1}' END::jsonb
+                          FROM generate_series(1, 200) AS n";
+        harness.run(nonsense, []).await;
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
+        let (relay, worker) = (harness.relay(), harness.worker());
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+        let report = relay.stop().await;
+        assert_eq!(report.set_aside, 200, "{report:?}");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM set_aside WHERE data = '{\"kept\": 1}'").await, 196);
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM set_aside WHERE data IS NULL AND reason LIKE '%its data is lost%'").await, 4);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_with_much_data_is_refused_when_it_is_written() {
+    with_harness(QUICK, async |harness| {
+        let insert = |bytes: usize| {
+            format!("INSERT INTO outbox (event_type, subject_id, data) VALUES ('order.shipped', gen_random_uuid(), to_jsonb(repeat('x', {bytes})))")
+        };
+        let db = &harness.sandbox.db;
+        db.execute_unprepared(&insert(65_534)).await.expect("64 KiB");
+        let refused = db.execute_unprepared(&insert(65_535)).await.expect_err("refused").to_string();
+        assert!(refused.contains("outbox_data_has_at_most_64_kib"), "{refused}");
+        let long = "INSERT INTO outbox (event_type, subject_id) VALUES (repeat('x', 201), gen_random_uuid())";
+        let refused = db.execute_unprepared(long).await.expect_err("refused").to_string();
+        assert!(refused.contains("outbox_event_type_has_at_most_200_bytes"), "{refused}");
+        let update = "UPDATE outbox SET data = to_jsonb(repeat('x', 100000))";
+        assert!(db.execute_unprepared(update).await.is_err());
     })
     .await;
 }

@@ -28,11 +28,11 @@ fn troubles(status: &Value) -> Vec<&str> {
 
 /// That many open letters of this group, as a worker would store them.
 async fn letters(harness: &Harness, group: i32, count: i32) {
-    let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body)
+    let sql = "INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, body_hash)
                SELECT gen_random_uuid(), 'confirm-receipt', gen_random_uuid(), 'attempts-exhausted', 'cause', 'group ' || $1::int, 3,
-                      now() - n * interval '1 hour', 'dead', 'confirm-receipt.0', '', ''
+                      now() - n * interval '1 hour', 'dead', 'confirm-receipt.0', $3
                  FROM generate_series(1, $2::int) AS n";
-    assert_eq!(harness.run(sql, [group.into(), count.into()]).await, count as u64);
+    assert_eq!(harness.run(sql, [group.into(), count.into(), harness.kept_body(b"", b"").await.into()]).await, count as u64);
 }
 
 #[tokio::test(flavor = "multi_thread")]

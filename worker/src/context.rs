@@ -4,6 +4,7 @@ use std::{collections::HashMap, sync::Arc};
 
 use sea_orm::DatabaseConnection;
 use shared::{database::statements::Statements, message::topology::Topology, process::outage::Outage, settings::Settings};
+use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
 use crate::{paused::PausedKinds, pipeline::batch::BatchEnd, tally::Tally};
@@ -21,6 +22,8 @@ pub(crate) struct Context {
     pub postgres: Outage,
     pub rabbitmq: Outage,
     pub paused: Arc<PausedKinds>,
+    /// Held while a batch with a large message is processed, so that only one at a time takes the memory for it.
+    pub large: Mutex<()>,
     /// Stop consuming.
     pub shutdown: CancellationToken,
     /// Also stop waiting for a server.

@@ -113,6 +113,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &KeptState, shutdown:
         postgres: Outage::of("PostgreSQL"),
         rabbitmq: away,
         paused: Arc::clone(&kept.paused),
+        large: tokio::sync::Mutex::default(),
         shutdown: shutdown.child_token(),
         abandon: CancellationToken::new(),
     });

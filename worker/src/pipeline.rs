@@ -5,6 +5,7 @@ pub(crate) mod attempt;
 pub(crate) mod batch;
 pub(crate) mod consumer;
 pub(crate) mod handler;
+pub(crate) mod inbox;
 pub mod intake;
 pub(crate) mod lane;
 pub(crate) mod patience;

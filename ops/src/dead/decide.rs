@@ -114,9 +114,9 @@ pub async fn repair(
 
     let repaired_as = Uuid::new_v4();
     let copy = "INSERT INTO dead_letters (id, kind, subject_id, repaired_from, wakeup_id, reason, cause, cause_group, attempts,
-                                          first_failed_at, last_failed_at, worker, trace_id, queue, routing_key, headers, body)
+                                          first_failed_at, last_failed_at, worker, trace_id, queue, routing_key, body_hash)
                 SELECT $2, $3, $4, id, wakeup_id, reason, cause, cause_group, attempts,
-                       first_failed_at, last_failed_at, worker, trace_id, queue, routing_key, headers, body
+                       first_failed_at, last_failed_at, worker, trace_id, queue, routing_key, body_hash
                   FROM dead_letters WHERE id = $1";
     tx.execute_raw(statement(copy, [id.into(), repaired_as.into(), kind.clone().into(), subject.into()])).await?;
     close(&tx, &[id], "resolved", actor, &format!("repaired as {repaired_as}: {why}")).await?;

@@ -55,9 +55,11 @@ pub struct Letter {
     pub queue: String,
     pub routing_key: String,
     /// The original headers: a table of AMQP values, as JSON.
+    #[sea_orm(from_expr = "Expr::cust(HEADERS)")]
     #[serde(serialize_with = "json_or_base64")]
     pub headers: Vec<u8>,
     /// The original bytes; in JSON as base64.
+    #[sea_orm(from_expr = "Expr::cust(BODY)")]
     #[serde(serialize_with = "base64")]
     pub body: Vec<u8>,
     /// The letter that this one corrects, and the one that corrects it.
@@ -85,6 +87,10 @@ pub struct PlanLine {
 
 /// SQL: the letter that corrects a row of `dead_letters`.
 const REPAIRED_AS: &str = "(SELECT id FROM dead_letters AS repaired WHERE repaired.repaired_from = dead_letters.id)";
+
+/// SQL: the original message of a row of `dead_letters`.
+const HEADERS: &str = "(SELECT headers FROM dead_letter_bodies WHERE hash = dead_letters.body_hash)";
+const BODY: &str = "(SELECT body FROM dead_letter_bodies WHERE hash = dead_letters.body_hash)";
 
 /// The complete letter with this id.
 ///

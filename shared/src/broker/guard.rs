@@ -2,23 +2,58 @@
 //! is refused, with what could be lost and what to do.
 
 use lapin::{
-    ErrorKind,
-    options::QueueDeclareOptions,
+    BasicProperties, ErrorKind,
+    options::{BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
 
 use super::{Broker, BrokerError, close_channel, declare::PRECONDITION_FAILED};
-use crate::message::topology::Topology;
+use crate::message::{ladder::Hop, topology::Topology, wakeup::MESSAGE_MAX};
 
 impl Broker {
     /// Declares or finds the topology, as [`Broker::declare_or_find`] does, and checks that the broker dead-letters at least
-    /// once.
+    /// once. Warns if the broker accepts messages larger than any of the fleet's.
     ///
     /// # Errors
     /// [`BrokerError::Inequivalent`] or [`BrokerError::Unsafe`]: do not take wake-ups. [`BrokerError::Missing`]: not yet.
     pub async fn guard(&self, topology: &Topology) -> Result<(), BrokerError> {
         self.declare_or_find(topology).await?;
-        self.dead_letters_at_least_once(topology).await
+        self.dead_letters_at_least_once(topology).await?;
+        if self.accepts_large_messages(topology).await? {
+            tracing::warn!(
+                recommended = MESSAGE_MAX,
+                "RabbitMQ accepts messages larger than the fleet's: each consumer may have to hold one as large as the broker's limit; \
+                 set max_message_size = {MESSAGE_MAX} in rabbitmq.conf"
+            );
+        }
+        Ok(())
+    }
+
+    /// Whether the broker accepts a message that is larger than [`MESSAGE_MAX`] by one byte. No AMQP method reports its limit, so
+    /// this publishes one to the exchange of a rung, with a routing key that no queue of a rung is bound with. It is dropped there,
+    /// or refused with an error that ends the channel, which RabbitMQ logs once for each start of a worker.
+    #[expect(clippy::disallowed_methods, reason = "this message is not to arrive anywhere")]
+    async fn accepts_large_messages(&self, topology: &Topology) -> Result<bool, BrokerError> {
+        let Some(rung) = topology.ladder().rungs().first() else { return Ok(false) };
+        let channel = self.channel().await?;
+        self.answered(channel.confirm_select(ConfirmSelectOptions::default())).await?;
+        let (exchange, nowhere) = (topology.exchange_of(Hop::Rung(*rung)), "size");
+        let probe = vec![0; MESSAGE_MAX + 1];
+        let published = self.answered(async {
+            let options = BasicPublishOptions::default();
+            channel
+                .basic_publish(exchange.as_str().into(), nowhere.into(), options, &probe, BasicProperties::default())
+                .await?
+                .await
+        });
+        match published.await {
+            Ok(_) => {
+                close_channel(&channel).await;
+                Ok(true)
+            }
+            Err(BrokerError::Protocol(error)) if matches!(error.kind(), ErrorKind::ProtocolError(_)) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 
     /// RabbitMQ 3.10 and 3.11 dead-letter at least once only with the feature flag `stream_queue`, and silently at most once

@@ -7,6 +7,7 @@ use sea_orm::{DbBackend, Schema, sea_query::TableCreateStatement};
 
 pub mod activity;
 pub mod canaries;
+pub mod dead_letter_bodies;
 pub mod dead_letters;
 pub mod order_messages;
 pub mod outbox;
@@ -27,6 +28,7 @@ pub fn tables() -> Vec<TableCreateStatement> {
     vec![
         schema.create_table_from_entity(activity::Entity),
         schema.create_table_from_entity(canaries::Entity),
+        schema.create_table_from_entity(dead_letter_bodies::Entity),
         schema.create_table_from_entity(dead_letters::Entity),
         schema.create_table_from_entity(order_messages::Entity),
         schema.create_table_from_entity(outbox::Entity),

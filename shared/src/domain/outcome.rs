@@ -43,6 +43,9 @@ pub enum Reason {
 }
 
 impl Reason {
+    /// The reasons for which a subject itself failed. Any other letter only states what some message named.
+    pub const FAILED: [Self; 2] = [Self::AttemptsExhausted, Self::DeliveryLimit];
+
     /// The name in a dead letter's headers.
     #[must_use]
     pub const fn name(self) -> &'static str {

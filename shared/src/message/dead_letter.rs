@@ -9,12 +9,14 @@ use uuid::Uuid;
 
 use crate::{domain::outcome::Reason, message::wakeup::Wakeup};
 
+mod body;
 mod cause;
 mod headers;
 mod wire;
 
+pub use body::WHOLE_MAX;
 pub use cause::{GROUP_MAX, cause_group};
-pub use headers::{fit_to_publish, headers_from_json, headers_to_json, without_deaths};
+pub use headers::{fit_to_publish, headers_from_json, headers_to_json, memory_of, without_deaths};
 
 /// The namespace of dead letters' ids (UUID version 5).
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6465_6164_0000);
@@ -49,8 +51,10 @@ pub struct DeadLetter {
     pub routing_key: String,
     /// The original headers, without the broker's `x-…death` ones.
     pub headers: FieldTable,
-    /// The original bytes.
+    /// The original bytes, or the first of them.
     pub body: Vec<u8>,
+    /// The length and the hash of the original body, if it was longer than [`WHOLE_MAX`] and was cut.
+    pub cut: Option<String>,
 }
 
 /// What a letter contains besides the original message.
@@ -70,8 +74,9 @@ impl DeadLetter {
     #[must_use]
     pub fn new(death: &Death<'_>, routing_key: &str, headers: Option<&FieldTable>, body: &[u8]) -> Self {
         let routing_key = cut(routing_key, NAME_MAX);
+        let (body, body_cut) = body::copied(body);
         Self {
-            id: id_of(body, &routing_key, Some((death.subject, death.attempts))),
+            id: id_of(&body, body_cut.as_deref(), &routing_key, Some((death.subject, death.attempts))),
             reason: death.reason.name().to_owned(),
             cause: cut(death.cause, CAUSE_MAX),
             attempts: death.attempts,
@@ -83,7 +88,8 @@ impl DeadLetter {
             wakeup: death.wakeup,
             routing_key,
             headers: without_deaths(headers),
-            body: body.to_vec(),
+            body,
+            cut: body_cut,
         }
     }
 
@@ -113,14 +119,15 @@ impl DeadLetter {
     }
 }
 
-/// The id of a letter: a hash of its bytes, its routing key and, if a worker gave up, its subject and attempts.
-fn id_of(body: &[u8], routing_key: &str, given_up: Option<(Option<Uuid>, u32)>) -> Uuid {
+/// The id of a letter: a hash of its bytes, what was `cut` from them, its routing key and, if a worker gave up, its subject and attempts.
+fn id_of(body: &[u8], cut: Option<&str>, routing_key: &str, given_up: Option<(Option<Uuid>, u32)>) -> Uuid {
     let mut name = Sha1::new_with_prefix(NAMESPACE.as_bytes());
     // The same first failure may be recorded twice with different moments, and must still give one id.
     match Wakeup::decode(body, None) {
         Ok(wakeup) if wakeup.failed_at.is_some() => name.update(Wakeup { failed_at: None, ..wakeup }.body()),
         _ => name.update(body),
     }
+    name.update(cut.unwrap_or_default().as_bytes());
     name.update(routing_key.as_bytes());
     if let Some((subject, attempts)) = given_up {
         name.update(subject.unwrap_or_default().as_bytes());

@@ -29,8 +29,9 @@ const REST_MAX_MS: u64 = 3_650 * 86_400_000;
 pub const SUBJECTS_MAX: usize = 1_000;
 /// Longest body of a wake-up, in bytes: [`SUBJECTS_MAX`] subjects and everything else.
 pub const BODY_MAX: usize = 64 * 1024;
-/// The same for a later format, which may need more.
-const LATER_BODY_MAX: usize = 1024 * 1024;
+/// The same for a later format, which may need more, and for every message of the fleet: RabbitMQ's `max_message_size`, as
+/// documented.
+pub const MESSAGE_MAX: usize = 256 * 1024;
 /// A subject in a body, with its quotes and comma.
 const SUBJECT_LEN: usize = 39;
 /// Room for everything else in a body.
@@ -236,7 +237,7 @@ impl Wakeup {
             v: u32,
         }
 
-        if body.len() > LATER_BODY_MAX {
+        if body.len() > MESSAGE_MAX {
             return Err(Malformed::TooLong(body.len()));
         }
         if body.trim_ascii_start().first() != Some(&b'{') {

@@ -3,19 +3,21 @@
 
 use std::{collections::HashMap, time::Duration};
 
-use futures::StreamExt;
-use lapin::Consumer;
 use shared::{broker::BrokerError, domain::outcome::Outcome, message::wakeup::Wakeup, settings};
 use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use super::intake::{self, TakenMessage};
+use super::{
+    inbox::Inbox,
+    intake::{self, TakenMessage},
+};
 
 /// Most subjects of dead letters in a batch. Each becomes a row.
 const LETTERS_MAX: usize = 4_096;
-/// Most bytes of dead letters in a batch.
-const LETTER_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Most bytes of messages in a batch, which are copied on their way: a batch of the largest wake-ups has less, and a larger message is alone
+/// in its batch or its last.
+const BYTES_MAX: usize = 1024 * 1024;
 
 /// How large a batch grows and how long it waits to grow.
 #[derive(Clone, Copy, Debug)]
@@ -24,7 +26,7 @@ pub struct BatchLimits {
     subjects: usize,
     /// Most messages: malformed messages have no subjects to count.
     messages: usize,
-    /// Most bytes of bodies; the last message may exceed it.
+    /// Most bytes in memory; the last message may exceed it.
     bytes: usize,
     /// How long a batch waits for more messages while there is traffic.
     linger: Duration,
@@ -32,23 +34,17 @@ pub struct BatchLimits {
 
 impl BatchLimits {
     /// One message of any size.
-    pub const ALONE: Self = Self { subjects: 1, messages: 1, bytes: usize::MAX, linger: Duration::ZERO };
+    pub const ALONE: Self = Self { subjects: 1, messages: 1, bytes: BYTES_MAX, linger: Duration::ZERO };
     /// At most `messages` dead letters, each of which may be as large as the broker allows.
     #[must_use]
     pub const fn of_letters(messages: u16) -> Self {
-        Self { subjects: LETTERS_MAX, messages: messages as usize, bytes: LETTER_BYTES_MAX, linger: Duration::ZERO }
+        Self { subjects: LETTERS_MAX, messages: messages as usize, bytes: BYTES_MAX, linger: Duration::ZERO }
     }
 }
 
 impl From<&settings::WorkerSettings> for BatchLimits {
     fn from(worker: &settings::WorkerSettings) -> Self {
-        Self {
-            subjects: worker.batch_max,
-            messages: usize::from(worker.prefetch),
-            // Wake-ups are small.
-            bytes: usize::MAX,
-            linger: worker.linger,
-        }
+        Self { subjects: worker.batch_max, messages: usize::from(worker.prefetch), bytes: BYTES_MAX, linger: worker.linger }
     }
 }
 
@@ -83,7 +79,7 @@ pub enum BatchEnd {
 /// Fills a batch: waits for a first message, then takes what arrives until a limit is reached or the linger is over. Stops at once when
 /// `barred` returns a reason.
 pub async fn fill(
-    consumer: &mut Consumer,
+    inbox: &mut Inbox,
     kind: Option<&'static str>,
     limits: BatchLimits,
     barred: impl Future<Output = BatchEnd>,
@@ -96,8 +92,8 @@ pub async fn fill(
     loop {
         let next = async {
             match until {
-                None => Some(consumer.next().await),
-                Some(until) => timeout_at(until, consumer.next()).await.ok(),
+                None => Some(inbox.next().await),
+                Some(until) => timeout_at(until, inbox.next()).await.ok(),
             }
         };
         let delivery = tokio::select! {
@@ -106,14 +102,13 @@ pub async fn fill(
             why = &mut barred => return (batch, why),
             next = next => match next {
                 None => return (batch, BatchEnd::Full),
-                Some(Some(Ok(delivery))) => delivery,
-                Some(Some(Err(error))) => return (batch, BatchEnd::Lost(error.into())),
-                Some(None) => return (batch, BatchEnd::Lost(BrokerError::Cancelled)),
+                Some(Ok(delivery)) => delivery,
+                Some(Err(error)) => return (batch, BatchEnd::Lost(error)),
             },
         };
         let taken = intake::take(delivery, kind);
         subjects += taken.content.as_ref().map_or(0, |wakeup| wakeup.subjects.len());
-        bytes += taken.body.len();
+        bytes += taken.weight;
         batch.messages.push(taken);
         if subjects >= limits.subjects || bytes >= limits.bytes || batch.messages.len() >= limits.messages {
             return (batch, BatchEnd::Full);
@@ -138,6 +133,12 @@ impl Batch {
     #[must_use]
     pub fn len(&self) -> usize {
         self.messages.len()
+    }
+
+    /// Whether one of its messages is so large that batches like it are processed one at a time.
+    #[must_use]
+    pub fn is_large(&self) -> bool {
+        self.messages.iter().any(|message| message.weight >= BYTES_MAX)
     }
 
     #[must_use]
@@ -223,7 +224,7 @@ mod tests {
         };
         let content = if subjects.is_empty() { Err(Malformed::NoSubjects) } else { Ok(wakeup) };
         let properties = lapin::BasicProperties::default();
-        TakenMessage { delivery_tag, routing_key: String::new(), properties, body: vec![], content }
+        TakenMessage { delivery_tag, routing_key: String::new(), properties, weight: 0, body: vec![], content }
     }
 
     #[test]

@@ -201,9 +201,9 @@ impl Consumers {
             }
             BatchEnd::Full | BatchEnd::Shutdown | BatchEnd::Lost(_) => {}
         }
-        subscription.adapt(&batch).await?;
+        subscription.adapt(&batch);
         if !batch.is_empty() {
-            if let Some(stop) = self.hold(batch, part, settle, context).await? {
+            if let Some(stop) = subscription.during(self.hold(batch, part, settle, context)).await? {
                 return Ok(Some(stop));
             }
             settled.fetch_add(1, Ordering::Relaxed);

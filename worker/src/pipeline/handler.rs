@@ -58,11 +58,11 @@ impl Handler {
     pub(crate) fn limits(self, worker: &settings::WorkerSettings) -> (Prefetch, BatchLimits) {
         match self {
             Self::Lane(_) => (Prefetch::of(worker), BatchLimits::from(worker)),
-            Self::Canaries => (Prefetch::fixed(worker.prefetch), BatchLimits::from(worker)),
+            Self::Canaries => (Prefetch::up_to(worker.prefetch), BatchLimits::from(worker)),
             // One at a time, so that a wake-up that crashes its worker affects no other.
-            Self::Quarantine => (Prefetch::fixed(1), BatchLimits::ALONE),
+            Self::Quarantine => (Prefetch::up_to(1), BatchLimits::ALONE),
             Self::DeadLetters => {
-                (Prefetch::fixed(dead_letters::MESSAGES_MAX), BatchLimits::of_letters(dead_letters::MESSAGES_MAX))
+                (Prefetch::up_to(dead_letters::MESSAGES_MAX), BatchLimits::of_letters(dead_letters::MESSAGES_MAX))
             }
         }
     }
@@ -72,6 +72,7 @@ impl Handler {
     /// # Errors
     /// [`BrokerError`]: the batch stays unacked and is redelivered.
     pub(crate) async fn handle(self, batch: Batch, hand: &Hand<'_>) -> Result<Option<StopReason>, BrokerError> {
+        let _turn = if batch.is_large() { Some(hand.context.large.lock().await) } else { None };
         match self {
             Self::Lane(kind) => lane::handle(kind, batch, hand).await,
             Self::Quarantine => quarantine::handle(batch, hand).await,

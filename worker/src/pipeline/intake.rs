@@ -4,12 +4,16 @@
 use lapin::{BasicProperties, message::Delivery, types::FieldTable};
 use shared::message::wakeup::{Malformed, Wakeup};
 
+use super::inbox::weight_of;
+
 /// An unacked message.
 #[derive(Debug)]
 pub struct TakenMessage {
     pub delivery_tag: u64,
     pub routing_key: String,
     pub properties: BasicProperties,
+    /// The memory that it takes, in bytes.
+    pub weight: usize,
     /// The original bytes.
     pub body: Vec<u8>,
     /// The decoded wake-up, or why it could not be decoded.
@@ -38,6 +42,7 @@ pub fn take(delivery: Delivery, lane: Option<&'static str>) -> TakenMessage {
         _ => Ok(wakeup),
     });
     TakenMessage {
+        weight: weight_of(&delivery),
         delivery_tag: delivery.delivery_tag,
         routing_key: delivery.routing_key.into(),
         properties: delivery.properties,

@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use lapin::{BasicProperties, Channel, options::BasicAckOptions, types::AMQPValue};
+use lapin::{
+    BasicProperties, Channel,
+    options::{BasicAckOptions, BasicNackOptions},
+    types::AMQPValue,
+};
 use shared::{
     broker::{BrokerError, Publisher},
     domain::outcome::{Outcome, Reason},
@@ -165,6 +169,17 @@ impl Settle<'_> {
     pub async fn ack_up_to(&self, delivery_tag: u64) -> Result<(), BrokerError> {
         Ok(self.channel.basic_ack(delivery_tag, BasicAckOptions { multiple: true }).await?)
     }
+}
+
+/// Returns a message to its queue without having looked at it, as if it had not been delivered; where RabbitMQ counts deliveries, this was
+/// one. The answer is not awaited: if the channel is gone, the message returns by itself.
+#[expect(clippy::disallowed_methods, reason = "the one owner of acks: nothing was done with the message")]
+pub(super) fn return_unread(channel: &Channel, delivery_tag: u64) {
+    let channel = channel.clone();
+    tokio::spawn(async move {
+        let options = BasicNackOptions { multiple: false, requeue: true };
+        channel.basic_nack(delivery_tag, options).await
+    });
 }
 
 /// The messages that must be published before a batch may be acked.

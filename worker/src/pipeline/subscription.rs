@@ -1,9 +1,8 @@
 //! One consumer on its own channel, and how much it takes: its prefetch and the limits of its next batch.
 
-use futures::{FutureExt, StreamExt};
 use lapin::{
-    Channel, Consumer,
-    options::{BasicCancelOptions, BasicConsumeOptions, BasicQosOptions},
+    Channel,
+    options::{BasicConsumeOptions, BasicQosOptions},
     types::{AMQPValue, FieldTable},
 };
 use shared::broker::BrokerError;
@@ -11,6 +10,7 @@ use shared::broker::BrokerError;
 use super::{
     batch::{self, Batch, BatchEnd, BatchLimits},
     handler::Handler,
+    inbox::Inbox,
     prefetch::Prefetch,
 };
 use crate::context::Context;
@@ -26,60 +26,55 @@ pub(super) struct Source<'a> {
 
 pub(super) struct Subscription<'a> {
     source: Source<'a>,
-    consumer: Consumer,
+    inbox: Inbox,
     prefetch: Prefetch,
     limits: BatchLimits,
     next: BatchLimits,
-    /// Whether the consumer is cancelled, to consume again with another prefetch after its last deliveries.
-    renewing: bool,
 }
 
 impl<'a> Subscription<'a> {
     pub(super) async fn start(source: Source<'a>, prefetch: Prefetch, limits: BatchLimits) -> Result<Self, BrokerError> {
-        let consumer = source.consume(&prefetch).await?;
-        Ok(Self { source, consumer, prefetch, limits, next: limits, renewing: false })
+        let inbox = source.consume(&prefetch).await?;
+        Ok(Self { source, inbox, prefetch, limits, next: limits })
     }
 
     /// Takes the next batch.
     pub(super) async fn fill(&mut self, handler: Handler, context: &Context) -> (Batch, BatchEnd) {
         let barred = context.barred(handler.kind());
-        batch::fill(&mut self.consumer, handler.kind(), self.next, barred, &context.shutdown).await
+        batch::fill(&mut self.inbox, handler.kind(), self.next, barred, &context.shutdown).await
     }
 
     /// Adapts the limits and the prefetch to a batch.
-    pub(super) async fn adapt(&mut self, batch: &Batch) -> Result<(), BrokerError> {
+    pub(super) fn adapt(&mut self, batch: &Batch) {
         self.next = self.limits.after(batch);
-        if !batch.is_empty() && self.prefetch.follows(batch) && !self.renewing {
-            // Deliveries up to the cancel still arrive, so no message returns to the queue and counts as delivered again.
-            self.source.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await?;
-            self.renewing = true;
+        if !batch.is_empty() && self.prefetch.follows(batch, self.inbox.take_largest()) {
+            self.inbox.cancel();
         }
-        Ok(())
     }
 
-    /// Goes on after the consumer was lost, if it was cancelled to consume again.
+    /// Does `work` on the batch in hand, and meanwhile bounds what arrives.
+    pub(super) async fn during<T>(&mut self, work: impl Future<Output = T>) -> T {
+        self.inbox.during(work).await
+    }
+
+    /// Goes on after the consumer was lost, if it was cancelled to consume again with another prefetch.
     pub(super) async fn recover(&mut self, lost: BrokerError) -> Result<(), BrokerError> {
-        if !(self.renewing && matches!(lost, BrokerError::Cancelled)) {
+        if !(self.inbox.is_cancelled() && matches!(lost, BrokerError::Cancelled)) {
             return Err(lost);
         }
-        self.consumer = self.source.consume(&self.prefetch).await?;
-        self.renewing = false;
+        self.prefetch.fits(self.inbox.take_largest());
+        self.inbox = self.source.consume(&self.prefetch).await?;
         Ok(())
     }
 
     /// Whether the consumer has no untaken delivery, and will get none. Cancels the consumer.
     pub(super) async fn holds_nothing(&mut self) -> bool {
-        if self.consumer.next().now_or_never().flatten().is_some() {
-            return false;
-        }
-        // If the channel is gone, all deliveries have returned to the queue.
-        let cancelled = self.source.channel.basic_cancel(self.consumer.tag(), BasicCancelOptions::default()).await;
-        cancelled.is_err() || self.consumer.next().now_or_never().flatten().is_none()
+        self.inbox.holds_nothing().await
     }
 }
 
 impl Source<'_> {
-    async fn consume(self, prefetch: &Prefetch) -> Result<Consumer, BrokerError> {
+    async fn consume(self, prefetch: &Prefetch) -> Result<Inbox, BrokerError> {
         // Per consumer, not global: quorum queues do not support a global prefetch, and RabbitMQ 4 refuses it.
         self.channel.basic_qos(prefetch.messages(), BasicQosOptions { global: false }).await?;
         // The first consumer of each worker gets the messages while it can take them, so that light traffic becomes a few batches and not
@@ -87,6 +82,8 @@ impl Source<'_> {
         let mut arguments = FieldTable::default();
         let priority = i32::try_from(self.number).map_or(i32::MIN, |number| -number);
         arguments.insert("x-priority".into(), AMQPValue::LongInt(priority));
-        Ok(self.channel.basic_consume(self.queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?)
+        let consumer =
+            self.channel.basic_consume(self.queue.into(), "".into(), BasicConsumeOptions::default(), arguments).await?;
+        Ok(Inbox::new(self.channel.clone(), consumer))
     }
 }

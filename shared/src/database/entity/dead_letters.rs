@@ -31,8 +31,8 @@ pub struct Model {
     pub queue: String,
     #[sea_orm(column_type = "Text")]
     pub routing_key: String,
-    pub headers: Vec<u8>,
-    pub body: Vec<u8>,
+    /// The row of [`super::dead_letter_bodies`] that holds the original message.
+    pub body_hash: Vec<u8>,
     pub repaired_from: Option<Uuid>,
     pub stored_at: DateTime<Utc>,
     pub decided_at: Option<DateTime<Utc>>,

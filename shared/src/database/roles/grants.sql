@@ -111,12 +111,15 @@ END $$;
 
 -- The sweep's leader.
 GRANT SELECT, INSERT, UPDATE, DELETE ON swept, canaries, dead_letters TO kyhan_worker;
+GRANT SELECT, INSERT, DELETE ON dead_letter_bodies TO kyhan_worker;
+GRANT UPDATE (hash) ON dead_letter_bodies TO kyhan_worker; -- to lock
 GRANT SELECT ON records_retention TO kyhan_worker;
 GRANT UPDATE (hidden_before) ON records_retention TO kyhan_worker;
 GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric) TO kyhan_worker;
 
 -- Operators.
 GRANT SELECT, INSERT, UPDATE ON dead_letters, replay_plans, replay_plan_letters, rebuilds TO kyhan_ops;
+GRANT SELECT ON dead_letter_bodies TO kyhan_ops;
 GRANT INSERT, DELETE ON pauses, retention_holds TO kyhan_ops;
 GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention TO kyhan_ops;
 GRANT DELETE ON rungs, rebuilds, canaries TO kyhan_ops;

@@ -1,7 +1,7 @@
 //! The headers of a message that died: which of them are kept, whether they can be published again, and how they are stored.
 //! Stored headers can be read back.
 
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 
 /// Most bytes of the original headers that are kept: a message's headers must fit into one frame (128 KiB), and a letter that
 /// cannot be published would come back forever.
@@ -50,7 +50,25 @@ fn size_of_value(value: &AMQPValue) -> usize {
     }
 }
 
-/// Headers as `dead_letters.headers` stores them: the AMQP table in JSON, each value with its type (a double may lose its
+/// How many bytes a table takes in memory, about. A value takes one byte on the wire at least, and many here.
+#[must_use]
+pub fn memory_of(headers: &FieldTable) -> usize {
+    let entry = size_of::<(ShortString, AMQPValue)>();
+    headers.inner().iter().map(|(name, value)| entry + name.as_str().len() + memory_of_value(value)).sum()
+}
+
+/// What a value takes beside itself.
+fn memory_of_value(value: &AMQPValue) -> usize {
+    match value {
+        AMQPValue::FieldTable(table) => memory_of(table),
+        AMQPValue::FieldArray(values) => {
+            values.as_slice().iter().map(|value| size_of::<AMQPValue>() + memory_of_value(value)).sum()
+        }
+        value => size_of_value(value),
+    }
+}
+
+/// Headers as `dead_letter_bodies.headers` stores them: the AMQP table in JSON, each value with its type (a double may lose its
 /// last bit). Also returns how many values were dropped because JSON cannot represent them: non-finite numbers, and values
 /// nested too deep.
 #[must_use]

@@ -8,7 +8,7 @@ use lapin::{
 };
 
 use super::{
-    CAUSE_MAX, DeadLetter, NAME_MAX, cut,
+    CAUSE_MAX, DeadLetter, NAME_MAX, body, cut,
     headers::{fit_to_publish, size_of_table, without_deaths},
     id_of,
 };
@@ -32,6 +32,7 @@ const FIRST_FAILED_AT: &str = "kyhan-first-failed-at";
 const ROUTING_KEY: &str = "kyhan-routing-key";
 const HEADERS: &str = "kyhan-headers";
 const HEADERS_DROPPED: &str = "kyhan-headers-dropped";
+const BODY_CUT: &str = "kyhan-body-cut";
 
 impl DeadLetter {
     /// The message that carries it to the dead-letter queue.
@@ -50,6 +51,7 @@ impl DeadLetter {
             (WAKEUP, self.wakeup.map(|id| id.to_string())),
             (WORKER, self.worker),
             (FIRST_FAILED_AT, self.first_failed_at.map(|at| at.to_rfc3339())),
+            (BODY_CUT, self.cut),
         ] {
             if let Some(value) = value {
                 put(name, value);
@@ -75,6 +77,9 @@ impl DeadLetter {
 
     /// Reads a message of the dead-letter queue, or of the queue of `unrouted` messages. Every message can be read as a
     /// letter.
+    ///
+    /// Only the fleet may publish to the dead-letter exchange (`deploy/rabbitmq/users`), so only there its headers are believed.
+    /// A producer chooses everything about an unrouted message.
     #[must_use]
     pub fn read(unrouted: bool, routing_key: &str, properties: &BasicProperties, body: Vec<u8>) -> Self {
         let empty = FieldTable::default();
@@ -87,10 +92,10 @@ impl DeadLetter {
             Some(AMQPValue::LongLongInt(number)) => Some(*number),
             _ => None,
         };
-        // The sender of these headers may have written more than a name, or more than AMQP can send again.
+        // An operator may have written more than a name, or more than AMQP can send again.
         let name = |header: &str| text(header).map(|text| cut(&text, NAME_MAX));
         // The broker marks the messages that it dead-letters with `x-death`; their sender may have written any other header.
-        let Some(reason) = name(REASON).filter(|_| !headers.contains_key("x-death")) else {
+        let Some(reason) = name(REASON).filter(|_| !unrouted && !headers.contains_key("x-death")) else {
             return Self::of_broker(unrouted, routing_key, headers, body);
         };
         let subject = text(SUBJECT).and_then(|id| id.parse().ok());
@@ -101,10 +106,12 @@ impl DeadLetter {
             cause = format!("{cause}; its {size} bytes of headers were too many to be kept");
         }
         let died_at = properties.timestamp().as_ref().and_then(|at| moment(*at));
+        let (body, cut_now) = body::kept(body);
+        let cut = cut_now.or_else(|| name(BODY_CUT));
         Self {
-            id: id_of(&body, &routing_key, Some((subject, attempts))),
+            id: id_of(&body, cut.as_deref(), &routing_key, Some((subject, attempts))),
             reason,
-            cause,
+            cause: body::with_cut(cause, cut.as_deref()),
             attempts,
             first_failed_at: text(FIRST_FAILED_AT).and_then(|at| at.parse().ok()).and_then(shown),
             died_at,
@@ -118,6 +125,7 @@ impl DeadLetter {
                 _ => empty,
             },
             body,
+            cut,
         }
     }
 
@@ -147,17 +155,19 @@ impl DeadLetter {
         } else {
             ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
         };
+        // In the queue of unrouted messages, even `x-death` may be the sender's.
         let died_at = match death.as_ref().and_then(|death| death.inner().get("time")) {
-            Some(AMQPValue::Timestamp(at)) => moment(*at),
+            Some(AMQPValue::Timestamp(at)) if !unrouted => moment(*at),
             _ => None,
         };
         let wakeup = Wakeup::decode(&body, None).ok();
+        let (body, cut) = body::kept(body);
         Self {
-            id: id_of(&body, routing_key, None),
+            id: id_of(&body, cut.as_deref(), routing_key, None),
             reason,
-            cause,
-            attempts: wakeup.as_ref().map_or(0, |wakeup| wakeup.attempt),
-            first_failed_at: wakeup.as_ref().and_then(|wakeup| wakeup.failed_at).and_then(shown).or(died_at),
+            cause: body::with_cut(cause, cut.as_deref()),
+            attempts: 0,
+            first_failed_at: died_at,
             died_at,
             worker: None,
             kind: wakeup.as_ref().map(|wakeup| wakeup.kind.to_owned()),
@@ -166,6 +176,7 @@ impl DeadLetter {
             routing_key: routing_key.to_owned(),
             headers: without_deaths(Some(headers)),
             body,
+            cut,
         }
     }
 }

@@ -11,11 +11,12 @@ END $$;
 CREATE TABLE outbox (
     id             bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_id       uuid        NOT NULL DEFAULT gen_random_uuid(),
-    event_type     text        NOT NULL,
+    -- Both limits keep what one batch of invalid events moves small.
+    event_type     text        NOT NULL CONSTRAINT outbox_event_type_has_at_most_200_bytes CHECK (octet_length(event_type) <= 200),
     subject_id     uuid        NOT NULL,
     -- The order system's own time: days ago, after an import.
     occurred_at    timestamptz NOT NULL DEFAULT now(),
-    data           jsonb,
+    data           jsonb       CONSTRAINT outbox_data_has_at_most_64_kib CHECK (octet_length(data::text) <= 65536),
     -- How long the event has waited for the relay counts from here, by the database's clock.
     waiting_since  timestamptz NOT NULL DEFAULT now()
 );
@@ -32,14 +33,14 @@ CREATE TRIGGER outbox_notify AFTER INSERT ON outbox REFERENCING NEW TABLE AS add
     WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION kyhan_outbox_notify();
 
--- Invalid events, complete, each with its reason. They never block the events behind them.
+-- Invalid events, each with its reason; complete, unless the event could not be moved with its data. They never block the events behind them.
 CREATE TABLE set_aside (
     id            bigint      GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     event_id      uuid        NOT NULL,
     event_type    text        NOT NULL,
     subject_id    uuid        NOT NULL,
     occurred_at   timestamptz NOT NULL,
-    data          jsonb,
+    data          jsonb       CONSTRAINT set_aside_data_has_at_most_64_kib CHECK (octet_length(data::text) <= 65536),
     reason        text        NOT NULL,
     set_aside_at  timestamptz NOT NULL DEFAULT now()
 );

@@ -1,5 +1,18 @@
 -- Dead letters, kept until a recheck or an operator decides about them: docs/decisions/0019.
 
+-- What a body is found by: its SHA-256 together with its headers.
+CREATE FUNCTION kyhan_body_hash(headers bytea, body bytea) RETURNS bytea LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT sha256(int4send(octet_length(headers)) || headers || body)
+$$;
+
+-- The original messages, each stored once: a packed message becomes one letter for each of up to 1,000 subjects.
+CREATE TABLE dead_letter_bodies (
+    hash     bytea  PRIMARY KEY CHECK (hash = kyhan_body_hash(headers, body)),
+    -- A table of AMQP values, as JSON.
+    headers  bytea  NOT NULL,
+    body     bytea  NOT NULL
+);
+
 CREATE TABLE dead_letters (
     -- Stable: the same failure of the same message has the same id.
     id               uuid        PRIMARY KEY,
@@ -21,9 +34,7 @@ CREATE TABLE dead_letters (
     -- The original message.
     queue            text        NOT NULL,
     routing_key      text        NOT NULL,
-    -- A table of AMQP values, as JSON.
-    headers          bytea       NOT NULL,
-    body             bytea       NOT NULL,
+    body_hash        bytea       NOT NULL REFERENCES dead_letter_bodies (hash),
     -- The letter that this one corrects.
     repaired_from    uuid        UNIQUE REFERENCES dead_letters (id),
     stored_at        timestamptz NOT NULL DEFAULT now(),
@@ -37,6 +48,22 @@ CREATE TABLE dead_letters (
 CREATE INDEX dead_letters_open_idx ON dead_letters (last_failed_at, id) WHERE state = 'open';
 CREATE INDEX dead_letters_failed_idx ON dead_letters (last_failed_at, id);
 CREATE INDEX dead_letters_subject_idx ON dead_letters (subject_id) WHERE subject_id IS NOT NULL;
+CREATE INDEX dead_letters_body_idx ON dead_letters (body_hash);
+
+-- Deletes the bodies whose last letter was deleted. It locks them first, and looks for letters in a second statement, which
+-- sees those that were stored while it waited for the locks.
+CREATE FUNCTION kyhan_drop_bodies() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    locked bytea[];
+BEGIN
+    SELECT coalesce(array_agg(hash), '{}') INTO locked
+      FROM (SELECT hash FROM dead_letter_bodies WHERE hash IN (SELECT body_hash FROM gone) ORDER BY hash FOR UPDATE) AS bodies;
+    DELETE FROM dead_letter_bodies AS body
+     WHERE hash = ANY (locked) AND NOT EXISTS (SELECT FROM dead_letters AS letter WHERE letter.body_hash = body.hash);
+    RETURN NULL;
+END $$;
+CREATE TRIGGER dead_letters_drop_bodies AFTER DELETE ON dead_letters REFERENCING OLD TABLE AS gone FOR EACH STATEMENT
+    EXECUTE FUNCTION kyhan_drop_bodies();
 
 -- What a replay of selected letters would do, as checked when it was planned, and the progress of its run.
 CREATE TABLE replay_plans (
