@@ -201,10 +201,16 @@ mod tests {
 
     #[test]
     fn the_servers_own_words_are_told() {
-        let own = Words { of_our_sql: true, ..bare("42703", "column \"statuss\" does not exist", "parse_relation.c", "errorMissingColumn") };
-        let login =
-            Words { of_session: true, ..bare("28P01", "password authentication failed for user \"kyhan_worker\"", "auth.c", "auth_failed") };
-        let database = Words { of_session: true, ..bare("3D000", "database \"baogam\" does not exist", "postinit.c", "InitPostgres") };
+        let own = Words {
+            of_our_sql: true,
+            ..bare("42703", "column \"statuss\" does not exist", "parse_relation.c", "errorMissingColumn")
+        };
+        let login = Words {
+            of_session: true,
+            ..bare("28P01", "password authentication failed for user \"kyhan_worker\"", "auth.c", "auth_failed")
+        };
+        let database =
+            Words { of_session: true, ..bare("3D000", "database \"baogam\" does not exist", "postinit.c", "InitPostgres") };
         for told in [
             SERVER,
             own,
@@ -261,10 +267,7 @@ mod tests {
     #[test]
     fn a_message_that_may_quote_a_value_is_not() {
         let file = bare("58P01", "could not open file \"/labels/Nguyễn Thị Mẫu\" for reading", "genfile.c", "read_binary_file");
-        assert_eq!(
-            file.redacted(),
-            "SQLSTATE 58P01 (system error) in read_binary_file (genfile.c); its words are kept back"
-        );
+        assert_eq!(file.redacted(), "SQLSTATE 58P01 (system error) in read_binary_file (genfile.c); its words are kept back");
         let made_up = Words {
             context: "PL/pgSQL function label() line 1 at EXECUTE",
             ..bare("3F000", "schema \"mẫu\" does not exist", "namespace.c", "get_namespace_oid")

@@ -5,7 +5,11 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 use super::{
     SecretUrl,
     reader::Reader,
-    values::{at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, size},
+    secret::{POSTGRESQL, RABBITMQ},
+    values::{
+        at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, set_aside,
+        size,
+    },
 };
 use crate::{domain::span::Span, message::wakeup::SUBJECTS_MAX};
 
@@ -25,7 +29,7 @@ pub struct Database {
 impl Database {
     /// `None`, with its mistake noted, without a URL.
     pub(super) fn read(r: &mut Reader) -> Option<Self> {
-        let url = r.secret("database.url", &["postgres", "postgresql"]);
+        let url = r.secret("database.url", &POSTGRESQL);
         let max_connections = r.number("database.max_connections", 2u32..=1_000);
         let acquire_timeout = duration(r, "database.acquire_timeout_ms", 1..=10 * MINUTE_MS);
         let statement_timeout = duration(r, "database.statement_timeout_ms", 100..=60 * MINUTE_MS);
@@ -44,7 +48,7 @@ pub struct Amqp {
 impl Amqp {
     /// `None`, with its mistake noted, without a URL.
     pub(super) fn read(r: &mut Reader) -> Option<Self> {
-        let url = r.secret("amqp.url", &["amqp", "amqps"]);
+        let url = r.secret("amqp.url", &RABBITMQ);
         let confirm_timeout = duration(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
         Some(Self { url: url?, confirm_timeout })
     }
@@ -196,11 +200,13 @@ pub struct Retention {
     pub records: Span,
     /// How long after it was hidden an order is deleted, and after how long sealed activity is deleted; `None`: never.
     pub delete_after: Option<Span>,
+    /// How long an event that was set aside is kept.
+    pub set_aside: Span,
 }
 
 impl Retention {
     pub(super) fn read(r: &mut Reader) -> Self {
-        Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) }
+        Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r), set_aside: set_aside(r) }
     }
 
     /// Whether workers delete what is old enough.
@@ -222,8 +228,8 @@ pub struct Statistics {
 impl Statistics {
     pub(super) fn read(r: &mut Reader) -> Self {
         Self {
-            min_customers: r.number("statistics.min_customers", 3u16..=1_000),
-            max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
+            min_customers: r.number("statistics.min_customers", 5u16..=1_000),
+            max_share_percent: r.number("statistics.max_share_percent", 1u16..=50),
         }
     }
 }
