@@ -188,6 +188,7 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
     .await?;
     // Before the cart items are deleted, because events are found by their ids.
     let events = run(&EVENTS.replace("events", "outbox")).await? + run(&EVENTS.replace("events", "set_aside")).await?;
+    run(UNKNOWN_EVENTS).await?;
     Ok(Erased {
         orders,
         sources: run("DELETE FROM order_sources WHERE order_id IN (SELECT id FROM orders WHERE customer_id = $1)").await?,
@@ -205,6 +206,11 @@ async fn clear(tx: &DatabaseTransaction, id: Uuid) -> Result<Erased, CustomerErr
 /// Clears the data that the order system put into the events about a customer.
 const EVENTS: &str = "UPDATE events SET data = NULL
      WHERE data IS NOT NULL AND subject_id IN (
+         SELECT id FROM orders WHERE customer_id = $1 UNION SELECT id FROM cart_items WHERE customer_id = $1 UNION SELECT $1)";
+
+/// The type of an event that was set aside as unknown is free text.
+const UNKNOWN_EVENTS: &str = "UPDATE set_aside SET event_type = 'erased'
+     WHERE reason LIKE 'unknown event type%' AND subject_id IN (
          SELECT id FROM orders WHERE customer_id = $1 UNION SELECT id FROM cart_items WHERE customer_id = $1 UNION SELECT $1)";
 
 /// The reasons why this customer's data cannot be erased.

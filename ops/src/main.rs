@@ -1,5 +1,8 @@
 //! `ops`: the operators' command line.
 
+// What is printed passes through `shared::process::cli`, which makes invisible characters visible.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -101,7 +104,7 @@ async fn main() -> ExitCode {
         None => Ok(ExitCode::SUCCESS),
         Some(command) => match run(command, settings, operator.as_deref(), shutdown).await {
             Err(error) if error.is::<UsageError>() => {
-                eprintln!("ops: {error:#}");
+                cli::remark(&format!("ops: {error:#}"));
                 Ok(ExitCode::from(EXIT_USAGE))
             }
             done => done,

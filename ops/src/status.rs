@@ -11,6 +11,7 @@ use shared::{
     broker::{Broker, Observed},
     database::{
         canaries::{self, RungAge},
+        leader::{self, Leader},
         pause::{self, Pause},
     },
     domain::span::compact,
@@ -57,6 +58,8 @@ pub struct Status {
     pub swept: SweptCounts,
     /// The last audit that was recorded.
     pub audited: Option<Audited>,
+    /// The worker that runs the duties of the whole fleet.
+    pub leader: Leader,
 }
 
 /// A queue that workers consume.
@@ -155,6 +158,7 @@ impl StatusWatch {
             plans: rows::plans(db).await?,
             swept: rows::swept(db).await?,
             audited: rows::audited(db).await?,
+            leader: leader::read(db).await?,
         };
         status.troubles = troubles::troubles(&status, settings);
         self.before = Some(now);

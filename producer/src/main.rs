@@ -5,7 +5,10 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
 use clap::{CommandFactory, Parser, Subcommand};
-use producer::{Producer, relay};
+use producer::{
+    Producer,
+    relay::{self, RelayError},
+};
 use sea_orm::ConnectionTrait;
 use shared::{
     database::{
@@ -58,7 +61,8 @@ async fn main() -> ExitCode {
         None | Some(ProducerCommand::Relay) => {
             cli::serve("producer", &common, async |settings, health, shutdown| {
                 tracing::info!(prefix = settings.naming.prefix, "relay started");
-                relay::run(settings, health, shutdown).await.map(|_| ExitCode::SUCCESS)
+                let done = relay::run(settings, health, shutdown).await;
+                Ok::<_, RelayError>(done.map_or_else(|error| cli::give_up("producer", &error), |_| ExitCode::SUCCESS))
             })
             .await
         }

@@ -77,7 +77,7 @@ fn take_sql() -> String {
          ), {there}, judged AS MATERIALIZED (
             SELECT taken.*,
                    CASE WHEN event_type NOT IN ({known})
-                        THEN 'unknown event type \"' || left(event_type, 80) || '\"; known are {list}'
+                        THEN 'unknown event type; known are {list}'
                         WHEN occurred_at NOT BETWEEN '1970-01-01' AND '9999-12-31'
                         THEN 'occurred_at is before 1970 or after 9999'
                         {nothing} END AS reason

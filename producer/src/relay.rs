@@ -22,7 +22,8 @@ use shared::{
     database::{
         self, Client, DatabaseError,
         active_policy::{self, Governed},
-        failure::trouble,
+        failure::{is_refused, trouble},
+        rights::{self, Lacking},
         unanswered,
     },
     message::topology::Topology,
@@ -267,10 +268,16 @@ impl Relay<'_> {
                     }
                     listener = None;
                     let away = trouble(&error).is_outage();
+                    let lacking = self.lacking(db, &error).await;
                     // The text of a statement's error may quote a row, so it is not shown on /readyz.
-                    self.postgresql.down(if away { redacted(&error) } else { "a statement fails; see the log".into() });
+                    self.postgresql.down(match &lacking {
+                        Some(lacking) => lacking.to_string(),
+                        None if away => redacted(&error),
+                        None => "a statement fails; see the log".into(),
+                    });
                     let pauses = outage.get_or_insert_with(|| {
-                        tracing::warn!(error = redacted(&error), away, "the relay cannot use PostgreSQL; retrying");
+                        let error = lacking.map_or_else(|| redacted(&error), |lacking| lacking.to_string());
+                        tracing::warn!(error, away, "the relay cannot use PostgreSQL; retrying");
                         Box::new(backoff())
                     });
                     let pause = pauses.next().unwrap_or_default();
@@ -291,6 +298,15 @@ impl Relay<'_> {
         }
         close(publishers).await;
         Ok(())
+    }
+
+    /// The privileges that the login lacks, if an error says that it lacks any.
+    async fn lacking(&self, db: &DatabaseConnection, error: &DbErr) -> Option<Lacking> {
+        if !is_refused(error) {
+            return None;
+        }
+        let asked = rights::lacking(db.get_postgres_connection_pool(), Client::Producer);
+        tokio::time::timeout(self.settings.database.acquire_timeout, asked).await.ok()?.ok()?
     }
 
     /// Whether another policy is active; `false` if that cannot be read.
@@ -409,7 +425,7 @@ impl Relay<'_> {
                     // Events inserted before the listener was ready were not announced: look again at once.
                     return Duration::ZERO;
                 }
-                Err(error) => tracing::debug!(%error, "cannot listen for notifications; polling instead"),
+                Err(error) => tracing::debug!(error = redacted(&error), "cannot listen for notifications; polling instead"),
             }
         }
         self.settings.relay.poll

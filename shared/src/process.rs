@@ -8,3 +8,4 @@ pub mod lifecycle;
 pub mod outage;
 pub mod redact;
 pub mod telemetry;
+pub mod visible;

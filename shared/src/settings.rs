@@ -300,7 +300,7 @@ mod tests {
             "retention.mode: must be \"hide\" or \"delete\" (got \"shred\")",
             "retention.records: must be at least 6 months, as the policy promises (got 5 months)",
             "retention.delete_after: must be at least 6 months, as the policy promises (got 183d)",
-            "statistics.min_customers: must be an integer from 3 to 1000 (got 2)",
+            "statistics.min_customers: must be an integer from 5 to 1000 (got 2)",
             "policy[0].after: hide-order must not fall due before 6 months",
             "policy[1].on: unknown event type \"order.shiped\"",
             "policy[2].on: collect-arrears cannot count from cart.item_added",

@@ -5,6 +5,7 @@ use std::{
     io::{Read, Write},
     net::{SocketAddr, TcpStream},
     path::PathBuf,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result};
@@ -20,24 +21,24 @@ use crate::harness::{QUICK, SOON, with_harness};
 const LONG_RUNNING: [(&str, &[&str]); 2] = [("worker", &[]), ("producer", &["relay"])];
 
 /// A process with its log.
-struct Process {
+pub struct Process {
     child: Child,
     log: PathBuf,
 }
 
 impl Process {
-    fn start(name: &str, arguments: &[&str], env: &BTreeMap<String, String>) -> Self {
+    pub fn start(name: &str, arguments: &[&str], env: &BTreeMap<String, String>) -> Self {
         let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
         let child = fleet::start(fleet::command(name, env, arguments).expect("built"), &log).expect("started");
         Self { child, log }
     }
 
-    fn said(&self) -> Result<String> {
+    pub fn said(&self) -> Result<String> {
         Ok(std::fs::read_to_string(&self.log)?)
     }
 
     /// The address of its admin port, as it logs it.
-    async fn address(&self) -> SocketAddr {
+    pub async fn address(&self) -> SocketAddr {
         let mut address = None;
         eventually("the admin port listens", SOON, async || {
             let said = self.said()?;
@@ -52,7 +53,7 @@ impl Process {
         address.expect("an address")
     }
 
-    async fn stop(mut self) {
+    pub async fn stop(mut self) {
         fleet::terminate(&self.child).await.expect("SIGTERM sent");
         let status = tokio::time::timeout(SOON, self.child.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
@@ -81,13 +82,13 @@ fn alive(address: SocketAddr) -> bool {
 }
 
 /// The status and the readiness report.
-fn readiness(address: SocketAddr) -> Result<(u16, Value)> {
+pub fn readiness(address: SocketAddr) -> Result<(u16, Value)> {
     let (status, body) = ask(address, "GET /readyz")?;
     Ok((status, serde_json::from_str(&body)?))
 }
 
 /// Waits until it is ready and returns its report.
-async fn until_ready(address: SocketAddr) -> Value {
+pub async fn until_ready(address: SocketAddr) -> Value {
     let mut report = Value::Null;
     eventually("it is ready", SOON, async || {
         let (status, said) = readiness(address)?;
@@ -99,7 +100,7 @@ async fn until_ready(address: SocketAddr) -> Value {
 }
 
 /// The reason why a part is down.
-fn why<'a>(report: &'a Value, part: &str) -> Option<&'a str> {
+pub fn why<'a>(report: &'a Value, part: &str) -> Option<&'a str> {
     report["parts"].as_array()?.iter().find(|of| of["name"] == part)?["why"].as_str()
 }
 
@@ -278,17 +279,30 @@ async fn none_opens_no_port() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn clients_that_say_nothing_keep_nobody_out_for_long() {
+async fn three_hundred_silent_clients_keep_no_probe_waiting() {
     with_harness(QUICK, async |harness| {
         let relay = Process::start("producer", &["relay"], &harness.sandbox.env);
         let address = relay.address().await;
-        let silent: Vec<_> = (0..64).map(|_| TcpStream::connect(address).expect("a connection")).collect();
-        assert!(alive(address));
+        let mut silent = Vec::new();
+        for _ in 0..6 {
+            silent.extend((0..50).map(|_| TcpStream::connect(address).expect("a connection")));
+            let asked = Instant::now();
+            assert!(alive(address));
+            // Kubernetes waits one second for a probe.
+            assert!(asked.elapsed() < Duration::from_secs(1), "{:?} behind {} connections", asked.elapsed(), silent.len());
+        }
+        // One that begins a request and does not end it gets no longer.
+        let mut slow = TcpStream::connect(address).expect("a connection");
+        write!(slow, "GET /healthz HTTP/1.1\r\n").expect("sent");
+        let began = Instant::now();
+        silent.push(slow);
         // The server closes all of them.
         for mut stream in silent {
             stream.set_read_timeout(Some(SOON)).expect("a timeout");
-            assert_eq!(stream.read(&mut [0]).expect("the end"), 0);
+            // A closed connection, or one that was closed with bytes still unread.
+            assert!(stream.read(&mut [0]).map_or(true, |read| read == 0));
         }
+        assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
         let huge = ask(address, &format!("GET /{}", "x".repeat(64 * 1_024)));
         assert!(huge.as_ref().map_or(true, |(status, _)| (400..500).contains(status)), "{huge:?}");
         relay.stop().await;

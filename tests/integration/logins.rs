@@ -240,7 +240,7 @@ async fn no_password_is_logged_or_exported_at_any_level() {
         ] {
             let mut refused = command("worker", &[], DatabaseRole::Worker, &broker);
             let done = refused.env("KYHAN_DATABASE_URL", database).output().await.expect("run");
-            assert_eq!(done.status.code(), Some(1), "{done:?}");
+            assert_eq!(done.status.code(), Some(78), "{done:?}");
             outputs.push(done);
         }
 

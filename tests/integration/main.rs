@@ -46,6 +46,7 @@ mod rebuild;
 mod receipts;
 mod replays;
 mod retention;
+mod rights;
 mod roles;
 mod sources;
 mod status;

@@ -156,7 +156,7 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
              $$ BEGIN RAISE EXCEPTION USING ERRCODE = TG_ARGV[0], MESSAGE = 'no label for {planted}'; END $$"
         );
         harness.run(&function, []).await;
-        // Each is reported in its own way: a possibly lost connection, a permanent failure, and a refused command.
+        // Each is reported in its own way: a possibly missing privilege, a permanent failure, and a refused command.
         for (event, code) in [
             ("UPDATE ON orders", "42501"),
             ("DELETE ON outbox", "P0001"),
@@ -172,7 +172,7 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
         let mut relay = MarkedProcess::start(&surroundings, "relay", "producer", &["relay"]);
         worker.until_ready(true).await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
-        worker.until_said("the connection to PostgreSQL broke").await;
+        worker.until_said("will be retried").await;
         harness.event("order.shipped", order).await;
         relay.until_said("the relay cannot use PostgreSQL").await;
         relay.until_ready(false).await;
@@ -192,9 +192,9 @@ async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
         let finds: Vec<Find> = captures.iter().flat_map(|capture| search.finds(capture)).collect();
         assert!(finds.is_empty(), "{}", report(&finds));
         for (capture, code) in [
-            ("stderr of worker", "42501"),
+            ("stderr of worker", "42501 (insufficient privilege)"),
             ("stderr of relay", "P0001"),
-            ("stderr of `retention hold", "23514"),
+            ("stderr of `retention hold", "23514 (integrity constraint violation)"),
             ("stderr of `customer erase", "P0002"),
         ] {
             let logged = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its words are kept back");

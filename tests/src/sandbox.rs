@@ -215,7 +215,7 @@ pub fn url_as_role(url: &str, role: DatabaseRole) -> Result<String> {
 /// When its URL is invalid.
 pub fn as_role(mut settings: Settings, role: DatabaseRole) -> Result<Settings> {
     let url = url_as_role(settings.database.url.expose(), role)?;
-    settings.database.url = SecretUrl::parse(&url, &["postgres", "postgresql"]).map_err(anyhow::Error::msg)?;
+    settings.database.url = SecretUrl::postgresql(&url).map_err(anyhow::Error::msg)?;
     Ok(settings)
 }
 

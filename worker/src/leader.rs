@@ -10,7 +10,7 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError},
-    database::{failure::trouble, unanswered},
+    database::{failure::trouble, leader, unanswered, within},
     process::redact::redacted,
 };
 use tokio::sync::{OnceCell, watch};
@@ -26,9 +26,6 @@ mod statistics;
 mod sweep;
 
 use forecast::ForecastGauge;
-
-/// The advisory lock of the leader: "kyhan" in ASCII, then 1. Locks are per database, and so is the leader.
-const LEADER: i64 = 0x6b_7968_616e_0001;
 
 /// Longest round; after it a server counts as unreachable.
 const ROUND_MAX: Duration = Duration::from_secs(600);
@@ -160,6 +157,8 @@ async fn round(
     if let Some(Ok(broker)) = round.broker.into_inner() {
         broker.close().await;
     }
+    // At the end: a leader that hangs in a duty must not look alive.
+    within(ANSWER_WITHIN, leader::beat(&context.db, &context.name)).await.map_err(|error| ("the heartbeat", error.into()))?;
     done
 }
 
@@ -173,7 +172,8 @@ async fn is_leader(context: &Context, lock: &mut Option<PoolConnection<Postgres>
     let mut connection = context.db.get_postgres_connection_pool().acquire().await?;
     // Never return it to the pool: another task would then hold the lock.
     connection.close_on_drop();
-    let locked: bool = sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(LEADER).fetch_one(&mut *connection).await?;
+    let locked: bool =
+        sqlx::query_scalar("SELECT pg_try_advisory_lock($1)").bind(leader::LOCK).fetch_one(&mut *connection).await?;
     if locked {
         *lock = Some(connection);
     }

@@ -8,6 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use opentelemetry::{global, metrics::Gauge};
 use shared::{
     database::{Client, DatabaseError, active_policy, probe::Probe},
     process::{health::HealthPart, redact::redacted},
@@ -22,12 +23,18 @@ pub(crate) struct DatabaseWatch {
     part: HealthPart,
     /// Whether this probe began the current outage. An outage that a batch began is ended by that batch.
     began_here: bool,
+    leader_silent: Gauge<f64>,
 }
 
 impl DatabaseWatch {
     pub(crate) fn new(context: Arc<Context>, part: HealthPart) -> Result<Self, DatabaseError> {
         let database = Probe::new(&context.settings.database, Client::Worker)?;
-        Ok(Self { context, database, part, began_here: false })
+        let leader_silent = global::meter("kyhan")
+            .f64_gauge("kyhan.leader.silent")
+            .with_unit("s")
+            .with_description("Time since a leader last ended a round of its duties")
+            .build();
+        Ok(Self { context, database, part, began_here: false, leader_silent })
     }
 
     pub(crate) async fn run(mut self) {
@@ -41,12 +48,19 @@ impl DatabaseWatch {
         let asked = Instant::now();
         match self.database.ask().await {
             Ok(()) => {
+                // Without its privileges, every batch would fail.
+                if let Ok(Some(lacking)) = self.database.lacking().await {
+                    self.part.down(lacking.to_string());
+                    self.began_here |= self.context.postgres.refuses(&lacking);
+                    return;
+                }
                 self.part.up();
                 if std::mem::take(&mut self.began_here) {
                     self.context.postgres.ends();
                 }
                 match self.database.decided().await {
                     Ok(decided) => {
+                        self.leader_silent.record(decided.leader_silent_s, &[]);
                         self.context.paused.are(decided.pauses, asked);
                         if decided.policy != self.context.settings.policy.number() {
                             self.context.outdated();

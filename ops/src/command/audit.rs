@@ -12,7 +12,10 @@ use sea_orm::DatabaseConnection;
 use shared::{
     broker::Broker,
     database::active_policy::Governed,
-    process::{cli::say, redact},
+    process::{
+        cli::{remark, say},
+        redact,
+    },
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
@@ -57,7 +60,7 @@ pub async fn audit(
     }
     // The result is valid even if it cannot be recorded, for instance on a read-only standby.
     if let Err(error) = remember(&db, actor, &report).await {
-        eprintln!("ops: the result is not recorded: {}", redact::redacted(&*error));
+        remark(&format!("ops: the result is not recorded: {}", redact::redacted(&*error)));
     }
     Ok(if report.off == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

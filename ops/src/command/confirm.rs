@@ -3,6 +3,7 @@
 use std::io::{IsTerminal, stderr, stdin};
 
 use dialoguer::{Confirm, Input};
+use shared::process::visible::visible;
 
 use super::UsageError;
 
@@ -16,7 +17,7 @@ pub fn confirmed(question: &str, yes: bool) -> anyhow::Result<bool> {
     }
     require_terminal(question)?;
     // A stray key must not count as an answer: the answer needs Enter, and Enter alone means no.
-    Ok(Confirm::new().with_prompt(question).default(false).wait_for_newline(true).interact()?)
+    Ok(Confirm::new().with_prompt(visible(question)).default(false).wait_for_newline(true).interact()?)
 }
 
 /// Whether the operator types exactly the expected text, such as the amount of money that is about to move. It cannot be answered
@@ -30,7 +31,7 @@ pub fn typed(question: &str, expected: &str, yes: bool) -> anyhow::Result<bool> 
     }
     require_terminal(question)?;
     let prompt = format!("{question} Type {expected} to continue");
-    let answer: String = Input::new().with_prompt(prompt).allow_empty(true).interact_text()?;
+    let answer: String = Input::new().with_prompt(visible(&prompt)).allow_empty(true).interact_text()?;
     Ok(answer.trim() == expected)
 }
 

@@ -11,7 +11,11 @@ use ops::{
 };
 use sea_orm::DatabaseConnection;
 use serde_json::json;
-use shared::{domain::task::Shown, process::cli::say, settings::Settings};
+use shared::{
+    domain::task::Shown,
+    process::cli::{remark, say},
+    settings::Settings,
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -100,7 +104,7 @@ async fn wait_for_transactions(
     let mut printed = std::io::stderr().is_terminal();
     let left = pause::until_idle(db, task, within, stop, |count| {
         if !std::mem::replace(&mut printed, true) {
-            eprintln!("ops: {}", waiting(count));
+            remark(&format!("ops: {}", waiting(count)));
         }
         bar.set_message(waiting(count));
         bar.tick();

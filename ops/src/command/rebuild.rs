@@ -10,6 +10,7 @@ use shared::{
     broker::Broker,
     database::{active_policy::Governed, canaries},
     domain::{task::Shown, tasks},
+    process::cli::remark,
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
@@ -79,7 +80,7 @@ pub async fn rebuild(
                     stands.at
                 );
             }
-            eprintln!("ops: {}: continuing the rebuild that was interrupted at {}", task.kind(), stands.at);
+            remark(&format!("ops: {}: continuing the rebuild that was interrupted at {}", task.kind(), stands.at));
         }
         let bar = match rebuild::pending(&db, settings, task, stands.map(|stands| stands.cursor)).await {
             Ok(pending) => progress::bar(task.kind(), pending)?,

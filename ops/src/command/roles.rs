@@ -8,7 +8,7 @@ use serde_json::json;
 use shared::{
     database::{
         self, Client,
-        roles::{self, DatabaseRole, Deletes, Passwords},
+        roles::{self, DatabaseRole, Deletes, Door, Passwords},
     },
     domain::confidential::Confidential,
     settings::Settings,
@@ -31,7 +31,10 @@ A role can log in once its password is set, in one of these variables or in a fi
   KYHAN_ROLES_ORDER_SYSTEM_PASSWORD  kyhan_order_system  the order system, customer export and erase
   KYHAN_ROLES_OWNER_PASSWORD         kyhan_owner         migrations
 
-The passwords of other roles stay unchanged. You can also use logins of your own: GRANT kyhan_worker TO your_login. With retention.mode \
+The passwords of other roles stay unchanged. You can also use logins of your own: GRANT kyhan_worker TO your_login.
+
+Only roles that are granted CONNECT may connect to the database afterwards: these roles, and those of other programs that own something in \
+it, have a privilege in it, or are connected. The output names both them and the logins that cannot connect any more. With retention.mode \
 \"delete\" workers may also delete old rows: run this command again after a change of retention.mode.")]
     Install(Json),
 }
@@ -49,8 +52,44 @@ pub async fn roles(command: RolesCommand, settings: &Settings, actor: &Operator)
     }
     let listed = |names: &[&str]| if names.is_empty() { "none".to_owned() } else { names.join(", ") };
     let granted = if installed.granted { "granted" } else { "nothing to grant yet; run `ops migrate up`" };
-    let text = format!("roles created: {}; passwords set: {}; {granted}", listed(&created), listed(&logins));
-    answer(json, &json!({ "created": created, "passwords": logins, "granted": installed.granted }), &text)
+    let text = format!(
+        "roles created: {}; passwords set: {}; {granted}\n{}",
+        listed(&created),
+        listed(&logins),
+        connections(&installed.door)
+    );
+    let Door { closed, kept, shut_out } = &installed.door;
+    let connect = json!({ "public": !closed, "kept": kept, "shut_out": shut_out });
+    answer(json, &json!({ "created": created, "passwords": logins, "granted": installed.granted, "connect": connect }), &text)
+}
+
+/// Who may connect to the database now, and how to change that.
+fn connections(door: &Door) -> String {
+    const NAMED_MAX: usize = 10;
+    let Door { closed, kept, shut_out } = door;
+    if !closed {
+        return "connections: unchanged, because this login does not own the database. Its owner should run: \
+                REVOKE ALL ON DATABASE … FROM PUBLIC; GRANT CONNECT ON DATABASE … TO kyhan_owner, kyhan_producer, kyhan_worker, \
+                kyhan_ops, kyhan_order_system, and every other role that uses it"
+            .to_owned();
+    }
+    let mut text = "connections: only for roles with CONNECT on the database; PUBLIC has none".to_owned();
+    if !kept.is_empty() {
+        text += &format!("\n  granted to other roles that use the database: {}", kept.join(", "));
+    }
+    if !shut_out.is_empty() {
+        let named = &shut_out[..shut_out.len().min(NAMED_MAX)];
+        let more = match shut_out.len() - named.len() {
+            0 => String::new(),
+            more => format!(" and {more} more (see --json)"),
+        };
+        text += &format!(
+            "\n  WARNING: these logins could connect before and use nothing here, and cannot connect any more: {}{more}. To admit one: \
+             GRANT CONNECT ON DATABASE … TO …",
+            named.join(", ")
+        );
+    }
+    text
 }
 
 /// The passwords from the environment, or from the files that it names.

@@ -16,7 +16,7 @@ use serde_json::json;
 use shared::{
     broker::{Broker, BrokerError},
     database::{DatabaseError, failure::trouble},
-    process::cli::say,
+    process::{cli::remark, redact::redacted, visible::visible},
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
@@ -76,12 +76,12 @@ pub async fn status(command: StatusCommand, settings: &Settings, stop: &Cancella
             Ok(status) => {
                 let text = if json { serde_json::to_string_pretty(&status)? } else { screen::of(&status) };
                 close(servers).await;
-                say(&text);
+                let _ = line(&if json { visible(&text).into_owned() } else { screen::coloured(&text) });
                 Ok(code(&status))
             }
             Err(Unseen::Failed(error)) => Err(error),
             Err(Unseen::Away(error)) => {
-                eprintln!("ops: {error:#}");
+                remark(&format!("ops: {}", redacted(&*error)));
                 Ok(ExitCode::from(EXIT_AWAY))
             }
         };
@@ -96,11 +96,11 @@ pub async fn status(command: StatusCommand, settings: &Settings, stop: &Cancella
             Err(Unseen::Away(error)) => {
                 // The next look connects anew.
                 close(servers.take()).await;
-                let text = if json { json!({ "away": format!("{error:#}") }).to_string() } else { screen::away(&error) };
+                let text = if json { json!({ "away": redacted(&*error) }).to_string() } else { screen::away(&error) };
                 (text, ExitCode::from(EXIT_AWAY))
             }
         };
-        let drawn = if json { line(&text) } else { draw(&text) };
+        let drawn = if json { line(&visible(&text)) } else { draw(&screen::coloured(&text)) };
         // A closed pipe ends the command.
         if drawn.is_err() || stop.run_until_cancelled(tokio::time::sleep(every)).await.is_none() {
             break;

@@ -11,6 +11,7 @@ use shared::{
     broker::Broker,
     database::{self, active_policy::Governed},
     message::topology::{Argument, Queue},
+    process::{cli::remark, redact::redacted},
     settings::Settings,
 };
 
@@ -34,7 +35,7 @@ pub async fn topology(command: TopologyCommand, settings: &Settings, actor: &Ope
                 Ok(governed) => governed.settings.topology(),
                 // The queues can still be shown.
                 Err(error) => {
-                    eprintln!("ops: {error:#}; showing the rungs of this process's own policy");
+                    remark(&format!("ops: {}; showing the rungs of this process's own policy", redacted(&*error)));
                     settings.topology()
                 }
             };

@@ -1,6 +1,8 @@
 //! What is wrong, one sentence each with what to do next. Open dead letters are listed. Pauses are not, nor the work that waits for
 //! them.
 
+use std::time::Duration;
+
 use chrono::TimeDelta;
 use shared::{
     message::topology::{CANARY, Topology},
@@ -12,6 +14,9 @@ use crate::shown::moment;
 
 /// How long an applied policy may publish no wake-ups although some are missing. After that, `ops policy apply` was interrupted.
 const UNSCHEDULED_MAX: TimeDelta = TimeDelta::minutes(10);
+/// How many rounds of the leader may be missing, and how much longer one may take.
+const ROUNDS_MISSED_MAX: u32 = 3;
+const ROUND_SLACK: Duration = Duration::from_secs(30);
 /// How long events may wait in the outbox. A relay takes a burst of a million in less time.
 const OUTBOX_WAIT_MAX_S: f64 = 60.0;
 
@@ -23,6 +28,7 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     events(status, &mut troubles);
     let grace_s = settings.sweep.grace.as_secs_f64();
     rungs(status, &topology, grace_s, &mut troubles);
+    leader(status, settings, &mut troubles);
     for kind in status.kinds.iter().filter(|kind| !is_paused(status, kind.kind)) {
         if let Some(due_for_s) = kind.due_for_s.filter(|due_for_s| *due_for_s > grace_s) {
             troubles.push(format!("{}: rows have been due for {due_for_s:.0} s and are not applied; see `ops audit`", kind.kind));
@@ -43,6 +49,25 @@ pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
         troubles.push(format!("the audit of {} found {} checks off; run `ops audit` again", moment(audited.at), audited.off));
     }
     troubles
+}
+
+/// The leader runs a round every `sweep.every_ms`. Rounds are longer on a database that has much to catch up with.
+fn leader(status: &Status, settings: &Settings, troubles: &mut Vec<String>) {
+    let leader = &status.leader;
+    if leader.silent_s <= (settings.sweep.every * ROUNDS_MISSED_MAX + ROUND_SLACK).as_secs_f64() {
+        return;
+    }
+    let because = match (&leader.holder, leader.holder_pid) {
+        (Some(login), Some(pid)) => format!(
+            "the login {login} (server process {pid}) holds the leader's lock; unless it is a worker's, end it: \
+             SELECT pg_terminate_backend({pid})"
+        ),
+        _ => "no session holds the leader's lock; is a worker running?".to_owned(),
+    };
+    troubles.push(format!(
+        "no leader has ended a round for {:.0} s, so nothing is swept, probed, sealed or published: {because}",
+        leader.silent_s
+    ));
 }
 
 fn missing(status: &Status, troubles: &mut Vec<String>) {

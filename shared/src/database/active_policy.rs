@@ -17,7 +17,7 @@ use super::{
     failure::{Trouble, trouble},
     require_schema, scalar, statement, within,
 };
-use crate::{domain::policy::Policy, settings::Settings};
+use crate::{domain::policy::Policy, process::redact::redacted, settings::Settings};
 
 /// How often a running process checks for another policy.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -131,7 +131,7 @@ pub async fn connect_until(
                 return Ok(Some(govern(db, settings, applied.as_ref())));
             }
             Err(error) if trouble(&error) != Trouble::Failure => {
-                tracing::debug!(%error, "cannot read the active policy yet");
+                tracing::debug!(error = redacted(&error), "cannot read the active policy yet");
             }
             Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
         }

@@ -12,7 +12,8 @@ use sea_orm::{
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    failure::{is_refused, trouble},
+    failure::trouble,
+    rights::{Lacking, lacking},
     roles, schema,
 };
 use crate::{
@@ -49,18 +50,27 @@ impl Client {
 #[derive(Debug, thiserror::Error)]
 pub enum DatabaseError {
     #[error("cannot connect to PostgreSQL at {at}: {error}")]
-    Connect { at: String, error: DbErr },
+    Connect {
+        at: String,
+        #[source]
+        error: DbErr,
+    },
     #[error("the database at {at} lacks {pending} of Kỳ Hạn's migrations: run `ops migrate up`")]
     Schema { at: String, pending: usize },
     #[error("the active policy in the database at {at} cannot be read: {error}")]
-    Policy { at: String, error: DbErr },
+    Policy {
+        at: String,
+        #[source]
+        error: DbErr,
+    },
+    #[error("in the database at {at}, {lacking}")]
+    Rights { at: String, lacking: Lacking },
 }
 
 impl DatabaseError {
     /// Whether the server appears to be away.
     fn is_outage(&self) -> bool {
-        // A login that may not see the schema will not be able to by waiting.
-        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage() && !is_refused(error))
+        matches!(self, Self::Connect { error, .. } if trouble(error).is_outage())
     }
 }
 
@@ -156,10 +166,11 @@ pub async fn within<T>(span: Duration, query: impl Future<Output = Result<T, DbE
     tokio::time::timeout(span, query).await.unwrap_or_else(|_| Err(unanswered()))
 }
 
-/// Connects and checks that the schema exists, retrying with backoff while the server is away; `None` on shutdown.
+/// Connects, checks that the login has its program's privileges and that the schema exists, retrying with backoff while the
+/// server is away; `None` on shutdown.
 ///
 /// # Errors
-/// [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
+/// [`DatabaseError::Rights`], [`DatabaseError::Schema`], and a connection refused for a reason that waiting does not change.
 pub async fn connect_until(
     settings: &DatabaseSettings,
     role: Client,
@@ -170,7 +181,7 @@ pub async fn connect_until(
     loop {
         let Some(connected) = shutdown.run_until_cancelled(connect(settings, role)).await else { return Ok(None) };
         let connected = match connected {
-            Ok(db) => match tokio::time::timeout(ANSWER_WITHIN, require_schema(settings, &db)).await {
+            Ok(db) => match tokio::time::timeout(ANSWER_WITHIN, require(settings, role, &db)).await {
                 Ok(answer) => answer.map(|()| db),
                 Err(_) => Err(DatabaseError::Connect { at: settings.url.to_string(), error: unanswered() }),
             },
@@ -190,6 +201,22 @@ pub async fn connect_until(
             }
         }
     }
+}
+
+/// Before privileges count as missing: `ops migrate up` grants those on new tables just after it made them.
+const GRANTED_WITHIN: Duration = Duration::from_secs(2);
+
+/// Checks that the login has its program's privileges, and that every migration was applied.
+async fn require(settings: &DatabaseSettings, role: Client, db: &DatabaseConnection) -> Result<(), DatabaseError> {
+    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error: conn_error(error) };
+    let pool = db.get_postgres_connection_pool();
+    if lacking(pool, role).await.map_err(refused)?.is_some() {
+        tokio::time::sleep(GRANTED_WITHIN).await;
+        if let Some(lacking) = lacking(pool, role).await.map_err(refused)? {
+            return Err(DatabaseError::Rights { at: settings.url.to_string(), lacking });
+        }
+    }
+    require_schema(settings, db).await
 }
 
 /// Checks that every migration was applied.

@@ -72,12 +72,10 @@ fn by_sqlstate(code: &str) -> Trouble {
         "40001" | "40P01" | "55P03" | "57014" => Trouble::Conflict,
         // read_only_sql_transaction: a standby, or a server about to be replaced
         "25006" => Trouble::Away,
-        // admin_shutdown, perhaps of this connection alone; timeouts of sessions and transactions, which end it;
-        // insufficient_privilege: privileges are being changed under a running fleet, or were revoked, which no wake-up
-        // causes; or one row's trigger raises it
-        "57P01" | "57P05" | "25P03" | "25P04" | "42501" => Trouble::Cut,
-        // 08 connection; 58 system error: an unreadable disk, or one damaged row that raises it
-        code if code.starts_with("08") || code.starts_with("58") => Trouble::Cut,
+        // admin_shutdown, perhaps of this connection alone; timeouts of sessions and transactions, which end it
+        "57P01" | "57P05" | "25P03" | "25P04" => Trouble::Cut,
+        // 08 connection
+        code if code.starts_with("08") => Trouble::Cut,
         // 53 out of disk, memory or connections, 57P shutdown or start
         code if code.starts_with("53") || code.starts_with("57P") => Trouble::Away,
         _ => Trouble::Failure,
@@ -92,13 +90,16 @@ mod tests {
     fn an_outage_a_conflict_and_a_failure_are_told_apart() {
         assert_eq!(by_sqlstate("57P01"), Trouble::Cut);
         assert_eq!(by_sqlstate("57P03"), Trouble::Away);
-        for cut in ["08006", "25P03", "58030", "58P01", "42501"] {
+        for cut in ["08006", "25P03"] {
             assert_eq!(by_sqlstate(cut), Trouble::Cut, "{cut}");
+        }
+        // A file that is not there, and a privilege that is missing: the connection is good.
+        for failure in ["58030", "58P01", "42501", "23514"] {
+            assert_eq!(by_sqlstate(failure), Trouble::Failure, "{failure}");
         }
         assert_eq!(by_sqlstate("53100"), Trouble::Away);
         assert_eq!(by_sqlstate("25006"), Trouble::Away);
         assert_eq!(by_sqlstate("40P01"), Trouble::Conflict);
-        assert_eq!(by_sqlstate("23514"), Trouble::Failure);
         assert_eq!(trouble(&DbErr::Custom("x".into())), Trouble::Failure);
     }
 }

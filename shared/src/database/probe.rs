@@ -13,7 +13,9 @@ use sea_orm::{
 use super::{
     active_policy,
     connection::{Client, DatabaseError, conn_error, silence, still_good, tuned, unanswered},
+    leader,
     pause::{self, Pause},
+    rights::{self, Lacking},
 };
 use crate::settings::DatabaseSettings;
 
@@ -22,6 +24,7 @@ use crate::settings::DatabaseSettings;
 pub struct Probe {
     options: PgConnectOptions,
     within: Duration,
+    role: Client,
     connection: Option<PgConnection>,
 }
 
@@ -34,7 +37,7 @@ impl Probe {
         let options = settings.url.expose().parse().map_err(conn_error);
         let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
         let within = settings.acquire_timeout;
-        Ok(Self { options: tuned(settings, role)(options), within, connection: None })
+        Ok(Self { options: tuned(settings, role)(options), within, role, connection: None })
     }
 
     /// Checks that the server answers and accepts writes.
@@ -57,26 +60,40 @@ impl Probe {
         Ok(())
     }
 
+    /// The privileges that the login lacks; call it right after a successful [`Probe::ask`].
+    ///
+    /// # Errors
+    /// A database error.
+    pub async fn lacking(&mut self) -> Result<Option<Lacking>, DbErr> {
+        let mut kept = self.connection.take().ok_or_else(unanswered)?;
+        let asked = tokio::time::timeout(self.within, rights::lacking(&mut kept, self.role)).await;
+        let lacking = asked.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
+        self.connection = Some(kept);
+        Ok(lacking)
+    }
+
     /// What operators have decided; call it right after a successful [`Probe::ask`].
     ///
     /// # Errors
     /// A database error.
     pub async fn decided(&mut self) -> Result<Decided, DbErr> {
         let mut kept = self.connection.take().ok_or_else(unanswered)?;
-        let sql = format!("SELECT ({}) AS pauses, {} AS policy", pause::ALL, active_policy::NUMBER);
-        let asked = sqlx::query_as::<_, (String, Option<i64>)>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut kept);
-        let (pauses, policy) =
+        let sql = format!("SELECT ({}), {}, {}", pause::ALL, active_policy::NUMBER, leader::SILENT_S);
+        let asked = sqlx::query_as::<_, (String, Option<i64>, f64)>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut kept);
+        let (pauses, policy, leader_silent_s) =
             tokio::time::timeout(self.within, asked).await.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
         self.connection = Some(kept);
-        Ok(Decided { pauses: pause::read(&pauses)?, policy })
+        Ok(Decided { pauses: pause::read(&pauses)?, policy, leader_silent_s })
     }
 }
 
 /// What operators have decided for the whole fleet.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Decided {
     /// Which kinds are paused.
     pub pauses: Vec<Pause>,
     /// The number of the active policy, if one was applied.
     pub policy: Option<i64>,
+    /// For how long no leader has ended a round.
+    pub leader_silent_s: f64,
 }

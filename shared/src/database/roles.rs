@@ -9,7 +9,10 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, schema, statement};
 use crate::{domain::confidential::Confidential, settings::DatabaseSettings};
 
+mod door;
 mod own;
+
+pub use door::Door;
 
 /// A role. Roles belong to the whole server, grants to a database.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -80,6 +83,8 @@ pub struct Installed {
     pub logins: Vec<DatabaseRole>,
     /// Whether the schema exists, so that privileges on it were granted. Otherwise `ops migrate up` grants them.
     pub granted: bool,
+    /// Who may connect to the database.
+    pub door: Door,
 }
 
 /// Creates missing roles, sets passwords, transfers what the migrations made to its owner, and grants privileges. Idempotent.
@@ -105,6 +110,7 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
     }
     let turn = schema::turn(db).await?;
     own::Made::read(&turn).await?.give(&turn).await?;
+    installed.door = door::close(&turn).await?;
     installed.granted = schema::is_complete(&turn).await?;
     if installed.granted {
         give(&turn, deletes).await?;
@@ -121,7 +127,7 @@ async fn give(db: &impl ConnectionTrait, Deletes(deletes): Deletes) -> Result<()
     Ok(())
 }
 
-const GRANTS: &str = include_str!("roles/grants.sql");
+pub(super) const GRANTS: &str = include_str!("roles/grants.sql");
 
 /// Grants privileges again after the migrations, if the roles own this database's tables. Idempotent.
 ///

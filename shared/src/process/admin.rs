@@ -2,26 +2,29 @@
 //!
 //! Liveness depends on no server: otherwise, in an outage, a supervisor that restarts processes which are not alive would
 //! restart the whole fleet. Callers are limited: this many connections at once, one small request each, a few seconds in all.
+//! Beyond that number the oldest connection is closed, so that idle ones cannot keep a probe out.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{collections::VecDeque, net::SocketAddr, time::Duration};
 
 use axum::{Json, Router, extract::State, http::StatusCode, response::IntoResponse, routing::get, serve::Listener};
 use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
-use serde_json::json;
-use tokio::{
-    net::{TcpListener, TcpStream},
-    sync::Semaphore,
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
 };
+use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{process::health::Health, settings};
 
-/// Most connections at once; the next ones wait to be accepted.
-const CONNECTIONS_MAX: usize = 32;
+/// Most connections at once. An answer takes less than a millisecond, so the oldest of so many sends nothing.
+const CONNECTIONS_MAX: usize = 64;
 /// Most bytes of a request line and headers; bodies are not read.
 const REQUEST_MAX: usize = 16 * 1_024;
-/// How long a connection may last, from accepted to answered. A silent client keeps its place no longer.
+/// How long a client may take to send its request.
+const HEADER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a connection may last, from accepted to answered.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the admin port could not be opened.
@@ -69,24 +72,28 @@ async fn ready(State(health): State<Health>) -> impl IntoResponse {
 
 /// Not `axum::serve`, which lets silent clients pile up.
 async fn serve(mut listener: TcpListener, router: Router) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+    // Oldest first; dropping one closes its connection.
+    let mut open: VecDeque<AbortOnDropHandle<()>> = VecDeque::with_capacity(CONNECTIONS_MAX);
+    loop {
         // Axum's own `accept`: after an error (such as no descriptor left) it waits and tries again.
         let (stream, _) = Listener::accept(&mut listener).await;
+        open.retain(|connection| !connection.is_finished());
+        if open.len() >= CONNECTIONS_MAX {
+            open.pop_front();
+        }
         let answered = answer(stream, router.clone());
-        tokio::spawn(async move {
+        open.push_back(AbortOnDropHandle::new(tokio::spawn(async move {
             if tokio::time::timeout(CONNECTION_TIMEOUT, answered).await.is_err() {
                 tracing::debug!("closed a connection to the admin port that took too long");
             }
-            drop(place);
-        });
+        })));
     }
 }
 
 /// Answers the one request of a connection.
 async fn answer(stream: TcpStream, router: Router) {
     let mut http = http1::Builder::new();
-    http.keep_alive(false).max_buf_size(REQUEST_MAX);
+    http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false).max_buf_size(REQUEST_MAX);
     if let Err(error) = http.serve_connection(TokioIo::new(stream), TowerToHyperService::new(router)).await {
         tracing::debug!(%error, "a connection to the admin port failed");
     }

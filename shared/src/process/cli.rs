@@ -13,12 +13,17 @@ use crate::{
         lifecycle::shutdown_on_signals,
         redact::redacted,
         telemetry::{Telemetry, TelemetryError},
+        visible::visible,
     },
     settings::{Settings, SettingsError},
 };
 
 /// The exit code for invalid settings or arguments; clap uses the same.
 const EXIT_USAGE: u8 = 2;
+
+/// The exit code of a long-running binary that cannot work until an operator changes something outside of it: waiting and
+/// restarting do not help. `EX_CONFIG` of `sysexits.h`.
+const EXIT_CONFIG: u8 = 78;
 
 /// An error that a command fails with.
 type Failure = Box<dyn Error + Send + Sync>;
@@ -93,6 +98,11 @@ pub fn start(service: &'static str, common: &Common) -> Result<Started, StartErr
             STACK.1
         );
     }
+    for (server, url) in [("PostgreSQL", &settings.database.url), ("RabbitMQ", &settings.amqp.url)] {
+        if let Some(why) = url.exposed() {
+            tracing::warn!(%url, why, "the connection to {server} is not safe from others on the network");
+        }
+    }
     Ok(Started { telemetry, shutdown: shutdown_on_signals()?, settings })
 }
 
@@ -145,9 +155,14 @@ pub async fn serve<E: Into<Failure>>(
     .await
 }
 
-/// Prints an answer and a newline. A reader that has gone (`| head`) is not an error.
+/// Prints an answer and a newline, with invisible characters made visible. A reader that has gone (`| head`) is not an error.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stdout(), "{}", text.trim_end());
+    let _ = writeln!(std::io::stdout(), "{}", visible(text.trim_end()));
+}
+
+/// Prints a remark to stderr, with invisible characters made visible.
+pub fn remark(text: &str) {
+    let _ = writeln!(std::io::stderr(), "{}", visible(text.trim_end()));
 }
 
 /// Prints why a command's input is invalid; returns the exit code for that.
@@ -155,7 +170,15 @@ pub fn refuse(service: &str, error: &impl std::fmt::Display) -> ExitCode {
     complain(service, error, EXIT_USAGE)
 }
 
+/// Prints why a long-running binary cannot work until an operator acts; returns the exit code for that.
+pub fn give_up(service: &str, error: &(dyn Error + 'static)) -> ExitCode {
+    let why = redacted(error);
+    // Also to the log: a supervisor may keep only that.
+    tracing::error!(error = why, "{service} ends; it can start again once this is mended");
+    complain(service, &why, EXIT_CONFIG)
+}
+
 fn complain(service: &str, error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    eprintln!("{service}: {error:#}");
+    remark(&format!("{service}: {error:#}"));
     ExitCode::from(code)
 }

@@ -29,6 +29,15 @@ impl Outage {
         first
     }
 
+    /// Reports that the server answered and the login may not do its work; returns whether this begins an outage.
+    pub fn refuses(&self, error: &(dyn Error + 'static)) -> bool {
+        let first = !self.away.send_replace(true);
+        if first {
+            tracing::error!(error = redacted(error), "{} refuses this process's work; retrying until it does not", self.server);
+        }
+        first
+    }
+
     /// Reports that the server was reached.
     pub fn ends(&self) {
         if self.away.send_replace(false) {

@@ -10,7 +10,7 @@ use std::{
 
 use config::{Config, File, FileFormat, Map, Source, Value, ValueKind};
 
-use super::SecretUrl;
+use super::secret::{SecretUrl, UrlRules};
 use crate::domain::span::Span;
 
 /// The sample file: every key, its default and its meaning.
@@ -194,7 +194,7 @@ impl SettingsReader {
     }
 
     /// A server's URL, from its variable or from the file that its `_FILE` variable names.
-    pub fn secret(&mut self, key: &str, schemes: &[&str]) -> Option<SecretUrl> {
+    pub fn secret(&mut self, key: &str, server: &UrlRules) -> Option<SecretUrl> {
         let name = env_name(key);
         let file = format!("{name}_FILE");
         let text = match (self.env.get(&name), self.env.get(&file)) {
@@ -205,10 +205,10 @@ impl SettingsReader {
             }
             (None, None) => Err(format!(
                 "not set; set {name} to {}://user:password@host:port/name, or {file} to the path of a file that contains it",
-                schemes[0]
+                server.schemes[0]
             )),
         };
-        match text.and_then(|text| SecretUrl::parse(text.trim(), schemes)) {
+        match text.and_then(|text| SecretUrl::parse(text.trim(), server)) {
             Ok(url) => {
                 self.held.push((key.to_owned(), format!("\"{url}\"")));
                 Some(url)

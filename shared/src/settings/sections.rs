@@ -5,9 +5,10 @@ use std::{net::SocketAddr, num::NonZeroU32, time::Duration};
 use super::{
     SecretUrl,
     reader::SettingsReader,
+    secret::{POSTGRESQL, RABBITMQ},
     values::{
         at_least_six_months, delete_after, dong_or_none, duration, forecast_every, keep, listen, log_filter, prefix, schema_name,
-        size,
+        set_aside, size,
     },
 };
 use crate::{domain::span::Span, message::wakeup::SUBJECTS_MAX};
@@ -32,7 +33,7 @@ pub struct DatabaseSettings {
 impl DatabaseSettings {
     /// `None`, with its mistake noted, without a URL.
     pub(super) fn read(r: &mut SettingsReader) -> Option<Self> {
-        let url = r.secret("database.url", &["postgres", "postgresql"]);
+        let url = r.secret("database.url", &POSTGRESQL);
         let schema = schema_name(r, "database.schema");
         let order_system_schema = schema_name(r, "database.order_system_schema");
         if schema == order_system_schema {
@@ -62,7 +63,7 @@ pub struct AmqpSettings {
 impl AmqpSettings {
     /// `None`, with its mistake noted, without a URL.
     pub(super) fn read(r: &mut SettingsReader) -> Option<Self> {
-        let url = r.secret("amqp.url", &["amqp", "amqps"]);
+        let url = r.secret("amqp.url", &RABBITMQ);
         let confirm_timeout = duration(r, "amqp.confirm_timeout_ms", 100..=10 * MINUTE_MS);
         Some(Self { url: url?, confirm_timeout })
     }
@@ -214,11 +215,13 @@ pub struct RetentionSettings {
     pub records: Span,
     /// How long after it was hidden an order is deleted, and after how long sealed activity is deleted; `None`: never.
     pub delete_after: Option<Span>,
+    /// How long an event that was set aside is kept.
+    pub set_aside: Span,
 }
 
 impl RetentionSettings {
     pub(super) fn read(r: &mut SettingsReader) -> Self {
-        Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r) }
+        Self { records: at_least_six_months(r, "retention.records"), delete_after: delete_after(r), set_aside: set_aside(r) }
     }
 
     /// Whether workers delete what is old enough.
@@ -240,8 +243,8 @@ pub struct StatisticsSettings {
 impl StatisticsSettings {
     pub(super) fn read(r: &mut SettingsReader) -> Self {
         Self {
-            min_customers: r.number("statistics.min_customers", 3u16..=1_000),
-            max_share_percent: r.number("statistics.max_share_percent", 1u16..=99),
+            min_customers: r.number("statistics.min_customers", 5u16..=1_000),
+            max_share_percent: r.number("statistics.max_share_percent", 1u16..=50),
         }
     }
 }

@@ -79,12 +79,23 @@ pub(super) fn keep(r: &mut SettingsReader) -> Option<Span> {
 const SIX_MONTHS: Span = Span::Months(6);
 
 pub(super) fn at_least_six_months(r: &mut SettingsReader, key: &'static str) -> Span {
+    at_least(r, key, SIX_MONTHS, ", as the policy promises")
+}
+
+/// How long an event that was set aside is kept at least: the database discards no younger one.
+const SET_ASIDE_LEAST: Span = Span::Exact(30 * 24 * 60 * 60_000);
+
+pub(super) fn set_aside(r: &mut SettingsReader) -> Span {
+    at_least(r, "retention.set_aside", SET_ASIDE_LEAST, "")
+}
+
+fn at_least(r: &mut SettingsReader, key: &'static str, least: Span, why: &str) -> Span {
     match r.text(key).parse::<Span>() {
-        Ok(span) if span.covers(SIX_MONTHS) => return span,
-        Ok(span) => r.mistake(key, format!("must be at least {SIX_MONTHS}, as the policy promises (got {span})")),
+        Ok(span) if span.covers(least) => return span,
+        Ok(span) => r.mistake(key, format!("must be at least {least}{why} (got {span})")),
         Err(error) => r.mistake(key, error.to_string()),
     }
-    SIX_MONTHS
+    least
 }
 
 /// How long after it was hidden something is deleted; `None`: never.

@@ -9,8 +9,27 @@ use crate::harness::Harness;
 
 /// The ways to fail. In each of them, MESSAGE, DETAIL, HINT or CONTEXT of the error, or a warning before it, quotes marked
 /// columns.
-pub const WAYS: &[&str] =
-    &["check", "not null", "unique", "reference", "exclusion", "raised", "context", "warning", "cast", "said", "made up"];
+pub const WAYS: &[&str] = &[
+    "check",
+    "not null",
+    "unique",
+    "reference",
+    "exclusion",
+    "raised",
+    "context",
+    "warning",
+    "cast",
+    "said",
+    "made up",
+    "file",
+    "schema",
+    "cursor",
+    "statement",
+    "database",
+    "feature",
+    "setting",
+    "search",
+];
 
 /// The tables may be invisible to the fleet's roles, as in a separate order system: the function runs with its owner's rights.
 const TABLES: &str = "
@@ -52,6 +71,22 @@ const TABLES: &str = "
                 RAISE EXCEPTION 'no label for % at %, from %', c.full_name, c.address, s;
             WHEN 'made up' THEN
                 EXECUTE format('SELECT %I', c.email);
+            WHEN 'file' THEN
+                PERFORM pg_read_file('/labels/' || c.full_name);
+            WHEN 'schema' THEN
+                EXECUTE format('CREATE TABLE %I.labels ()', c.full_name);
+            WHEN 'cursor' THEN
+                PERFORM cursor_to_xml(c.full_name::refcursor, 1, true, true, '');
+            WHEN 'statement' THEN
+                EXECUTE format('DEALLOCATE %I', c.full_name);
+            WHEN 'database' THEN
+                PERFORM pg_database_size(c.phone::name);
+            WHEN 'feature' THEN
+                EXECUTE format('SELECT * FROM %I.x.y', c.email);
+            WHEN 'setting' THEN
+                PERFORM current_setting(c.phone || '.' || c.email);
+            WHEN 'search' THEN
+                PERFORM to_tsquery(c.full_name || ' &');
             ELSE
         END CASE;
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;

@@ -10,7 +10,8 @@ use shared::database::{scalar, statement, within};
 use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 use crate::context::Context;
 
-/// How many orders, and how many ranges of activity, one transaction deletes.
+/// How many events, how many orders, and how many ranges of activity, one transaction deletes.
+const EVENTS: i32 = 1_000;
 const ORDERS: i32 = 200;
 const RANGES: i32 = 5;
 /// How long a round deletes; the next round continues.
@@ -37,6 +38,11 @@ async fn retain(context: &Context) -> Result<(), DbErr> {
         "UPDATE records_retention SET hidden_before = {ago} WHERE hidden_before NOT BETWEEN {ago} - interval '1 hour' AND {ago}"
     );
     within(ANSWER_WITHIN, context.db.execute_raw(statement(&sql, []))).await?;
+    let events = format!("SELECT kyhan_forget_set_aside({}, $1) AS gone", retention.set_aside.sql_ago("now()"));
+    let gone = delete(context, &events, EVENTS).await?;
+    if gone > 0 {
+        tracing::warn!(gone, after = %retention.set_aside, "discarded events that were set aside longer ago than retention.set_aside");
+    }
     let Some(delete_after) = retention.delete_after else { return Ok(()) };
     let orders = format!("SELECT kyhan_delete_hidden_orders({}, $1) AS gone", delete_after.sql_ago("now()"));
     let gone = delete(context, &orders, ORDERS).await?;

@@ -6,8 +6,10 @@ use std::time::Duration;
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
     database::{
+        Client,
         attempts::{Attempts, Next},
-        failure::{Trouble, trouble},
+        failure::{Trouble, is_refused, trouble},
+        rights::lacking,
         unanswered,
     },
     process::redact::redacted,
@@ -101,10 +103,18 @@ pub(crate) async fn transaction<T>(
         // The server did not answer in time; this error is classified as a broken connection.
         Err(unanswered())
     });
-    answer.map_err(|error| {
-        let trouble = trouble(&error);
-        (error, trouble)
-    })
+    let error = match answer {
+        Ok(done) => return Ok(done),
+        Err(error) => error,
+    };
+    // A trigger may raise this for a row; a privilege that the login lacks is not the rows' fault.
+    if is_refused(&error)
+        && let Ok(Ok(Some(lacking))) = timeout(answer_within, lacking(db.get_postgres_connection_pool(), Client::Worker)).await
+    {
+        return Err((DbErr::Custom(lacking.to_string()), Trouble::Away));
+    }
+    let trouble = trouble(&error);
+    Err((error, trouble))
 }
 
 /// Begins a transaction. Idle connections that broke during an outage fail only when used, so as many failures as there are idle

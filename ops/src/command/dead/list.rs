@@ -10,7 +10,10 @@ use ops::{
 use sea_orm::DatabaseConnection;
 use serde::Serialize;
 use serde_json::json;
-use shared::{process::cli::say, settings::Settings};
+use shared::{
+    process::cli::{remark, say},
+    settings::Settings,
+};
 
 use crate::command::{options::Json, table};
 
@@ -62,7 +65,7 @@ pub async fn list(command: ListLettersCommand, db: &DatabaseConnection, settings
             say(&serde_json::to_string_pretty(&found)?);
         } else if csv {
             say(&lines(GROUP_COLUMNS, found.groups.iter().map(group_cells))?);
-            eprintln!("{}", counted(&found));
+            remark(&counted(&found));
         } else {
             show_groups(&found);
         }
@@ -73,7 +76,7 @@ pub async fn list(command: ListLettersCommand, db: &DatabaseConnection, settings
             say(&serde_json::to_string_pretty(&json!({ "total": total, "letters": page.letters, "next": page.next }))?);
         } else if csv {
             say(&lines(SUMMARY_COLUMNS, page.letters.iter().map(summary_cells))?);
-            eprintln!("{}", paged(&page, total));
+            remark(&paged(&page, total));
         } else {
             show_page(&page, total);
         }

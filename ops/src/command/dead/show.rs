@@ -4,7 +4,6 @@ use std::{fmt::Write as _, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, bail};
 use chrono::{DateTime, Utc};
-use console::style;
 use lapin::types::{AMQPValue, FieldTable};
 use ops::{
     dead::{
@@ -158,7 +157,7 @@ fn explained(
 }
 
 fn heading(text: &mut String, heading: &str) -> std::fmt::Result {
-    writeln!(text, "\n{}", style(heading).bold())
+    writeln!(text, "\n{}", heading)
 }
 
 fn line(text: &mut String, name: &str, value: &impl std::fmt::Display) -> std::fmt::Result {

@@ -20,7 +20,7 @@ use shared::{
         active_policy::{self, Applied, Governed},
     },
     domain::{money::Dong, policy::Release},
-    process::cli::say,
+    process::cli::{remark, say},
     settings::Settings,
 };
 use tokio_util::sync::CancellationToken;
@@ -83,7 +83,7 @@ pub async fn apply(
         return again(&command, &governed, &applied, stop).await;
     }
     if governed.settings.policy.number().is_none() {
-        eprintln!("ops: {FIRST}");
+        remark(&format!("ops: {FIRST}"));
     }
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
     if !command.json.json {
@@ -125,10 +125,10 @@ async fn again(
 ) -> anyhow::Result<ExitCode> {
     let since = format!("policy {} is active since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
     if applied.scheduled_at.is_some() {
-        eprintln!("ops: {since}; every wake-up is published; nothing was changed");
+        remark(&format!("ops: {since}; every wake-up is published; nothing was changed"));
         return report(command, applied, 0);
     }
-    eprintln!("ops: {since}; publishing the missing wake-ups");
+    remark(&format!("ops: {since}; publishing the missing wake-ups"));
     let broker = Broker::connect(&governed.settings.amqp, "kyhan ops").await?;
     broker.declare(&governed.settings.topology()).await?;
     let scheduled = schedule(&governed.db, &broker, &governed.settings, applied, None, stop).await?;

@@ -1,11 +1,12 @@
 //! The screen: a status as text, with the verdict first. Long lists are cut, and end with how many entries are left out.
 
 use comfy_table::Table;
-use console::style;
+use console::{Color, style};
 use ops::{
-    shown::{moment, moment_or_dash, one_line},
+    shown::{moment, moment_or_dash, one_line, text},
     status::{ActivePolicy, KindRelease, Lane, OpenLetterGroup, PlanStatus, RungStatus, Status},
 };
+use shared::process::{redact::redacted, visible::visible};
 
 use super::super::table;
 
@@ -16,18 +17,31 @@ const TEXT_MAX: usize = 70;
 /// In seconds. The query looks back one hour, so a longer time is only known to be longer than about this.
 const KNOWN_MAX_S: f64 = 3_540.0;
 
+/// The words that begin a line and stand out, each with its colour.
+const COLOURS: [(&str, Color); 3] = [("WRONG", Color::Red), ("AWAY", Color::Red), ("PAUSED", Color::Yellow)];
+
+/// A screen as it is printed: text of others may not control the terminal, and our own words stand out.
+pub fn coloured(screen: &str) -> String {
+    let screen = visible(screen);
+    let line = |line: &str| {
+        let found = COLOURS.iter().find_map(|(word, colour)| Some((word, colour, line.strip_prefix(word)?)));
+        found.map_or_else(|| line.to_owned(), |(word, colour, rest)| format!("{}{rest}", style(word).fg(*colour).bold()))
+    };
+    screen.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
 /// The whole screen.
 pub fn of(status: &Status) -> String {
     let at = moment(status.at);
     let mut parts = vec![match status.troubles.len() {
-        0 => format!("{at}  {}", style("nothing is wrong").green()),
+        0 => format!("{at}  {}", "nothing is wrong"),
         1 => format!("{at}  1 thing is wrong"),
         more => format!("{at}  {more} things are wrong"),
     }];
-    parts.extend(first(&status.troubles, |_| false).lines(|trouble| format!("{}   {trouble}", style("WRONG").red().bold())));
+    parts.extend(first(&status.troubles, |_| false).lines(|trouble| format!("WRONG   {trouble}")));
     parts.extend(status.pauses.iter().map(|pause| {
         let (since, by, why) = (moment(pause.since), one_line(&pause.by), one_line(&pause.why));
-        format!("{}  {} since {since} by {by}: {why}", style("PAUSED").yellow().bold(), pause.kind)
+        format!("PAUSED  {} since {since} by {by}: {why}", pause.kind)
     }));
     parts.extend(status.policy.iter().flat_map(policy));
     parts.extend(lanes(status));
@@ -45,6 +59,12 @@ pub fn of(status: &Status) -> String {
     parts.push(status.audited.as_ref().map_or("audit      none recorded".to_owned(), |audited| {
         format!("audit      {} by {}: {} checks off", moment(audited.at), one_line(&audited.by), audited.off)
     }));
+    let leader = &status.leader;
+    parts.push(format!(
+        "leader     {}, its last round ended {:.0} s ago",
+        leader.instance.as_deref().map_or("none yet".to_owned(), text),
+        leader.silent_s
+    ));
     parts.extend(letters(status));
     parts.extend(plans(status));
     parts.join("\n")
@@ -63,7 +83,7 @@ fn policy(policy: &ActivePolicy) -> Vec<String> {
 
 /// Instead of the screen, if a server is away.
 pub fn away(error: &anyhow::Error) -> String {
-    format!("{}    {error:#}; trying again", style("AWAY").red().bold())
+    format!("AWAY    {}; trying again", redacted(&**error))
 }
 
 /// As many lines of a text as fit into `room`.

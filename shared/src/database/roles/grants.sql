@@ -66,44 +66,60 @@ GRANT SELECT ON order_retention TO kyhan_worker, kyhan_ops;
 GRANT INSERT (actor_kind, action, subject_kind, subject_id, detail) ON activity TO kyhan_worker, kyhan_ops;
 GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity TO kyhan_worker, kyhan_ops;
 
--- In whose name a role may record: the fleet for the system; operators also for themselves, by their login; the order system
--- for customers and staff, but not as an operator of another login. Functions that run with the owner's rights record for the
--- customer concerned. A policy that exists as defined here and was not altered stays untouched, because changing one locks
--- the table; its comment stores both its definition and its state. Any other is dropped.
+-- The rows that a role may use, by table. A policy that exists as defined here and was not altered stays untouched, because
+-- changing one locks the table; its comment stores both its definition and its state. Any other is dropped.
+--
+-- activity: in whose name a role may record. The fleet for the system; operators also for themselves, by their login; the order
+-- system for customers and staff, and as an operator, who is named by `by` or `login`, only under its own login. Functions that
+-- run with the owner's rights record for the customer concerned.
+--
+-- cart_items: a product tells where a customer buys. As for sources, the order system sees, changes and deletes only those of
+-- the customer for whom its session acts. The fleet sees no product by its grants. FORCE, as for sources: the owner's policy
+-- serves its functions.
 DO $$
 DECLARE
     wanted text[] := ARRAY[
-        ['activity_is_read', 'FOR SELECT USING (true)'],
-        ['activity_of_the_fleet', $policy$FOR INSERT TO kyhan_worker WITH CHECK (actor_kind = 'system')$policy$],
-        ['activity_of_operators', $policy$FOR INSERT TO kyhan_ops
+        ['activity', 'activity_is_read', 'FOR SELECT USING (true)'],
+        ['activity', 'activity_of_the_fleet', $policy$FOR INSERT TO kyhan_worker WITH CHECK (actor_kind = 'system')$policy$],
+        ['activity', 'activity_of_operators', $policy$FOR INSERT TO kyhan_ops
              WITH CHECK (actor_kind = 'system' OR (actor_kind = 'staff' AND detail ->> 'login' = session_user))$policy$],
-        ['activity_of_the_order_system', $policy$FOR INSERT TO kyhan_order_system
+        ['activity', 'activity_of_the_order_system', $policy$FOR INSERT TO kyhan_order_system
              WITH CHECK (actor_kind IN ('customer', 'staff')
-                         AND (NOT coalesce(detail ?& ARRAY['by', 'changed', 'login'], false) OR detail ->> 'login' = session_user))$policy$]];
+                         AND (NOT coalesce(detail ?| ARRAY['by', 'login'], false) OR detail ->> 'login' = session_user))$policy$],
+        ['cart_items', 'cart_items_of_the_fleet', 'FOR ALL TO kyhan_owner, kyhan_producer, kyhan_worker, kyhan_ops USING (true)'],
+        ['cart_items', 'cart_items_are_written', $policy$FOR INSERT TO kyhan_order_system
+             WITH CHECK (kyhan_customer() IS NULL OR customer_id = kyhan_customer())$policy$],
+        ['cart_items', 'cart_items_are_the_customers', 'FOR SELECT TO kyhan_order_system USING (customer_id = kyhan_customer())'],
+        ['cart_items', 'cart_items_change_for_the_customer', 'FOR UPDATE TO kyhan_order_system USING (customer_id = kyhan_customer())'],
+        ['cart_items', 'cart_items_go_for_the_customer', 'FOR DELETE TO kyhan_order_system USING (customer_id = kyhan_customer())']];
     named text[];
-    stray name;
+    stray record;
     -- A policy as PostgreSQL stores it.
     made constant text := $made$concat_ws(' ', polcmd, polpermissive, polroles, pg_get_expr(polqual, polrelid), pg_get_expr(polwithcheck, polrelid))$made$;
     asis boolean;
     remembers text;
 BEGIN
-    FOR stray IN SELECT polname FROM pg_policy
-                  WHERE polrelid = 'activity'::regclass AND polname NOT IN (SELECT wanted[n][1] FROM generate_subscripts(wanted, 1) AS n) LOOP
-        EXECUTE format('DROP POLICY %I ON activity', stray);
+    FOR stray IN SELECT polrelid::regclass AS name, polname FROM pg_policy
+                  WHERE polrelid IN ('activity'::regclass, 'cart_items'::regclass)
+                    AND polname NOT IN (SELECT wanted[n][2] FROM generate_subscripts(wanted, 1) AS n) LOOP
+        EXECUTE format('DROP POLICY %I ON %s', stray.polname, stray.name);
     END LOOP;
     IF NOT (SELECT relrowsecurity FROM pg_class WHERE oid = 'activity'::regclass) THEN
         ALTER TABLE activity ENABLE ROW LEVEL SECURITY;
     END IF;
+    IF NOT (SELECT relrowsecurity AND relforcerowsecurity FROM pg_class WHERE oid = 'cart_items'::regclass) THEN
+        ALTER TABLE cart_items ENABLE ROW LEVEL SECURITY, FORCE ROW LEVEL SECURITY;
+    END IF;
     FOREACH named SLICE 1 IN ARRAY wanted LOOP
-        EXECUTE format('SELECT obj_description(oid, ''pg_policy'') = $2 || E''\n'' || %s FROM pg_policy
-                         WHERE polrelid = ''activity''::regclass AND polname = $1', made)
-           INTO asis USING named[1], named[2];
+        EXECUTE format('SELECT obj_description(oid, ''pg_policy'') = $3 || E''\n'' || %s FROM pg_policy
+                         WHERE polrelid = $1::regclass AND polname = $2', made)
+           INTO asis USING named[1], named[2], named[3];
         IF asis IS NOT TRUE THEN
-            EXECUTE format('DROP POLICY IF EXISTS %I ON activity', named[1]);
-            EXECUTE format('CREATE POLICY %I ON activity %s', named[1], named[2]);
-            EXECUTE format('SELECT format(''COMMENT ON POLICY %%I ON activity IS %%L'', $1, $2 || E''\n'' || %s) FROM pg_policy
-                             WHERE polrelid = ''activity''::regclass AND polname = $1', made)
-               INTO remembers USING named[1], named[2];
+            EXECUTE format('DROP POLICY IF EXISTS %I ON %I', named[2], named[1]);
+            EXECUTE format('CREATE POLICY %I ON %I %s', named[2], named[1], named[3]);
+            EXECUTE format('SELECT format(''COMMENT ON POLICY %%I ON %%I IS %%L'', $2, $1, $3 || E''\n'' || %s) FROM pg_policy
+                             WHERE polrelid = $1::regclass AND polname = $2', made)
+               INTO remembers USING named[1], named[2], named[3];
             EXECUTE remembers;
         END IF;
     END LOOP;
@@ -115,13 +131,16 @@ GRANT SELECT, INSERT, DELETE ON dead_letter_bodies TO kyhan_worker;
 GRANT UPDATE (hash) ON dead_letter_bodies TO kyhan_worker; -- to lock
 GRANT SELECT ON records_retention TO kyhan_worker;
 GRANT UPDATE (hidden_before) ON records_retention TO kyhan_worker;
-GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric) TO kyhan_worker;
+GRANT SELECT, INSERT (instance), UPDATE (instance, since, beat_at) ON leader TO kyhan_worker;
+GRANT SELECT ON activity_closing TO kyhan_worker;
+GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_statistics(integer, numeric),
+                          kyhan_forget_set_aside(timestamptz, integer) TO kyhan_worker;
 
 -- Operators.
 GRANT SELECT, INSERT, UPDATE ON dead_letters, replay_plans, replay_plan_letters, rebuilds TO kyhan_ops;
 GRANT SELECT ON dead_letter_bodies TO kyhan_ops;
 GRANT INSERT, DELETE ON pauses, retention_holds TO kyhan_ops;
-GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention TO kyhan_ops;
+GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention, leader, activity_closing TO kyhan_ops;
 GRANT DELETE ON rungs, rebuilds, canaries TO kyhan_ops;
 GRANT INSERT (policy, applied_by, why) ON policies TO kyhan_ops;
 GRANT UPDATE (scheduled_to, scheduled_at, went_on_at) ON policies TO kyhan_ops;
@@ -148,13 +167,13 @@ GRANT SELECT, INSERT (order_id, from_status, to_status, reason, at) ON order_sta
 GRANT SELECT (id, order_id, author, body, at, salt), INSERT (id, order_id, author, body) ON order_messages TO kyhan_order_system;
 GRANT UPDATE (author, body, salt) ON order_messages TO kyhan_order_system; -- to erase; any other change is detected
 GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- row by row: see its policies
-GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system;
+GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system; -- row by row: see its policies
 GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;
 GRANT UPDATE (kind) ON accounts TO kyhan_order_system; -- to lock: a trigger refuses any change
 GRANT SELECT, INSERT ON transfers TO kyhan_order_system;
 GRANT SELECT ON arrears_outstanding, retention_holds, order_retention TO kyhan_order_system;
 GRANT SELECT, INSERT (event_type, subject_id, occurred_at, data), UPDATE (data) ON outbox TO kyhan_order_system;
-GRANT SELECT, UPDATE (data) ON set_aside TO kyhan_order_system;
+GRANT SELECT, UPDATE (event_type, data) ON set_aside TO kyhan_order_system; -- to erase
 GRANT SELECT (id, state, kind, subject_id, reason, last_failed_at) ON dead_letters TO kyhan_order_system;
 GRANT INSERT (actor_kind, actor_id, action, subject_kind, subject_id, detail) ON activity TO kyhan_order_system;
 GRANT SELECT ON activity TO kyhan_order_system;

@@ -59,21 +59,61 @@ RETURNS bytea LANGUAGE sql STABLE AS $$
     SELECT sha256(before || convert_to(jsonb_build_array(
                number, first_id, last_id, rows, encode(digest, 'hex'), extract(epoch FROM sealed_at)::text)::text, 'UTF8'))
 $$;
--- Adds a seal over the rows that follow the last seal: at most `most` rows, up to the id `until`. The caller ensures that no open
--- transaction can still insert a row up to `until`. Returns the seal's number and hash, or no row.
+-- Up to which id rows are sealed next, and the transactions that may still add one of them. One row, kept by kyhan_seal_activity().
+CREATE TABLE activity_closing (
+    is_the_only_row  boolean     PRIMARY KEY DEFAULT true CHECK (is_the_only_row),
+    last_id          bigint      NOT NULL DEFAULT 0,
+    -- Their virtual ids.
+    open             text[]      NOT NULL DEFAULT '{}',
+    since            timestamptz NOT NULL DEFAULT now()
+);
+INSERT INTO activity_closing DEFAULT VALUES;
+-- The virtual ids of the transactions that hold a write lock on activity.
+CREATE FUNCTION kyhan_activity_writers() RETURNS text[] LANGUAGE sql VOLATILE AS $$
+    SELECT coalesce(array_agg(DISTINCT virtualtransaction), '{}') FROM pg_locks
+     WHERE locktype = 'relation' AND granted AND relation = 'activity'::regclass
+       AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND mode NOT IN ('AccessShareLock', 'RowShareLock')
+$$;
+REVOKE EXECUTE ON FUNCTION kyhan_activity_writers() FROM PUBLIC;
+
+-- Adds a seal over the rows that follow the last seal: at most `most` rows, up to the id `until`, and only rows before which no open
+-- transaction can still add another. It finds out for itself: a caller could claim otherwise, and what commits later would for ever look
+-- like a forgery. Returns the seal's number and hash, or no row.
+--
+-- A transaction locks the table for writing before it draws an id, and ids are drawn in order. So every transaction with an id below
+-- the newest visible one has ended, or holds that lock when the locks are read after that id.
 CREATE FUNCTION kyhan_seal_activity(until bigint, most integer) RETURNS TABLE (number bigint, last_id bigint, hash bytea)
 LANGUAGE plpgsql STRICT SECURITY DEFINER AS $$
 DECLARE
     before activity_seals;
     seal activity_seals;
+    closing activity_closing;
+    newest bigint;
 BEGIN
+    IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
+        RAISE EXCEPTION 'activity is not sealed in a transaction that is %', current_setting('transaction_isolation')
+            USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what committed meanwhile.';
+    END IF;
     -- One at a time. Readers do not wait.
     LOCK TABLE activity_seals IN SHARE ROW EXCLUSIVE MODE;
     SELECT * INTO before FROM activity_seals AS last ORDER BY last.number DESC LIMIT 1;
+    SELECT * INTO closing FROM activity_closing;
+    IF closing.last_id <= coalesce(before.last_id, 0) THEN
+        SELECT coalesce(max(id), 0) INTO newest FROM activity;
+        UPDATE activity_closing SET last_id = newest, open = kyhan_activity_writers(), since = clock_timestamp() RETURNING * INTO closing;
+    ELSIF cardinality(closing.open) > 0 THEN
+        UPDATE activity_closing
+           SET open = ARRAY(SELECT unnest(closing.open) INTERSECT SELECT unnest(kyhan_activity_writers())) RETURNING * INTO closing;
+    END IF;
+    IF cardinality(closing.open) > 0 THEN
+        RETURN;
+    END IF;
     seal.number := coalesce(before.number, 0) + 1;
     seal.first_id := coalesce(before.last_id, 0) + 1;
     SELECT max(id) INTO seal.last_id
-      FROM (SELECT id FROM activity WHERE id BETWEEN seal.first_id AND until ORDER BY id LIMIT most) AS next;
+      FROM (SELECT id FROM activity WHERE id BETWEEN seal.first_id AND least(until, closing.last_id)
+             ORDER BY id LIMIT least(most, 10000)) AS next;
     IF seal.last_id IS NULL THEN
         RETURN;
     END IF;

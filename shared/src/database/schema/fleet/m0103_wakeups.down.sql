@@ -1,1 +1,1 @@
-DROP TABLE canaries, rebuilds, swept, rungs;
+DROP TABLE leader, canaries, rebuilds, swept, rungs;

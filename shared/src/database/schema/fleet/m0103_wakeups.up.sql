@@ -17,6 +17,15 @@ CREATE TABLE swept (
     PRIMARY KEY (kind, subject_id)
 );
 
+-- The worker that leads, and when its last round ended. An advisory lock elects it, which any login of this database could take: a lock
+-- alone shows nothing. At most one row.
+CREATE TABLE leader (
+    is_the_only_row  boolean     PRIMARY KEY DEFAULT true CHECK (is_the_only_row),
+    instance         text        NOT NULL,
+    since            timestamptz NOT NULL DEFAULT now(),
+    beat_at          timestamptz NOT NULL DEFAULT now()
+);
+
 -- The progress of an interrupted `ops rebuild`, per fleet and kind: wake-ups up to this id are confirmed.
 CREATE TABLE rebuilds (
     prefix  text        NOT NULL,

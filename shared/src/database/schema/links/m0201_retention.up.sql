@@ -156,4 +156,20 @@ BEGIN
     END LOOP;
     RETURN removed;
 END $$;
-REVOKE EXECUTE ON FUNCTION kyhan_delete_hidden_orders(timestamptz, integer), kyhan_remove_activity(timestamptz, integer) FROM PUBLIC;
+
+-- Discards events that were set aside before a moment, at least 30 days ago, oldest first, and records each. Returns how many.
+CREATE FUNCTION kyhan_forget_set_aside(set_aside_before timestamptz, most integer) RETURNS bigint
+LANGUAGE sql STRICT SECURITY DEFINER AS $$
+    WITH gone AS (
+        DELETE FROM set_aside WHERE id IN (
+            SELECT id FROM set_aside WHERE set_aside_at < least(set_aside_before, now() - interval '30 days')
+             ORDER BY id LIMIT least(most, 1000) FOR UPDATE SKIP LOCKED)
+        RETURNING id, event_id, subject_id
+    ), recorded AS (
+        INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+        SELECT 'system', 'event.expired', 'event', event_id, jsonb_build_object('subject_id', subject_id) FROM gone ORDER BY id
+    )
+    SELECT count(*) FROM gone
+$$;
+REVOKE EXECUTE ON FUNCTION kyhan_delete_hidden_orders(timestamptz, integer), kyhan_remove_activity(timestamptz, integer),
+    kyhan_forget_set_aside(timestamptz, integer) FROM PUBLIC;

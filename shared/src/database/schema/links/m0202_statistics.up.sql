@@ -16,11 +16,12 @@ CREATE TABLE published_months (
     month         date        PRIMARY KEY,
     published_at  timestamptz NOT NULL DEFAULT now()
 );
--- What a group must meet today. A stricter rule also hides what was published before.
+-- What a group must meet today to be shown. It may be stricter than what kyhan_hides_contributors() requires, and then also hides what
+-- was published before. A worker may set it, so it decides about nothing that could not be set back.
 CREATE TABLE statistics_rule (
     is_the_only_row  boolean PRIMARY KEY DEFAULT true CHECK (is_the_only_row),
-    min_customers    integer NOT NULL DEFAULT 5 CHECK (min_customers >= 3),
-    max_share        numeric NOT NULL DEFAULT 0.5 CHECK (max_share > 0 AND max_share < 1)
+    min_customers    integer NOT NULL DEFAULT 5 CHECK (min_customers >= 5),
+    max_share        numeric NOT NULL DEFAULT 0.5 CHECK (max_share > 0 AND max_share <= 0.5)
 );
 INSERT INTO statistics_rule DEFAULT VALUES;
 CREATE VIEW market_statistics WITH (security_barrier) AS
@@ -28,8 +29,18 @@ SELECT month, price_band, published.orders, quantity, value
   FROM published_statistics AS published, statistics_rule AS rule
  WHERE published.customers >= rule.min_customers AND published.largest_share <= rule.max_share;
 
--- Publishes the oldest unpublished month that ended at least a month ago, so that its orders are complete. It stores the given rule and
--- applies it; the checks of statistics_rule limit how lax the rule can be. Returns the month, or null if there is none to publish.
+-- Whether a sum over customers tells little about each of them, given one figure per customer. The usual rules of statistical
+-- disclosure control: at least five contributors; none has more than half; and by the p% rule with p = 10, the second largest, who can
+-- subtract their own figure from the sum, learns the largest no better than to a tenth, because the others together have at least that.
+-- They stand here, and not in a setting, because a published month stays published.
+CREATE FUNCTION kyhan_hides_contributors(figures numeric[]) RETURNS boolean LANGUAGE sql IMMUTABLE STRICT PARALLEL SAFE AS $$
+    SELECT count(*) >= 5 AND max(figure) <= 0.5 * sum(figure)
+           AND sum(figure) - sum(figure) FILTER (WHERE place <= 2) >= 0.1 * max(figure)
+      FROM (SELECT figure, row_number() OVER (ORDER BY figure DESC) AS place FROM unnest(figures) AS figure) AS ranked
+$$;
+
+-- Publishes the oldest unpublished month that ended at least a month ago, so that its orders are complete: every group that hides its
+-- contributors. It stores the given rule, which only decides what is shown. Returns the month, or null if there is none to publish.
 CREATE FUNCTION kyhan_publish_statistics(min_customers integer, max_share numeric) RETURNS date
 LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
@@ -68,9 +79,8 @@ BEGIN
                AND status NOT IN ('awaiting_deposit', 'cancelled', 'out_of_stock')
              GROUP BY customer_id, band) AS of_one
      GROUP BY band
-    HAVING count(*) >= $1
-       AND greatest(max(of_one.orders) / sum(of_one.orders), max(of_one.quantity) / nullif(sum(of_one.quantity), 0),
-                    max(of_one.value) / nullif(sum(of_one.value), 0)) <= $2;
+    HAVING kyhan_hides_contributors(array_agg(of_one.orders)) AND kyhan_hides_contributors(array_agg(of_one.quantity))
+       AND kyhan_hides_contributors(array_agg(of_one.value));
     RETURN chosen;
 END $$;
-REVOKE EXECUTE ON FUNCTION kyhan_publish_statistics(integer, numeric) FROM PUBLIC;
+REVOKE EXECUTE ON FUNCTION kyhan_publish_statistics(integer, numeric), kyhan_hides_contributors(numeric[]) FROM PUBLIC;

@@ -54,6 +54,29 @@ CREATE FUNCTION kyhan_messages_altered() RETURNS TABLE (message_id text) LANGUAG
 $$;
 REVOKE EXECUTE ON FUNCTION kyhan_messages_altered() FROM PUBLIC;
 
+-- An event about an erased customer keeps no data, however late it comes. Of an unknown type, the type is free text, too.
+CREATE FUNCTION kyhan_events_of_the_erased() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    whose uuid[] := ARRAY(SELECT NEW.subject_id UNION SELECT customer_id FROM orders WHERE id = NEW.subject_id
+                          UNION SELECT customer_id FROM cart_items WHERE id = NEW.subject_id);
+BEGIN
+    -- An erasure in progress has ended before the check.
+    PERFORM FROM customers WHERE id = ANY (whose) ORDER BY id FOR KEY SHARE;
+    IF EXISTS (SELECT FROM customers WHERE id = ANY (whose) AND erased_at IS NOT NULL) THEN
+        NEW.data := NULL;
+        IF TG_TABLE_NAME = 'set_aside' AND to_jsonb(NEW) ->> 'reason' LIKE 'unknown event type%' THEN
+            NEW.event_type := 'erased';
+        END IF;
+    END IF;
+    RETURN NEW;
+END $$;
+REVOKE EXECUTE ON FUNCTION kyhan_events_of_the_erased() FROM PUBLIC;
+CREATE TRIGGER the_erased_have_no_events BEFORE INSERT ON outbox FOR EACH ROW WHEN (NEW.data IS NOT NULL)
+    EXECUTE FUNCTION kyhan_events_of_the_erased();
+CREATE TRIGGER the_erased_have_no_events_aside BEFORE INSERT ON set_aside FOR EACH ROW
+    WHEN (NEW.data IS NOT NULL OR NEW.reason LIKE 'unknown event type%')
+    EXECUTE FUNCTION kyhan_events_of_the_erased();
+
 -- The database checks every erasure, whichever client asks for it: not while money is outstanding, an order is under way or a hold
 -- stands, and never without a record.
 CREATE FUNCTION kyhan_erasure_is_allowed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$

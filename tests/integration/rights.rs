@@ -1,0 +1,127 @@
+//! Logins without the privileges of their program: the program names the login, what it lacks and the command that mends it.
+
+use std::collections::BTreeMap;
+
+use shared::database::roles::DatabaseRole;
+use tests::{
+    fleet,
+    sandbox::{eventually, url_as_role},
+};
+
+use crate::{
+    admin::{Process, readiness, until_ready, why},
+    harness::{Harness, QUICK, SOON, with_harness},
+};
+
+/// A process's environment with the login of a role.
+fn as_login(harness: &Harness, role: DatabaseRole) -> BTreeMap<String, String> {
+    let mut env = harness.sandbox.env.clone();
+    let url = url_as_role(&env["KYHAN_DATABASE_URL"], role).expect("a URL");
+    env.insert("KYHAN_DATABASE_URL".into(), url);
+    env
+}
+
+/// The environment with a new login that has no role, and its name.
+async fn stranger(harness: &Harness) -> (BTreeMap<String, String>, String) {
+    let name = format!("{}_stranger", harness.sandbox.database());
+    let may = format!(
+        "CREATE ROLE {name} LOGIN PASSWORD 'x'; GRANT CONNECT ON DATABASE {0} TO {name}; GRANT SELECT ON kyhan_migrations TO {name}",
+        harness.sandbox.database()
+    );
+    for sql in may.split("; ") {
+        harness.run(sql, []).await;
+    }
+    let mut env = harness.sandbox.env.clone();
+    let mut url = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
+    url.set_username(&name).and_then(|()| url.set_password(Some("x"))).expect("a host");
+    env.insert("KYHAN_DATABASE_URL".into(), url.into());
+    (env, name)
+}
+
+/// Removes it again: a role belongs to the whole server.
+async fn forget(harness: &Harness, name: &str) {
+    for sql in [format!("DROP OWNED BY {name}"), format!("DROP ROLE {name}")] {
+        harness.run(&sql, []).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_login_without_rights_ends_a_process_that_names_them_and_the_command_that_grants_them() {
+    with_harness(QUICK, async |harness| {
+        let (env, name) = stranger(harness).await;
+        for (program, arguments, role, right) in [
+            ("worker", &[][..], "kyhan_worker", "SELECT on policies"),
+            ("producer", &["relay"], "kyhan_producer", "SELECT on policies"),
+        ] {
+            let mut command = fleet::command(program, &env, arguments).expect("built");
+            let done = tokio::time::timeout(SOON, command.output()).await.expect("it ends").expect("run");
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert_eq!(done.status.code(), Some(78), "{program}: {said}");
+            for part in [&format!("the login {name} lacks "), right, &format!("GRANT {role} TO {name}")] {
+                assert!(said.contains(part), "{program}: no {part:?} in {said}");
+            }
+        }
+        // The same login, once granted.
+        harness.run(&format!("GRANT kyhan_worker, kyhan_producer TO {name}"), []).await;
+        for (program, arguments) in [("worker", &[][..]), ("producer", &["relay"])] {
+            let process = Process::start(program, arguments, &env);
+            until_ready(process.address().await).await;
+            process.stop().await;
+        }
+        forget(harness, &name).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_revoked_under_a_worker_spends_no_attempt_and_is_named_once() {
+    with_harness(QUICK, async |harness| {
+        let worker = Process::start("worker", &[], &as_login(harness, DatabaseRole::Worker));
+        let address = worker.address().await;
+        until_ready(address).await;
+        harness.run("REVOKE UPDATE (status) ON orders FROM kyhan_worker", []).await;
+        let order = harness.delivering().await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        let lacks = "lacks UPDATE of status on orders; run as an administrator: `ops roles install`";
+        eventually("it names the right", SOON, async || {
+            let (_, report) = readiness(address)?;
+            Ok(why(&report, "postgresql").is_some_and(|why| why.contains(lacks)))
+        })
+        .await;
+        // Long enough for several looks of the watch and retries of the batch.
+        tokio::time::sleep(std::time::Duration::from_secs(12)).await;
+        let said = worker.said().expect("a log");
+        assert_eq!(said.lines().filter(|line| line.contains("lacks UPDATE of status")).count(), 1, "{said}");
+        assert!(!said.contains("the connection to PostgreSQL broke") && !said.contains("will be retried"), "{said}");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await, 0);
+
+        harness.run("GRANT UPDATE (status) ON orders TO kyhan_worker", []).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        until_ready(address).await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_right_that_is_revoked_under_a_relay_is_named_in_its_log_and_on_readyz() {
+    with_harness(QUICK, async |harness| {
+        let relay = Process::start("producer", &["relay"], &as_login(harness, DatabaseRole::Producer));
+        let address = relay.address().await;
+        until_ready(address).await;
+        harness.run("REVOKE DELETE ON outbox FROM kyhan_producer", []).await;
+        let order = harness.delivering().await;
+        harness.event("order.shipped", order).await;
+        let lacks = "lacks DELETE on outbox; run as an administrator: `ops roles install`";
+        eventually("it names the right", SOON, async || {
+            let (_, report) = readiness(address)?;
+            Ok(why(&report, "postgresql").is_some_and(|why| why.contains(lacks)) && relay.said()?.contains(lacks))
+        })
+        .await;
+        harness.run("GRANT DELETE ON outbox TO kyhan_producer", []).await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
+        until_ready(address).await;
+        relay.stop().await;
+    })
+    .await;
+}
