@@ -91,7 +91,8 @@ pub fn publisher(harness: &Harness, mut rng: StdRng) -> Running<'_> {
 /// A hostile message, and how many dead letters it becomes.
 fn hostile(harness: &Harness, rng: &mut StdRng) -> (Outgoing, i64) {
     let topology = harness.settings().topology();
-    let (kinds, nowhere) = (["confirm-receipt", "purge-cart-item", "collect-arrears", "hide-order"], ["make-coffee.0", "confirm-receipt.9", ""]);
+    let (kinds, nowhere) =
+        (["confirm-receipt", "purge-cart-item", "collect-arrears", "hide-order"], ["make-coffee.0", "confirm-receipt.9", ""]);
     let kind = kinds[rng.random_range(0..kinds.len())];
     let (lane, nowhere) = (Topology::routing_key(kind, 0), nowhere[rng.random_range(0..nowhere.len())].to_owned());
     let due = topology.due_exchange();
@@ -110,7 +111,8 @@ fn hostile(harness: &Harness, rng: &mut StdRng) -> (Outgoing, i64) {
             (due, nowhere, packed(kind, subjects, rng), i64::try_from(subjects).unwrap_or(i64::MAX))
         }
     };
-    let properties = BasicProperties::default().with_delivery_mode(2).with_timestamp(rng.random()).with_headers(forged(kind, rng));
+    let properties =
+        BasicProperties::default().with_delivery_mode(2).with_timestamp(rng.random()).with_headers(forged(kind, rng));
     (Outgoing { exchange, routing_key, properties, body }, becomes)
 }
 
@@ -126,7 +128,8 @@ fn garbage(rng: &mut StdRng) -> Vec<u8> {
 fn packed(kind: &str, subjects: usize, rng: &mut StdRng) -> Vec<u8> {
     let subjects: Vec<String> = (0..subjects).map(|_| format!("\"{}\"", Uuid::from_u128(rng.random()))).collect();
     let (id, subjects) = (Uuid::from_u128(rng.random()), subjects.join(","));
-    let failed = ["", ",\"failed_at\":\"0001-01-01T00:00:00Z\"", ",\"failed_at\":\"9999-12-31T23:59:59Z\""][rng.random_range(0..3)];
+    let failed =
+        ["", ",\"failed_at\":\"0001-01-01T00:00:00Z\"", ",\"failed_at\":\"9999-12-31T23:59:59Z\""][rng.random_range(0..3)];
     let attempt: u32 = if rng.random() { 0 } else { rng.random() };
     format!("{{\"v\":1,\"id\":\"{id}\",\"kind\":\"{kind}\",\"due_at\":\"2001-01-01T00:00:00Z\",\"attempt\":{attempt}{failed},\"subjects\":[{subjects}]}}")
         .into_bytes()

@@ -9,8 +9,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     changes, cluster, disk,
     harness::{Ended, Harness, Setting, Terms},
-    hostile,
-    messages, network, nodes, patience, postgres, rabbitmq,
+    hostile, messages, network, nodes, patience, postgres, rabbitmq,
     report::{Line, Verdict},
     worker,
 };

@@ -36,7 +36,7 @@ fn text(text: &str) -> AMQPValue {
 }
 
 /// Whether the broker accepts a message of that many bytes.
-async fn accepts(harness: &Harness, bytes: usize) -> bool {
+pub async fn accepts(harness: &Harness, bytes: usize) -> bool {
     let topology = harness.topology();
     let exchange = topology.exchange_of(Hop::Rung(topology.ladder().rungs()[0]));
     let message = Outgoing { exchange, routing_key: "size".into(), ..raw(harness, vec![0; bytes], FieldTable::default()) };
@@ -115,7 +115,8 @@ async fn a_message_is_stored_once_for_all_its_letters_and_deleted_with_the_last_
         let packed = |note: &str| {
             let mut message = harness.wakeup("confirm-receipt", &subjects);
             message.routing_key = "make-coffee.0".into();
-            message.properties = message.properties.with_headers(headers([("note", text(note)), ("pad", text(&"x".repeat(50_000)))]));
+            message.properties =
+                message.properties.with_headers(headers([("note", text(note)), ("pad", text(&"x".repeat(50_000)))]));
             message
         };
         let worker = harness.worker();
@@ -176,7 +177,8 @@ async fn a_worker_stays_within_its_memory_whatever_is_in_its_queues() {
         harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
 
         let log = std::env::temp_dir().join(format!("kyhan-hostile-{}.log", Uuid::new_v4()));
-        let mut worker = fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
+        let mut worker =
+            fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
         let pid = worker.id().expect("running");
         let cage = Cage::new(MEMORY).map(|cage| cage.lock_in(pid).map(|()| cage)).transpose().expect("a cgroup");
         let began = std::time::Instant::now();
@@ -232,7 +234,8 @@ async fn a_worker_says_when_the_broker_accepts_larger_messages_than_the_fleets()
     const SAID: &str = "RabbitMQ accepts messages larger than the fleet's";
     let log_of = async |harness: &Harness| {
         let log = std::env::temp_dir().join(format!("kyhan-limit-{}.log", Uuid::new_v4()));
-        let mut worker = fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
+        let mut worker =
+            fleet::start(fleet::command("worker", &harness.sandbox.env, [""; 0]).expect("built"), &log).expect("started");
         harness.until_consumed().await;
         worker.kill().await.expect("stopped");
         std::fs::read_to_string(&log).inspect(|_| drop(std::fs::remove_file(&log))).expect("a log")

@@ -41,7 +41,10 @@ impl Broker {
         let probe = vec![0; MESSAGE_MAX + 1];
         let published = self.answered(async {
             let options = BasicPublishOptions::default();
-            channel.basic_publish(exchange.as_str().into(), nowhere.into(), options, &probe, BasicProperties::default()).await?.await
+            channel
+                .basic_publish(exchange.as_str().into(), nowhere.into(), options, &probe, BasicProperties::default())
+                .await?
+                .await
         });
         match published.await {
             Ok(_) => {

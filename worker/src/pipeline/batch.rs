@@ -44,12 +44,7 @@ impl Limits {
 
 impl From<&settings::Worker> for Limits {
     fn from(worker: &settings::Worker) -> Self {
-        Self {
-            subjects: worker.batch_max,
-            messages: usize::from(worker.prefetch),
-            bytes: BYTES_MAX,
-            linger: worker.linger,
-        }
+        Self { subjects: worker.batch_max, messages: usize::from(worker.prefetch), bytes: BYTES_MAX, linger: worker.linger }
     }
 }
 

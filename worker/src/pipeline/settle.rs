@@ -3,7 +3,11 @@
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use lapin::{BasicProperties, Channel, options::{BasicAckOptions, BasicNackOptions}, types::AMQPValue};
+use lapin::{
+    BasicProperties, Channel,
+    options::{BasicAckOptions, BasicNackOptions},
+    types::AMQPValue,
+};
 use shared::{
     broker::{BrokerError, Publisher},
     domain::outcome::{Outcome, Reason},
