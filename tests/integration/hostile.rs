@@ -36,7 +36,7 @@ fn text(text: &str) -> AMQPValue {
 }
 
 /// Whether the broker accepts a message of that many bytes.
-async fn accepts(harness: &Harness, bytes: usize) -> bool {
+pub async fn accepts(harness: &Harness, bytes: usize) -> bool {
     let topology = harness.topology();
     let exchange = topology.exchange_of(Hop::Rung(topology.ladder().rungs()[0]));
     let message = Outgoing { exchange, routing_key: "size".into(), ..raw(harness, vec![0; bytes], FieldTable::default()) };

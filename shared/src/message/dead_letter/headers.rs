@@ -10,8 +10,8 @@ const HEADERS_MAX: usize = 64 * 1024;
 /// them.
 const DEPTH_MAX: usize = 60;
 
-/// Headers without the broker's own record of dead-lettering, with which a republished message is dropped as a cycle, and
-/// without `CC` and `BCC`, which would route a message to more queues than ours.
+/// Headers without the broker's own record of dead-lettering, with which a republished message is dropped as a cycle, of
+/// deliveries, which differs each time that the message is read, and without `CC` and `BCC`, which would route a message to more queues than ours.
 /// <https://www.rabbitmq.com/docs/sender-selected>
 #[must_use]
 pub fn without_deaths(headers: Option<&FieldTable>) -> FieldTable {
@@ -20,7 +20,7 @@ pub fn without_deaths(headers: Option<&FieldTable>) -> FieldTable {
         let of_death = name.as_str() == "x-death"
             || name.as_str().starts_with("x-first-death-")
             || name.as_str().starts_with("x-last-death-")
-            || ["CC", "BCC"].contains(&name.as_str());
+            || ["CC", "BCC", "x-delivery-count", "x-acquired-count"].contains(&name.as_str());
         if !of_death {
             kept.insert(name.clone(), value.clone());
         }
@@ -143,7 +143,8 @@ mod tests {
         let text = |text: &str| AMQPValue::LongString(text.into());
         let mine = table([("mine", text("1"))]);
         let mut hostile = mine.clone();
-        for name in ["x-death", "CC", "BCC", "x-first-death-queue", "x-last-death-reason"] {
+        for name in ["x-death", "CC", "BCC", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count"]
+        {
             hostile.insert(name.into(), text("q"));
         }
         assert_eq!(without_deaths(Some(&hostile)), mine);
