@@ -317,7 +317,8 @@ mod tests {
             for (at, line) in lines.iter().enumerate() {
                 // A field of a struct or variant, alone on its line, or a variant's only one.
                 let field = line.trim_start_matches("#[source] ").strip_prefix("error: ").is_some_and(|of| of == "DbErr,");
-                let variant = line.ends_with("(DbErr),") || line.contains("{ error: DbErr }") || line.contains(", error: DbErr }");
+                let variant =
+                    line.ends_with("(DbErr),") || line.contains("{ error: DbErr }") || line.contains(", error: DbErr }");
                 assert!(!variant, "{}: {line}", path.display());
                 if field {
                     wrapped += 1;
