@@ -356,3 +356,28 @@ async fn old_ranges_go_whole_with_their_seals_intact_and_young_altered_or_needed
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_caller_can_seal_past_a_transaction_that_is_still_open() {
+    with_harness(QUICK, async |harness| {
+        recorded(harness, 3).await;
+        let late = harness.sandbox.db.begin().await.expect("a transaction");
+        let record =
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('system', 'x', 'x', gen_random_uuid())";
+        late.execute_unprepared(record).await.expect("recorded");
+        recorded(harness, 3).await;
+        let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        // As a stolen login would claim that everything is complete.
+        let forced = "SELECT kyhan_seal_activity(9223372036854775807, 2147483647)";
+        for _ in 0..3 {
+            worker.execute_unprepared(forced).await.expect("no seal");
+        }
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity_seals").await, 0);
+        late.commit().await.expect("a commit");
+        worker.execute_unprepared(forced).await.expect("sealed");
+        assert_eq!(harness.ask::<i64>("SELECT sum(rows)::bigint FROM activity_seals").await, 7);
+        assert_eq!(verified(harness, &[]).await.1, 0, "what committed late is sealed, too");
+        worker.close().await.expect("closed");
+    })
+    .await;
+}

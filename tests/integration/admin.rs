@@ -13,7 +13,7 @@ use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::Value;
 use shared::database::statement;
 use tests::{fleet, sandbox::eventually};
-use tokio::process::Child;
+use tokio::process::{Child, Command};
 
 use crate::harness::{QUICK, SOON, with_harness};
 
@@ -28,8 +28,12 @@ pub struct Process {
 
 impl Process {
     pub fn start(name: &str, arguments: &[&str], env: &BTreeMap<String, String>) -> Self {
+        Self::of(fleet::command(name, env, arguments).expect("built"))
+    }
+
+    pub fn of(command: Command) -> Self {
         let log = std::env::temp_dir().join(format!("{}.log", uuid::Uuid::new_v4()));
-        let child = fleet::start(fleet::command(name, env, arguments).expect("built"), &log).expect("started");
+        let child = fleet::start(command, &log).expect("started");
         Self { child, log }
     }
 

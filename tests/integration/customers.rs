@@ -309,3 +309,37 @@ async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_about_an_erased_customer_keeps_no_data_however_late_it_comes() {
+    with_harness(QUICK, async |harness| {
+        harness.delivering().await;
+        let aside = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason, data)
+                     VALUES (gen_random_uuid(), 'Nguyễn Thị Mẫu', $1, now(), 'unknown event type; known are x', '{}')";
+        harness.run(aside, [EXAMPLE_CUSTOMER.into()]).await;
+        harness.run("DELETE FROM orders", []).await;
+        let erased = ops_customer_care(harness).await;
+        assert!(erased, "erased");
+        let names = "SELECT count(*) FROM set_aside WHERE event_type <> 'erased' OR data IS NOT NULL";
+        assert_eq!(harness.ask::<i64>(names).await, 0);
+        // The order system's event, and the relay's set-aside, come after the erasure.
+        harness.run(aside, [EXAMPLE_CUSTOMER.into()]).await;
+        let event = "INSERT INTO outbox (event_type, subject_id, data) VALUES ('Nguyễn Thị Mẫu', $1, '{\"to\": \"Mẫu\"}')";
+        harness.run(event, [EXAMPLE_CUSTOMER.into()]).await;
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM outbox WHERE data IS NOT NULL").await, 0);
+        let relay = harness.relay();
+        harness.until("SELECT count(*) = 3 FROM set_aside").await;
+        relay.stop().await;
+        assert_eq!(harness.ask::<i64>(names).await, 0);
+    })
+    .await;
+}
+
+/// Erases the example customer with a login of the order system.
+async fn ops_customer_care(harness: &Harness) -> bool {
+    let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+    let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
+    let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "asked").await;
+    db.close().await.expect("closed");
+    erased.map_err(|error| eprintln!("{error}")).is_ok()
+}

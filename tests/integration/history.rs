@@ -139,6 +139,7 @@ async fn who_may_only_insert_history_can_and_a_search_path_fools_nobody() {
         let (order, role) = (harness.delivering().await, format!("kyhan_clerk_{}", Uuid::new_v4().simple()));
         run(db, &format!("CREATE ROLE {role}")).await;
         run(db, &format!("GRANT INSERT ON order_status_history TO {role}")).await;
+        run(db, &format!("GRANT TEMPORARY ON DATABASE {} TO {role}", harness.sandbox.database())).await;
         let clerk = format!("SET LOCAL ROLE {role}");
 
         let tx = transaction(harness, IsolationLevel::ReadCommitted).await;

@@ -169,3 +169,41 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_whose_second_customer_could_compute_the_first_is_not_shown() {
+    with_harness(QUICK, async |harness| {
+        // In the second, the largest has less than a half, but whoever has 99 knows it to within 9 of 100.
+        for (figures, hides) in [
+            ("100, 99, 4, 3, 3", true),
+            ("100, 99, 3, 3, 3", false),
+            ("5, 5, 5, 5, 5", true),
+            ("5, 5, 5, 5", false),
+            ("60, 20, 20, 10, 5", false),
+            ("0, 0, 0, 0, 0", true),
+        ] {
+            assert_eq!(
+                harness.ask::<bool>(&format!("SELECT kyhan_hides_contributors(ARRAY[{figures}])")).await,
+                hides,
+                "{figures}"
+            );
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_that_asks_for_an_absurd_rule_spoils_no_month() {
+    with_harness(QUICK, async |harness| {
+        bought(harness, 3, 6, 1, 1_000_000).await;
+        let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        for _ in 0..3 {
+            worker.execute_unprepared("SELECT kyhan_publish_statistics(2147483647, 0.0001)").await.expect("published");
+        }
+        assert!(shown(harness).await.is_empty(), "the rule hides everything");
+        worker.close().await.expect("closed");
+        publish(harness).await;
+        assert_eq!(shown(harness).await.len(), 1, "and the next leader's rule shows it again");
+    })
+    .await;
+}

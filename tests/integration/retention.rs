@@ -481,3 +481,24 @@ async fn money_that_moves_between_two_orders_is_news_of_both() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_was_set_aside_is_discarded_after_its_time_and_the_discard_recorded() {
+    with_harness(&QUICK.replace("3600000", "200"), async |harness| {
+        for days in [10, 89, 91, 400] {
+            let sql = "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason, set_aside_at)
+                       VALUES (gen_random_uuid(), 'x', gen_random_uuid(), now(), 'x', now() - $1::int * interval '1 day')";
+            harness.run(sql, [days.into()]).await;
+        }
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 2 FROM set_aside").await;
+        worker.stop().await;
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'event.expired'").await, 2);
+        // A worker's login cannot discard a younger one.
+        let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        db.execute_unprepared("SELECT kyhan_forget_set_aside('infinity', 2147483647)").await.expect("run");
+        assert_eq!(harness.ask::<i64>("SELECT count(*) FROM set_aside WHERE set_aside_at > now() - interval '30 days'").await, 1);
+        db.close().await.expect("closed");
+    })
+    .await;
+}

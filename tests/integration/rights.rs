@@ -1,41 +1,34 @@
 //! Logins without the privileges of their program: the program names the login, what it lacks and the command that mends it.
 
-use std::collections::BTreeMap;
-
-use shared::database::roles::DatabaseRole;
-use tests::{
-    fleet,
-    sandbox::{eventually, url_as_role},
-};
+use tests::{fleet, sandbox::eventually};
+use tokio::process::Command;
 
 use crate::{
     admin::{Process, readiness, until_ready, why},
     harness::{Harness, QUICK, SOON, with_harness},
 };
 
-/// A process's environment with the login of a role.
-fn as_login(harness: &Harness, role: DatabaseRole) -> BTreeMap<String, String> {
-    let mut env = harness.sandbox.env.clone();
-    let url = url_as_role(&env["KYHAN_DATABASE_URL"], role).expect("a URL");
-    env.insert("KYHAN_DATABASE_URL".into(), url);
-    env
+/// A new login without a role, and its URL.
+async fn stranger(harness: &Harness) -> (String, String) {
+    let name = format!("{}_stranger", harness.sandbox.database());
+    for sql in [
+        format!("CREATE ROLE {name} LOGIN PASSWORD 'x'"),
+        format!("GRANT CONNECT ON DATABASE {} TO {name}", harness.sandbox.database()),
+        // As if somebody had begun to grant by hand.
+        format!("GRANT SELECT ON kyhan_migrations TO {name}"),
+    ] {
+        harness.run(&sql, []).await;
+    }
+    let mut url = url::Url::parse(&harness.sandbox.env["KYHAN_DATABASE_URL"]).expect("a URL");
+    url.set_username(&name).and_then(|()| url.set_password(Some("x"))).expect("a host");
+    (name, url.into())
 }
 
-/// The environment with a new login that has no role, and its name.
-async fn stranger(harness: &Harness) -> (BTreeMap<String, String>, String) {
-    let name = format!("{}_stranger", harness.sandbox.database());
-    let may = format!(
-        "CREATE ROLE {name} LOGIN PASSWORD 'x'; GRANT CONNECT ON DATABASE {0} TO {name}; GRANT SELECT ON kyhan_migrations TO {name}",
-        harness.sandbox.database()
-    );
-    for sql in may.split("; ") {
-        harness.run(sql, []).await;
-    }
-    let mut env = harness.sandbox.env.clone();
-    let mut url = url::Url::parse(&env["KYHAN_DATABASE_URL"]).expect("a URL");
-    url.set_username(&name).and_then(|()| url.set_password(Some("x"))).expect("a host");
-    env.insert("KYHAN_DATABASE_URL".into(), url.into());
-    (env, name)
+/// A program with a login's URL instead of its role's.
+fn command(harness: &Harness, program: &str, arguments: &[&str], url: &str) -> Command {
+    let mut command = fleet::command(program, &harness.sandbox.env, arguments).expect("built");
+    command.env("KYHAN_DATABASE_URL", url);
+    command
 }
 
 /// Removes it again: a role belongs to the whole server.
@@ -48,12 +41,12 @@ async fn forget(harness: &Harness, name: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_login_without_rights_ends_a_process_that_names_them_and_the_command_that_grants_them() {
     with_harness(QUICK, async |harness| {
-        let (env, name) = stranger(harness).await;
+        let (name, url) = stranger(harness).await;
         for (program, arguments, role, right) in [
             ("worker", &[][..], "kyhan_worker", "SELECT on policies"),
             ("producer", &["relay"], "kyhan_producer", "SELECT on policies"),
         ] {
-            let mut command = fleet::command(program, &env, arguments).expect("built");
+            let mut command = command(harness, program, arguments, &url);
             let done = tokio::time::timeout(SOON, command.output()).await.expect("it ends").expect("run");
             let said = String::from_utf8_lossy(&done.stderr).into_owned();
             assert_eq!(done.status.code(), Some(78), "{program}: {said}");
@@ -64,7 +57,7 @@ async fn a_login_without_rights_ends_a_process_that_names_them_and_the_command_t
         // The same login, once granted.
         harness.run(&format!("GRANT kyhan_worker, kyhan_producer TO {name}"), []).await;
         for (program, arguments) in [("worker", &[][..]), ("producer", &["relay"])] {
-            let process = Process::start(program, arguments, &env);
+            let process = Process::of(command(harness, program, arguments, &url));
             until_ready(process.address().await).await;
             process.stop().await;
         }
@@ -76,7 +69,7 @@ async fn a_login_without_rights_ends_a_process_that_names_them_and_the_command_t
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_revoked_under_a_worker_spends_no_attempt_and_is_named_once() {
     with_harness(QUICK, async |harness| {
-        let worker = Process::start("worker", &[], &as_login(harness, DatabaseRole::Worker));
+        let worker = Process::start("worker", &[], &harness.sandbox.env);
         let address = worker.address().await;
         until_ready(address).await;
         harness.run("REVOKE UPDATE (status) ON orders FROM kyhan_worker", []).await;
@@ -106,7 +99,7 @@ async fn a_right_that_is_revoked_under_a_worker_spends_no_attempt_and_is_named_o
 #[tokio::test(flavor = "multi_thread")]
 async fn a_right_that_is_revoked_under_a_relay_is_named_in_its_log_and_on_readyz() {
     with_harness(QUICK, async |harness| {
-        let relay = Process::start("producer", &["relay"], &as_login(harness, DatabaseRole::Producer));
+        let relay = Process::start("producer", &["relay"], &harness.sandbox.env);
         let address = relay.address().await;
         until_ready(address).await;
         harness.run("REVOKE DELETE ON outbox FROM kyhan_producer", []).await;

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Statements, each with the only roles that may run them.
-const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
+const FORBIDDEN: [(&str, &[DatabaseRole]); 49] = {
     use DatabaseRole::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
@@ -70,6 +70,20 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 44] = {
                VALUES ('staff', 'x', 'x', gen_random_uuid(), '{"by": "minh", "changed": {}, "login": "somebody_else"}')"#,
             &[Owner],
         ),
+        (
+            r#"INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+               VALUES ('staff', 'policy.applied', 'x', gen_random_uuid(), '{"by": "minh"}')"#,
+            &[Owner],
+        ),
+        (
+            r#"INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+               VALUES ('customer', 'x', 'x', gen_random_uuid(), '{"login": "kyhan_ops"}')"#,
+            &[Owner],
+        ),
+        // What the database itself judges, and the leader alone records.
+        ("UPDATE activity_closing SET last_id = 1000", &[Owner]),
+        ("UPDATE statistics_rule SET min_customers = 1000", &[Owner]),
+        ("INSERT INTO leader (instance) VALUES ('x')", &[Worker, Owner]),
         (
             "INSERT INTO customers (id, full_name, phone, email, address, erased_at) VALUES (gen_random_uuid(), '', '', '', '', now())",
             &[Owner],
@@ -201,6 +215,80 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
 
 const FLEET: &str = "KYHAN_DATABASE_SCHEMA";
 const ORDER_SYSTEM: &str = "KYHAN_DATABASE_ORDER_SYSTEM_SCHEMA";
+
+/// A login that may make functions and operators in a schema of its own, which it puts before ours.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_function_or_operator_of_another_schema_takes_a_mask_off() {
+    with_harness(QUICK, async |harness| {
+        let masked: String = harness.ask("SELECT concat_ws(' ', name, phone, email) FROM customers_masked").await;
+        let (login, _) = login_of(harness, DatabaseRole::Ops);
+        harness.run(&format!("CREATE SCHEMA unmask AUTHORIZATION {login}"), []).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::Ops).await.expect("a login");
+        let tx = db.begin().await.expect("a transaction");
+        tx.execute_unprepared(
+            "SET LOCAL search_path = unmask, pg_catalog, public;
+             CREATE FUNCTION unmask.left(text, integer) RETURNS text LANGUAGE sql AS 'SELECT $1';
+             CREATE FUNCTION unmask.right(text, integer) RETURNS text LANGUAGE sql AS 'SELECT $1';
+             CREATE FUNCTION unmask.upper(text) RETURNS text LANGUAGE sql AS 'SELECT $1';
+             CREATE FUNCTION unmask.length(text) RETURNS integer LANGUAGE sql AS 'SELECT 100';
+             CREATE FUNCTION unmask.regexp_replace(text, text, text, text) RETURNS text LANGUAGE sql AS 'SELECT $1';
+             CREATE FUNCTION unmask.first(text, text) RETURNS text LANGUAGE sql AS 'SELECT $1';
+             CREATE OPERATOR unmask.|| (LEFTARG = text, RIGHTARG = text, FUNCTION = unmask.first);
+             CREATE FUNCTION unmask.never(integer, integer) RETURNS boolean LANGUAGE sql AS 'SELECT false';
+             CREATE OPERATOR unmask.< (LEFTARG = integer, RIGHTARG = integer, FUNCTION = unmask.never)",
+        )
+        .await
+        .expect("made");
+        let row = tx.query_one_raw(statement("SELECT concat_ws(' ', name, phone, email) FROM customers_masked", [])).await;
+        assert_eq!(row.expect("masked").expect("a row").try_get_by_index::<String>(0).expect("a text"), masked);
+        tx.rollback().await.expect("undone");
+        db.close().await.expect("closed");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_roles_that_use_the_database_may_connect_and_the_others_are_named() {
+    with_harness(QUICK, async |harness| {
+        let database = harness.sandbox.database();
+        let (stranger, neighbour) = (format!("{database}_stranger"), format!("{database}_neighbour"));
+        for role in [&stranger, &neighbour] {
+            harness.run(&format!("CREATE ROLE {role} LOGIN PASSWORD 'x'"), []).await;
+        }
+        harness.run("CREATE SCHEMA shop", []).await;
+        harness.run("CREATE TABLE shop.parcels (id int)", []).await;
+        harness.run(&format!("ALTER TABLE shop.parcels OWNER TO {neighbour}"), []).await;
+        harness.run(&format!("GRANT CONNECT, TEMPORARY ON DATABASE {database} TO PUBLIC"), []).await;
+        let may = async |role: &str, what: &str| {
+            harness.ask::<bool>(&format!("SELECT has_database_privilege('{role}', current_database(), '{what}')")).await
+        };
+        assert!(may(&stranger, "CONNECT").await);
+        let done = ops(harness, &["roles", "install"]).await;
+        let said = done.out.clone();
+        assert!(done.code == 0 && said.contains("PUBLIC has none") && said.contains("cannot connect any more"), "{done:?}");
+        assert!(said.contains(&format!("granted to other roles that use the database: {neighbour}")), "{said}");
+        assert!(!may(&stranger, "CONNECT").await && !may(&stranger, "TEMPORARY").await);
+        assert!(may(&neighbour, "CONNECT").await && may(&neighbour, "TEMPORARY").await);
+        let (worker, _) = login_of(harness, DatabaseRole::Worker);
+        assert!(may(&worker, "CONNECT").await && !may(&worker, "TEMPORARY").await);
+        // It is named, and once only: the second time it could not connect before.
+        harness.run(&format!("GRANT CONNECT ON DATABASE {database} TO PUBLIC"), []).await;
+        let done = ops(harness, &["roles", "install", "--json"]).await;
+        let json: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");
+        let shut_out = json["connect"]["shut_out"].as_array().expect("a list");
+        assert!(shut_out.contains(&stranger.clone().into()) && json["connect"]["public"] == false, "{json}");
+        assert!(!shut_out.contains(&neighbour.clone().into()), "{json}");
+        let done = ops(harness, &["roles", "install", "--json"]).await;
+        let json: serde_json::Value = serde_json::from_str(&done.out).expect("JSON");
+        assert!(!json["connect"]["shut_out"].as_array().expect("a list").contains(&stranger.clone().into()), "{json}");
+        harness.run("DROP SCHEMA shop CASCADE", []).await;
+        for role in [&stranger, &neighbour] {
+            harness.run(&format!("DROP OWNED BY {role}"), []).await;
+            harness.run(&format!("DROP ROLE {role}"), []).await;
+        }
+    })
+    .await;
+}
 
 /// A shop's own tables, some with the same names as ours, in a schema of the sandbox's database.
 #[tokio::test(flavor = "multi_thread")]

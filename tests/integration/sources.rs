@@ -124,3 +124,68 @@ async fn an_import_history_is_the_customers_own_with_what_was_bought() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_product_in_a_cart_is_seen_by_its_own_customer_alone() {
+    with_harness(QUICK, async |harness| {
+        two_customers(harness).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        let added = "INSERT INTO cart_items (id, customer_id, product_ref, product_name, quantity) VALUES (gen_random_uuid(), $1, $2, 'x', 1)";
+        db.execute_raw(statement(added, [OTHER.into(), "1688/theirs".into()])).await.expect("without a customer");
+        let tx = db.begin().await.expect("a transaction");
+        let all = "SELECT DISTINCT product_ref FROM cart_items";
+        assert!(seen(&tx, all).await.is_empty(), "without a customer");
+        as_customer(&tx, Some(EXAMPLE_CUSTOMER)).await;
+        assert_eq!(seen(&tx, all).await, ["taobao/1"]);
+        for sql in ["UPDATE cart_items SET quantity = 9 WHERE product_ref LIKE '1688%'", "DELETE FROM cart_items WHERE product_ref LIKE '1688%'"] {
+            assert_eq!(tx.execute_unprepared(sql).await.expect("no rows").rows_affected(), 0, "{sql}");
+        }
+        assert_eq!(tx.execute_unprepared("UPDATE cart_items SET quantity = 3").await.expect("one's own").rows_affected(), 1);
+        as_customer(&tx, Some(OTHER)).await;
+        assert_eq!(seen(&tx, all).await, ["1688/theirs"]);
+        let refused = tx.execute_raw(statement(added, [EXAMPLE_CUSTOMER.into(), "x".into()])).await;
+        assert!(refused.expect_err("another's cart").to_string().contains("row-level security"));
+        tx.rollback().await.expect("undone");
+        db.close().await.expect("closed");
+
+        // The fleet and the owner are not affected.
+        for role in [DatabaseRole::Worker, DatabaseRole::Ops, DatabaseRole::Owner] {
+            let db = harness.sandbox.connect_as(role).await.expect("a login");
+            let tx = db.begin().await.expect("a transaction");
+            assert_eq!(seen(&tx, "SELECT count(*)::text FROM cart_items").await, ["2"], "{role}");
+            assert_eq!(tx.execute_unprepared("DELETE FROM cart_items").await.expect("deleted").rows_affected(), 2, "{role}");
+            tx.rollback().await.expect("undone");
+            db.close().await.expect("closed");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_planner_estimates_the_same_for_every_supplier_and_product() {
+    with_harness(QUICK, async |harness| {
+        for n in 0..40 {
+            let (order, item) = (harness.delivering().await, harness.in_cart().await);
+            let supplier = if n < 30 { "common" } else { "rare" };
+            harness.run("INSERT INTO order_sources VALUES ($1, $2, $2, $2)", [order.into(), supplier.into()]).await;
+            harness.run("UPDATE cart_items SET product_ref = $2 WHERE id = $1", [item.into(), supplier.into()]).await;
+        }
+        harness.run("ANALYZE order_sources, cart_items", []).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
+        for column in
+            ["order_sources.supplier_name", "order_sources.supplier_url", "order_sources.note", "cart_items.product_ref"]
+        {
+            let (table, column) = column.split_once('.').expect("a column");
+            let mut plans = Vec::new();
+            for value in ["common", "rare", "nothing"] {
+                let sql = format!("EXPLAIN SELECT FROM {table} WHERE {column} = '{value}'");
+                let rows = db.query_all_raw(statement(&sql, [])).await.expect("a plan");
+                let plan: Vec<String> = rows.iter().map(|row| row.try_get_by_index(0).expect("a line")).collect();
+                plans.push(plan.join("\n").replace(value, "?"));
+            }
+            assert!(plans.iter().all(|plan| *plan == plans[0]), "{column}: {plans:#?}");
+        }
+        db.close().await.expect("closed");
+    })
+    .await;
+}

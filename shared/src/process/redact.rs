@@ -299,4 +299,33 @@ mod tests {
             assert!(!shown.to_lowercase().contains("mẫu") && !shown.contains("0901234567"), "{shown}");
         }
     }
+
+    /// Otherwise `redacted` would not find it, and would show its text within the wrapper's.
+    #[test]
+    fn an_error_of_the_database_is_the_source_of_each_error_that_wraps_it() {
+        let mut wrapped = 0;
+        let mut folders: Vec<_> = ["shared", "producer", "worker", "ops"]
+            .map(|crate_| std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join(crate_).join("src"))
+            .into();
+        while let Some(path) = folders.pop() {
+            if path.is_dir() {
+                folders.extend(std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()));
+                continue;
+            }
+            let text = std::fs::read_to_string(&path).unwrap_or_default();
+            let lines: Vec<&str> = text.lines().map(str::trim).collect();
+            for (at, line) in lines.iter().enumerate() {
+                // A field of a struct or variant, alone on its line, or a variant's only one.
+                let field = line.trim_start_matches("#[source] ").strip_prefix("error: ").is_some_and(|of| of == "DbErr,");
+                let variant =
+                    line.ends_with("(DbErr),") || line.contains("{ error: DbErr }") || line.contains(", error: DbErr }");
+                assert!(!variant, "{}: {line}", path.display());
+                if field {
+                    wrapped += 1;
+                    assert!(line.starts_with("#[source]") || lines[at - 1] == "#[source]", "{}: {line}", path.display());
+                }
+            }
+        }
+        assert!(wrapped >= 2, "{wrapped}");
+    }
 }

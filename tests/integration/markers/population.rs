@@ -60,12 +60,14 @@ const NOT_MARKED: &[(&str, &str, &str)] = &[
 /// This system's own tables, and which of their rows it writes. Their readers learn nothing personal from them.
 const OWN: &[(&str, &str)] = &[
     ("activity", "actor_kind <> 'customer'"),
+    ("activity_closing", "true"),
     ("activity_removals", "true"),
     ("activity_seals", "true"),
     ("arrears_outstanding", "true"),
     ("canaries", "true"),
     ("dead_letters", "true"),
     ("deleted_orders", "true"),
+    ("leader", "true"),
     ("order_status_history", "wakeup_id IS NOT NULL"),
     ("kyhan_migrations", "true"),
     ("pauses", "true"),

@@ -54,7 +54,12 @@ pub(super) async fn close(db: &impl ConnectionTrait) -> Result<Door, DbErr> {
     } else {
         Vec::new()
     };
-    let mut sql = format!("REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO {}", ours.join(", "));
+    // The order system is a program of its own, which may work with temporary tables; ours do not.
+    let mut sql = format!(
+        "REVOKE ALL ON DATABASE {name} FROM PUBLIC; GRANT CONNECT ON DATABASE {name} TO {}; GRANT TEMPORARY ON DATABASE {name} TO {}",
+        ours.join(", "),
+        DatabaseRole::OrderSystem
+    );
     if !kept.is_empty() {
         sql = format!("{sql}; GRANT CONNECT, TEMPORARY ON DATABASE {name} TO {}", kept.join(", "));
     }
