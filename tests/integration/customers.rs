@@ -338,7 +338,7 @@ async fn an_event_about_an_erased_customer_keeps_no_data_however_late_it_comes()
 /// Erases the example customer with a login of the order system.
 async fn ops_customer_care(harness: &Harness) -> bool {
     let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");
-    let actor = ::ops::actor::Actor::new(Some("lan")).expect("a name");
+    let actor = ::ops::actor::Operator::new(Some("lan")).expect("a name");
     let erased = ::ops::customer::erase(&db, &actor, EXAMPLE_CUSTOMER, "asked").await;
     db.close().await.expect("closed");
     erased.map_err(|error| eprintln!("{error}")).is_ok()

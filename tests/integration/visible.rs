@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::{
     harness::{Harness, QUICK, with_harness},
-    letters::{Letter, ops},
+    letters::{StoredLetter, ops},
 };
 
 /// An escape sequence, a right-to-left override, a C1 control, and a second line.
@@ -81,7 +81,7 @@ const HANDS_OUT: &str = "customer export";
 /// Fills every free text of the database with the hostile one; returns the placeholders' values.
 async fn fill(harness: &Harness) -> Vec<(&'static str, String)> {
     let (order, plan) = (harness.delivering().await, Uuid::new_v4());
-    let group = Letter { subject: Some(order), reason: HOSTILE, cause: HOSTILE, group: HOSTILE, ..Letter::default() };
+    let group = StoredLetter { subject: Some(order), reason: HOSTILE, cause: HOSTILE, group: HOSTILE, ..StoredLetter::default() };
     let letter = group.store(harness).await;
     for sql in [
         "UPDATE dead_letters SET worker = $1, trace_id = $1, queue = $1, routing_key = $1, body = convert_to($1, 'UTF8')",
