@@ -21,6 +21,7 @@ mod dead_decisions;
 mod dead_letters;
 mod entities;
 mod explain;
+mod fleet_limits;
 mod forecast;
 mod harness;
 mod history;

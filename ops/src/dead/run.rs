@@ -106,7 +106,7 @@ impl std::fmt::Display for Drift {
 
 /// The parameters of a run.
 pub struct Run<'a> {
-    /// Sessions of the fleet, for which triggers write the events of each change.
+    /// An operator's login: the effects raise their events themselves, as a worker's do.
     pub db: &'a DatabaseConnection,
     pub replays: &'a Replays,
     pub actor: &'a Actor,

@@ -46,6 +46,7 @@ migrations! {
     "links" {
         "m0201_news",
         "m0202_records",
+        "m0203_fleet",
     }
 }
 

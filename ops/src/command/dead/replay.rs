@@ -118,7 +118,7 @@ fn dong(text: &str) -> Result<i64, String> {
 }
 
 pub async fn replay(command: Replay, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
-    // As a worker: events for what a replay changes come from the replay itself, not from the triggers.
+    // With a worker's timeouts.
     let db = database::connect(&settings.database, Client::Worker).await?;
     let replays = Replays::new(settings);
     match command.run {

@@ -8,6 +8,9 @@
 -- kyhan_order_system  the order system; the only one that may read personal data, and sources only in their customer's name
 -- kyhan_owner         owns everything, for migrations alone
 --
+-- What a right allows a worker or an operator is narrower than the right: the triggers of m0203_fleet allow only what the tasks do. A
+-- login that is also a member of kyhan_order_system or kyhan_owner is free of them.
+--
 -- To lock a row (FOR UPDATE, FOR NO KEY UPDATE), PostgreSQL requires the right to change some column of it. A line whose
 -- right serves only this is marked "to lock".
 
@@ -148,7 +151,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- 
 GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system;
 GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;
 GRANT UPDATE (kind) ON accounts TO kyhan_order_system; -- to lock: a trigger refuses any change
-GRANT SELECT, INSERT ON transfers TO kyhan_order_system;
+GRANT SELECT, INSERT (id, debit_account, credit_account, amount, reason, order_id, idempotency_key, at) ON transfers TO kyhan_order_system;
 GRANT SELECT ON arrears_outstanding, retention_holds, order_retention TO kyhan_order_system;
 GRANT SELECT, INSERT (event_type, subject_id, occurred_at, data), UPDATE (data) ON outbox TO kyhan_order_system;
 GRANT SELECT, UPDATE (data) ON set_aside TO kyhan_order_system;
