@@ -13,6 +13,7 @@ pub mod explain;
 pub mod forecast;
 pub mod pause;
 pub mod preview;
+pub mod proposal;
 pub mod rebuild;
 pub mod retention;
 pub mod rollout;

@@ -247,9 +247,10 @@ async fn no_setting_hides_a_change_of_the_order_system() {
     .await;
 }
 
-/// A fleet's session is one by its login: the effects of each task apply, and their events come from the effect alone.
+/// A session is the fleet's by its login: the effects of each task apply, and their events come from the effect alone. An operator moves
+/// money only by a plan.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_applies_what_a_worker_applies_and_each_event_is_raised_once() {
+async fn an_operator_applies_what_a_worker_applies_and_charges_nobody_without_a_plan() {
     with_harness(QUICK, async |harness| {
         shared::database::schema::triggers::install(&harness.sandbox.db).await.expect("triggers");
         for role in FLEET {
@@ -264,13 +265,35 @@ async fn an_operator_applies_what_a_worker_applies_and_each_event_is_raised_once
                     .apply(&tx, &[(id, Uuid::new_v4())])
                     .await
                     .unwrap_or_else(|error| panic!("{role}: {}: {error}", task.kind()));
-                tx.commit().await.expect("a commit");
+                let done = tx.commit().await;
+                let charges = task.kind() == "collect-arrears";
+                if role == DatabaseRole::Ops && charges {
+                    assert!(is_refused(&done.expect_err("no plan")), "{role}");
+                    assert!(harness.effects(task, id).await.iter().all(|count| *count == 0), "{role}");
+                    continue;
+                }
+                done.unwrap_or_else(|error| panic!("{role}: {}: {error}", task.kind()));
                 assert!(harness.effects(task, id).await.iter().all(|count| *count == 1), "{role}: {}", task.kind());
                 let events = "SELECT count(*) FROM outbox WHERE event_type = 'order.received'";
                 assert_eq!(harness.ask::<i64>(events).await, i64::from(task.kind() == "confirm-receipt"), "{role}");
             }
             db.close().await.expect("closed");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_floor_of_the_active_policy_binds_every_login_of_the_fleet() {
+    with_harness("[arrears]\nwallet_floor = -4999\n", async |harness| {
+        let order = short(harness).await;
+        harness.sandbox.apply_policy().await.expect("applied");
+        let whole =
+            transfer(&format!("customer_id = '{EXAMPLE_CUSTOMER}'"), "kind = 'goods'", 5_000, "arrears", &key(order, "goods"));
+        only_the_trigger_refuses(harness, "transfers", "transfers_of_the_fleet", &whole).await;
+        let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        tried(&db, &whole.replacen("5000", "4999", 1)).await.expect("down to the floor");
+        db.close().await.expect("closed");
     })
     .await;
 }

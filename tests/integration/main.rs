@@ -52,4 +52,5 @@ mod status;
 mod sweep;
 mod telemetry;
 mod topology;
+mod two_persons;
 mod versions;

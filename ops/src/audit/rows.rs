@@ -84,11 +84,11 @@ const LEDGER: [(&str, &str); 3] = [
           WHERE accounts.balance <> coalesce(moved.balance, 0)",
     ),
     (
-        // By today's roles of the login. One that has been removed since is judged by the checks of the charges alone.
+        // By today's roles of the login, or because it was an operator's. Another one that was removed since is not recognized.
         "transfers by the fleet's logins that are not arrears",
-        "SELECT count(*) FROM transfers JOIN pg_roles ON rolname = made_by
+        "SELECT count(*) FROM transfers LEFT JOIN pg_roles ON rolname = made_by
           WHERE reason <> 'arrears'
-            AND (pg_has_role(pg_roles.oid, to_regrole('kyhan_worker'), 'MEMBER') OR pg_has_role(pg_roles.oid, to_regrole('kyhan_ops'), 'MEMBER'))
+            AND (EXISTS (SELECT FROM operators WHERE login = made_by) OR pg_has_role(pg_roles.oid, to_regrole('kyhan_worker'), 'MEMBER') OR pg_has_role(pg_roles.oid, to_regrole('kyhan_ops'), 'MEMBER'))
             AND pg_has_role(pg_roles.oid, to_regrole('kyhan_order_system'), 'MEMBER') IS NOT TRUE
             AND pg_has_role(pg_roles.oid, to_regrole('kyhan_owner'), 'MEMBER') IS NOT TRUE",
     ),

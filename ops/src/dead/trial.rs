@@ -12,7 +12,7 @@ use shared::{
     database::{
         entity::dead_letters,
         failure::trouble,
-        one, statement,
+        one, scalar, statement,
         statements::{NotApplied, Statements},
     },
     domain::{outcome::Outcome, tasks},
@@ -92,6 +92,7 @@ impl Trial {
 
 /// The statements of every kind, for one policy.
 pub struct Replays {
+    policy: Option<i64>,
     statements: HashMap<&'static str, Statements>,
 }
 
@@ -99,11 +100,18 @@ impl Replays {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         Self {
+            policy: settings.policy.number(),
             statements: tasks::ALL
                 .iter()
                 .map(|task| (task.kind(), Statements::new(*task, &settings.policy, settings.arrears.wallet_floor)))
                 .collect(),
         }
+    }
+
+    /// The number of the active policy; `None`: none was applied.
+    #[must_use]
+    pub const fn policy(&self) -> Option<i64> {
+        self.policy
     }
 
     /// Replays in a transaction that the caller commits or rolls back.
@@ -130,8 +138,7 @@ impl Replays {
             }
             Err(NotApplied::Database(error)) => return Err(error),
         };
-        // Checks deferred constraints now, which would otherwise fail only at the commit.
-        tx.execute_unprepared("SET CONSTRAINTS ALL IMMEDIATE").await?;
+        check_constraints(tx).await?;
         let (amount, customers) = moved(tx, subject).await?;
         let (verdict, why) = match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Outcome::Applied { .. }) => (Verdict::Applies, None),
@@ -199,6 +206,18 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
         Conflict if tries < CONFLICTS_MAX => Ok(None),
         Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, redacted(&error)))),
     }
+}
+
+/// Checks deferred constraints now, which would otherwise fail only at the commit; except the one that wants to see the plan's line,
+/// which is written last.
+async fn check_constraints(tx: &DatabaseTransaction) -> Result<(), DbErr> {
+    let sql = "SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ')
+                 FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
+                WHERE condeferrable AND conname <> 'charges_are_planned' AND has_schema_privilege(nspname, 'USAGE')";
+    if let Some(others) = scalar::<Option<String>>(tx, statement(sql, [])).await? {
+        tx.execute_unprepared(&format!("SET CONSTRAINTS {others} IMMEDIATE")).await?;
+    }
+    Ok(())
 }
 
 /// The amount that this transaction has taken from wallets for a subject so far, and the owners of these wallets. This works for every

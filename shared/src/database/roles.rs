@@ -9,6 +9,7 @@ use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, schema, statement};
 use crate::{domain::confidential::Confidential, settings::Database};
 
+pub mod operators;
 mod own;
 
 /// A role. Roles belong to the whole server, grants to a database.
@@ -156,6 +157,11 @@ async fn create(db: &DatabaseConnection, role: DatabaseRole) -> Result<bool, DbE
         Err(error) if is_duplicate(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A name as an SQL identifier.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Connects as the tables' owner, if the login may act as it; else as itself, for a database without roles.

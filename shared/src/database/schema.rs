@@ -47,6 +47,7 @@ migrations! {
         "m0201_news",
         "m0202_records",
         "m0203_fleet",
+        "m0204_approvals",
     }
 }
 

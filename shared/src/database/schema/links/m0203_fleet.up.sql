@@ -4,8 +4,11 @@
 -- They check the shape of each change, not whether it was due: that would repeat the recheck.
 
 -- A transfer of the fleet collects arrears: from the wallet of the order's customer, to a component of that order, and at most what is
--- still missing. It runs after transfers_keep_balances, so the balances include the new transfers.
+-- still missing, and no deeper than the floor of the active policy. It runs after transfers_keep_balances, so the balances include the new
+-- transfers.
 CREATE FUNCTION kyhan_fleet_collects_arrears() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    floor bigint := (SELECT (policy #>> '{safeguards,wallet_floor}')::bigint FROM policies ORDER BY id DESC LIMIT 1);
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'no arrears are collected in a transaction that is %', current_setting('transaction_isolation')
@@ -20,6 +23,7 @@ BEGIN
          WHERE (added.reason = 'arrears' AND added.at = now()
                 AND orders.status <> 'cancelled' AND (orders.status <> 'out_of_stock' OR orders.parcel_recorded_at IS NOT NULL)
                 AND wallet.kind = 'wallet' AND wallet.customer_id = orders.customer_id
+                AND (floor IS NULL OR wallet.balance >= floor)
                 AND part.order_id = orders.id
                 AND part.balance <= CASE part.kind WHEN 'goods' THEN orders.goods_due WHEN 'shipping' THEN orders.shipping_due
                                                    WHEN 'service' THEN orders.service_due END
@@ -89,7 +93,8 @@ CREATE TRIGGER orders_of_the_fleet AFTER UPDATE ON orders FOR EACH ROW
           AND NOT (OLD.status = 'delivering' AND NEW.status = 'received' AND NEW.received_at = now() AND NEW.updated_at = now()
                    AND OLD.hidden_at IS NOT DISTINCT FROM NEW.hidden_at
                    AND OLD.out_of_stock_since IS NOT DISTINCT FROM NEW.out_of_stock_since)
-          AND NOT (OLD.hidden_at IS NULL AND NEW.hidden_at IS NOT NULL AND NEW.hidden_at = now()
+          -- orders_are_hidden_in_time checks when.
+          AND NOT (OLD.hidden_at IS NULL AND NEW.hidden_at IS NOT NULL
                    AND (OLD.status, OLD.received_at, OLD.out_of_stock_since, OLD.updated_at)
                        IS NOT DISTINCT FROM (NEW.status, NEW.received_at, NEW.out_of_stock_since, NEW.updated_at))
           AND pg_has_role(session_user, to_regrole('kyhan_order_system'), 'MEMBER') IS NOT TRUE)
