@@ -367,12 +367,12 @@ async fn money_that_a_login_of_the_fleet_moved_past_the_ledgers_trigger_is_off()
         let key = |at: &str| format!("collect-arrears:{order}:goods:{at}");
         moved(EXAMPLE_CUSTOMER, "kind = 'goods'", 1, "arrears", &key("2026")).await;
         let beyond = "records charges beyond what was due 1";
-        only_off(harness, &[beyond, "ledger transfers by the fleet's logins that are not arrears 1"]).await;
+        only_off(harness, &["ledger transfers by the fleet's logins that are not arrears 1", beyond]).await;
         moved(other, "kind = 'goods'", 1, "arrears", &key("2027")).await;
         let expected = [
+            "ledger transfers by the fleet's logins that are not arrears 1",
             "records charges that another customer's wallet paid 1",
             "records charges beyond what was due 2",
-            "ledger transfers by the fleet's logins that are not arrears 1",
         ];
         only_off(harness, &expected).await;
         worker.close().await.expect("closed");

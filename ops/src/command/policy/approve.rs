@@ -37,7 +37,12 @@ pub struct ApprovePolicy {
     pub json: Json,
 }
 
-pub async fn approve(command: ApprovePolicy, settings: &Settings, actor: &Actor, stop: &CancellationToken) -> anyhow::Result<ExitCode> {
+pub async fn approve(
+    command: ApprovePolicy,
+    settings: &Settings,
+    actor: &Actor,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
     let governed = governed(settings).await?;
     let Some(proposed) = proposal::find(&governed.db, command.proposal).await? else {
         bail!("there is no proposal {}; see `ops policy proposals`", command.proposal)

@@ -161,7 +161,7 @@ END $$;
 -- that a trial, which is rolled back, needs no plan.
 CREATE TABLE operator_charges (
     transfer_id  uuid   PRIMARY KEY REFERENCES transfers (id),
-    order_id     uuid   NOT NULL,
+    order_id     uuid,
     login        text   NOT NULL DEFAULT session_user
 );
 CREATE FUNCTION kyhan_operators_charge() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
