@@ -19,6 +19,7 @@ use shared::{
     process::redact::redacted,
     settings::Settings,
 };
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::shown::moment;
@@ -93,6 +94,8 @@ impl Trial {
 /// The statements of every kind, for one policy.
 pub struct Replays {
     policy: Option<i64>,
+    /// The deferrable constraints that a replay checks at its end, as SQL names them; read once.
+    constraints: OnceCell<Option<String>>,
     statements: HashMap<&'static str, Statements>,
 }
 
@@ -101,6 +104,7 @@ impl Replays {
     pub fn new(settings: &Settings) -> Self {
         Self {
             policy: settings.policy.number(),
+            constraints: OnceCell::new(),
             statements: tasks::ALL
                 .iter()
                 .map(|task| (task.kind(), Statements::new(*task, &settings.policy, settings.arrears.wallet_floor)))
@@ -138,7 +142,7 @@ impl Replays {
             }
             Err(NotApplied::Database(error)) => return Err(error),
         };
-        check_constraints(tx).await?;
+        self.check_constraints(tx).await?;
         let (amount, customers) = moved(tx, subject).await?;
         let (verdict, why) = match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Outcome::Applied { .. }) => (Verdict::Applies, None),
@@ -150,6 +154,18 @@ impl Replays {
             Some(Outcome::Retry { cause } | Outcome::Reject { cause, .. }) => (Verdict::Fails, Some(cause)),
         };
         Ok(Trial { verdict, why, amount: amount - before.0, customers })
+    }
+
+    /// Checks deferred constraints now, which would otherwise fail only at the commit; except the one that wants to see the plan's line,
+    /// which is written last.
+    async fn check_constraints(&self, tx: &DatabaseTransaction) -> Result<(), DbErr> {
+        let sql = "SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ')
+                     FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
+                    WHERE condeferrable AND conname <> 'charges_are_planned' AND has_schema_privilege(nspname, 'USAGE')";
+        if let Some(others) = self.constraints.get_or_try_init(|| scalar(tx, statement(sql, []))).await? {
+            tx.execute_unprepared(&format!("SET CONSTRAINTS {others} IMMEDIATE")).await?;
+        }
+        Ok(())
     }
 
     /// What a replay would do now. Changes nothing.
@@ -206,18 +222,6 @@ pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
         Conflict if tries < CONFLICTS_MAX => Ok(None),
         Conflict | Failure => Ok(Some(Trial::without_money(Verdict::Fails, redacted(&error)))),
     }
-}
-
-/// Checks deferred constraints now, which would otherwise fail only at the commit; except the one that wants to see the plan's line,
-/// which is written last.
-async fn check_constraints(tx: &DatabaseTransaction) -> Result<(), DbErr> {
-    let sql = "SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ')
-                 FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
-                WHERE condeferrable AND conname <> 'charges_are_planned' AND has_schema_privilege(nspname, 'USAGE')";
-    if let Some(others) = scalar::<Option<String>>(tx, statement(sql, [])).await? {
-        tx.execute_unprepared(&format!("SET CONSTRAINTS {others} IMMEDIATE")).await?;
-    }
-    Ok(())
 }
 
 /// The amount that this transaction has taken from wallets for a subject so far, and the owners of these wallets. This works for every
