@@ -161,12 +161,11 @@ END $$;
 -- that a trial, which is rolled back, needs no plan.
 CREATE TABLE operator_charges (
     transfer_id  uuid   PRIMARY KEY REFERENCES transfers (id),
-    order_id     uuid,
     login        text   NOT NULL DEFAULT session_user
 );
 CREATE FUNCTION kyhan_operators_charge() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
-    INSERT INTO operator_charges (transfer_id, order_id) SELECT id, order_id FROM added;
+    INSERT INTO operator_charges (transfer_id) SELECT id FROM added;
     RETURN NULL;
 END $$;
 CREATE TRIGGER transfers_of_operators AFTER INSERT ON transfers
@@ -174,15 +173,17 @@ CREATE TRIGGER transfers_of_operators AFTER INSERT ON transfers
     WHEN (kyhan_session_role() = 'operator')
     EXECUTE FUNCTION kyhan_operators_charge();
 CREATE FUNCTION kyhan_charges_are_planned() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
+DECLARE
+    charged uuid := (SELECT order_id FROM transfers WHERE id = NEW.transfer_id);
 BEGIN
     -- The transaction's moment is also that of its transfers and of its line.
     IF NOT EXISTS (
         SELECT FROM dead_letters AS letter
                JOIN replay_plan_letters AS line ON line.letter_id = letter.id AND line.at = now() AND line.result = 'applied'
                JOIN replay_plans AS plan ON plan.id = line.plan_id AND plan.state = 'running' AND plan.run_login = session_user
-         WHERE letter.subject_id = NEW.order_id
+         WHERE letter.subject_id = charged
            AND line.result_amount = (SELECT sum(amount) FROM transfers
-                                      WHERE order_id = NEW.order_id AND at = now() AND reason = 'arrears')) THEN
+                                      WHERE order_id = charged AND at = now() AND reason = 'arrears')) THEN
         RAISE EXCEPTION 'an operator collects arrears only by a line of a running plan'
             USING ERRCODE = 'insufficient_privilege', TABLE = 'transfers', HINT = 'Use ops dead replay.';
     END IF;
