@@ -3,12 +3,15 @@
 use sea_orm::{ConnectionTrait, DbErr};
 use serde_json::{Value, json};
 use shared::database::statement;
+use unicode_normalization::UnicodeNormalization;
+use unicode_properties::{GeneralCategoryGroup, UnicodeGeneralCategory};
 use uuid::Uuid;
 
 /// The namespace of the ids (UUID version 5) that `activity` uses for things without a UUID of their own.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6b79_6861_6e00_5000_8000_6163_7469_7600);
 
-/// An operator: the operating system's user, or the name given with `--as`.
+/// An operator's name: the operating system's user, or the name given with `--as`. It is a note for readers; who an operator is, is the
+/// login of the session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Operator {
     name: String,
@@ -21,8 +24,8 @@ impl Operator {
     /// [`NoName`]: the name is empty or has control characters.
     pub fn new(given: Option<&str>) -> Result<Self, NoName> {
         let name = given.map_or_else(|| whoami::username().unwrap_or_default(), ToOwned::to_owned);
-        let name = name.trim();
-        if name.is_empty() || name.chars().any(char::is_control) { Err(NoName) } else { Ok(Self { name: name.to_owned() }) }
+        let name = normalised(&name);
+        if name.is_empty() || name.chars().any(is_invisible) { Err(NoName) } else { Ok(Self { name }) }
     }
 
     /// For the commands of an automatic deployment: a container's user often has no name.
@@ -73,6 +76,17 @@ impl Operator {
     }
 }
 
+/// One form for names that look the same: NFKC, without differences of case.
+fn normalised(name: &str) -> String {
+    let folded: String = name.nfkc().collect::<String>().to_lowercase();
+    folded.nfkc().collect::<String>().trim().to_owned()
+}
+
+/// Control and format characters, among them those of no width; and whatever has no assigned meaning.
+fn is_invisible(letter: char) -> bool {
+    letter.general_category_group() == GeneralCategoryGroup::Other
+}
+
 /// The id of something that has only a name, such as a kind or a policy.
 #[must_use]
 pub fn id_of(name: &str) -> Uuid {
@@ -92,5 +106,12 @@ mod tests {
     fn an_actor_has_a_name() {
         assert_eq!(Operator::new(Some(" lan ")).unwrap().name(), "lan");
         assert!(Operator::new(Some("  ")).is_err() && Operator::new(Some("a\nb")).is_err());
+        for same in ["LAN", "Lan", "\u{ff4c}an", "LA\u{ff2e}"] {
+            assert_eq!(Operator::new(Some(same)).unwrap().name(), "lan", "{same:?}");
+        }
+        assert_eq!(Operator::new(Some("Ha\u{309}o")).unwrap(), Operator::new(Some("HẢO")).unwrap());
+        for hidden in ["lan\u{200b}", "la\u{ad}n", "\u{202e}lan", "lan\u{feff}", "lan\u{e0061}", "\u{200b}"] {
+            assert!(Operator::new(Some(hidden)).is_err(), "{hidden:?}");
+        }
     }
 }

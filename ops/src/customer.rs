@@ -129,7 +129,7 @@ const EXPORT: &str = "
                           ) ORDER BY o.created_at, o.id), '[]') FROM own_orders o),
                'cart', (SELECT coalesce(jsonb_agg(to_jsonb(i) ORDER BY i.added_at, i.id), '[]') FROM own_items i),
                'accounts', (SELECT coalesce(jsonb_agg(to_jsonb(a) ORDER BY a.kind, a.id), '[]') FROM own_accounts a),
-               'transfers', (SELECT coalesce(jsonb_agg(to_jsonb(t) ORDER BY t.at, t.id), '[]') FROM transfers t
+               'transfers', (SELECT coalesce(jsonb_agg(to_jsonb(t) - 'made_by' ORDER BY t.at, t.id), '[]') FROM transfers t
                               WHERE t.debit_account IN (SELECT id FROM own_accounts)
                                  OR t.credit_account IN (SELECT id FROM own_accounts)),
                -- Not who of the staff it was, and what they noted for each other.

@@ -14,6 +14,7 @@ pub mod forecast;
 pub mod pause;
 pub mod preview;
 pub mod progress;
+pub mod proposal;
 pub mod rebuild;
 pub mod retention;
 pub mod rollout;

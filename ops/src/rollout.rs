@@ -14,6 +14,7 @@ use shared::{
     database::{
         self,
         active_policy::{self, Applied, Governed, LOOK_EVERY},
+        failure::is_refused,
         statement,
     },
     domain::{
@@ -57,6 +58,11 @@ pub enum RolloutError {
         "{kind}: {DEPTH_MAX} releases are in progress, which is the limit; apply the policy after {until}, or revert the earlier policies"
     )]
     Busy { kind: &'static str, until: DateTime<Utc> },
+    #[error(
+        "another operator must approve this policy, and neither of you with a login that several people may use: `ops policy apply`, then \
+         `ops policy approve` by the other one"
+    )]
+    NeedsAnother,
     #[error("PostgreSQL: {0}")]
     Database(#[from] DbErr),
 }
@@ -71,6 +77,8 @@ pub struct Rollout<'a> {
     /// See [`LEAD`].
     pub lead: Duration,
     pub why: &'a str,
+    /// The proposal that the operator approves by this.
+    pub proposal: Option<i64>,
 }
 
 /// Replaces the active policy, and records who did it and why in the same transaction.
@@ -85,7 +93,7 @@ pub async fn activate(governed: &Governed, actor: &Operator, rollout: Rollout<'_
         return Err(RolloutError::Changed { by: last.map(|last| last.by).unwrap_or_default() });
     }
     let since = database::transaction_began(&tx).await?;
-    let Rollout { policy, preview, rate, lead, why } = rollout;
+    let Rollout { policy, preview, rate, lead, why, proposal } = rollout;
     let from = since + TimeDelta::from_std(lead).unwrap_or_default();
     let mut policy = policy.carrying_over(&governed.settings.policy);
     for change in &preview.kinds {
@@ -101,12 +109,17 @@ pub async fn activate(governed: &Governed, actor: &Operator, rollout: Rollout<'_
         }
         policy = policy.releasing(change.kind, release);
     }
-    let applied = active_policy::apply(&tx, &policy, actor.name(), why).await?;
+    let applied = active_policy::apply(&tx, &policy, actor.name(), why, proposal).await.map_err(refused)?;
     let changes: Vec<&KindChange> = preview.kinds.iter().filter(|kind| !kind.lines.is_empty()).collect();
-    let changed = json!({ "number": applied.number, "rate": rate, "kinds": changes });
+    let changed = json!({ "number": applied.number, "rate": rate, "proposal": proposal, "kinds": changes });
     actor.record(&tx, "policy.applied", ("policy", id_of("policy")), Some(why), changed).await?;
     tx.commit().await?;
     Ok(applied)
+}
+
+/// The database refuses it to this login.
+fn refused(error: DbErr) -> RolloutError {
+    if is_refused(&error) { RolloutError::NeedsAnother } else { error.into() }
 }
 
 /// Whether changed lines make, or may make, a row due earlier. A longer duration than that of a current release can do so too. Such a

@@ -6,7 +6,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use crate::{domain::policy::Policy, message::topology::Topology};
+use crate::{
+    domain::policy::{Policy, Safeguards},
+    message::topology::Topology,
+};
 
 mod policy_table;
 mod reader;
@@ -109,7 +112,11 @@ impl Settings {
         let statistics = StatisticsSettings::read(r);
         let admin = AdminSettings::read(r);
         let telemetry = TelemetrySettings::read(r);
-        let policy = policy_table::policy(r);
+        let policy = policy_table::policy(r).guarded(Safeguards {
+            wallet_floor: arrears.wallet_floor,
+            approval_above: dead_letters.approval_above,
+            delete_after: retention.delete_after,
+        });
         let held = std::mem::take(&mut r.held);
         match (database, amqp) {
             (Some(database), Some(amqp)) if reader.mistakes.is_empty() => Ok(Self {
@@ -133,10 +140,17 @@ impl Settings {
         }
     }
 
-    /// The same settings with another policy.
+    /// The same settings with another policy, and with what its safeguards decide.
     #[must_use]
     pub fn with_policy(&self, policy: Policy) -> Self {
-        Self { policy, ..self.clone() }
+        let mut settings = self.clone();
+        if let Some(Safeguards { wallet_floor, approval_above, delete_after }) = policy.safeguards() {
+            settings.arrears.wallet_floor = wallet_floor;
+            settings.dead_letters.approval_above = approval_above;
+            settings.retention.delete_after = delete_after;
+        }
+        settings.policy = policy;
+        settings
     }
 
     /// The exchanges and queues that follow from these settings.

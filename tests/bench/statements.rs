@@ -13,8 +13,8 @@ use sea_orm::{
 };
 use shared::{
     database::{
-        self, Client,
         failure::{Trouble, trouble},
+        roles::DatabaseRole,
         statements::Statements,
     },
     domain::tasks,
@@ -73,8 +73,8 @@ pub async fn run(sandbox: &Sandbox, load: &Load, ids: &[Uuid], shape: Shape) -> 
     let task = tasks::find(load.kind).context("no such kind")?;
     let texts: Vec<Arc<str>> =
         Statements::new(task, &sandbox.settings.policy, sandbox.settings.arrears.wallet_floor).texts().map(Arc::from).collect();
-    // The worker's own pool, because of its session settings.
-    let db = database::connect(&sandbox.settings.database, Client::Worker).await?;
+    // A worker's login and its session settings: the triggers judge both.
+    let db = sandbox.connect_as(DatabaseRole::Worker).await?;
     let pool = db.get_postgres_connection_pool();
     let batches: Arc<Vec<Vec<Uuid>>> = Arc::new(ids.chunks(shape.batch).map(<[Uuid]>::to_vec).collect());
     let (next, ready) = (Arc::new(AtomicUsize::new(0)), Arc::new(Barrier::new(shape.connections + 1)));

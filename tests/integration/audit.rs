@@ -155,13 +155,9 @@ async fn a_receipt_that_history_does_not_tell_and_one_that_it_tells_twice_are_of
 async fn history_of_an_order_that_does_not_exist_is_off() {
     with_harness(&patient(), async |harness| {
         applied(harness).await;
-        // A client that sets `kyhan.effect` is not trusted.
-        let tx = harness.sandbox.db.begin().await.expect("a transaction");
-        tx.execute_unprepared("SET LOCAL kyhan.effect = on").await.expect("set");
         let orphan = "INSERT INTO order_status_history (order_id, from_status, to_status, reason)
                       VALUES (gen_random_uuid(), 'delivering', 'received', 'khách')";
-        tx.execute_unprepared(orphan).await.expect("inserted");
-        tx.commit().await.expect("a commit");
+        assert_eq!(tamper(harness, orphan).await, 1);
         only_off(harness, &["records history rows of orders that do not exist 1"]).await;
     })
     .await;
@@ -336,6 +332,50 @@ async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_a
         only_off(harness, &[]).await;
         let (report, _) = audited(harness).await;
         assert_eq!((&report["events"][1]["count"], &report["events"][1]["verdict"]), (&1.into(), &"note".into()));
+    })
+    .await;
+}
+
+/// Each hostile transfer of a fleet's login, as if the ledger's own trigger had been disabled.
+#[tokio::test(flavor = "multi_thread")]
+async fn money_that_a_login_of_the_fleet_moved_past_the_ledgers_trigger_is_off() {
+    with_harness(&patient(), async |harness| {
+        applied(harness).await;
+        let other = Uuid::new_v4();
+        harness.run("INSERT INTO customers VALUES ($1, 'Lê Thị Khác', '0902', 'khac@example.vn', 'Huế')", [other.into()]).await;
+        harness.run("INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1)", [other.into()]).await;
+        harness.run("ALTER TABLE transfers DISABLE TRIGGER transfers_of_the_fleet", []).await;
+        only_off(harness, &[]).await;
+        let worker = harness.sandbox.connect_as(shared::database::roles::DatabaseRole::Worker).await.expect("a login");
+        let moved = async |payer: Uuid, to: &str, amount: i64, reason: &str, key: &str| {
+            let sql = format!(
+                "WITH moved AS (
+                     INSERT INTO transfers (debit_account, credit_account, amount, reason, order_id, idempotency_key)
+                     SELECT payer.id, payee.id, {amount}, '{reason}', payee.order_id, '{key}' FROM accounts AS payer, accounts AS payee
+                      WHERE payer.customer_id = '{payer}' AND payee.{to} RETURNING order_id
+                 )
+                 INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
+                 SELECT 'system', 'order.arrears_collected', 'order', order_id, jsonb_build_object('collected', '{{\"goods\": {amount}}}'::jsonb)
+                   FROM moved WHERE order_id IS NOT NULL"
+            );
+            worker.execute_unprepared(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        };
+        // With its activity, as an attacker who knows the audit would.
+        moved(EXAMPLE_CUSTOMER, &format!("customer_id = '{other}'"), 700, "adjustment", "x").await;
+        only_off(harness, &["ledger transfers by the fleet's logins that are not arrears 1"]).await;
+        let order: Uuid = harness.ask("SELECT order_id FROM accounts WHERE kind = 'goods'").await;
+        let key = |at: &str| format!("collect-arrears:{order}:goods:{at}");
+        moved(EXAMPLE_CUSTOMER, "kind = 'goods'", 1, "arrears", &key("2026")).await;
+        let beyond = "records charges beyond what was due 1";
+        only_off(harness, &["ledger transfers by the fleet's logins that are not arrears 1", beyond]).await;
+        moved(other, "kind = 'goods'", 1, "arrears", &key("2027")).await;
+        let expected = [
+            "ledger transfers by the fleet's logins that are not arrears 1",
+            "records charges that another customer's wallet paid 1",
+            "records charges beyond what was due 2",
+        ];
+        only_off(harness, &expected).await;
+        worker.close().await.expect("closed");
     })
     .await;
 }

@@ -37,12 +37,12 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
             StoredLetter { kind: None, reason: "malformed", cause: &cause, group: "port scan ?", ..StoredLetter::default() }.store(harness).await;
         }
         let other = StoredLetter { subject: Some(Uuid::new_v4()), ..StoredLetter::default() }.store(harness).await;
-        let done = ops(harness, &["--as", "Lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
+        let done = ops(harness, &["--as", "lan", "dead", "discard", "--reason", "malformed", "--why", " a port scan ", "--yes"]).await;
         assert_eq!((done.code, done.out.trim()), (0, "3 dead letters discarded"), "{done:?}");
         let recorded = "SELECT count(*) FROM dead_letters AS letter JOIN activity ON activity.subject_id = letter.id
-                         WHERE letter.state = 'discarded' AND decided_by = 'Lan' AND decided_why = 'a port scan' AND decided_at = activity.at
+                         WHERE letter.state = 'discarded' AND decided_by = 'lan' AND decided_why = 'a port scan' AND decided_at = activity.at
                            AND action = 'dead_letter.discarded' AND subject_kind = 'dead_letter'
-                           AND detail - 'login' = '{\"by\": \"Lan\", \"why\": \"a port scan\", \"changed\": {\"state\": [\"open\", \"discarded\"]}}'";
+                           AND detail - 'login' = '{\"by\": \"lan\", \"why\": \"a port scan\", \"changed\": {\"state\": [\"open\", \"discarded\"]}}'";
         assert_eq!(harness.ask::<i64>(recorded).await, 3);
         assert_eq!((in_state(harness, "open").await, activities(harness, "dead_letter.discarded").await), (1, 3));
 
@@ -51,7 +51,7 @@ async fn letters_are_discarded_with_a_reason_and_a_record_and_only_those_that_ar
         let one = harness.ask::<Uuid>("SELECT id FROM dead_letters WHERE state = 'discarded' LIMIT 1").await.to_string();
         let other = other.to_string();
         let twice = ops(harness, &["dead", "discard", "--id", &one, "--id", &other, "--why", "again", "--yes"]).await;
-        assert!(twice.code == 1 && twice.err.contains("is already discarded, by Lan at"), "{twice:?}");
+        assert!(twice.code == 1 && twice.err.contains("is already discarded, by lan at"), "{twice:?}");
         assert_eq!((in_state(harness, "open").await, activities(harness, "dead_letter.discarded").await), (1, 3));
         let all = ops(harness, &["dead", "discard", "--all", "--why", "the rest", "--yes"]).await;
         assert_eq!((all.code, all.out.trim()), (0, "1 dead letter discarded"), "{all:?}");
@@ -112,11 +112,11 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
         let id = StoredLetter { subject: Some(wrong), body, headers, ..StoredLetter::default() }.store(harness).await.to_string();
         let subject = right.to_string();
         let done =
-            ops(harness, &["--as", "Lan", "dead", "repair", &id[..8], "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
+            ops(harness, &["--as", "lan", "dead", "repair", &id[..8], "--subject", &subject, "--why", "orders mixed up", "--yes"]).await;
         assert_eq!(done.code, 0, "{done:?}");
         let same = "SELECT count(*) FROM dead_letters AS old JOIN dead_letters AS new ON new.repaired_from = old.id
                      WHERE old.state = 'resolved' AND new.state = 'open' AND old.subject_id <> new.subject_id AND old.kind = new.kind
-                       AND old.decided_by = 'Lan' AND old.decided_why = 'repaired as ' || new.id || ': orders mixed up'
+                       AND old.decided_by = 'lan' AND old.decided_why = 'repaired as ' || new.id || ': orders mixed up'
                        AND (old.wakeup_id, old.reason, old.cause, old.cause_group, old.attempts, old.first_failed_at, old.last_failed_at,
                             old.worker, old.trace_id, old.queue, old.routing_key, old.body_hash)
                          = (new.wakeup_id, new.reason, new.cause, new.cause_group, new.attempts, new.first_failed_at, new.last_failed_at,
@@ -129,7 +129,7 @@ async fn a_repair_keeps_the_original_and_links_the_letter_that_takes_its_place()
             "state": ["open", "resolved"], "repaired_as": new,
             "kind": ["confirm-receipt", "confirm-receipt"], "subject_id": [wrong, right],
         });
-        assert_eq!(recorded, json!({ "by": "Lan", "why": "orders mixed up", "changed": changed }));
+        assert_eq!(recorded, json!({ "by": "lan", "why": "orders mixed up", "changed": changed }));
         let (old, new_shown) = (ops(harness, &["dead", "show", &id]).await.out, json(harness, &["dead", "show", &new, "--json"]).await);
         assert!(old.contains(&format!("repaired as         {new}")), "{old}");
         assert_eq!((&new_shown["letter"]["repaired_from"], &new_shown["stands"]["standing"]), (&json!(id), &json!("due")));

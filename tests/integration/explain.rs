@@ -134,6 +134,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
                 "transfer goods 900000",
                 "activity by the system 900000",
                 "parcel recorded at",
+                "changed at",
                 "status out_of_stock",
                 "transfer wallet 900000",
                 "status received",

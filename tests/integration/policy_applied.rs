@@ -51,7 +51,8 @@ async fn activate(
 ) -> Result<active_policy::Applied, RolloutError> {
     let preview = preview::preview(&harness.sandbox.db, &under.settings, policy).await.expect("a preview");
     let rate = NonZeroU32::new(rate).expect("a rate");
-    let rollout = Rollout { policy: policy.clone(), preview: &preview, rate, lead: Duration::ZERO, why: "a test" };
+    let rollout =
+        Rollout { policy: policy.clone(), preview: &preview, rate, lead: Duration::ZERO, why: "a test", proposal: None };
     rollout::activate(under, &lan(), rollout).await
 }
 
@@ -228,7 +229,7 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
             assert!(asked.len() > 20, "{}", asked.len());
         }
 
-        active_policy::apply(&harness.sandbox.db, &released, "lan", "a test").await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &released, "lan", "a test", None).await.expect("in force");
         let released = earlier;
         let worker = harness.worker();
         let count = released.len();
@@ -260,19 +261,19 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
         let first = activate(harness, &governed(harness).await, &shorter, 1).await.expect("applied");
         // Over a day, so that practically nothing is released within the test.
         let slowly = in_a_day(&first.policy);
-        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("in force");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
         // Nine days are more than seven, yet earlier for subjects not yet released: four rows, one per second.
         let longer = settings(harness, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
         let longer = activate(harness, &governed(harness).await, &longer, 1).await.expect("applied");
         assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
-        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower").await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("in force");
         let back = activate(harness, &governed(harness).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
         // Ever shorter: each release lies within the one before, up to the limit.
         let mut policy = slowly;
         let refused = loop {
-            active_policy::apply(&harness.sandbox.db, &policy, "lan", "slower").await.expect("in force");
+            active_policy::apply(&harness.sandbox.db, &policy, "lan", "slower", None).await.expect("in force");
             let depth = policy.release(receipts()).expect("a release").depth(receipts());
             assert!(depth <= 3);
             let next = settings(harness, &SHORTER.replace("\"7d\"", &format!("\"{}d\"", 6 - depth))).policy;
@@ -338,7 +339,7 @@ async fn nothing_is_applied_any_more_by_a_policy_that_was_replaced() {
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         // The worker has not loaded it when the next wake-up arrives.
         let longer = settings(harness, &SHORTER.replace("7d", "9 years")).policy;
-        active_policy::apply(&harness.sandbox.db, &longer, "lan", "nine years").await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &longer, "lan", "nine years", None).await.expect("in force");
         let other = harness.delivering().await;
         harness.publish(wakes(other)).await;
         let waits = async || Ok(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await == 1);

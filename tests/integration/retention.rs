@@ -196,7 +196,7 @@ async fn a_hidden_order_leaves_the_views_and_stays_whole_and_comes_back_with_a_r
         let back = json(harness, &["--as", "lan", "retention", "unhide", &id, "--why", "khách hỏi", "--json"]).await;
         assert_eq!(back["changed"], true);
         assert_eq!(harness.ask::<i64>(online).await, 1);
-        let recorded = "SELECT detail ->> 'by' || ' ' || (detail ->> 'why') || ' ' || (detail ->> 'login' LIKE 'kyhan%\\_ops') FROM activity WHERE action = 'order.unhidden'";
+        let recorded = "SELECT detail ->> 'by' || ' ' || (detail ->> 'why') || ' ' || (detail ->> 'login' LIKE 'kyhan%\\_operator\\_lan') FROM activity WHERE action = 'order.unhidden'";
         assert_eq!(harness.ask::<String>(recorded).await, "lan khách hỏi true");
         // It has its wake-up again and another six months. Unhiding it again changes nothing.
         assert_eq!(harness.ask::<String>("SELECT event_type FROM outbox").await, "order.recorded");

@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Statements, each with the only roles that may run them.
-const FORBIDDEN: [(&str, &[DatabaseRole]); 49] = {
+const FORBIDDEN: [(&str, &[DatabaseRole]); 54] = {
     use DatabaseRole::{Ops, OrderSystem, Owner, Worker};
     [
         // Personal data: policy point 7.
@@ -112,7 +112,12 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 49] = {
         ),
         ("DELETE FROM order_status_history", &[Owner]),
         // And other objects that they must not use.
-        ("INSERT INTO policies (policy, applied_by, why) VALUES ('{}', 'x', 'x')", &[Ops, Owner]),
+        ("INSERT INTO policies (policy, applied_by, why) VALUES ('{}', 'x', 'x')", &[Owner]),
+        ("INSERT INTO operators (login, added_by) VALUES ('x', 'x')", &[Owner]),
+        ("UPDATE replay_plans SET approved_by = 'x'", &[Owner]),
+        ("UPDATE replay_plan_letters SET amount = 0", &[Owner]),
+        ("DELETE FROM operator_charges", &[Owner]),
+        ("SELECT kyhan_policy_needs_approval('{}')", &[Ops, Owner]),
     ]
 };
 

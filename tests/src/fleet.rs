@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use shared::database::roles::DatabaseRole;
 use tokio::process::{Child, Command};
 
-use crate::sandbox::url_as_role;
+use crate::sandbox::{OPERATORS, url_as_operator, url_as_role};
 
 /// The path of a built binary, which lies beside the running one.
 ///
@@ -40,6 +40,12 @@ fn role(name: &str, arguments: &[OsString]) -> Option<DatabaseRole> {
         ("ops", ..) => Some(DatabaseRole::Ops),
         _ => None,
     }
+}
+
+/// The operator whose login a command uses: the one named with `--as`.
+fn operator(arguments: &[OsString]) -> Option<&'static str> {
+    let named = arguments.iter().position(|word| word == "--as").and_then(|at| arguments.get(at + 1))?;
+    OPERATORS.into_iter().find(|name| *named == **name)
 }
 
 /// The AMQP URL of a role. A broker that `deploy/services` started has a user for each program; with another broker all programs use the
@@ -70,7 +76,12 @@ pub fn command(
     let arguments: Vec<OsString> = arguments.into_iter().map(|word| word.as_ref().to_owned()).collect();
     command.args(&arguments).envs(settings);
     if let (Some(role), Some(url)) = (role(name, &arguments), settings.get("KYHAN_DATABASE_URL")) {
-        command.env("KYHAN_DATABASE_URL", url_as_role(url, role)?);
+        let own = match role {
+            DatabaseRole::Ops => operator(&arguments),
+            _ => None,
+        };
+        let url = own.map_or_else(|| url_as_role(url, role), |name| url_as_operator(url, name))?;
+        command.env("KYHAN_DATABASE_URL", url);
         if let Some(url) = broker_user(role, settings.get("KYHAN_AMQP_URL")) {
             command.env("KYHAN_AMQP_URL", url);
         }

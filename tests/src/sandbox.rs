@@ -7,7 +7,7 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
     database::{
-        self, Client,
+        self, Client, active_policy,
         roles::{self, DatabaseRole, Deletes, Passwords},
         schema,
     },
@@ -89,6 +89,11 @@ impl Sandbox {
             let (login, password) = login(&database, role);
             db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
         }
+        for name in OPERATORS {
+            let (login, password) = operators_login(&database, name);
+            let role = DatabaseRole::Ops;
+            db.execute_unprepared(&format!("CREATE ROLE {login} LOGIN PASSWORD '{password}' IN ROLE {role}")).await?;
+        }
         let owner = roles::connect_as_owner(&as_role(settings.clone(), DatabaseRole::Owner)?.database).await?;
         schema::up(&owner).await?;
         roles::grant(&owner, Deletes(settings.retention.deletes())).await?;
@@ -108,6 +113,28 @@ impl Sandbox {
             DatabaseRole::Owner => Client::Owner,
         };
         Ok(database::connect(&as_role(self.settings.clone(), role)?.database, door).await?)
+    }
+
+    /// A connection with an operator's own login, one of [`OPERATORS`].
+    ///
+    /// # Errors
+    /// When it cannot be opened.
+    pub async fn connect_as_operator(&self, name: &str) -> Result<DatabaseConnection> {
+        let mut settings = self.settings.clone();
+        let url = url_as_operator(settings.database.url.expose(), name)?;
+        settings.database.url = SecretUrl::postgresql(&url).map_err(anyhow::Error::msg)?;
+        Ok(database::connect(&settings.database, Client::Ops).await?)
+    }
+
+    /// Applies the policy of the sandbox's settings, as an administrator, so that operators may plan replays.
+    ///
+    /// # Errors
+    /// A database error.
+    pub async fn apply_policy(&self) -> Result<()> {
+        let applied = active_policy::apply(&self.db, &self.settings.policy, "administrator", "a test", None).await?;
+        let sql = "UPDATE policies SET scheduled_at = now() WHERE id = $1";
+        self.db.execute_raw(database::statement(sql, [applied.number.into()])).await?;
+        Ok(())
     }
 
     /// The name of the database.
@@ -173,6 +200,9 @@ impl Sandbox {
         for role in DatabaseRole::ALL {
             admin.execute_unprepared(&format!("DROP ROLE {}", login(&self.database, role).0)).await?;
         }
+        for name in OPERATORS {
+            admin.execute_unprepared(&format!("DROP ROLE {}", operators_login(&self.database, name).0)).await?;
+        }
         admin.close().await?;
         if let Some(path) = self.env.get("KYHAN_CONFIG") {
             let _ = std::fs::remove_file(path);
@@ -195,6 +225,27 @@ impl Sandbox {
 fn login(database: &str, role: DatabaseRole) -> (String, String) {
     let own = database.rsplit('_').next().unwrap_or(database);
     (format!("kyhan_{own}_{}", role.name().trim_start_matches("kyhan_")), own.to_owned())
+}
+
+/// Operators with logins of their own in every sandbox. A command with `--as NAME` uses the login of that name.
+pub const OPERATORS: [&str; 3] = ["lan", "minh", "hoa"];
+
+/// The login of an operator in a sandbox's database, and its password.
+fn operators_login(database: &str, name: &str) -> (String, String) {
+    let own = database.rsplit('_').next().unwrap_or(database);
+    (format!("kyhan_{own}_operator_{name}"), own.to_owned())
+}
+
+/// A sandbox's URL with the login of an operator.
+///
+/// # Errors
+/// When the URL is invalid.
+pub fn url_as_operator(url: &str, name: &str) -> Result<String> {
+    let mut url = url::Url::parse(url)?;
+    let (user, password) = operators_login(url.path().trim_start_matches('/'), name);
+    let set = url.set_username(&user).and_then(|()| url.set_password(Some(&password)));
+    anyhow::ensure!(set.is_ok(), "a URL without a host has no login");
+    Ok(url.into())
 }
 
 /// A sandbox's URL with the login of a role.

@@ -66,7 +66,7 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
     Ok(rows)
 }
 
-const LEDGER: [(&str, &str); 2] = [
+const LEDGER: [(&str, &str); 3] = [
     (
         "the sum of all balances",
         // Clamped to the range of a bigint: a sum beyond it is wrong in any case, and must not make the audit fail.
@@ -82,6 +82,15 @@ const LEDGER: [(&str, &str); 2] = [
                             SELECT debit_account, -amount FROM transfers) AS moved
                      GROUP BY account) AS moved ON moved.account = accounts.id
           WHERE accounts.balance <> coalesce(moved.balance, 0)",
+    ),
+    (
+        // By today's roles of the login, or because it was an operator's. Another one that was removed since is not recognized.
+        "transfers by the fleet's logins that are not arrears",
+        "SELECT count(*) FROM transfers LEFT JOIN pg_roles ON rolname = made_by
+          WHERE reason <> 'arrears'
+            AND (EXISTS (SELECT FROM operators WHERE login = made_by) OR pg_has_role(pg_roles.oid, to_regrole('kyhan_worker'), 'MEMBER') OR pg_has_role(pg_roles.oid, to_regrole('kyhan_ops'), 'MEMBER'))
+            AND pg_has_role(pg_roles.oid, to_regrole('kyhan_order_system'), 'MEMBER') IS NOT TRUE
+            AND pg_has_role(pg_roles.oid, to_regrole('kyhan_owner'), 'MEMBER') IS NOT TRUE",
     ),
 ];
 

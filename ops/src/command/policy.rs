@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::UsageError;
 
 mod apply;
+mod approve;
 mod preview;
 mod show;
 
@@ -25,6 +26,10 @@ pub enum PolicyCommand {
     Preview(preview::PreviewPolicyCommand),
     /// Make another policy the active one of the whole fleet; rows that become due at once are released gradually
     Apply(apply::ApplyPolicyCommand),
+    /// Apply a policy that another operator has proposed
+    Approve(approve::ApprovePolicy),
+    /// List the proposals that wait for a second operator
+    Proposals(approve::Proposals),
 }
 
 /// The default of `--rate`: how many rows of a kind are released per second.
@@ -40,6 +45,8 @@ pub async fn policy(
         PolicyCommand::Show(command) => show::show(command, settings).await,
         PolicyCommand::Preview(command) => preview::preview(command, settings).await,
         PolicyCommand::Apply(command) => apply::apply(command, settings, &actor?, stop).await,
+        PolicyCommand::Approve(command) => approve::approve(command, settings, &actor?, stop).await,
+        PolicyCommand::Proposals(command) => approve::proposals(command, settings).await,
     }
 }
 

@@ -7,8 +7,8 @@ use ops::actor::{Operator, id_of};
 use serde_json::json;
 use shared::{
     database::{
-        self, Client,
-        roles::{self, DatabaseRole, Deletes, Door, Passwords},
+        self, Client, active_policy,
+        roles::{self, DatabaseRole, Deletes, Door, Passwords, operators},
     },
     domain::confidential::Confidential,
     settings::Settings,
@@ -37,13 +37,58 @@ Only roles that are granted CONNECT may connect to the database afterwards: thes
 it, have a privilege in it, or are connected. The output names both them and the logins that cannot connect any more. With retention.mode \
 \"delete\" workers may also delete old rows: run this command again after a change of retention.mode.")]
     Install(Json),
+    /// Create an operator's login, a member of kyhan_ops, or set its password again
+    #[command(after_help = "\
+This needs an administrator of PostgreSQL, and a schema. The password is read from KYHAN_ROLES_OPERATOR_PASSWORD, or from the file that \
+KYHAN_ROLES_OPERATOR_PASSWORD_FILE names. Give each operator a login of their own: approvals compare logins, and the shared login kyhan_ops \
+approves nothing.")]
+    AddOperator {
+        /// The login: a-z, 0-9 and _
+        login: String,
+        #[command(flatten)]
+        json: Json,
+    },
+    /// Remove an operator's login and end its sessions
+    RemoveOperator {
+        login: String,
+        #[command(flatten)]
+        json: Json,
+    },
 }
 
 pub async fn roles(command: RolesCommand, settings: &Settings, actor: &Operator) -> anyhow::Result<()> {
-    let RolesCommand::Install(Json { json }) = command;
-    let passwords = passwords()?;
     let db = database::connect(&settings.database, Client::Ops).await?;
-    let installed = roles::install(&db, &passwords, Deletes(settings.retention.deletes())).await?;
+    let json = match command {
+        RolesCommand::Install(Json { json }) => json,
+        RolesCommand::AddOperator { login, json } => {
+            let Some(password) = password("KYHAN_ROLES_OPERATOR_PASSWORD")? else {
+                return Err(
+                    UsageError("set KYHAN_ROLES_OPERATOR_PASSWORD or KYHAN_ROLES_OPERATOR_PASSWORD_FILE".to_owned()).into()
+                );
+            };
+            database::require_schema(&settings.database, &db).await?;
+            let new = operators::add(&db, &login, &password, actor.name()).await?;
+            actor
+                .record(&db, "operator.added", ("operator", id_of(&login)), None, json!({ "operator": login, "new": new }))
+                .await?;
+            let text = format!("operator {login}: {}", if new { "login created" } else { "password set" });
+            return answer(json.json, &json!({ "login": login, "new": new }), &text);
+        }
+        RolesCommand::RemoveOperator { login, json } => {
+            database::require_schema(&settings.database, &db).await?;
+            operators::remove(&db, &login).await?;
+            actor.record(&db, "operator.removed", ("operator", id_of(&login)), None, json!({ "operator": login })).await?;
+            return answer(json.json, &json!({ "login": login }), &format!("operator {login}: login removed"));
+        }
+    };
+    let passwords = passwords()?;
+    // The database's policy decides, once there is one.
+    let active = match database::require_schema(&settings.database, &db).await {
+        Ok(()) => active_policy::read(&db).await?,
+        Err(_) => None,
+    };
+    let deletes = Deletes(active_policy::under(settings, active.as_ref()).retention.deletes());
+    let installed = roles::install(&db, &passwords, deletes).await?;
     let names = |roles: &[DatabaseRole]| roles.iter().map(|role| role.name()).collect::<Vec<_>>();
     let (created, logins) = (names(&installed.created), names(&installed.logins));
     if installed.granted {
@@ -96,19 +141,25 @@ fn connections(door: &Door) -> String {
 fn passwords() -> Result<Passwords, UsageError> {
     let mut passwords = Passwords::new();
     for role in DatabaseRole::ALL {
-        let name = role.password_variable();
-        let file = format!("{name}_FILE");
-        let password = match (env::var(name).ok(), env::var_os(&file)) {
-            (None, None) => continue,
-            (Some(_), Some(_)) => return Err(UsageError(format!("{name} and {file} are both set; set one of them"))),
-            (Some(password), None) => password,
-            (None, Some(path)) => fs::read_to_string(&path).map_err(|error| UsageError(format!("{file}: {error}")))?,
-        };
-        let password = password.trim_end_matches(['\r', '\n']);
-        if password.is_empty() {
-            return Err(UsageError(format!("{name}: a password must not be empty")));
+        if let Some(password) = password(role.password_variable())? {
+            passwords.insert(role, password);
         }
-        passwords.insert(role, Confidential::new(password.to_owned()));
     }
     Ok(passwords)
+}
+
+/// The password in a variable, or in the file that the variable with the suffix `_FILE` names.
+fn password(name: &str) -> Result<Option<Confidential<String>>, UsageError> {
+    let file = format!("{name}_FILE");
+    let password = match (env::var(name).ok(), env::var_os(&file)) {
+        (None, None) => return Ok(None),
+        (Some(_), Some(_)) => return Err(UsageError(format!("{name} and {file} are both set; set one of them"))),
+        (Some(password), None) => password,
+        (None, Some(path)) => fs::read_to_string(&path).map_err(|error| UsageError(format!("{file}: {error}")))?,
+    };
+    let password = password.trim_end_matches(['\r', '\n']);
+    if password.is_empty() {
+        return Err(UsageError(format!("{name}: a password must not be empty")));
+    }
+    Ok(Some(Confidential::new(password.to_owned())))
 }

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use shared::{
     database::{
         self,
+        active_policy::{self, Applied},
         roles::{self, Deletes},
         schema::{self, Migrator, triggers},
         statement,
@@ -47,10 +48,19 @@ pub async fn migrate(command: MigrateCommand, settings: &Settings, actor: &Opera
     match command {
         MigrateCommand::Up(Json { json }) => {
             let applied = schema::up(&db).await.context("migrating up")?;
-            roles::grant(&db, Deletes(settings.retention.deletes())).await.context("granting")?;
+            let tx = db.begin().await?;
             if applied > 0 {
-                record(&db, actor, "schema.migrated", json!({ "applied": applied })).await?;
+                record(&tx, actor, "schema.migrated", json!({ "applied": applied })).await?;
+                if let Some(Applied { number, why, .. }) = active_policy::propose(&tx, settings, actor.name()).await? {
+                    actor
+                        .record(&tx, "policy.applied", ("policy", id_of("policy")), Some(&why), json!({ "number": number }))
+                        .await?;
+                }
             }
+            tx.commit().await?;
+            let active = active_policy::read(&db).await?;
+            let deletes = Deletes(active_policy::under(settings, active.as_ref()).retention.deletes());
+            roles::grant(&db, deletes).await.context("granting")?;
             answer(json, &json!({ "applied": applied }), &format!("{applied} migrations applied; the schema is up to date"))
         }
         MigrateCommand::Down { steps, json: Json { json } } => {

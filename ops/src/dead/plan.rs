@@ -6,14 +6,15 @@ use std::collections::{BTreeSet, HashMap};
 use chrono::{DateTime, Utc};
 use futures::{StreamExt, TryStreamExt, stream};
 use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr,
-    DerivePartialModel, EntityTrait, FromQueryResult, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
+    ColumnTrait, ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, DerivePartialModel, EntityTrait,
+    FromQueryResult, QueryFilter, QueryOrder, QuerySelect, TransactionTrait,
 };
 use serde::Serialize;
 use serde_json::json;
 use shared::database::{
+    active_policy,
     entity::{dead_letters, replay_plan_letters, replay_plans},
-    statement,
+    scalar, statement,
 };
 use uuid::Uuid;
 
@@ -34,8 +35,6 @@ pub struct PlanRequest {
     /// Most letters in the plan. The command reports how many more the filter matches.
     pub limit: u32,
     pub tolerance: Tolerance,
-    /// If the plan moves more than this many đồng, a second operator must approve it.
-    pub approval_above: Option<i64>,
 }
 
 /// How far a run may deviate from its plan.
@@ -54,8 +53,14 @@ pub struct ReplayPlan {
     pub id: Uuid,
     pub state: String,
     pub made_at: DateTime<Utc>,
+    /// The name that the operator gave, and the login.
     pub made_by: String,
+    pub made_login: String,
     pub why: String,
+    /// The number of the policy under which it was made.
+    pub policy: Option<i64>,
+    /// What is approved and run: a digest of the plan and its letters.
+    pub digest: Option<String>,
     /// The total in đồng, and the number of customers who pay it.
     pub amount: i64,
     pub customers: i32,
@@ -63,6 +68,7 @@ pub struct ReplayPlan {
     pub tolerance_amount: i64,
     pub needs_approval: bool,
     pub approved_by: Option<String>,
+    pub approved_login: Option<String>,
     pub approved_at: Option<DateTime<Utc>>,
     pub run_by: Option<String>,
     pub started_at: Option<DateTime<Utc>>,
@@ -79,7 +85,7 @@ impl ReplayPlan {
     /// Whether a second operator must still approve it.
     #[must_use]
     pub fn waits_for_approval(&self) -> bool {
-        self.needs_approval && self.approved_by.is_none()
+        self.needs_approval && self.approved_login.is_none()
     }
 }
 
@@ -113,10 +119,22 @@ pub struct PlanTally {
 pub enum PlanError {
     #[error("no open dead letters match")]
     Empty,
+    #[error(
+        "no policy was applied to this database, so only this process's file would decide what money moves; see `ops policy apply`"
+    )]
+    NoPolicy,
+    #[error("another policy became active while this was planned; plan it again")]
+    OtherPolicy,
     #[error("no plan has the id {0}; see `ops dead plans`")]
     Unknown(Uuid),
-    #[error("{0} made this plan; another operator must approve it")]
-    OwnPlan(String),
+    #[error("{by} made this plan, with this login ({login}); another operator must approve it, with a login of their own")]
+    OwnPlan { by: String, login: String },
+    #[error(
+        "several people may use the login {0}; operators approve, and plan what needs approval, with logins of their own: ops roles add-operator"
+    )]
+    SharedLogin(String),
+    #[error("the plan was changed after it was made; make a new one")]
+    Altered,
     #[error("the plan is already approved, by {0}")]
     Approved(String),
     #[error("the plan is already done")]
@@ -144,21 +162,12 @@ pub async fn make(
     let checked = check(db, replays, &abouts, &progress).await?;
     let customers: BTreeSet<Uuid> = checked.iter().flat_map(|trial| trial.customers.iter().copied()).collect();
     let amount = checked.iter().map(|trial| trial.amount).sum::<i64>();
-    let needs_approval = request.approval_above.is_some_and(|above| amount > above);
+    let policy = replays.policy().ok_or(PlanError::NoPolicy)?;
     let tx = db.begin().await?;
-    let row = replay_plans::ActiveModel {
-        made_by: Set(actor.name().to_owned()),
-        why: Set(request.why.clone()),
-        filter: Set(serde_json::to_value(&request.filter).unwrap_or_default()),
-        amount: Set(amount),
-        customers: Set(i32::try_from(customers.len()).unwrap_or(i32::MAX)),
-        tolerance_letters: Set(i32::try_from(request.tolerance.letters).unwrap_or(i32::MAX)),
-        tolerance_amount: Set(request.tolerance.amount),
-        needs_approval: Set(needs_approval),
-        ..Default::default()
-    };
-    let plan = find(&tx, row.insert(&tx).await?.id).await?;
-    write_lines(&tx, plan.id, &abouts, &checked).await?;
+    if active_policy::number(&tx).await? != Some(policy) {
+        return Err(PlanError::OtherPolicy);
+    }
+    let plan = find(&tx, store(&tx, request, actor, policy, customers.len(), (&abouts, &checked)).await?).await?;
     let changed = json!({ "letters": abouts.len(), "amount": amount, "customers": customers.len() });
     actor.record(&tx, "replay.planned", ("replay_plan", plan.id), Some(&request.why), changed).await?;
     tx.commit().await?;
@@ -227,16 +236,34 @@ async fn chosen(db: &DatabaseConnection, filter: &Filter, limit: u32) -> Result<
     chosen.limit(u64::from(limit)).into_partial_model().all(db).await
 }
 
-async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], trials: &[Trial]) -> Result<(), DbErr> {
-    let sql = "INSERT INTO replay_plan_letters (plan_id, letter_id, position, verdict, why, amount)
-               SELECT $1, letter_id, position, verdict, nullif(why, ''), amount
-                 FROM unnest($2::uuid[], $3::text[], $4::text[], $5::bigint[]) WITH ORDINALITY
-                      AS line (letter_id, verdict, why, amount, position)";
+/// Stores a plan. The database decides whether it needs approval, and takes the login from the session.
+async fn store(
+    tx: &DatabaseTransaction,
+    request: &PlanRequest,
+    actor: &Operator,
+    policy: i64,
+    customers: usize,
+    (abouts, trials): (&[About], &[Trial]),
+) -> Result<Uuid, DbErr> {
+    let sql = "SELECT kyhan_plan_make($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)";
     let letters: Vec<Uuid> = abouts.iter().map(|about| about.letter).collect();
     let verdicts: Vec<String> = trials.iter().map(|trial| trial.verdict.name().to_owned()).collect();
     let whys: Vec<String> = trials.iter().map(|trial| trial.why.clone().unwrap_or_default()).collect();
     let amounts: Vec<i64> = trials.iter().map(|trial| trial.amount).collect();
-    tx.execute_raw(statement(sql, [plan.into(), letters.into(), verdicts.into(), whys.into(), amounts.into()])).await.map(|_| ())
+    let values = [
+        actor.name().into(),
+        request.why.as_str().into(),
+        serde_json::to_value(&request.filter).unwrap_or_default().into(),
+        i32::try_from(customers).unwrap_or(i32::MAX).into(),
+        i32::try_from(request.tolerance.letters).unwrap_or(i32::MAX).into(),
+        request.tolerance.amount.into(),
+        policy.into(),
+        letters.into(),
+        verdicts.into(),
+        whys.into(),
+        amounts.into(),
+    ];
+    scalar(tx, statement(sql, values)).await
 }
 
 /// The plan with this id.
@@ -245,12 +272,6 @@ async fn write_lines(tx: &DatabaseTransaction, plan: Uuid, abouts: &[About], tri
 /// [`PlanError::Unknown`], or database errors.
 pub async fn find(db: &impl ConnectionTrait, id: Uuid) -> Result<ReplayPlan, PlanError> {
     replay_plans::Entity::find_by_id(id).into_partial_model().one(db).await?.ok_or(PlanError::Unknown(id))
-}
-
-/// The same, locked.
-pub(super) async fn find_locked(tx: &DatabaseTransaction, id: Uuid) -> Result<ReplayPlan, PlanError> {
-    let locked = replay_plans::Entity::find_by_id(id).lock_exclusive();
-    locked.into_partial_model().one(tx).await?.ok_or(PlanError::Unknown(id))
 }
 
 /// The newest plans.
@@ -288,28 +309,50 @@ pub(super) async fn lines_left(db: &DatabaseConnection, id: Uuid) -> Result<Vec<
     left.order_by_asc(Column::Position).into_partial_model().all(db).await
 }
 
-/// Approves a plan on behalf of a second operator.
+/// Approves a plan as the session's operator saw it.
 ///
 /// # Errors
 /// [`PlanError`].
-pub async fn approve(db: &DatabaseConnection, id: Uuid, actor: &Operator, why: Option<&str>) -> Result<ReplayPlan, PlanError> {
+pub async fn approve(
+    db: &DatabaseConnection,
+    seen: &ReplayPlan,
+    actor: &Operator,
+    why: Option<&str>,
+) -> Result<ReplayPlan, PlanError> {
+    let id = seen.id;
     let tx = db.begin().await?;
-    let plan = find_locked(&tx, id).await?;
+    let plan = find(&tx, id).await?;
     if plan.state == "done" {
         return Err(PlanError::Done);
     }
-    if plan.made_by == actor.name() {
-        return Err(PlanError::OwnPlan(plan.made_by));
+    // The function below refuses all of this, too; these errors explain it.
+    let login: String = scalar(&tx, statement("SELECT session_user::text", [])).await?;
+    if plan.made_login == login {
+        return Err(PlanError::OwnPlan { by: plan.made_by, login });
+    }
+    for login in [&login, &plan.made_login] {
+        if !scalar::<bool>(&tx, statement("SELECT kyhan_is_personal($1)", [login.as_str().into()])).await? {
+            return Err(PlanError::SharedLogin(login.clone()));
+        }
     }
     if let Some(approved_by) = plan.approved_by {
         return Err(PlanError::Approved(approved_by));
     }
-    let sql = "UPDATE replay_plans SET approved_by = $2, approved_at = now() WHERE id = $1";
-    tx.execute_raw(statement(sql, [id.into(), actor.name().into()])).await?;
-    actor.record(&tx, "replay.approved", ("replay_plan", id), why, json!({ "amount": plan.amount })).await?;
+    unaltered(&tx, seen).await?;
+    let values = [id.into(), actor.name().into(), seen.digest.clone().into()];
+    tx.execute_raw(statement("SELECT kyhan_plan_approve($1, $2, $3)", values)).await?;
+    actor
+        .record(&tx, "replay.approved", ("replay_plan", id), why, json!({ "amount": plan.amount, "digest": seen.digest }))
+        .await?;
     let plan = find(&tx, id).await?;
     tx.commit().await?;
     Ok(plan)
+}
+
+/// Checks that a plan's letters are those with which it was made.
+pub(super) async fn unaltered(db: &impl ConnectionTrait, plan: &ReplayPlan) -> Result<(), PlanError> {
+    let now: Option<String> = scalar(db, statement("SELECT kyhan_plan_digest($1)", [plan.id.into()])).await?;
+    if now.is_some() && now == plan.digest { Ok(()) } else { Err(PlanError::Altered) }
 }
 
 /// The positions of letters whose result would differ from the plan, and the sum of the differences in đồng.

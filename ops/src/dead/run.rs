@@ -7,13 +7,13 @@
 use std::{num::NonZeroU32, time::Duration};
 
 use sea_orm::{
-    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, EntityTrait, QuerySelect, TransactionTrait,
+    ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
     sqlx::{self, Postgres, pool::PoolConnection},
 };
 use serde::Serialize;
 use serde_json::json;
 use shared::{
-    database::{entity::replay_plans, statement},
+    database::{scalar, statement},
     domain::money::Dong,
 };
 use tokio::time::{MissedTickBehavior, interval};
@@ -22,7 +22,7 @@ use uuid::Uuid;
 
 use super::{
     decide::close,
-    plan::{self, PlanError, PlannedLetter, ReplayPlan, Tolerance, check, drift, lines_left},
+    plan::{self, PlanError, PlannedLetter, ReplayPlan, Tolerance, check, drift, lines_left, unaltered},
     trial::{Replays, Trial, TrialVerdict, failed},
 };
 use crate::actor::Operator;
@@ -74,6 +74,8 @@ pub enum RunError {
     Plan(#[from] PlanError),
     #[error("this plan moves {amount}; an operator other than {made_by} must approve it: ops dead approve {plan}")]
     NotApproved { amount: Dong, made_by: String, plan: Uuid },
+    #[error("another policy is active than when this was planned; make a new plan")]
+    OtherPolicy,
     #[error("another process is running this plan")]
     Running,
     #[error("another process has taken over this plan; the plan records what this one did")]
@@ -106,7 +108,7 @@ impl std::fmt::Display for Drift {
 
 /// The parameters of a run.
 pub struct Run<'a> {
-    /// Sessions of the fleet, for which triggers write the events of each change.
+    /// An operator's login: the effects raise their events themselves, as a worker's do.
     pub db: &'a DatabaseConnection,
     pub replays: &'a Replays,
     pub actor: &'a Operator,
@@ -130,6 +132,10 @@ impl Run<'_> {
     ) -> Result<RunReport, RunError> {
         let plan = plan::find(self.db, id).await?;
         allowed(&plan)?;
+        if plan.policy.is_none() || plan.policy != self.replays.policy() {
+            return Err(RunError::OtherPolicy);
+        }
+        unaltered(self.db, &plan).await?;
         let lock = Lock::take(self.db, id).await?.ok_or(RunError::Running)?;
         let ran = self.locked(&plan, checked, &mut done).await;
         lock.release().await;
@@ -190,13 +196,9 @@ impl Run<'_> {
         let run = Uuid::new_v4();
         let tx = self.db.begin().await?;
         // Another run may have finished it since it was read.
-        allowed(&plan::find_locked(&tx, id).await?)?;
-        let sql = "UPDATE replay_plans SET state = 'running', run = $2, run_by = $3, started_at = coalesce(started_at, now()), stopped_why = NULL
-                    WHERE id = $1";
-        tx.execute_raw(statement(sql, [id.into(), run.into(), self.actor.name().into()])).await?;
-        let sql = "UPDATE replay_plan_letters SET result = 'left', result_why = coalesce(why, verdict), at = now()
-                    WHERE plan_id = $1 AND result IS NULL AND verdict NOT IN ('applies', 'moot')";
-        let left = tx.execute_raw(statement(sql, [id.into()])).await?.rows_affected();
+        allowed(&plan::find(&tx, id).await?)?;
+        let values = [id.into(), run.into(), self.actor.name().into()];
+        let left: i64 = scalar(&tx, statement("SELECT kyhan_plan_begin($1, $2, $3)", values)).await?;
         let changed = json!({ "run": run });
         self.actor.record(&tx, "replay.started", ("replay_plan", id), None, changed).await?;
         tx.commit().await?;
@@ -231,7 +233,7 @@ impl Run<'_> {
             }
             if let Some(by) = decided(&tx, line.about.letter).await? {
                 report.left += 1;
-                self.note(&tx, plan.id, line, "left", Some(&by), 0).await?;
+                self.note(&tx, (plan.id, run), line, "left", Some(&by), 0).await?;
                 tx.commit().await?;
                 return Ok(None);
             }
@@ -260,7 +262,7 @@ impl Run<'_> {
                 tx.rollback().await?;
                 return Ok(Some(format!("{} were moved, and the next letter would exceed {}", Dong(report.amount), Dong(most))));
             }
-            if let Err(error) = self.settle(tx, plan, line, &trial).await {
+            if let Err(error) = self.settle(tx, (plan, run), line, &trial).await {
                 tries += 1;
                 if self.failed(plan.id, run, line, report, error, tries).await? {
                     return Ok(None);
@@ -299,17 +301,19 @@ impl Run<'_> {
     /// # Errors
     /// [`RunError::TakenOver`], or database errors.
     async fn holds(&self, tx: &DatabaseTransaction, plan: Uuid, run: Uuid, line: &PlannedLetter) -> Result<bool, RunError> {
-        let plans = replay_plans::Entity::find_by_id(plan).select_only().column(replay_plans::Column::Run).lock_exclusive();
-        let holder: Option<Option<Uuid>> = plans.into_tuple().one(tx).await?;
-        if holder.flatten() != Some(run) {
-            return Err(RunError::TakenOver);
-        }
-        let sql = "SELECT FROM replay_plan_letters WHERE plan_id = $1 AND letter_id = $2 AND result IS NULL FOR UPDATE";
-        Ok(tx.query_one_raw(statement(sql, [plan.into(), line.about.letter.into()])).await?.is_some())
+        let values = [plan.into(), run.into(), line.about.letter.into()];
+        let holds: Option<bool> = scalar(tx, statement("SELECT kyhan_plan_hold($1, $2, $3)", values)).await?;
+        holds.ok_or(RunError::TakenOver)
     }
 
     /// Commits a replay together with its records.
-    async fn settle(&self, tx: DatabaseTransaction, plan: &ReplayPlan, line: &PlannedLetter, trial: &Trial) -> Result<(), DbErr> {
+    async fn settle(
+        &self,
+        tx: DatabaseTransaction,
+        (plan, run): (&ReplayPlan, Uuid),
+        line: &PlannedLetter,
+        trial: &Trial,
+    ) -> Result<(), DbErr> {
         let letter = line.about.letter;
         let (result, state) = match trial.verdict {
             TrialVerdict::Applies => ("applied", Some("replayed")),
@@ -326,22 +330,22 @@ impl Run<'_> {
             let action = format!("dead_letter.{state}");
             self.actor.record(&tx, &action, ("dead_letter", letter), Some(&why), changed).await?;
         }
-        self.note(&tx, plan.id, line, result, trial.why.as_deref(), trial.amount).await?;
+        self.note(&tx, (plan.id, run), line, result, trial.why.as_deref(), trial.amount).await?;
         tx.commit().await
     }
 
     async fn note(
         &self,
         tx: &DatabaseTransaction,
-        plan: Uuid,
+        (plan, run): (Uuid, Uuid),
         line: &PlannedLetter,
         result: &str,
         why: Option<&str>,
         amount: i64,
     ) -> Result<(), DbErr> {
-        let sql = "UPDATE replay_plan_letters SET result = $3, result_why = $4, result_amount = $5, at = now()
-                    WHERE plan_id = $1 AND letter_id = $2";
-        let values = [plan.into(), line.about.letter.into(), result.into(), why.map(ToOwned::to_owned).into(), amount.into()];
+        let sql = "SELECT kyhan_plan_note($1, $2, $3, $4, $5, $6)";
+        let why = why.map(ToOwned::to_owned);
+        let values = [plan.into(), run.into(), line.about.letter.into(), result.into(), why.into(), amount.into()];
         tx.execute_raw(statement(sql, values)).await.map(|_| ())
     }
 
@@ -356,7 +360,7 @@ impl Run<'_> {
     ) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
         if self.holds(&tx, plan, run, line).await? {
-            self.note(&tx, plan, line, result, why, 0).await?;
+            self.note(&tx, (plan, run), line, result, why, 0).await?;
         }
         Ok(tx.commit().await?)
     }
@@ -364,12 +368,8 @@ impl Run<'_> {
     /// Ends the run: marks the plan as done, or as stopped and why.
     async fn end(&self, id: Uuid, run: Uuid, report: &RunReport) -> Result<(), RunError> {
         let tx = self.db.begin().await?;
-        let sql = "UPDATE replay_plans
-                      SET state = CASE WHEN $3::text IS NULL THEN 'done' ELSE 'stopped' END, stopped_why = $3,
-                          finished_at = CASE WHEN $3::text IS NULL THEN now() END
-                    WHERE id = $1 AND run = $2";
-        let ended = tx.execute_raw(statement(sql, [id.into(), run.into(), report.stopped.clone().into()])).await?;
-        if ended.rows_affected() == 0 {
+        let values = [id.into(), run.into(), report.stopped.clone().into()];
+        if !scalar::<bool>(&tx, statement("SELECT kyhan_plan_end($1, $2, $3)", values)).await? {
             return Err(RunError::TakenOver);
         }
         let action = if report.stopped.is_none() { "replay.finished" } else { "replay.stopped" };

@@ -12,13 +12,14 @@ use shared::{
     database::{
         entity::dead_letters,
         failure::trouble,
-        one, statement,
+        one, scalar, statement,
         statements::{NotApplied, Statements},
     },
     domain::{outcome::Outcome, tasks},
     process::redact::redacted,
     settings::Settings,
 };
+use tokio::sync::OnceCell;
 use uuid::Uuid;
 
 use crate::shown::moment;
@@ -92,6 +93,9 @@ impl Trial {
 
 /// The statements of every kind, for one policy.
 pub struct Replays {
+    policy: Option<i64>,
+    /// The deferrable constraints that a replay checks at its end, as SQL names them; read once.
+    constraints: OnceCell<Option<String>>,
     statements: HashMap<&'static str, Statements>,
 }
 
@@ -99,11 +103,19 @@ impl Replays {
     #[must_use]
     pub fn new(settings: &Settings) -> Self {
         Self {
+            policy: settings.policy.number(),
+            constraints: OnceCell::new(),
             statements: tasks::ALL
                 .iter()
                 .map(|task| (task.kind(), Statements::new(*task, &settings.policy, settings.arrears.wallet_floor)))
                 .collect(),
         }
+    }
+
+    /// The number of the active policy; `None`: none was applied.
+    #[must_use]
+    pub const fn policy(&self) -> Option<i64> {
+        self.policy
     }
 
     /// Replays in a transaction that the caller commits or rolls back.
@@ -135,8 +147,7 @@ impl Replays {
             }
             Err(NotApplied::Database(error)) => return Err(error),
         };
-        // Checks deferred constraints now, which would otherwise fail only at the commit.
-        tx.execute_unprepared("SET CONSTRAINTS ALL IMMEDIATE").await?;
+        self.check_constraints(tx).await?;
         let (amount, customers) = moved(tx, subject).await?;
         let (verdict, why) = match outcomes.into_iter().next().map(|(_, outcome)| outcome) {
             Some(Outcome::Applied { .. }) => (TrialVerdict::Applies, None),
@@ -148,6 +159,18 @@ impl Replays {
             Some(Outcome::Retry { cause } | Outcome::Reject { cause, .. }) => (TrialVerdict::Fails, Some(cause)),
         };
         Ok(Trial { verdict, why, amount: amount - before.0, customers })
+    }
+
+    /// Checks deferred constraints now, which would otherwise fail only at the commit; except the one that wants to see the plan's line,
+    /// which is written last.
+    async fn check_constraints(&self, tx: &DatabaseTransaction) -> Result<(), DbErr> {
+        let sql = "SELECT string_agg(DISTINCT format('%I.%I', nspname, conname), ', ')
+                     FROM pg_constraint JOIN pg_namespace ON pg_namespace.oid = connamespace
+                    WHERE condeferrable AND conname <> 'charges_are_planned' AND has_schema_privilege(nspname, 'USAGE')";
+        if let Some(others) = self.constraints.get_or_try_init(|| scalar(tx, statement(sql, []))).await? {
+            tx.execute_unprepared(&format!("SET CONSTRAINTS {others} IMMEDIATE")).await?;
+        }
+        Ok(())
     }
 
     /// What a replay would do now. Changes nothing.

@@ -1,13 +1,11 @@
-//! The active policy: the one that was applied last (`ops policy apply`), in `policies`; in a database without one, that of
-//! this process's settings. So a fleet changes from one policy to another together, whatever its processes' files contain.
+//! The active policy: the one that was applied last (`ops policy apply`), in `policies`. So a fleet changes from one policy to another
+//! together, whatever its processes' files contain. A file is only the proposal for a new database: `ops migrate up` applies it there
+//! ([`propose`]). In a database without an applied policy, a process follows its own settings, and nothing is replayed.
 
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{
-    ActiveModelTrait, ActiveValue::Set, ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter,
-    QueryOrder,
-};
+use sea_orm::{ColumnTrait, ConnectionTrait, DatabaseConnection, DbErr, EntityTrait, QueryFilter, QueryOrder};
 use tokio_util::sync::CancellationToken;
 
 use super::{
@@ -82,19 +80,52 @@ pub async fn number(db: &impl ConnectionTrait) -> Result<Option<i64>, DbErr> {
     within(ANSWER_WITHIN, scalar(db, statement(&format!("SELECT {NUMBER}"), []))).await
 }
 
-/// Makes a policy active, in a transaction of the caller's.
+/// Makes a policy active, in a transaction of the caller's. The database decides whether the session's login may do that alone;
+/// `proposal`: the proposal that it approves by this.
+///
+/// # Errors
+/// A database error; [`super::failure::is_refused`] if another operator's approval is needed.
+pub async fn apply(
+    tx: &impl ConnectionTrait,
+    policy: &Policy,
+    by: &str,
+    why: &str,
+    proposal: Option<i64>,
+) -> Result<Applied, DbErr> {
+    let values = [json(policy)?.into(), by.into(), why.into(), proposal.into()];
+    let number: i64 = scalar(tx, statement("SELECT kyhan_policy_apply($1, $2, $3, $4)", values)).await?;
+    let row = policies::Entity::find_by_id(number).one(tx).await?;
+    applied(row.ok_or_else(|| DbErr::RecordNotFound(format!("policy {number}")))?)
+}
+
+/// Whether a second operator has to approve a policy before it becomes active.
 ///
 /// # Errors
 /// A database error.
-pub async fn apply(tx: &impl ConnectionTrait, policy: &Policy, by: &str, why: &str) -> Result<Applied, DbErr> {
-    let written = policy.to_json().map_err(|error| DbErr::Json(error.to_string()))?;
-    let row = policies::ActiveModel {
-        policy: Set(written),
-        applied_by: Set(by.to_owned()),
-        why: Set(why.to_owned()),
-        ..Default::default()
-    };
-    applied(row.insert(tx).await?)
+pub async fn needs_approval(db: &impl ConnectionTrait, policy: &Policy) -> Result<bool, DbErr> {
+    scalar(db, statement("SELECT kyhan_policy_needs_approval($1)", [json(policy)?.into()])).await
+}
+
+fn json(policy: &Policy) -> Result<serde_json::Value, DbErr> {
+    policy.to_json().map_err(|error| DbErr::Json(error.to_string()))
+}
+
+/// Applies the policy of these settings to a new database: one without a policy and without rows that could fall due. Returns it if it
+/// did.
+///
+/// # Errors
+/// A database error.
+pub async fn propose(tx: &impl ConnectionTrait, settings: &Settings, by: &str) -> Result<Option<Applied>, DbErr> {
+    let new =
+        "SELECT NOT EXISTS (SELECT FROM policies) AND NOT EXISTS (SELECT FROM orders) AND NOT EXISTS (SELECT FROM cart_items)";
+    if !scalar::<bool>(tx, statement(new, [])).await? {
+        return Ok(None);
+    }
+    let applied = apply(tx, &settings.policy, by, "the settings with which this database was made", None).await?;
+    // Nothing waits, so no wake-up is missing.
+    let sql = "UPDATE policies SET scheduled_at = now() WHERE id = $1";
+    tx.execute_raw(statement(sql, [applied.number.into()])).await?;
+    Ok(Some(applied))
 }
 
 /// A database, and the settings that apply to it.
@@ -162,7 +193,8 @@ fn log_active(settings: &Settings, applied: Option<&Applied>) {
             number,
             at,
             by,
-            "the applied policy is active, not the one in this process's settings; `ops policy apply` changes it"
+            "the applied policy is active, not the one in this process's settings (lines, wallet_floor, approval_above, retention.mode); \
+             `ops policy apply` changes it"
         );
     }
 }

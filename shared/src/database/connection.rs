@@ -25,7 +25,6 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Client {
     Producer,
-    /// Its sessions set `kyhan.effect`: their changes raise events themselves, so the outbox triggers do nothing.
     Worker,
     Ops,
     /// Commands for a single customer, which may read personal data.
@@ -126,9 +125,8 @@ pub(super) fn tuned(settings: &DatabaseSettings, role: Client) -> impl Fn(PgConn
             ("client_min_messages", "error".to_owned()),
         ]);
         match role {
-            Client::Worker => options.options([("kyhan.effect", "on")]),
             Client::Owner => options.options([("role", roles::OWNER)]),
-            Client::Producer | Client::Ops | Client::CustomerCare => options,
+            Client::Producer | Client::Worker | Client::Ops | Client::CustomerCare => options,
         }
     }
 }

@@ -10,6 +10,7 @@ use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, sc
 use crate::{domain::confidential::Confidential, settings::DatabaseSettings};
 
 mod door;
+pub mod operators;
 mod own;
 
 pub use door::Door;
@@ -162,6 +163,11 @@ async fn create(db: &DatabaseConnection, role: DatabaseRole) -> Result<bool, DbE
         Err(error) if is_duplicate(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// A name as an SQL identifier.
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Connects as the tables' owner, if the login may act as it; else as itself, for a database without roles.

@@ -50,6 +50,8 @@ migrations! {
         "m0202_statistics",
         "m0203_news",
         "m0204_records",
+        "m0205_fleet",
+        "m0206_approvals",
     }
 }
 

@@ -13,11 +13,13 @@ use super::{
 };
 
 mod release;
+mod safeguards;
 mod written;
 
 use written::Written;
 
 pub use release::Release;
+pub use safeguards::Safeguards;
 
 /// One line of the policy's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,6 +35,7 @@ pub struct PolicyLine {
 pub struct Policy {
     lines: Vec<PolicyLine>,
     releases: BTreeMap<&'static str, Release>,
+    safeguards: Option<Safeguards>,
     number: Option<i64>,
 }
 
@@ -98,7 +101,7 @@ impl Policy {
         let lines = self.lines.iter().filter(|line| line.task == kind).copied().collect();
         let release = self.releases.get(kind).filter(|release| release.until() > at);
         let releases = release.map(|release| (kind, release.clone())).into_iter().collect();
-        Self { lines, releases, number: None }
+        Self { lines, releases, safeguards: None, number: None }
     }
 
     /// The same policy, with the releases of the policy `before` for each kind whose lines did not change: those releases
@@ -111,6 +114,19 @@ impl Policy {
                 self.releases.insert(kind, release.clone());
             }
         }
+        self
+    }
+
+    /// What it says about money and deletion; `None`: nothing, for a part of a policy or one stored before safeguards were.
+    #[must_use]
+    pub const fn safeguards(&self) -> Option<Safeguards> {
+        self.safeguards
+    }
+
+    /// The same policy, with these safeguards.
+    #[must_use]
+    pub const fn guarded(mut self, safeguards: Safeguards) -> Self {
+        self.safeguards = Some(safeguards);
         self
     }
 
@@ -156,11 +172,11 @@ impl Policy {
         &self.lines
     }
 
-    /// Whether both have the same lines, in any order.
+    /// Whether both have the same lines, in any order, and the same safeguards.
     #[must_use]
     pub fn is_equivalent(&self, other: &Self) -> bool {
         let within = |one: &Self, other: &Self| one.lines.iter().all(|line| other.lines.contains(line));
-        within(self, other) && within(other, self)
+        within(self, other) && within(other, self) && self.safeguards == other.safeguards
     }
 
     /// The lines that an event triggers.

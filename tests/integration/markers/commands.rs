@@ -87,6 +87,15 @@ pub const OPERATE: Lines = &[
     &["retention release {code} --why calm"],
     &["retention release {code} --why calm --json"],
     &["policy apply {policy} --why shorter --yes --json", "policy show", "topology prune"],
+    &["policy apply {guarded} --why guarded --yes"],
+    &["policy proposals", "policy proposals --json"],
+    &["--as hoa policy approve {proposal} --yes"],
+    &["policy apply {policy} --why back --yes --json"],
+    &["--as hoa policy approve {proposal} --yes --json"],
+    &["roles add-operator {operator}"],
+    &["roles remove-operator {operator}"],
+    &["roles add-operator {operator} --json"],
+    &["roles remove-operator {operator} --json"],
     &["topology prune --json", "set-aside discard --all --why calm"],
     &["set-aside discard --all --why calm --json"],
 ];
@@ -143,6 +152,7 @@ const PLACES: &[(&str, &str)] = &[
     ("{letter}", "SELECT id::text FROM dead_letters WHERE state = 'open' AND reason = 'attempts-exhausted' ORDER BY id LIMIT 1"),
     ("{malformed}", "SELECT id::text FROM dead_letters WHERE state = 'open' AND reason = 'malformed' ORDER BY id LIMIT 1"),
     ("{plan}", "SELECT id::text FROM replay_plans ORDER BY made_at DESC LIMIT 1"),
+    ("{proposal}", "SELECT coalesce(max(id), 0)::text FROM policy_proposals"),
     ("{aside}", "SELECT max(id)::text FROM set_aside"),
     ("{replayed}", "SELECT coalesce(min(subject_id::text), '') FROM dead_letters WHERE state = 'replayed'"),
     (

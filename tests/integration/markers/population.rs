@@ -54,6 +54,7 @@ const NOT_MARKED: &[(&str, &str, &str)] = &[
     ("activity", "actor_kind", "one of three"),
     ("activity", "action", "a name that the fleet counts by"),
     ("activity", "subject_kind", "a name"),
+    ("transfers", "made_by", "the login of a program or an operator"),
     ("outbox", "event_type", "a name; an unknown one is shown to operators unchanged"),
 ];
 
@@ -68,10 +69,13 @@ const OWN: &[(&str, &str)] = &[
     ("dead_letters", "true"),
     ("deleted_orders", "true"),
     ("leader", "true"),
+    ("operator_charges", "true"),
+    ("operators", "true"),
     ("order_status_history", "wakeup_id IS NOT NULL"),
     ("kyhan_migrations", "true"),
     ("pauses", "true"),
     ("policies", "true"),
+    ("policy_proposals", "true"),
     ("published_months", "true"),
     ("published_statistics", "true"),
     ("rebuilds", "true"),

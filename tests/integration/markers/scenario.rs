@@ -4,7 +4,11 @@
 
 use lapin::BasicProperties;
 use sea_orm::TransactionTrait;
-use shared::{database::statement, domain::task::Exampled, message::outgoing::Outgoing};
+use shared::{
+    database::{active_policy, statement},
+    domain::task::Exampled,
+    message::outgoing::Outgoing,
+};
 use uuid::Uuid;
 
 use super::{
@@ -25,6 +29,7 @@ const SETTINGS: &[(&str, &str)] = &[
     // Many processes and other tests share one server, which allows a hundred connections.
     ("KYHAN_DATABASE_MAX_CONNECTIONS", "6"),
     ("KYHAN_WORKER_CONSUMERS", "1"),
+    ("KYHAN_ROLES_OPERATOR_PASSWORD", "an operator's"),
     // Some charges stay outstanding.
     ("KYHAN_ARREARS_WALLET_FLOOR", "-2000000"),
 ];
@@ -34,9 +39,12 @@ const RABBITMQ_AWAY: [&str; 2] = ["the relay lost RabbitMQ", "lost RabbitMQ; uns
 const POSTGRES_AWAY: [&str; 2] = ["the relay cannot use PostgreSQL", "PostgreSQL is away"];
 
 /// The policy that is previewed and applied: waiting subjects fall due earlier.
-fn shorter(file: &str) -> String {
-    file.replace("1500ms", "1s")
+fn shorter(file: &str, approval_above: i64) -> String {
+    format!("{}\n[dead_letters]\napproval_above = {approval_above}\n", file.replace("1500ms", "1s"))
 }
+
+/// Above all that the orders are short of, so that one operator applies the policy; and the limit that a second one approves.
+const APPROVAL_ABOVE: [i64; 2] = [1_000_000_000, 900_000_000];
 
 /// Everything that left the database during the scenario.
 pub struct Captured {
@@ -56,8 +64,21 @@ pub async fn run(harness: &Harness, file: &str) -> Captured {
     }
     let surroundings = Surroundings::new(harness, SETTINGS).await;
     let path = |name: &str| surroundings.folder.join(name).to_string_lossy().into_owned();
-    std::fs::write(path("shorter.toml"), shorter(file)).expect("a file");
-    let places = vec![("{policy}", path("shorter.toml")), ("{file}", path("message.bin"))];
+    for (name, above) in ["shorter.toml", "guarded.toml"].into_iter().zip(APPROVAL_ABOVE) {
+        std::fs::write(path(name), shorter(file, above)).expect("a file");
+    }
+    let above = APPROVAL_ABOVE[0].to_string();
+    let more: Vec<_> = SETTINGS.iter().copied().chain([("KYHAN_DEAD_LETTERS_APPROVAL_ABOVE", above.as_str())]).collect();
+    let first = harness.sandbox.settings_with(&more).expect("settings").policy;
+    active_policy::apply(&harness.sandbox.db, &first, "administrator", "a test", None).await.expect("applied");
+    harness.run("UPDATE policies SET scheduled_at = now()", []).await;
+    let operator = format!("op_{}", harness.sandbox.database().rsplit('_').next().expect("a suffix"));
+    let places = vec![
+        ("{policy}", path("shorter.toml")),
+        ("{guarded}", path("guarded.toml")),
+        ("{file}", path("message.bin")),
+        ("{operator}", operator),
+    ];
     let runner = Runner { harness, surroundings: &surroundings, places };
     runner.assert_complete().await;
     let mut searched = runner.run(PREPARE).await;

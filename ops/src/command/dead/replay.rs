@@ -124,22 +124,16 @@ pub async fn replay(
     actor: &Operator,
     stop: &CancellationToken,
 ) -> anyhow::Result<ExitCode> {
-    // As a worker: events for what a replay changes come from the replay itself, not from the triggers.
+    // With a worker's timeouts.
     let db = database::connect(&settings.database, Client::Worker).await?;
     let replays = Replays::new(settings);
     match command.run {
         Some(id) => run(&command, id, &db, &replays, settings, actor, stop).await,
-        None => make(command, &db, &replays, settings, actor).await,
+        None => make(command, &db, &replays, actor).await,
     }
 }
 
-async fn make(
-    command: ReplayCommand,
-    db: &DatabaseConnection,
-    replays: &Replays,
-    settings: &Settings,
-    actor: &Operator,
-) -> anyhow::Result<ExitCode> {
+async fn make(command: ReplayCommand, db: &DatabaseConnection, replays: &Replays, actor: &Operator) -> anyhow::Result<ExitCode> {
     if command.filter.names_nothing() && !command.all {
         return Err(
             UsageError("select dead letters with --kind, --group, --id or another filter, or pass --all".to_owned()).into()
@@ -150,7 +144,6 @@ async fn make(
         why: command.why.map(|Why { why }| why).unwrap_or_default(),
         limit: command.limit,
         tolerance: Tolerance { letters: command.tolerance_letters, amount: command.tolerance_amount },
-        approval_above: settings.dead_letters.approval_above,
     };
     let bar = progress::bar("checked", 0)?;
     let plan = plan::make(db, replays, &request, actor, advance(&bar)).await;
@@ -233,7 +226,7 @@ pub async fn approve(command: ApproveCommand, db: &DatabaseConnection, actor: &O
     if !confirm::typed("Approve this plan?", &amount.to_string(), command.yes.yes)? {
         bail!("not confirmed; the plan is not approved");
     }
-    let plan = plan::approve(db, command.plan, actor, command.why.as_ref().map(|Why { why }| why.as_str())).await?;
+    let plan = plan::approve(db, &plan, actor, command.why.as_ref().map(|Why { why }| why.as_str())).await?;
     let text = format!("approved by {}; to run it: ops dead replay --run {}", actor.name(), plan.id);
     answer(command.json.json, &json!({ "plan": plan }), &text)?;
     Ok(ExitCode::SUCCESS)

@@ -7,11 +7,11 @@ use clap::ValueHint;
 use ops::{
     actor::Operator,
     preview::{self, PolicyPreview},
-    progress,
+    progress, proposal,
     rollout::{self, LEAD, Rollout},
     shown::{moment, one_line},
 };
-use sea_orm::DatabaseConnection;
+use sea_orm::{DatabaseConnection, TransactionTrait};
 use serde_json::json;
 use shared::{
     broker::Broker,
@@ -19,7 +19,10 @@ use shared::{
         self,
         active_policy::{self, Applied, Governed},
     },
-    domain::{money::Dong, policy::Release},
+    domain::{
+        money::Dong,
+        policy::{Policy, Release},
+    },
     process::cli::{remark, say},
     settings::Settings,
 };
@@ -27,7 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     super::{
-        confirm, governed,
+        answer, confirm, governed,
         options::{Json, Why, Yes},
     },
     RATE, policy_of,
@@ -37,7 +40,9 @@ use super::{
 #[derive(clap::Args)]
 #[command(after_help = "\
 FILE is a kyhan.toml, as for `ops policy preview`. Its policy is active from its commit on, and the files of the workers and relays no \
-longer decide it. Workers and relays adopt it within seconds, without a restart. The other settings of FILE are checked and not used.
+longer decide it. Workers and relays adopt it within seconds, without a restart. Of its other settings, arrears.wallet_floor, dead_letters.approval_above and \
+retention.mode are part of the policy; the rest is checked and not used. A policy that needs a second operator becomes a proposal: see \
+`ops policy approve --help`.
 
 Rows that become due later, or never, change at once. Rows that become due at once are released evenly at --rate, each at a time of its own \
 and never later than it was due before. The command publishes new wake-ups for all rows that fall due earlier. The release is part of the \
@@ -52,7 +57,7 @@ Examples:
   ops policy apply kyhan-new.toml --why 'the board decided on ten days'
   ops policy apply kyhan-new.toml --why 'the board decided on ten days' --rate 5 --yes --json
 
-Exit codes: 0 the policy is active and every wake-up is published; 1 failure; 2 usage error, invalid FILE, or neither a terminal nor \
+Exit codes: 0 the policy is active and every wake-up is published, or it is proposed; 1 failure; 2 usage error, invalid FILE, or neither a terminal nor \
 --yes.")]
 pub struct ApplyPolicyCommand {
     /// A kyhan.toml with the new policy
@@ -85,12 +90,44 @@ pub async fn apply(
     if governed.settings.policy.number().is_none() {
         remark(&format!("ops: {FIRST}"));
     }
+    let applying =
+        Applying { rate: command.rate, why: &command.why.why, yes: command.yes.yes, json: command.json.json, proposal: None };
+    carry_out(&governed, new, actor, &applying, stop).await
+}
+
+/// How a policy is applied.
+pub(super) struct Applying<'a> {
+    pub rate: NonZeroU32,
+    pub why: &'a str,
+    pub yes: bool,
+    pub json: bool,
+    /// The proposal that is approved by this.
+    pub proposal: Option<i64>,
+}
+
+/// Shows what a policy would do, asks, and applies it; or proposes it, if a second operator has to approve it.
+pub(super) async fn carry_out(
+    governed: &Governed,
+    new: Policy,
+    actor: &Operator,
+    applying: &Applying<'_>,
+    stop: &CancellationToken,
+) -> anyhow::Result<ExitCode> {
+    let &Applying { rate, why, yes, json, proposal } = applying;
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
-    if !command.json.json {
-        say(&shown(&preview, command.rate));
+    if !json {
+        say(&shown(&preview, rate));
     }
-    if !agreed(&preview, command.yes.yes)? {
+    if !agreed(&preview, yes)? {
         bail!("not confirmed; nothing was changed");
+    }
+    if proposal.is_none() && active_policy::needs_approval(&governed.db, &new).await? {
+        let tx = governed.db.begin().await?;
+        let number = proposal::make(&tx, &new, rate, actor, why).await?;
+        tx.commit().await?;
+        let text = format!("proposal {number} waits for another operator: ops policy approve {number}; nothing was changed yet");
+        answer(json, &json!({ "proposal": number }), &text)?;
+        return Ok(ExitCode::SUCCESS);
     }
     // Rows may have changed while the operator read the preview.
     let preview = preview::preview(&governed.db, &governed.settings, &new).await?;
@@ -99,9 +136,9 @@ pub async fn apply(
     let broker = Broker::connect(&settings.amqp, "kyhan ops").await?;
     broker.declare(&settings.topology()).await?;
     database::rungs::remember(&governed.db, &settings.topology()).await?;
-    let rollout = Rollout { policy: new, preview: &preview, rate: command.rate, lead: LEAD, why: &command.why.why };
-    let applied = rollout::activate(&governed, actor, rollout).await?;
-    if !command.json.json {
+    let rollout = Rollout { policy: new, preview: &preview, rate, lead: LEAD, why, proposal };
+    let applied = rollout::activate(governed, actor, rollout).await?;
+    if !json {
         say(&format!("\npolicy {} is active", applied.number));
         for (kind, release) in applied.policy.releases() {
             say(&format!("{kind}: released from {} to {}", moment(release.from), moment(release.until())));
@@ -109,7 +146,7 @@ pub async fn apply(
     }
     let scheduled = schedule(&governed.db, &broker, &settings, &applied, Some(&preview), stop).await?;
     broker.close().await;
-    report(&command, &applied, scheduled)
+    report(json, &applied, scheduled)
 }
 
 /// A warning before the first policy.
@@ -126,14 +163,14 @@ async fn again(
     let since = format!("policy {} is active since {}, applied by {}", applied.number, moment(applied.at), one_line(&applied.by));
     if applied.scheduled_at.is_some() {
         remark(&format!("ops: {since}; every wake-up is published; nothing was changed"));
-        return report(command, applied, 0);
+        return report(command.json.json, applied, 0);
     }
     remark(&format!("ops: {since}; publishing the missing wake-ups"));
     let broker = Broker::connect(&governed.settings.amqp, "kyhan ops").await?;
     broker.declare(&governed.settings.topology()).await?;
     let scheduled = schedule(&governed.db, &broker, &governed.settings, applied, None, stop).await?;
     broker.close().await;
-    report(command, applied, scheduled)
+    report(command.json.json, applied, scheduled)
 }
 
 fn agreed(preview: &PolicyPreview, yes: bool) -> anyhow::Result<bool> {
@@ -179,8 +216,8 @@ async fn schedule(
     Ok(made)
 }
 
-fn report(command: &ApplyPolicyCommand, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
-    if command.json.json {
+fn report(as_json: bool, applied: &Applied, scheduled: u64) -> anyhow::Result<ExitCode> {
+    if as_json {
         let release = |(kind, release): (&str, &Release)| json!({ "kind": kind, "from": release.from, "until": release.until() });
         let releases: Vec<_> = applied.policy.releases().map(release).collect();
         let document = json!({ "number": applied.number, "releases": releases, "scheduled": scheduled });

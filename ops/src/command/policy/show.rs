@@ -57,6 +57,11 @@ fn document(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>,
         "why": applied.map(|it| &it.why),
         "scheduled_at": applied.and_then(|it| it.scheduled_at),
         "lines": policy.lines().iter().map(line).collect::<Vec<_>>(),
+        "safeguards": policy.safeguards().map(|it| json!({
+            "wallet_floor": it.wallet_floor,
+            "approval_above": it.approval_above,
+            "delete_after": it.delete_after.map(|span| span.to_string()),
+        })),
         "releases": releases.iter().map(release).collect::<Vec<_>>(),
         "settings_differ": differs,
     }))
@@ -80,5 +85,6 @@ fn toml(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>, dif
     if differs {
         lines.push("# The settings of this process differ from it.".to_owned());
     }
-    format!("{}\n\n{policy}", lines.join("\n"))
+    let safeguards = policy.safeguards().map_or(String::new(), |safeguards| safeguards.to_string());
+    format!("{}\n\n{policy}{safeguards}", lines.join("\n"))
 }

@@ -14,6 +14,8 @@ pub struct Model {
     #[sea_orm(column_type = "Text")]
     pub applied_by: String,
     #[sea_orm(column_type = "Text")]
+    pub applied_login: String,
+    #[sea_orm(column_type = "Text")]
     pub why: String,
     #[sea_orm(column_type = "JsonBinary")]
     pub scheduled_to: Json,

@@ -14,7 +14,12 @@ pub struct Model {
     #[sea_orm(column_type = "Text")]
     pub made_by: String,
     #[sea_orm(column_type = "Text")]
+    pub made_login: String,
+    #[sea_orm(column_type = "Text")]
     pub why: String,
+    pub policy: Option<i64>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub digest: Option<String>,
     #[sea_orm(column_type = "JsonBinary")]
     pub filter: Json,
     pub amount: i64,
@@ -24,10 +29,16 @@ pub struct Model {
     pub needs_approval: bool,
     #[sea_orm(column_type = "Text", nullable)]
     pub approved_by: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub approved_login: Option<String>,
     pub approved_at: Option<DateTime<Utc>>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub approved_digest: Option<String>,
     pub run: Option<Uuid>,
     #[sea_orm(column_type = "Text", nullable)]
     pub run_by: Option<String>,
+    #[sea_orm(column_type = "Text", nullable)]
+    pub run_login: Option<String>,
     pub started_at: Option<DateTime<Utc>>,
     #[sea_orm(column_type = "Text", nullable)]
     pub stopped_why: Option<String>,

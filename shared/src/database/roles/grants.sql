@@ -8,6 +8,9 @@
 -- kyhan_order_system  the order system; the only one that may read personal data, and sources only in their customer's name
 -- kyhan_owner         owns everything, for migrations alone
 --
+-- What a right allows a worker or an operator is narrower than the right: the triggers of m0205_fleet allow only what the tasks do. A
+-- login that is also a member of kyhan_order_system or kyhan_owner is free of them.
+--
 -- To lock a row (FOR UPDATE, FOR NO KEY UPDATE), PostgreSQL requires the right to change some column of it. A line whose
 -- right serves only this is marked "to lock".
 
@@ -50,6 +53,7 @@ GRANT SELECT (id) ON orders, cart_items TO kyhan_producer;
 GRANT SELECT (id, code, customer_id, status, delivering_since, received_at, out_of_stock_since, parcel_recorded_at, goods_due,
               shipping_due, service_due, fees_changed_at, on_hold, hidden_at, created_at, updated_at)
    ON orders TO kyhan_worker, kyhan_ops;
+GRANT SELECT (changed_at) ON orders TO kyhan_ops; -- for ops audit
 GRANT UPDATE (status, received_at, out_of_stock_since, hidden_at, updated_at) ON orders TO kyhan_worker, kyhan_ops;
 GRANT SELECT, INSERT (order_id, from_status, to_status, reason, wakeup_id) ON order_status_history TO kyhan_worker, kyhan_ops;
 GRANT SELECT (id, customer_id, quantity, added_at, order_id), DELETE ON cart_items TO kyhan_worker, kyhan_ops;
@@ -137,12 +141,21 @@ GRANT EXECUTE ON FUNCTION kyhan_seal_activity(bigint, integer), kyhan_publish_st
                           kyhan_forget_set_aside(timestamptz, integer) TO kyhan_worker;
 
 -- Operators.
-GRANT SELECT, INSERT, UPDATE ON dead_letters, replay_plans, replay_plan_letters, rebuilds TO kyhan_ops;
+GRANT SELECT, INSERT, UPDATE ON dead_letters, rebuilds TO kyhan_ops;
 GRANT SELECT ON dead_letter_bodies TO kyhan_ops;
 GRANT INSERT, DELETE ON pauses, retention_holds TO kyhan_ops;
 GRANT SELECT ON swept, canaries, rungs, retention_holds, records_retention, leader, activity_closing TO kyhan_ops;
 GRANT DELETE ON rungs, rebuilds, canaries TO kyhan_ops;
-GRANT INSERT (policy, applied_by, why) ON policies TO kyhan_ops;
+-- Plans and policies change only through functions, which compare logins.
+GRANT SELECT ON replay_plans, replay_plan_letters, policy_proposals, operators, operator_charges TO kyhan_ops;
+GRANT EXECUTE ON FUNCTION
+    kyhan_approval_above(), kyhan_plan_digest(uuid),
+    kyhan_plan_make(text, text, jsonb, integer, integer, bigint, bigint, uuid[], text[], text[], bigint[]),
+    kyhan_plan_approve(uuid, text, text), kyhan_plan_begin(uuid, uuid, text), kyhan_plan_hold(uuid, uuid, uuid),
+    kyhan_plan_note(uuid, uuid, uuid, text, text, bigint), kyhan_plan_end(uuid, uuid, text),
+    kyhan_policy_needs_approval(jsonb), kyhan_policy_propose(jsonb, integer, text, text),
+    kyhan_policy_apply(jsonb, text, text, bigint)
+   TO kyhan_ops;
 GRANT UPDATE (scheduled_to, scheduled_at, went_on_at) ON policies TO kyhan_ops;
 GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, waiting_since) ON outbox TO kyhan_ops;
 GRANT SELECT (id, event_id, event_type, subject_id, occurred_at, reason, set_aside_at) ON set_aside TO kyhan_ops;
@@ -170,7 +183,7 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON order_sources TO kyhan_order_system; -- 
 GRANT SELECT, INSERT, UPDATE, DELETE ON cart_items TO kyhan_order_system; -- row by row: see its policies
 GRANT SELECT, INSERT (id, kind, customer_id, order_id) ON accounts TO kyhan_order_system;
 GRANT UPDATE (kind) ON accounts TO kyhan_order_system; -- to lock: a trigger refuses any change
-GRANT SELECT, INSERT ON transfers TO kyhan_order_system;
+GRANT SELECT, INSERT (id, debit_account, credit_account, amount, reason, order_id, idempotency_key, at) ON transfers TO kyhan_order_system;
 GRANT SELECT ON arrears_outstanding, retention_holds, order_retention TO kyhan_order_system;
 GRANT SELECT, INSERT (event_type, subject_id, occurred_at, data), UPDATE (data) ON outbox TO kyhan_order_system;
 GRANT SELECT, UPDATE (event_type, data) ON set_aside TO kyhan_order_system; -- to erase

@@ -1,5 +1,5 @@
 -- Optional: turns changes of orders and cart_items, and refunds, into events, so that an existing order system need not change a line.
--- Statement-level, so a bulk update pays once. The fleet's own sessions (kyhan.effect) raise their events themselves.
+-- Statement-level, so a bulk update pays once. The fleet raises the events of its effects itself.
 -- The functions that insert run with the owner's rights: a login of the order system needs none in the fleet's schema.
 
 -- An order system that knows statuses and fees, and no moments: they are filled in where it leaves them out.
@@ -96,25 +96,24 @@ REVOKE EXECUTE ON FUNCTION kyhan_orders_recorded(), kyhan_orders_changed(), kyha
     kyhan_transfers_refunded() FROM PUBLIC;
 
 CREATE OR REPLACE TRIGGER kyhan_orders_moments BEFORE INSERT OR UPDATE ON orders FOR EACH ROW
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION kyhan_orders_moments();
 CREATE OR REPLACE TRIGGER kyhan_transfers_refunded AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_transfers_refunded();
 CREATE OR REPLACE TRIGGER kyhan_orders_recorded AFTER INSERT ON orders
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_orders_recorded();
 CREATE OR REPLACE TRIGGER kyhan_orders_changed AFTER UPDATE ON orders
     REFERENCING OLD TABLE AS before NEW TABLE AS after FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_orders_changed();
 CREATE OR REPLACE TRIGGER kyhan_cart_items_added AFTER INSERT ON cart_items
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_cart_items_added();
 CREATE OR REPLACE TRIGGER kyhan_cart_items_changed AFTER UPDATE ON cart_items
     REFERENCING OLD TABLE AS before NEW TABLE AS after FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_cart_items_changed();

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 
-use super::{Policy, PolicyLine, Release};
+use super::{Policy, PolicyLine, Release, Safeguards};
 use crate::domain::{task::Task, tasks};
 
 #[derive(Serialize, Deserialize)]
@@ -15,6 +15,17 @@ pub(super) struct Written {
     lines: Vec<WrittenLine>,
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     releases: BTreeMap<String, WrittenRelease>,
+    // The ledger's trigger reads wallet_floor, and the approvals approval_above (m0205_fleet, m0206_approvals).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    safeguards: Option<WrittenSafeguards>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WrittenSafeguards {
+    wallet_floor: Option<i64>,
+    approval_above: Option<i64>,
+    delete_after: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -50,6 +61,11 @@ impl Written {
         Self {
             lines: policy.lines().iter().map(line).collect(),
             releases: policy.releases().map(|(kind, it)| (kind.to_owned(), release(it))).collect(),
+            safeguards: policy.safeguards().map(|it| WrittenSafeguards {
+                wallet_floor: it.wallet_floor,
+                approval_above: it.approval_above,
+                delete_after: it.delete_after.map(|span| span.to_string()),
+            }),
         }
     }
 
@@ -60,7 +76,19 @@ impl Written {
             let said = mistakes.iter().map(|mistake| format!("line {}: {}: {}", mistake.line + 1, mistake.field, mistake.why));
             said.collect::<Vec<_>>().join("; ")
         })?;
+        let policy = match self.safeguards {
+            Some(safeguards) => policy.guarded(safeguards.read()?),
+            None => policy,
+        };
         self.releases.into_iter().try_fold(policy, |policy, (name, release)| Ok(policy.releasing(kind(&name)?, release.read()?)))
+    }
+}
+
+impl WrittenSafeguards {
+    fn read(self) -> Result<Safeguards, String> {
+        let Self { wallet_floor, approval_above, delete_after } = self;
+        let delete_after = delete_after.map(|span| span.parse()).transpose().map_err(|error| format!("delete_after: {error}"))?;
+        Ok(Safeguards { wallet_floor, approval_above, delete_after })
     }
 }
 
@@ -101,7 +129,8 @@ mod tests {
         let since = "2026-11-24T08:00:00.123456Z".parse().unwrap();
         let release = |before, over_ms| Release { before, since, from: since, over_ms };
         let once = policy("10d").releasing("confirm-receipt", release(policy("6 months"), 1));
-        let twice = policy("7d").releasing("confirm-receipt", release(once, u64::MAX));
+        let safeguards = Safeguards { wallet_floor: Some(-5), approval_above: None, delete_after: "7 months".parse().ok() };
+        let twice = policy("7d").releasing("confirm-receipt", release(once, u64::MAX)).guarded(safeguards);
         let text = serde_json::to_string(&Written::of(&twice)).unwrap();
         assert_eq!(serde_json::from_str::<Written>(&text).unwrap().read().unwrap(), twice);
     }

@@ -177,6 +177,29 @@ impl Shown for CollectArrears {
                                  false)",
             },
             Check {
+                name: "charges that another customer's wallet paid",
+                sql: "SELECT count(*)
+                        FROM transfers JOIN orders ON orders.id = transfers.order_id
+                             JOIN accounts ON accounts.id = transfers.debit_account
+                       WHERE reason = 'arrears'
+                         AND NOT (accounts.kind = 'wallet' AND accounts.customer_id IS NOT DISTINCT FROM orders.customer_id)",
+            },
+            Check {
+                // Only where nothing was due in another way at the time: no later change of the order is known.
+                name: "charges beyond what was due",
+                sql: "SELECT count(*)
+                        FROM transfers AS charge JOIN orders ON orders.id = charge.order_id
+                             JOIN accounts AS part ON part.id = charge.credit_account
+                       WHERE charge.reason = 'arrears'
+                         AND greatest(orders.updated_at, orders.changed_at, orders.fees_changed_at) <= charge.at
+                         AND part.balance - coalesce((
+                                 SELECT sum(CASE part.id WHEN later.credit_account THEN later.amount
+                                                         WHEN later.debit_account THEN -later.amount END)
+                                   FROM transfers AS later WHERE later.order_id = charge.order_id AND later.at > charge.at), 0)
+                             > CASE part.kind WHEN 'goods' THEN orders.goods_due WHEN 'shipping' THEN orders.shipping_due
+                                              WHEN 'service' THEN orders.service_due ELSE 0 END",
+            },
+            Check {
                 name: "orders put back by history or by activity alone",
                 sql: "SELECT count(*)
                         FROM (SELECT order_id AS id, at, to_status FROM order_status_history

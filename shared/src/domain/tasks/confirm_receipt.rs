@@ -72,7 +72,7 @@ impl Shown for ConfirmReceipt {
                                             AND history.at >= coalesce(orders.delivering_since, '-infinity'))",
             },
             Check {
-                // No foreign key prevents them, and the check in its place lets the fleet's sessions pass (kyhan.effect).
+                // No foreign key prevents them, only triggers, which a superuser can disable.
                 name: "history rows of orders that do not exist",
                 sql: "SELECT count(*) FROM order_status_history AS history
                        WHERE NOT EXISTS (SELECT FROM orders WHERE orders.id = history.order_id)",

@@ -20,8 +20,8 @@ CREATE TABLE outbox (
     -- How long the event has waited for the relay counts from here, by the database's clock.
     waiting_since  timestamptz NOT NULL DEFAULT now()
 );
--- Wakes the relay at commit. The fleet's own sessions (kyhan.effect) do not notify: their events fall due hours later, and NOTIFY
--- takes a lock that serialises all commits of the database.
+-- Wakes the relay at commit. The fleet does not notify: its events fall due hours later, and NOTIFY takes a lock that serialises all
+-- commits of the database.
 CREATE FUNCTION kyhan_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM added) THEN
@@ -30,7 +30,7 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_outbox_notify();
 
 -- Invalid events, each with its reason; complete, unless the event could not be moved with its data. They never block the events behind them.

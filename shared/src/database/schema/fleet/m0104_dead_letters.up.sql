@@ -70,8 +70,14 @@ CREATE TABLE replay_plans (
     id                 uuid        PRIMARY KEY DEFAULT gen_random_uuid(),
     state              text        NOT NULL DEFAULT 'planned' CHECK (state IN ('planned', 'running', 'stopped', 'done')),
     made_at            timestamptz NOT NULL DEFAULT now(),
+    -- The name that the operator gave, and the login, which the database took from the session; likewise below.
     made_by            text        NOT NULL,
+    made_login         text        NOT NULL DEFAULT session_user,
     why                text        NOT NULL,
+    -- The number of the policy under which it was made.
+    policy             bigint,
+    -- A digest of the plan and its letters (kyhan_plan_digest): what is approved and what is run.
+    digest             text,
     -- How its letters were selected.
     filter             jsonb       NOT NULL,
     -- The expected totals.
@@ -81,15 +87,19 @@ CREATE TABLE replay_plans (
     tolerance_letters  integer     NOT NULL CHECK (tolerance_letters >= 0),
     tolerance_amount   bigint      NOT NULL CHECK (tolerance_amount >= 0),
     needs_approval     boolean     NOT NULL,
-    approved_by        text        CHECK (approved_by <> made_by),
+    approved_by        text,
+    approved_login     text        CHECK (approved_login <> made_login),
     approved_at        timestamptz,
+    approved_digest    text,
     -- The process that runs it. A process that takes the run over writes its own id, and the previous one can do nothing more.
     run                uuid,
     run_by             text,
+    run_login          text,
     started_at         timestamptz,
     stopped_why        text,
     finished_at        timestamptz,
     CHECK ((approved_by IS NULL) = (approved_at IS NULL)),
+    CHECK (approved_login IS NULL OR num_nulls(approved_by, approved_digest) = 0),
     CHECK ((run IS NULL) = (run_by IS NULL)),
     CHECK ((state = 'done') = (finished_at IS NOT NULL))
 );

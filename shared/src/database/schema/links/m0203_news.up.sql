@@ -42,7 +42,7 @@ CREATE FUNCTION kyhan_put_on_line(ids uuid[]) RETURNS void LANGUAGE sql SECURITY
     INSERT INTO outbox (event_type, subject_id) SELECT 'order.recorded', id FROM back
 $$;
 
--- Messages and history are news. The fleet's own sessions (kyhan.effect) have checked the orders whose history they write.
+-- Messages and history are news. The fleet has locked and rechecked the orders whose history it writes.
 CREATE FUNCTION kyhan_news_of_orders() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     hidden uuid[] := (SELECT array_agg(id) FROM orders WHERE hidden_at IS NOT NULL AND id IN (SELECT order_id FROM added));
@@ -56,7 +56,7 @@ CREATE TRIGGER messages_are_news AFTER INSERT ON order_messages
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_news_of_orders();
 CREATE TRIGGER history_is_news AFTER INSERT ON order_status_history
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_news_of_orders();
 
 -- A change of the order itself is news.
@@ -100,7 +100,7 @@ BEGIN
 END $$;
 CREATE TRIGGER transfers_tell_news AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_transfers_are_news();
 
 -- What a customer does with a hidden order is news. Activity of the system and of staff is not news by itself.

@@ -5,3 +5,4 @@ DROP VIEW orders_online;
 DROP TABLE orders;
 DROP FUNCTION kyhan_changes_are_dated();
 DROP TABLE customers;
+DROP FUNCTION kyhan_session_role();

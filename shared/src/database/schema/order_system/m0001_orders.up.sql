@@ -1,6 +1,24 @@
 -- The order system's tables: a reference schema. Names and columns are a contract with the order system.
 -- A deployment with its own tables provides views with these names, or edits the tasks' SQL.
 
+-- For whom a session works: 'order_system' (also the tables' owner and superusers), 'worker', 'operator' or 'other'. It follows from the
+-- roles of the session's login alone. No setting and no SET ROLE changes it.
+CREATE FUNCTION kyhan_session_role() RETURNS text LANGUAGE plpgsql STABLE PARALLEL SAFE AS $$
+BEGIN
+    -- A role that does not exist on this server is null, and so is the answer about it.
+    IF pg_has_role(session_user, to_regrole('kyhan_order_system'), 'MEMBER') OR pg_has_role(session_user, to_regrole('kyhan_owner'), 'MEMBER') THEN
+        RETURN 'order_system';
+    ELSIF pg_has_role(session_user, to_regrole('kyhan_worker'), 'MEMBER') THEN
+        RETURN 'worker';
+    ELSIF pg_has_role(session_user, to_regrole('kyhan_ops'), 'MEMBER') THEN
+        RETURN 'operator';
+    ELSIF pg_has_role(session_user, (SELECT relowner FROM pg_class WHERE oid = 'orders'::regclass), 'MEMBER') THEN
+        -- A database without our roles.
+        RETURN 'order_system';
+    END IF;
+    RETURN 'other';
+END $$;
+
 CREATE TABLE customers (
     id          uuid        PRIMARY KEY,
     full_name   text        NOT NULL,
@@ -47,20 +65,21 @@ CREATE INDEX orders_online_idx ON orders (created_at) WHERE hidden_at IS NULL;
 CREATE INDEX orders_hidden_idx ON orders (hidden_at) WHERE hidden_at IS NOT NULL;
 CREATE INDEX orders_customer_idx ON orders (customer_id);
 
--- Every change of an order is news about it, even if the client does not set updated_at or its clock is wrong. The fleet's own sessions
--- (kyhan.effect) date their changes themselves.
+-- Every change of an order is news about it, even if the client does not set updated_at or its clock is wrong. A change that sets
+-- updated_at to the database's time dates itself, as the fleet's effects do; whoever sets it back later is dated then.
 CREATE FUNCTION kyhan_changes_are_dated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.changed_at := now();
     RETURN NEW;
 END $$;
 CREATE TRIGGER changes_are_dated BEFORE UPDATE ON orders FOR EACH ROW
-    WHEN ((OLD.status, OLD.on_hold, OLD.goods_due, OLD.shipping_due, OLD.service_due, OLD.delivering_since, OLD.received_at,
+    WHEN (NEW.updated_at < OLD.updated_at
+          OR (OLD.status, OLD.on_hold, OLD.goods_due, OLD.shipping_due, OLD.service_due, OLD.delivering_since, OLD.received_at,
            OLD.out_of_stock_since, OLD.parcel_recorded_at, OLD.fees_changed_at)
               IS DISTINCT FROM
           (NEW.status, NEW.on_hold, NEW.goods_due, NEW.shipping_due, NEW.service_due, NEW.delivering_since, NEW.received_at,
            NEW.out_of_stock_since, NEW.parcel_recorded_at, NEW.fees_changed_at)
-          AND current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+          AND NEW.updated_at IS DISTINCT FROM now())
     EXECUTE FUNCTION kyhan_changes_are_dated();
 
 -- The orders that are not hidden. Hidden orders stay complete in `orders`. Without changed_at, which only order_retention needs.

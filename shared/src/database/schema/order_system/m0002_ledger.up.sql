@@ -27,6 +27,8 @@ CREATE TABLE transfers (
     order_id         uuid,
     idempotency_key  text        NOT NULL UNIQUE,
     at               timestamptz NOT NULL DEFAULT now(),
+    -- The login that made it.
+    made_by          text        NOT NULL DEFAULT session_user,
     CHECK (debit_account <> credit_account)
 );
 -- The due time of an order's arrears depends on when its payments last changed.
@@ -52,6 +54,17 @@ END $$;
 REVOKE EXECUTE ON FUNCTION kyhan_keep_balances() FROM PUBLIC;
 CREATE TRIGGER transfers_keep_balances AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_keep_balances();
+
+-- made_by is the login of the session, whoever inserts.
+CREATE FUNCTION kyhan_transfers_are_signed() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF EXISTS (SELECT FROM added WHERE made_by <> session_user) THEN
+        RAISE EXCEPTION 'a transfer is made by the login of its session' USING ERRCODE = 'insufficient_privilege';
+    END IF;
+    RETURN NULL;
+END $$;
+CREATE TRIGGER transfers_are_signed AFTER INSERT ON transfers
+    REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_transfers_are_signed();
 
 -- Rejects updates and deletes. A trigger applies to every role, superusers and owners included; grants restrict further.
 CREATE FUNCTION kyhan_insert_only() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -6,7 +6,7 @@
 -- trigger on a table of one's own would reveal which orders exist.
 
 -- Every history row has its order. A foreign key checks row by row, which took a quarter of the fleet's database time. This checks once
--- per statement, and skips the fleet's own sessions (kyhan.effect), which lock each order before they write its history.
+-- per statement. Of the fleet it asks more: m0205_fleet.
 CREATE FUNCTION kyhan_history_has_its_order() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     held bigint;
@@ -23,7 +23,7 @@ END $$;
 REVOKE EXECUTE ON FUNCTION kyhan_history_has_its_order() FROM PUBLIC;
 CREATE TRIGGER history_has_its_order AFTER INSERT ON order_status_history
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_history_has_its_order();
 CREATE TRIGGER history_keeps_its_order AFTER UPDATE ON order_status_history
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
@@ -63,8 +63,8 @@ CREATE TRIGGER orders_keep_their_ids AFTER UPDATE OF id ON orders FOR EACH ROW
 CREATE TRIGGER orders_truncated_with_history AFTER TRUNCATE ON orders FOR EACH STATEMENT
     EXECUTE FUNCTION kyhan_order_has_no_history();
 
--- Accounts and transfers outlive their order, which a foreign key would forbid. The order must exist when they are inserted. The
--- fleet's own sessions (kyhan.effect) lock each order before they write about it.
+-- Accounts and transfers outlive their order, which a foreign key would forbid. The order must exist when they are inserted. Of
+-- the fleet's transfers, m0205_fleet asks more.
 CREATE FUNCTION kyhan_ledger_has_its_orders() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     held bigint;
@@ -81,11 +81,10 @@ END $$;
 REVOKE EXECUTE ON FUNCTION kyhan_ledger_has_its_orders() FROM PUBLIC;
 CREATE TRIGGER accounts_have_their_orders AFTER INSERT ON accounts
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
     EXECUTE FUNCTION kyhan_ledger_has_its_orders();
 CREATE TRIGGER transfers_have_their_orders AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (current_setting('kyhan.effect', true) IS DISTINCT FROM 'on')
+    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
     EXECUTE FUNCTION kyhan_ledger_has_its_orders();
 
 -- An order that the ledger refers to can only be deleted by kyhan_delete_hidden_orders(), which records its id in deleted_orders.
