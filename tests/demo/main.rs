@@ -6,6 +6,8 @@ mod progress;
 mod report;
 mod situations;
 
+use population::Actors;
+
 use std::{collections::BTreeMap, path::Path, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
@@ -98,16 +100,19 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     triggers::install(&sandbox.db).await?;
     population::prepare(&sandbox.db).await?;
     // The order system logs in with its own role.
-    let order_system = sandbox.connect_as(DatabaseRole::OrderSystem).await?;
+    let actors = Actors {
+        order_system: sandbox.connect_as(DatabaseRole::OrderSystem).await?,
+        carts: sandbox.connect_as(DatabaseRole::Owner).await?,
+    };
     let broker = sandbox.broker().await?;
     let mut progress = Progress::new(sandbox, &broker, orders)?;
     let mut fleet = DemoFleet::start(&sandbox.env)?;
 
     let began = Instant::now();
     let populated = CancellationToken::new();
-    let (db, token) = (order_system.clone(), populated.clone());
+    let (populating, token) = (actors.clone(), populated.clone());
     let populating = tokio::spawn(async move {
-        let done = population::populate(&db, orders).await;
+        let done = population::populate(&populating, orders).await;
         token.cancel();
         done
     });
@@ -116,7 +121,7 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
     let patience = Duration::from_secs(60 + u64::from(orders) / 1_000);
     loop {
         fleet.keep_alive()?;
-        population::go_on(&order_system).await?;
+        population::go_on(&actors).await?;
         progress.show(began.elapsed(), Path::new(FOLDER)).await?;
         if populated.is_cancelled() {
             let last_deadline = *ended.get_or_insert_with(|| Instant::now() + Duration::from_secs(LAST_DAY));
@@ -130,7 +135,7 @@ async fn run_fleet(sandbox: &Sandbox, orders: u32) -> Result<bool> {
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     populating.await??;
-    order_system.close().await?;
+    actors.close().await?;
     progress.finish();
     let restarts = fleet.restarts;
     fleet.stop().await?;

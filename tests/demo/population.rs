@@ -26,7 +26,7 @@ const PREPARE: &str = "
     CREATE FUNCTION demo_wallet(of_order uuid) RETURNS uuid LANGUAGE sql STABLE AS $$
         SELECT accounts.id FROM accounts JOIN orders ON orders.customer_id = accounts.customer_id
          WHERE orders.id = of_order AND accounts.kind = 'wallet' $$;
-    GRANT SELECT, INSERT, UPDATE ON demo TO kyhan_order_system;
+    GRANT SELECT, INSERT, UPDATE ON demo TO kyhan_order_system, kyhan_owner;
 ";
 
 /// SQL: makes `$1` customers with `$2` đồng in their wallets.
@@ -51,6 +51,25 @@ const CUSTOMERS: &str = "
     )
     SELECT array_agg(id) AS customers FROM made";
 
+/// The connections of the population.
+#[derive(Clone)]
+pub struct Actors {
+    pub order_system: DatabaseConnection,
+    /// As the tables' owner: one statement acts on the carts of many customers, which no session of the order system may.
+    pub carts: DatabaseConnection,
+}
+
+impl Actors {
+    const fn of(&self, situation: &Situation) -> &DatabaseConnection {
+        if matches!(situation.make, Make::CartItem) { &self.carts } else { &self.order_system }
+    }
+
+    pub async fn close(self) -> Result<()> {
+        self.order_system.close().await?;
+        Ok(self.carts.close().await?)
+    }
+}
+
 /// Creates the demo's own tables.
 pub async fn prepare(db: &DatabaseConnection) -> Result<()> {
     db.execute_unprepared(PREPARE).await.context("preparing the demo")?;
@@ -58,14 +77,14 @@ pub async fn prepare(db: &DatabaseConnection) -> Result<()> {
 }
 
 /// Makes the whole population in chunks that alternate between the situations, so that all of them run at the same time.
-pub async fn populate(db: &DatabaseConnection, orders: u32) -> Result<()> {
+pub async fn populate(actors: &Actors, orders: u32) -> Result<()> {
     let mut left: Vec<u32> = SITUATIONS.iter().map(|situation| (orders / 100 * situation.share).max(1)).collect();
     while left.iter().any(|left| *left > 0) {
         for (situation, left) in SITUATIONS.iter().zip(&mut left) {
             let count = CHUNK.min(*left);
             *left -= count;
             if count > 0 {
-                make(db, situation, count).await.with_context(|| format!("making {}", situation.name))?;
+                make(actors.of(situation), situation, count).await.with_context(|| format!("making {}", situation.name))?;
             }
         }
     }
@@ -170,8 +189,9 @@ const NOTHING: &str = "
     INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', subject FROM made";
 
 /// Runs the later acts of the order system, its staff and its customers.
-pub async fn go_on(db: &DatabaseConnection) -> Result<()> {
+pub async fn go_on(actors: &Actors) -> Result<()> {
     for situation in SITUATIONS {
+        let db = actors.of(situation);
         for (step, act) in situation.acts.iter().enumerate() {
             let sql = format!(
                 "WITH chosen AS MATERIALIZED (

@@ -27,8 +27,6 @@ pub const WAYS: &[&str] = &[
     "statement",
     "database",
     "feature",
-    "setting",
-    "search",
 ];
 
 /// The tables may be invisible to the fleet's roles, as in a separate order system: the function runs with its owner's rights.
@@ -83,10 +81,6 @@ const TABLES: &str = "
                 PERFORM pg_database_size(c.phone::name);
             WHEN 'feature' THEN
                 EXECUTE format('SELECT * FROM %I.x.y', c.email);
-            WHEN 'setting' THEN
-                PERFORM current_setting(c.phone || '.' || c.email);
-            WHEN 'search' THEN
-                PERFORM to_tsquery(c.full_name || ' &');
             ELSE
         END CASE;
         RETURN CASE TG_OP WHEN 'DELETE' THEN OLD ELSE NEW END;

@@ -142,7 +142,7 @@ fn explained(
     }
     line(&mut text, "stands", &stands.standing.name())?;
     line(&mut text, "due", &shown::moment_or_dash(stands.due_at))?;
-    line(&mut text, "a replay", &replay)?;
+    line(&mut text, "a replay", &shown::text(replay))?;
 
     heading(&mut text, "The message")?;
     line(&mut text, "queue", &shown::text(&letter.queue))?;
