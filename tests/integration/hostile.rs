@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use lapin::types::{AMQPValue, FieldArray, FieldTable};
 use shared::{
     broker::BrokerError,
-    message::{ladder::Hop, outgoing::Outgoing, wakeup::MESSAGE_MAX},
+    message::{dead_letter::WHOLE_MAX, ladder::Hop, outgoing::Outgoing, wakeup::MESSAGE_MAX},
 };
 use tests::{
     cage::Cage,
@@ -18,6 +18,7 @@ use crate::{
     bad_input::raw,
     broker_users,
     harness::{Harness, QUICK, SOON, exampled, on_harness, with_harness, worker_with},
+    letters_stored::put,
 };
 
 /// The memory that `deploy/kubernetes/worker.yaml` gives a worker.
@@ -36,7 +37,7 @@ fn text(text: &str) -> AMQPValue {
 }
 
 /// Whether the broker accepts a message of that many bytes.
-pub async fn accepts(harness: &Harness, bytes: usize) -> bool {
+async fn accepts(harness: &Harness, bytes: usize) -> bool {
     let topology = harness.topology();
     let exchange = topology.exchange_of(Hop::Rung(topology.ladder().rungs()[0]));
     let message = Outgoing { exchange, routing_key: "size".into(), ..raw(harness, vec![0; bytes], FieldTable::default()) };
@@ -273,6 +274,40 @@ async fn large_messages_send_nothing_that_is_honest_into_quarantine() {
         let totals = worker.stop().await;
         assert_eq!((totals.malformed, totals.rejected), (100, 0), "{totals:?}");
         assert_eq!(harness.depth("quarantine").await, 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_letter_as_large_as_a_broker_may_allow_is_stored_whole() {
+    with_harness(QUICK, async |harness| {
+        // Servers that deploy/services starts accept only what the fleet needs.
+        let bytes = if accepts(harness, WHOLE_MAX).await { WHOLE_MAX } else { MESSAGE_MAX };
+        let body = |fill: u8| vec![fill; bytes];
+        let long = "x".repeat(60_000);
+        let mut deep = AMQPValue::FieldTable(FieldTable::default());
+        for _ in 0..100 {
+            deep = AMQPValue::FieldTable(headers([("deeper", deep)]));
+        }
+        let hostile = headers([("long", text(&long)), ("deep", deep), ("", text(""))]);
+        harness
+            .publish(vec![
+                put(harness, body(0), FieldTable::default()),
+                put(harness, body(255), hostile),
+                put(harness, "", FieldTable::default()),
+            ])
+            .await;
+        let worker = harness.worker();
+        harness.until_dead(3).await;
+        worker.stop().await;
+        let letters = harness.dead_letters().await;
+        for fill in [0, 255] {
+            assert!(letters.iter().any(|letter| letter.body == body(fill)), "{fill}");
+        }
+        let hostile = letters.iter().find(|letter| !letter.headers.inner().is_empty()).expect("its headers");
+        assert!(hostile.cause.ends_with("header values dropped: 1"), "{}", hostile.cause);
+        let names = ["", "deep", "long"];
+        assert!(names.iter().all(|name| hostile.headers.contains_key(name)) && hostile.headers.inner().len() == names.len());
     })
     .await;
 }

@@ -12,10 +12,9 @@ use shared::{
     database::statement,
     domain::{outcome::Reason, tasks},
     message::{
-        dead_letter::{DeadLetter, Death, WHOLE_MAX},
+        dead_letter::{DeadLetter, Death},
         outgoing::Outgoing,
         topology::QUARANTINE_DELIVERY_LIMIT,
-        wakeup::MESSAGE_MAX,
     },
 };
 use tests::{
@@ -26,7 +25,6 @@ use uuid::Uuid;
 
 use crate::{
     harness::{Harness, QUICK, SOON, with_harness, worker_with},
-    hostile::accepts,
     outages::{admin, name, run, throw_out},
     quarantine::give_up,
 };
@@ -59,7 +57,7 @@ fn later(message: &Outgoing, seconds: u64) -> Outgoing {
 }
 
 /// A message in the dead-letter queue, as if put there by hand.
-fn put(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
+pub fn put(harness: &Harness, body: impl Into<Vec<u8>>, headers: FieldTable) -> Outgoing {
     let properties = BasicProperties::default().with_delivery_mode(2).with_headers(headers);
     Outgoing { exchange: harness.topology().dead(), routing_key: "somewhere".into(), properties, body: body.into() }
 }
@@ -257,40 +255,6 @@ async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_aft
         assert_eq!(worker.stop().await.stored, u64::from(LETTERS));
         broker.close().await;
         admin.close().await.expect("closed");
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_letter_as_large_as_a_broker_may_allow_is_stored_whole() {
-    with_harness(QUICK, async |harness| {
-        // Servers that deploy/services starts accept only what the fleet needs.
-        let bytes = if accepts(harness, WHOLE_MAX).await { WHOLE_MAX } else { MESSAGE_MAX };
-        let body = |fill: u8| vec![fill; bytes];
-        let long = "x".repeat(60_000);
-        let mut deep = AMQPValue::FieldTable(FieldTable::default());
-        for _ in 0..100 {
-            deep = AMQPValue::FieldTable(headers([("deeper", deep)]));
-        }
-        let hostile = headers([("long", text(long)), ("deep", deep), ("", text(""))]);
-        harness
-            .publish(vec![
-                put(harness, body(0), FieldTable::default()),
-                put(harness, body(255), hostile),
-                put(harness, "", FieldTable::default()),
-            ])
-            .await;
-        let worker = harness.worker();
-        harness.until_dead(3).await;
-        worker.stop().await;
-        let letters = harness.dead_letters().await;
-        for fill in [0, 255] {
-            assert!(letters.iter().any(|letter| letter.body == body(fill)), "{fill}");
-        }
-        let hostile = letters.iter().find(|letter| !letter.headers.inner().is_empty()).expect("its headers");
-        assert!(hostile.cause.ends_with("header values dropped: 1"), "{}", hostile.cause);
-        let names = ["", "deep", "long"];
-        assert!(names.iter().all(|name| hostile.headers.contains_key(name)) && hostile.headers.inner().len() == names.len());
     })
     .await;
 }

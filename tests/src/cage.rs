@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 
-/// A memory cgroup. Dropping it removes it; its processes must have ended.
+/// A memory cgroup. Dropping it removes it; its processes move to the one around it.
 pub struct Cage {
     path: PathBuf,
 }
@@ -35,6 +35,11 @@ impl Cage {
 
 impl Drop for Cage {
     fn drop(&mut self) {
+        // Only an empty one can be removed.
+        let processes = fs::read_to_string(self.path.join("cgroup.procs")).unwrap_or_default();
+        for pid in processes.lines() {
+            let _ = fs::write(self.path.with_file_name("cgroup.procs"), pid);
+        }
         let _ = fs::remove_dir(&self.path);
     }
 }
