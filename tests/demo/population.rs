@@ -60,8 +60,8 @@ pub struct Actors {
 }
 
 impl Actors {
-    const fn of(&self, situation: &Situation) -> &DatabaseConnection {
-        if matches!(situation.make, Make::CartItem) { &self.carts } else { &self.order_system }
+    const fn of(&self, situation: &DemoSituation) -> &DatabaseConnection {
+        if matches!(situation.make, RowStart::CartItem) { &self.carts } else { &self.order_system }
     }
 
     pub async fn close(self) -> Result<()> {

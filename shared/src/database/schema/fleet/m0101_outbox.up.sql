@@ -20,7 +20,7 @@ CREATE TABLE outbox (
     -- How long the event has waited for the relay counts from here, by the database's clock.
     waiting_since  timestamptz NOT NULL DEFAULT now()
 );
--- Wakes the relay at commit. The fleet does not notify: its events fall due hours later, and NOTIFY takes a lock that serialises all
+-- Wakes the relay at commit. A worker does not notify: the events of its effects fall due hours later, and NOTIFY takes a lock that serialises all
 -- commits of the database.
 CREATE FUNCTION kyhan_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
@@ -30,7 +30,8 @@ BEGIN
     RETURN NULL;
 END $$;
 CREATE TRIGGER outbox_notify AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (kyhan_session_role() NOT IN ('worker', 'operator'))
+    WHEN (pg_has_role(session_user, to_regrole('kyhan_worker'), 'MEMBER') IS NOT TRUE
+          OR pg_has_role(session_user, to_regrole('kyhan_order_system'), 'MEMBER') IS TRUE)
     EXECUTE FUNCTION kyhan_outbox_notify();
 
 -- Invalid events, each with its reason; complete, unless the event could not be moved with its data. They never block the events behind them.
