@@ -1,11 +1,15 @@
 //! The binaries as an operator sees them: what they refuse, what they print, and how they stop.
 
-use std::{fs, path::Path, time::Duration};
+use std::{fs, path::Path, process::Stdio, time::Duration};
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::json;
-use shared::domain::task::EXAMPLE_CUSTOMER;
+use shared::{
+    database::{roles::DatabaseRole, scalar, statement},
+    domain::task::EXAMPLE_CUSTOMER,
+};
 use tests::fleet;
+use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
     harness::{QUICK, SOON, with_harness},
@@ -79,6 +83,25 @@ async fn the_order_systems_part_and_the_fleets_own_part_each_install_without_the
             }
             apart.rollback().await.expect("rolled back");
         }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_migration_that_waits_names_the_session_that_holds_its_lock() {
+    with_harness(QUICK, async |harness| {
+        let login = harness.sandbox.connect_as(DatabaseRole::Producer).await.expect("a login");
+        let name: String = scalar(&login, statement("SELECT session_user::text AS name", [])).await.expect("its name");
+        let held = login.begin().await.expect("a transaction");
+        held.execute_unprepared("SELECT pg_advisory_xact_lock(x'006b7968616e0002'::bigint)").await.expect("the lock");
+        let mut command = fleet::command("ops", &harness.sandbox.env, ["migrate", "up"]).expect("built");
+        let mut waits = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("started");
+        let mut said = BufReader::new(waits.stderr.take().expect("a pipe")).lines();
+        let line = tokio::time::timeout(SOON, said.next_line()).await.expect("it says so").expect("read").expect("a line");
+        assert!(line.contains(&format!("waiting for another migration: login {name}, server process ")), "{line}");
+        held.rollback().await.expect("released");
+        assert!(tokio::time::timeout(SOON, waits.wait()).await.expect("it goes on").expect("ended").success());
+        login.close().await.expect("closed");
     })
     .await;
 }

@@ -221,6 +221,48 @@ async fn every_function_finds_its_tables_whatever_the_search_path_is() {
 const FLEET: &str = "KYHAN_DATABASE_SCHEMA";
 const ORDER_SYSTEM: &str = "KYHAN_DATABASE_ORDER_SYSTEM_SCHEMA";
 
+/// `ALTER ROLE CURRENT_USER SET` needs no privilege, and outlasts the session.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_defaults_that_a_login_gives_itself_bind_no_session_of_the_fleet() {
+    with_harness(QUICK, async |harness| {
+        let (login, _) = login_of(harness, DatabaseRole::Worker);
+        let thief = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        for default in [
+            "search_path = pg_temp",
+            "synchronous_commit = off",
+            "row_security = off",
+            "idle_session_timeout = '1ms'",
+            "statement_timeout = '1ms'",
+            "lock_timeout = '1ms'",
+            "default_transaction_isolation = serializable",
+        ] {
+            let sql = format!("ALTER ROLE {login} SET {default}");
+            thief.execute_unprepared(&sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+        }
+        thief.close().await.expect("closed");
+        let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
+        for (name, value) in [
+            ("search_path", "kyhan, public, pg_temp"),
+            ("synchronous_commit", "on"),
+            ("row_security", "on"),
+            ("idle_session_timeout", "0"),
+            ("statement_timeout", "1min"),
+            ("lock_timeout", "2s"),
+            ("default_transaction_isolation", "read committed"),
+        ] {
+            let setting = statement("SELECT current_setting($1) AS setting", [name.into()]);
+            assert_eq!(shared::database::scalar::<String>(&db, setting).await.expect("a setting"), value, "{name}");
+        }
+        db.close().await.expect("closed");
+        let order = harness.delivering().await;
+        let worker = harness.worker();
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
+        worker.stop().await;
+    })
+    .await;
+}
+
 /// A login that may make functions and operators in a schema of its own, which it puts before ours.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_function_or_operator_of_another_schema_takes_a_mask_off() {

@@ -115,6 +115,11 @@ pub(super) fn tuned(settings: &DatabaseSettings, role: Client) -> impl Fn(PgConn
     move |options| {
         let options = options.application_name(role.application_name()).options([
             ("search_path", path.clone()),
+            // A login may change its own defaults (ALTER ROLE … SET), and a stolen one those of the whole fleet. What an effect
+            // committed must be on disk before its wake-up is acked.
+            ("synchronous_commit", "on".to_owned()),
+            ("row_security", "on".to_owned()),
+            ("idle_session_timeout", "0".to_owned()),
             // An operator's query may take its time.
             ("statement_timeout", format!("{}ms", statement.as_millis())),
             ("lock_timeout", format!("{}ms", lock.as_millis())),

@@ -41,20 +41,22 @@ pub async fn beat(db: &impl ConnectionTrait, instance: &str) -> Result<(), DbErr
     db.execute_raw(statement(sql, [instance.into()])).await.map(|_| ())
 }
 
+/// SQL, a query: the login (`usename`) and the server process (`pid`) that hold the advisory lock `$1` of this database. PostgreSQL
+/// shows a lock's 64-bit key as two halves.
+pub(super) const HOLDER: &str = "
+    SELECT pid, usename::text FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
+     WHERE locktype = 'advisory' AND granted AND objsubid = 1
+       AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+       AND classid::bigint = $1 >> 32 AND objid::bigint = $1 & 4294967295 LIMIT 1";
+
 /// Reads what is known about the leader.
 ///
 /// # Errors
 /// A database error.
 pub async fn read(db: &impl ConnectionTrait) -> Result<Leader, DbErr> {
-    // PostgreSQL shows a lock's 64-bit key as two halves.
     let sql = format!(
-        "SELECT leader.instance, leader.since, leader.beat_at, {SILENT_S} AS silent_s, holder.usename::text AS holder, holder.pid AS holder_pid
-           FROM (SELECT) AS one LEFT JOIN leader ON true
-                LEFT JOIN LATERAL (
-                    SELECT pid, usename FROM pg_locks LEFT JOIN pg_stat_activity USING (pid)
-                     WHERE locktype = 'advisory' AND granted AND objsubid = 1
-                       AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
-                       AND classid::bigint = $1 >> 32 AND objid::bigint = $1 & 4294967295 LIMIT 1) AS holder ON true"
+        "SELECT leader.instance, leader.since, leader.beat_at, {SILENT_S} AS silent_s, holder.usename AS holder, holder.pid AS holder_pid
+           FROM (SELECT) AS one LEFT JOIN leader ON true LEFT JOIN LATERAL ({HOLDER}) AS holder ON true"
     );
     one(db, statement(&sql, [LOCK.into()])).await
 }

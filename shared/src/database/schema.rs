@@ -1,12 +1,15 @@
 //! The tables, as migrations in plain SQL. A released migration never changes; a later one corrects it. The fleet's tables are in
 //! a schema of their own (`database.schema`), so that no name of theirs meets one of the order system's.
 
+use std::time::{Duration, Instant};
+
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, DynIden, TransactionTrait, sea_query::IntoIden as _,
 };
 use sea_orm_migration::{MigrationName, MigrationTrait, MigratorTrait, SchemaManager, async_trait::async_trait};
 
-use super::{column, scalar, statement};
+use super::{column, leader::HOLDER, scalar, statement};
+use crate::process::cli::remark;
 
 pub mod triggers;
 
@@ -175,12 +178,30 @@ pub async fn down(db: &DatabaseConnection, steps: u32) -> Result<usize, DbErr> {
     Ok(applied.min(steps as usize))
 }
 
-/// Waits for this process's turn, which lasts as long as the transaction.
+/// After how long a wait for the turn is reported, with the session that is waited for; and the pause between two tries.
+const REPORTED_AFTER: Duration = Duration::from_secs(2);
+const TRY_EVERY: Duration = Duration::from_millis(100);
+
+/// Waits for this process's turn, which lasts as long as the transaction. Another migration may take its time, but any login may
+/// hold the lock, so a long wait names the session that does.
 pub(crate) async fn turn(db: &DatabaseConnection) -> Result<DatabaseTransaction, DbErr> {
+    let (began, mut reported) = (Instant::now(), false);
     let turn = db.begin().await?;
-    // The lock timeout is for rows; another migration may take its time.
+    // The lock timeout is for rows.
     turn.execute_unprepared("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0").await?;
-    turn.execute_raw(statement("SELECT pg_advisory_xact_lock($1)", [MIGRATING.into()])).await?;
+    while !scalar::<bool>(&turn, statement("SELECT pg_try_advisory_xact_lock($1)", [MIGRATING.into()])).await? {
+        if !reported && began.elapsed() >= REPORTED_AFTER {
+            reported = true;
+            if let Some(holder) = turn.query_one_raw(statement(HOLDER, [MIGRATING.into()])).await? {
+                let (pid, login): (i32, Option<String>) = (holder.try_get("", "pid")?, holder.try_get("", "usename")?);
+                remark(&format!(
+                    "waiting for another migration: login {}, server process {pid}; `SELECT pg_terminate_backend({pid})` ends it",
+                    login.unwrap_or_default()
+                ));
+            }
+        }
+        tokio::time::sleep(TRY_EVERY).await;
+    }
     Ok(turn)
 }
 

@@ -20,8 +20,8 @@ CREATE TABLE outbox (
     -- How long the event has waited for the relay counts from here, by the database's clock.
     waiting_since  timestamptz NOT NULL DEFAULT now()
 );
--- Wakes the relay at commit. A worker does not notify: the events of its effects fall due hours later, and NOTIFY takes a lock that serialises all
--- commits of the database.
+-- Wakes the relay at commit. A worker does not notify: the events of its effects fall due hours later, and NOTIFY takes a lock that
+-- serialises all commits of the database.
 CREATE FUNCTION kyhan_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM added) THEN
