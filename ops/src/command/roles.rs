@@ -73,9 +73,9 @@ fn connections(door: &Door) -> String {
                 kyhan_ops, kyhan_order_system, and every other role that uses it"
             .to_owned();
     }
-    let mut text = "connections: only for roles with CONNECT on the database; PUBLIC has none".to_owned();
+    let mut lines = vec!["connections: only for roles with CONNECT on the database; PUBLIC has none".to_owned()];
     if !kept.is_empty() {
-        text += &format!("\n  granted to other roles that use the database: {}", kept.join(", "));
+        lines.push(format!("  granted to other roles that use the database: {}", kept.join(", ")));
     }
     if !shut_out.is_empty() {
         let named = &shut_out[..shut_out.len().min(NAMED_MAX)];
@@ -83,13 +83,13 @@ fn connections(door: &Door) -> String {
             0 => String::new(),
             more => format!(" and {more} more (see --json)"),
         };
-        text += &format!(
-            "\n  WARNING: these logins could connect before and use nothing here, and cannot connect any more: {}{more}. To admit one: \
+        lines.push(format!(
+            "  WARNING: these logins could connect before and use nothing here, and cannot connect any more: {}{more}. To admit one: \
              GRANT CONNECT ON DATABASE … TO …",
             named.join(", ")
-        );
+        ));
     }
-    text
+    lines.join("\n")
 }
 
 /// The passwords from the environment, or from the files that it names.

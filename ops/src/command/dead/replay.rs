@@ -261,10 +261,8 @@ pub async fn plans(command: Plans, db: &DatabaseConnection) -> anyhow::Result<Ex
 }
 
 fn approval(plan: &Plan) -> String {
-    plan.approved_by
-        .as_deref()
-        .map(text)
-        .unwrap_or_else(|| if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() })
+    let without = || if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() };
+    plan.approved_by.as_deref().map_or_else(without, text)
 }
 
 /// Prints a plan, with the planned and actual results of its dead letters.

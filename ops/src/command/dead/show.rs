@@ -157,7 +157,7 @@ fn explained(
 }
 
 fn heading(text: &mut String, heading: &str) -> std::fmt::Result {
-    writeln!(text, "\n{}", heading)
+    writeln!(text, "\n{heading}")
 }
 
 fn line(text: &mut String, name: &str, value: &impl std::fmt::Display) -> std::fmt::Result {
