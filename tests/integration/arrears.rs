@@ -490,7 +490,9 @@ async fn a_transfer_is_never_changed_or_removed() {
         wallet(harness, EXAMPLE_CUSTOMER, 5).await;
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'x', 'customer', $1)";
         harness.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
-        for sql in ["UPDATE transfers SET amount = 1", "DELETE FROM transfers", "TRUNCATE transfers CASCADE", "DELETE FROM activity"] {
+        for sql in
+            ["UPDATE transfers SET amount = 1", "DELETE FROM transfers", "TRUNCATE transfers CASCADE", "DELETE FROM activity"]
+        {
             let refused = harness.sandbox.db.execute_unprepared(sql).await.expect_err(sql).to_string();
             assert!(refused.contains("insert only"), "{refused}");
         }

@@ -183,7 +183,11 @@ async fn half_a_batch_bad_leaves_the_other_half_applied_and_each_bad_one_a_dead_
                 let letter = letters.iter().find(|letter| letter.subject == Some(*subject)).expect("a letter of its own");
                 assert_eq!((letter.reason.as_str(), letter.attempts), ("attempts-exhausted", 3));
                 assert_eq!(letter.kind.as_deref(), Some(task.kind()));
-                assert!(letter.cause.contains("SQLSTATE 23514 in PL/pgSQL function poison"), "{}", letter.cause);
+                assert!(
+                    letter.cause.contains("SQLSTATE 23514 (integrity constraint violation) in PL/pgSQL function poison"),
+                    "{}",
+                    letter.cause
+                );
                 // The wake-up of its last attempt, which names this subject.
                 let text = String::from_utf8_lossy(&letter.body);
                 assert!(text.contains(&subject.to_string()) && text.contains("\"attempt\":2"), "{text}");

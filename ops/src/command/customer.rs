@@ -69,7 +69,7 @@ pub async fn customer(command: CustomerCommand, settings: &Settings, actor: Resu
             let text = format!(
                 "{}  {}  {}\nsince {}; {} orders, {} of them visible; wallet {}; erased {}",
                 shown::text(&masked.name),
-                masked.phone,
+                shown::text(&masked.phone),
                 shown::text(&masked.email),
                 moment(masked.created_at),
                 masked.orders,

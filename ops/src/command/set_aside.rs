@@ -2,7 +2,7 @@
 
 use anyhow::bail;
 use clap::Subcommand;
-use ops::{actor::Operator, set_aside};
+use ops::{actor::Operator, set_aside, shown};
 use serde_json::json;
 use shared::{process::cli::say, settings::Settings};
 
@@ -79,10 +79,10 @@ pub async fn aside(command: SetAsideCommand, settings: &Settings, actor: Result<
                 table.add_row([
                     one.id.to_string(),
                     one.set_aside_at.clone(),
-                    one.event_type.escape_debug().take(NAME_SHOWN).collect(),
+                    shown::text(&one.event_type).chars().take(NAME_SHOWN).collect(),
                     one.subject.to_string(),
                     one.occurred_at.clone(),
-                    one.reason.clone(),
+                    shown::text(&one.reason),
                 ]);
             }
             say(&table.to_string());

@@ -4,6 +4,7 @@ use clap::Subcommand;
 use ops::{
     actor::{Operator, id_of},
     rungs::{self, Pruned},
+    shown,
 };
 use sea_orm::{DatabaseConnection, DbErr};
 use serde_json::{Value, json};
@@ -82,9 +83,11 @@ pub async fn topology(command: TopologyCommand, settings: &Settings, actor: &Ope
                 record(&db, actor, "topology.pruned", json!({ "queues": removed })).await?;
             }
             let line = |(queue, done): &(String, Pruned)| match done {
-                Pruned::Removed => format!("{queue}: removed"),
-                Pruned::Gone => format!("{queue}: did not exist"),
-                Pruned::Waiting(count) => format!("{queue}: still holds {count} wake-ups; prune it after they have expired"),
+                Pruned::Removed => format!("{}: removed", shown::text(queue)),
+                Pruned::Gone => format!("{}: did not exist", shown::text(queue)),
+                Pruned::Waiting(count) => {
+                    format!("{}: still holds {count} wake-ups; prune it after they have expired", shown::text(queue))
+                }
             };
             let text = match pruned.as_slice() {
                 [] => "the policy uses every rung".to_owned(),

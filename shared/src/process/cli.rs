@@ -127,7 +127,7 @@ pub async fn run<E: Into<Failure>>(
         Err(error) => return complain(service, &error, EXIT_USAGE),
     };
     let done = work(&settings, shutdown).await;
-    let code = done.unwrap_or_else(|error| complain(service, &redacted(&*error.into()), 1));
+    let code = done.unwrap_or_else(|error| complain(service, &one_line(&redacted(&*error.into())), 1));
     // Exporters wait for their own runtime threads, which an async thread must not block on.
     let _ = tokio::task::spawn_blocking(move || telemetry.shutdown()).await;
     code
@@ -172,10 +172,15 @@ pub fn refuse(service: &str, error: &impl std::fmt::Display) -> ExitCode {
 
 /// Prints why a long-running binary cannot work until an operator acts; returns the exit code for that.
 pub fn give_up(service: &str, error: &(dyn Error + 'static)) -> ExitCode {
-    let why = redacted(error);
+    let why = one_line(&redacted(error));
     // Also to the log: a supervisor may keep only that.
     tracing::error!(error = why, "{service} ends; it can start again once this is mended");
     complain(service, &why, EXIT_CONFIG)
+}
+
+/// The text of a failure may contain what others wrote: it does not begin a line of its own.
+fn one_line(text: &str) -> String {
+    text.trim_end().replace('\n', "\\n")
 }
 
 fn complain(service: &str, error: &impl std::fmt::Display, code: u8) -> ExitCode {

@@ -13,7 +13,7 @@ use ops::{
         trial::Replays,
     },
     progress,
-    shown::{moment, moment_or_dash},
+    shown::{moment, moment_or_dash, text, text_or_dash},
 };
 use sea_orm::DatabaseConnection;
 use serde_json::json;
@@ -209,7 +209,7 @@ async fn run(
 /// The result of a run, in words.
 fn summary(report: &RunReport) -> String {
     let RunReport { applied, moot, failed, changed, left, amount, stopped } = report;
-    let end = stopped.as_ref().map_or("done".to_owned(), |why| format!("stopped: {why}"));
+    let end = stopped.as_ref().map_or("done".to_owned(), |why| format!("stopped: {}", text(why)));
     format!(
         "{applied} replayed, {} moved; {moot} moot and closed; {failed} failed; {changed} skipped, because their result has changed; \
          {left} not part of the run\n{end}",
@@ -247,12 +247,12 @@ pub async fn plans(command: ListPlansCommand, db: &DatabaseConnection) -> anyhow
         table.add_row([
             plan.id.to_string(),
             moment(plan.made_at),
-            plan.made_by.clone(),
+            text(&plan.made_by),
             plan.state.clone(),
             Dong(plan.amount).to_string(),
             plan.customers.to_string(),
             approval(&plan),
-            plan.why.escape_debug().to_string(),
+            text(&plan.why),
         ]);
     }
     say(&table.to_string());
@@ -260,7 +260,8 @@ pub async fn plans(command: ListPlansCommand, db: &DatabaseConnection) -> anyhow
 }
 
 fn approval(plan: &ReplayPlan) -> String {
-    plan.approved_by.clone().unwrap_or_else(|| if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() })
+    let without = || if plan.needs_approval { "needed".to_owned() } else { "-".to_owned() };
+    plan.approved_by.as_deref().map_or_else(without, text)
 }
 
 /// Prints a plan, with the planned and actual results of its dead letters.
@@ -278,23 +279,24 @@ async fn show(db: &DatabaseConnection, plan: &ReplayPlan, as_json: bool) -> anyh
             tally.letters.to_string(),
             Dong(tally.amount).to_string(),
             Dong(tally.moved).to_string(),
-            tally.why.unwrap_or_default().escape_debug().to_string(),
+            text(&tally.why.unwrap_or_default()),
         ]);
     }
-    let ReplayPlan { id, made_by, state, .. } = plan;
-    say(&format!("plan {id}, made by {made_by} at {}: {}\n{table}", moment(plan.made_at), plan.why.escape_debug()));
+    let ReplayPlan { id, state, .. } = plan;
+    let made_by = text(&plan.made_by);
+    say(&format!("plan {id}, made by {made_by} at {}: {}\n{table}", moment(plan.made_at), text(&plan.why)));
     say(&format!("takes {} from the wallets of {} customers", Dong(plan.amount), plan.customers));
     let Tolerance { letters, amount } = plan.tolerance();
     say(&format!("a run is refused if more than {letters} results, or more than {}, have changed by then", Dong(amount)));
     match state.as_str() {
         "done" => {
-            say(&format!("run by {}, finished at {}", plan.run_by.as_deref().unwrap_or("-"), moment_or_dash(plan.finished_at)));
+            say(&format!("run by {}, finished at {}", text_or_dash(plan.run_by.as_deref()), moment_or_dash(plan.finished_at)));
         }
         _ if plan.waits_for_approval() => {
             say(&format!("an operator other than {made_by} must approve it: ops dead approve {id}"));
         }
         state => {
-            let stopped = plan.stopped_why.as_ref().map_or(String::new(), |why| format!(", {why}"));
+            let stopped = plan.stopped_why.as_ref().map_or(String::new(), |why| format!(", {}", text(why)));
             say(&format!("{state}{stopped}; to run it: ops dead replay --run {id}"));
         }
     }
