@@ -29,7 +29,7 @@ async fn only_the_trigger_refuses(harness: &Harness, table: &str, trigger: &str,
     };
     for role in FLEET {
         let db = harness.sandbox.connect_as(role).await.expect("a login");
-        for set in ["", "SET LOCAL kyhan.effect = on; ", "SET LOCAL search_path = pg_temp, public; "] {
+        for set in ["", "SET LOCAL kyhan.effect = on; ", "SET LOCAL search_path = pg_temp, kyhan, public; "] {
             let error = tried(&db, &format!("{set}{sql}")).await.expect_err(&format!("{role}: {set}{sql}"));
             assert!(is_refused(&error), "{role}: {set}{sql}: {error}");
         }

@@ -40,7 +40,7 @@ async fn a_login_that_holds_the_leaders_lock_is_named_once_no_round_ends_any_mor
         thief.close().await.expect("closed");
 
         harness.run("DELETE FROM leader", []).await;
-        harness.run("UPDATE seaql_migrations SET applied_at = applied_at - 3600", []).await;
+        harness.run("UPDATE kyhan_migrations SET applied_at = applied_at - 3600", []).await;
         let said = troubles(harness).await.join("; ");
         assert!(said.contains("no session holds the leader's lock; is a worker running?"), "{said}");
     })
