@@ -132,7 +132,7 @@ async fn a_marker_is_found_on_every_way_out() {
             ("OTLP", Encoding::Plain),
             ("table pauses", Encoding::Plain),
             ("table activity", Encoding::Plain),
-            ("table dead_letters", Encoding::Hex),
+            ("table dead_letter_bodies", Encoding::Hex),
         ] {
             let found = finds.iter().find(|find| find.capture.starts_with(capture) && find.encoding == encoding);
             let found = found.unwrap_or_else(|| panic!("not found in {capture} as {encoding:?}; {}", report(&finds)));

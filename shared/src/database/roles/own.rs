@@ -141,7 +141,7 @@ impl Part {
                 if !found.owned {
                     part.ours.push((if found.kind == "TABLE" { "TABLE" } else { "FUNCTION" }, found.name));
                 }
-            } else if found.ours_by_name {
+            } else if found.ours_by_name && !found.owned {
                 objects.push(format!("{} (of {})", found.name, found.owner));
             }
         }
