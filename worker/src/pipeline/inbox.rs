@@ -37,7 +37,7 @@ impl Inbox {
         Self { channel, consumer, waiting: VecDeque::new(), bytes: 0, in_hand: 0, largest: 0, cancelled: false, end: None }
     }
 
-    /// The next delivery; it counts as in hand until [`Inbox::settled`].
+    /// The next delivery; it counts as in hand until the end of the next [`Inbox::during`].
     ///
     /// # Errors
     /// The consumer, its channel or its connection is gone, and nothing waits any more.
