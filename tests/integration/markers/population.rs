@@ -66,6 +66,7 @@ const OWN: &[(&str, &str)] = &[
     ("activity_seals", "true"),
     ("arrears_outstanding", "true"),
     ("canaries", "true"),
+    ("dead_letter_bodies", "true"),
     ("dead_letters", "true"),
     ("deleted_orders", "true"),
     ("leader", "true"),
