@@ -125,7 +125,7 @@ async fn a_look_at_the_rest_of_the_past_that_fails_stops_no_other_and_goes_on_wh
             )
             .await;
         harness.run("CREATE VIEW public.orders AS SELECT * FROM all_orders WHERE obstacle(delivering_since)", []).await;
-        harness.run("GRANT SELECT, UPDATE ON orders TO kyhan_worker", []).await;
+        harness.run("GRANT SELECT, UPDATE ON orders TO kyhan_worker, kyhan_owner", []).await;
         let sql = "INSERT INTO all_orders (id, code, customer_id, status, delivering_since)
                    VALUES ($1, 'BG-0', $2, 'delivering', now() - interval '60 days')";
         let beyond = Uuid::new_v4();
