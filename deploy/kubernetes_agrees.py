@@ -60,7 +60,7 @@ LOGINS = {"roles": (None, "ops"), "migrate": ("owner", "ops"), "declare": ("ops"
 
 
 def logins(resources):
-    """Each part's pod has its own secrets, and nobody else's."""
+    """Each part's pod has its own secrets, and no other part's."""
     pods = {name: resource["spec"]["template"]["spec"] for (kind, name), resource in resources.items()
             if kind in ("Deployment", "Job")}
     containers = {container["name"]: {entry["name"]: entry for entry in container["env"]}

@@ -301,7 +301,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_noted_seal_is_read_as_it_is_told() {
+    fn a_printed_seal_is_read_back() {
         let head = Head { number: 12, hash: "ab".repeat(32) };
         assert_eq!(head.to_string().parse(), Ok(head));
         for wrong in ["", "12", "12:ab", "0:00", "x:00"] {

@@ -185,7 +185,7 @@ async fn a_relay_that_loses_its_database_is_not_ready_until_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() {
+async fn an_idle_process_notices_too_that_rabbitmq_is_gone() {
     with_harness(QUICK, async |harness| {
         for (name, arguments) in LONG_RUNNING {
             // Its connection to RabbitMQ, which the test can close.
@@ -218,7 +218,7 @@ async fn whoever_has_nothing_to_do_notices_all_the_same_that_rabbitmq_is_gone() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_told_to_stop_is_alive_and_not_ready_while_it_finishes() {
+async fn a_stopping_worker_is_alive_and_not_ready_while_it_finishes() {
     with_harness(QUICK, async |harness| {
         let worker = Process::start("worker", &[], &harness.sandbox.env);
         let address = worker.address().await;

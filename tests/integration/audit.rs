@@ -138,7 +138,7 @@ async fn overdue_rows_are_counted_and_those_within_the_grace_are_on_their_way() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_receipt_that_history_does_not_tell_and_one_that_it_tells_twice_are_off() {
+async fn a_receipt_missing_in_history_and_one_recorded_twice_are_off() {
     with_harness(&patient(), async |harness| {
         applied(harness).await;
         let copied = "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at)
@@ -211,7 +211,7 @@ async fn what_staff_and_customers_may_do_is_not_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purged_item_that_is_there_and_a_purge_told_twice_are_off() {
+async fn a_purged_item_that_is_there_and_a_purge_recorded_twice_are_off() {
     with_harness(&patient(), async |harness| {
         let item = applied(harness).await[1].1;
         let copied = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id, detail)
@@ -301,7 +301,7 @@ async fn wakeups_purged_from_a_rung_are_missing_as_far_as_counts_can_tell() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_missing_queue_and_a_lane_that_nobody_takes_from_are_off_and_letters_are_a_note() {
+async fn a_missing_queue_and_a_lane_without_consumers_are_off_and_letters_are_a_note() {
     with_harness(&patient(), async |harness| {
         let broker = harness.sandbox.broker().await.expect("a broker");
         let rung = harness.topology().queues().into_iter().find(|queue| queue.role == QueueRole::Rung).expect("a rung");

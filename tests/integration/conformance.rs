@@ -94,7 +94,7 @@ async fn one_effect_is_one_record_where_effects_are_counted() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_paused_kind_is_refused_whoever_applies_it_and_the_others_are_not() {
+async fn a_paused_kind_is_refused_to_every_caller_and_the_others_are_not() {
     with_harness(&every_kind(QUICK), async |harness| {
         for task in tasks::EXAMPLED {
             let subject = due(harness, *task).await;

@@ -52,7 +52,7 @@ async fn furnish(harness: &Harness) -> Uuid {
     order
 }
 
-fn names_nobody(said: &Said) {
+fn names_no_person(said: &Said) {
     for personal in PERSONAL {
         assert!(!said.out.contains(personal) && !said.err.contains(personal), "{personal}: {said:?}");
     }
@@ -66,7 +66,7 @@ async fn staff_see_a_customer_masked() {
         for arguments in [&["customer", "show", &id][..], &["customer", "show", &id, "--json"]] {
             let said = ops(harness, arguments).await;
             assert!(said.code == 0 && said.out.contains("Ng*** M.") && said.out.contains("09****567"), "{said:?}");
-            names_nobody(&said);
+            names_no_person(&said);
         }
         let unknown = ops(harness, &["customer", "show", &Uuid::new_v4().to_string()]).await;
         assert!(unknown.code == 1 && unknown.err.contains("there is no customer"), "{unknown:?}");
@@ -175,7 +175,7 @@ async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothin
                 refused.code == 1 && refused.err.contains("nothing was erased") && refused.err.contains(why),
                 "{why}: {refused:?}"
             );
-            names_nobody(&refused);
+            names_no_person(&refused);
             harness.run(closes, []).await;
         }
         assert_eq!(harness.ask::<i64>("SELECT count(*) FROM activity WHERE action = 'customer.erased'").await, 0);
@@ -184,7 +184,7 @@ async fn an_erasure_waits_for_money_holds_and_orders_under_way_and_leaves_nothin
         harness.run("SELECT kyhan_seal_activity(1000, 1000)", []).await;
         let erased = erase().await;
         assert_eq!(erased.code, 0, "{erased:?}");
-        names_nobody(&erased);
+        names_no_person(&erased);
         // No personal data is left anywhere in the database, and no digest from which it could be guessed.
         let everything: String = harness.ask("SELECT database_to_xml(true, false, '')::text").await;
         for personal in PERSONAL {
@@ -275,7 +275,7 @@ async fn who_was_erased_stays_so_also_for_those_who_were_waiting_to_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_database_lets_nobody_erase_past_an_obstacle_or_off_the_record() {
+async fn the_database_lets_no_login_erase_past_an_obstacle_or_off_the_record() {
     with_harness(QUICK, async |harness| {
         let order = furnish(harness).await;
         let db = harness.sandbox.connect_as(DatabaseRole::OrderSystem).await.expect("a login");

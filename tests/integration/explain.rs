@@ -157,7 +157,7 @@ async fn an_orders_whole_life_is_one_timeline_in_order_of_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_personal_and_no_source_of_goods_is_told() {
+async fn nothing_personal_and_no_source_of_goods_is_shown() {
     with_harness(FILE, async |harness| {
         harness.run("UPDATE customers SET full_name = 'SECRET name', phone = '0987SECRET', email = 'SECRET@example.vn', address = 'SECRET street'", []).await;
         let order = delivering(harness, "BG-2", "3 days").await;
@@ -276,7 +276,7 @@ async fn what_is_due_not_yet_made_paused_or_none_is_said_to_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_code_that_looks_like_an_id_is_found_and_what_nobody_knows_is_an_error() {
+async fn a_code_that_looks_like_an_id_is_found_and_an_unknown_one_is_an_error() {
     with_harness(FILE, async |harness| {
         let code = Uuid::new_v4().to_string();
         let order = delivering(harness, &code, "1 day").await;
@@ -305,7 +305,7 @@ async fn a_code_that_looks_like_an_id_is_found_and_what_nobody_knows_is_an_error
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_gone_is_told_from_what_is_on_record() {
+async fn what_is_gone_is_explained_from_the_records() {
     with_harness(QUICK, async |harness| {
         let item = harness.in_cart().await;
         let worker = harness.worker();

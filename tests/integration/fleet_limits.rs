@@ -250,7 +250,7 @@ async fn no_setting_hides_a_change_of_the_order_system() {
 /// A session is the fleet's by its login: the effects of each task apply, and their events come from the effect alone. An operator moves
 /// money only by a plan.
 #[tokio::test(flavor = "multi_thread")]
-async fn an_operator_applies_what_a_worker_applies_and_charges_nobody_without_a_plan() {
+async fn an_operator_applies_what_a_worker_applies_and_charges_nothing_without_a_plan() {
     with_harness(QUICK, async |harness| {
         shared::database::schema::triggers::install(&harness.sandbox.db).await.expect("triggers");
         for role in FLEET {

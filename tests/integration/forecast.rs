@@ -117,7 +117,7 @@ async fn stop(mut worker: Child) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_falls_due_is_told_exactly_by_kind_and_by_how_soon() {
+async fn what_falls_due_is_counted_exactly_by_kind_and_by_how_soon() {
     with_harness(FILE, async |harness| {
         fill(harness).await;
         let (endpoint, received) = collector().await;
@@ -143,7 +143,7 @@ async fn no_more_than_so_many_are_counted_in_one_stretch() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_no_longer_leads_and_whoever_cannot_count_tells_no_old_numbers() {
+async fn a_former_leader_and_one_that_cannot_count_publish_no_old_numbers() {
     with_harness(FILE, async |harness| {
         let (endpoint, received) = collector().await;
         let worker = worker(harness, &endpoint, &[]);

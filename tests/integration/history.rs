@@ -133,7 +133,7 @@ async fn orders_are_truncated_only_together_with_their_history() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_may_only_insert_history_can_and_a_search_path_fools_nobody() {
+async fn a_login_that_may_only_insert_history_can_and_a_search_path_deceives_no_trigger() {
     with_harness(QUICK, async |harness| {
         let db = &harness.sandbox.db;
         let (order, role) = (harness.delivering().await, format!("kyhan_clerk_{}", Uuid::new_v4().simple()));

@@ -183,11 +183,11 @@ async fn a_worker_stays_within_its_memory_whatever_is_in_its_queues() {
         let pid = worker.id().expect("running");
         let cage = Cage::new(MEMORY).map(|cage| cage.lock_in(pid).map(|()| cage)).transpose().expect("a cgroup");
         let began = std::time::Instant::now();
-        while harness.ask::<i64>("SELECT count(*) FROM dead_letters").await < letters as i64 {
-            assert!(worker.try_wait().expect("a status").is_none(), "the worker has died: {}", tail(&log));
-            assert!(began.elapsed() < Duration::from_secs(240), "{letters} expected: {}", tail(&log));
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+        eventually("every letter is stored", Duration::from_secs(240), async || {
+            anyhow::ensure!(worker.try_wait()?.is_none(), "the worker has died: {}", tail(&log));
+            Ok(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await >= letters as i64)
+        })
+        .await;
         harness.until("SELECT count(*) = 2 FROM orders WHERE status = 'received'").await;
         let peak = tests::cage::peak_of(pid).expect("its peak");
         eprintln!("peak {} MiB, in a cgroup: {}, {letters} letters in {:?}", peak >> 20, cage.is_some(), began.elapsed());

@@ -34,6 +34,7 @@ mod library;
 mod logins;
 mod markers;
 mod market;
+mod news;
 mod operators_forecast;
 mod outages;
 mod outbox;

@@ -147,7 +147,7 @@ async fn a_marker_is_found_on_every_way_out() {
 /// Places where error text appears besides a letter's cause: the log of a worker that retries, the log of a relay, and a
 /// terminal.
 #[tokio::test(flavor = "multi_thread")]
-async fn what_a_trigger_says_is_kept_back_wherever_an_error_is_told() {
+async fn what_a_trigger_says_is_redacted_wherever_an_error_is_shown() {
     with_harness(QUICK, async |harness| {
         let (search, planted) = (search(), search::marker("customers", "full_name"));
         let order = harness.delivering().await;

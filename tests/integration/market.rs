@@ -92,7 +92,7 @@ async fn a_group_that_one_customer_dominates_is_not_shown_by_whichever_figure() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing() {
+async fn what_was_published_never_changes_so_that_comparing_reveals_nothing() {
     with_harness(QUICK, async |harness| {
         bought(harness, 2, 6, 1, 300_000).await;
         let recent = bought(harness, 1, 6, 1, 300_000).await;
@@ -119,7 +119,7 @@ async fn what_was_published_never_changes_so_that_nothing_is_told_by_comparing()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_question_about_what_is_shown_tells_of_one_customer() {
+async fn no_question_about_what_is_shown_reveals_one_customer() {
     with_harness(QUICK, async |harness| {
         // Groups of 1 to 9 over bands and months, some dominated.
         for (months, customers, goods) in
@@ -173,7 +173,7 @@ async fn no_question_about_what_is_shown_tells_of_one_customer() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_group_whose_second_customer_could_compute_the_first_is_not_shown() {
     with_harness(QUICK, async |harness| {
-        // In the second, the largest has less than a half, but whoever has 99 knows it to within 9 of 100.
+        // In the second, the largest has less than a half, but the customer with 99 can compute it to within 9 of 100.
         for (figures, hides) in [
             ("100, 99, 4, 3, 3", true),
             ("100, 99, 3, 3, 3", false),

@@ -129,7 +129,7 @@ async fn nothing_of_a_paused_kind_is_applied_once_ops_has_returned_and_everythin
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pause_waits_for_whoever_looked_before_it_and_says_so_when_it_waits_in_vain() {
+async fn a_pause_waits_for_batches_that_began_before_it_and_says_so_when_it_waits_in_vain() {
     with_harness(QUICK, async |harness| {
         let [held, other] = [harness.delivering().await, harness.delivering().await];
         let blocker = harness.sandbox.db.begin().await.expect("a transaction");
@@ -161,7 +161,7 @@ async fn a_pause_waits_for_whoever_looked_before_it_and_says_so_when_it_waits_in
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn somebody_who_only_reads_for_long_does_not_hold_up_a_pause() {
+async fn a_long_read_does_not_hold_up_a_pause() {
     with_harness(QUICK, async |harness| {
         // As a dump does.
         let reader = harness.sandbox.db.begin().await.expect("a transaction");
@@ -266,7 +266,7 @@ async fn the_sweep_leaves_a_paused_kind_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_nobody_up() {
+async fn a_quarantined_message_of_a_paused_kind_waits_in_its_lane_and_holds_up_no_other() {
     with_harness(QUICK, async |harness| {
         let orders = [harness.delivering().await, harness.delivering().await, harness.delivering().await];
         let item = harness.in_cart().await;

@@ -288,7 +288,7 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_applied_that_nobody_agreed_to_or_that_cannot_hold() {
+async fn no_policy_is_applied_that_was_not_agreed_to_or_is_invalid() {
     with_harness(FILE, async |harness| {
         delivering(harness, 13).await;
         let (file, bad) = (File::new(SHORTER), File::new(&SHORTER.replace("\"7d\"", "\"a week\"")));

@@ -107,7 +107,7 @@ async fn a_migration_that_waits_names_the_session_that_holds_its_lock() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_operators_do_is_recorded_with_their_name_and_told_in_json() {
+async fn what_operators_do_is_recorded_with_their_name_and_printed_as_json() {
     with_harness(QUICK, async |harness| {
         harness.delivering().await;
         for (arguments, expected, recorded) in [
@@ -190,7 +190,7 @@ async fn settings_that_make_no_sense_are_refused_at_start_and_those_that_hold_ar
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
+async fn a_stopping_worker_settles_what_it_has_in_hand_and_exits() {
     with_harness(QUICK, async |harness| {
         let orders = harness.many_delivering(20000).await;
         let messages = orders.chunks(20).map(|some| harness.wakeup("confirm-receipt", some));
@@ -218,7 +218,7 @@ async fn a_worker_told_to_stop_settles_what_it_has_in_hand_and_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_that_takes_a_connection_and_says_nothing_is_away_and_stops_nobody_from_leaving() {
+async fn a_database_that_accepts_a_connection_and_stays_silent_is_away_and_every_process_can_still_exit() {
     with_harness(QUICK, async |harness| {
         let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let mut env = harness.sandbox.env.clone();

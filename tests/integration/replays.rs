@@ -107,7 +107,7 @@ async fn all_charged_once(harness: &Harness, count: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_plan_tells_what_would_happen_and_changes_nothing() {
+async fn a_plan_shows_what_would_happen_and_changes_nothing() {
     with_harness(DEFAULTS, async |harness| {
         let mut orders = Vec::new();
         for _ in 0..7 {
@@ -276,7 +276,7 @@ async fn a_limit_of_money_stops_a_run_at_the_last_dong_that_it_allows() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn above_an_amount_somebody_else_has_to_approve() {
+async fn above_an_amount_another_operator_has_to_approve() {
     with_harness("[dead_letters]\napproval_above = 199_999\n", async |harness| {
         many_short(harness, 1).await;
         let small = plan(harness, &[]).await;

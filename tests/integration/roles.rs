@@ -433,7 +433,7 @@ async fn a_worker_locks_what_it_judges_and_changes_no_more_than_its_effects_do()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn installing_again_changes_nothing_and_takes_back_what_somebody_gave_by_hand() {
+async fn installing_again_changes_nothing_and_takes_back_manual_grants() {
     with_harness(QUICK, async |harness| {
         let grants = "SELECT jsonb_agg(jsonb_build_array(relname, relacl::text, (
                               SELECT jsonb_agg(jsonb_build_array(attname, attacl::text) ORDER BY attname) FROM pg_attribute

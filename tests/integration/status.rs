@@ -36,7 +36,7 @@ async fn letters(harness: &Harness, group: i32, count: i32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn open_letters_are_wrong_and_told_by_group_the_largest_first() {
+async fn open_letters_are_wrong_and_shown_by_group_the_largest_first() {
     with_harness(QUICK, async |harness| {
         let worker = harness.worker();
         harness.until_consumed().await;
@@ -121,7 +121,7 @@ async fn a_fleet_without_relay_and_worker_is_wrong_though_no_lane_holds_a_messag
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() {
+async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_shown() {
     with_harness(QUICK, async |harness| {
         let plan = "INSERT INTO replay_plans (state, made_by, why, filter, amount, customers, tolerance_letters, tolerance_amount,
                                               needs_approval, started_at, stopped_why, finished_at)
@@ -167,7 +167,7 @@ async fn plans_that_run_or_were_stopped_the_sweep_and_the_last_audit_are_told() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_due_for_longer_than_the_grace_is_wrong_and_no_index_tells_of_arrears() {
+async fn what_is_due_for_longer_than_the_grace_is_wrong_and_no_index_counts_arrears() {
     with_harness(QUICK, async |harness| {
         let worker = harness.worker();
         harness.until_consumed().await;
@@ -244,7 +244,7 @@ impl Watching {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_look_is_a_line_of_json_and_the_second_tells_rates() {
+async fn each_look_is_a_line_of_json_and_the_second_has_rates() {
     with_harness(QUICK, async |harness| {
         let orders = harness.many_delivering(40).await;
         let mut watching = Watching::start(&harness.sandbox.env, &["--json", "--watch", "1"]);

@@ -91,7 +91,7 @@ async fn a_login_that_several_people_use_approves_nothing() {
     with_harness(FILE, async |harness| {
         population(harness).await;
         let id = plan(harness, &[]).await;
-        // As the session of somebody who knows the password of kyhan_ops.
+        // As a session with the password of kyhan_ops.
         let tx = harness.sandbox.db.begin().await.expect("a transaction");
         tx.execute_unprepared("SET LOCAL SESSION AUTHORIZATION kyhan_ops").await.expect("a superuser may");
         let sql = format!("SELECT kyhan_plan_approve('{id}', 'hoa', (SELECT digest FROM replay_plans WHERE id = '{id}'))");

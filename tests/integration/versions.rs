@@ -82,7 +82,7 @@ async fn a_later_format_is_parked_as_it_is_and_tried_again_and_its_neighbours_ar
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_later_format_that_somebody_published_by_hand_finds_its_way_back_too() {
+async fn a_later_format_published_by_hand_finds_its_way_back_too() {
     with_harness(QUICK, async |harness| {
         let beside = harness.delivering().await;
         let lane = harness.topology().lane("confirm-receipt", 0);

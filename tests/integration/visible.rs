@@ -13,7 +13,7 @@ use crate::{
 const HOSTILE: &str = "x\u{1b}[31m\u{202e}\u{9b}2J\u{200b}\nFORGED";
 
 /// Commands with the placeholders of their subjects.
-const RUN: [&str; 38] = [
+const RUN: [&str; 41] = [
     "status",
     "status --json",
     "explain {order}",
@@ -24,6 +24,9 @@ const RUN: [&str; 38] = [
     "policy show --json",
     "policy preview {policy}",
     "policy preview {policy} --json",
+    "policy proposals",
+    "policy proposals --json",
+    "policy approve {proposal} --yes",
     "policy apply {policy} --why x --yes",
     "set-aside list",
     "set-aside list --json",
@@ -55,12 +58,15 @@ const RUN: [&str; 38] = [
 ];
 
 /// Commands that print only ids and numbers of their own.
-const SILENT: [&str; 17] = [
+const SILENT: [&str; 20] = [
     "help",
     "migrate up",
     "migrate down",
     "migrate status",
     "roles install",
+    "roles remove",
+    "roles add-operator",
+    "roles remove-operator",
     "triggers install",
     "triggers remove",
     "topology declare",
@@ -80,14 +86,20 @@ const HANDS_OUT: &str = "customer export";
 
 /// Fills every free text of the database with the hostile one; returns the placeholders' values.
 async fn fill(harness: &Harness) -> Vec<(&'static str, String)> {
+    harness.sandbox.apply_policy().await.expect("applied");
     let (order, plan) = (harness.delivering().await, Uuid::new_v4());
     let group = StoredLetter { subject: Some(order), reason: HOSTILE, cause: HOSTILE, group: HOSTILE, ..StoredLetter::default() };
     let letter = group.store(harness).await;
     for sql in [
-        "UPDATE dead_letters SET worker = $1, trace_id = $1, queue = $1, routing_key = $1, body = convert_to($1, 'UTF8')",
-        "INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, headers, body,
+        "WITH kept AS (
+             INSERT INTO dead_letter_bodies (hash, headers, body)
+             SELECT kyhan_body_hash(text, text), text, text FROM convert_to($1, 'UTF8') AS text RETURNING hash
+         ), updated AS (UPDATE dead_letters SET worker = $1, trace_id = $1, queue = $1, routing_key = $1, body_hash = hash FROM kept)
+         INSERT INTO dead_letters (id, state, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, body_hash,
                                    kind, decided_at, decided_by, decided_why)
-         SELECT gen_random_uuid(), 'discarded', $1, $1, $1, 1, now(), $1, $1, '{}', '', $1, now(), $1, $1",
+         SELECT gen_random_uuid(), 'discarded', $1, $1, $1, 1, now(), $1, $1, hash, $1, now(), $1, $1 FROM kept",
+        "INSERT INTO policy_proposals (policy, rate, base, made_by, made_login, why)
+         SELECT policy, 1, id, $1, $1, $1 FROM policies",
         "INSERT INTO set_aside (event_id, event_type, subject_id, occurred_at, reason) VALUES (gen_random_uuid(), $1, gen_random_uuid(), now(), $1)",
         "INSERT INTO pauses (kind, paused_by, why) VALUES ('confirm-receipt', $1, $1)",
         "INSERT INTO order_status_history (order_id, from_status, to_status, reason) SELECT id, $1, $1, $1 FROM orders",
@@ -111,10 +123,12 @@ async fn fill(harness: &Harness) -> Vec<(&'static str, String)> {
     let policy = std::env::temp_dir().join(format!("{plan}.toml"));
     std::fs::write(&policy, QUICK).expect("a file");
     let customer: Uuid = harness.ask("SELECT id FROM customers LIMIT 1").await;
+    let proposal: i64 = harness.ask("SELECT id FROM policy_proposals").await;
     vec![
         ("{order}", order.to_string()),
         ("{letter}", letter.to_string()),
         ("{plan}", plan.to_string()),
+        ("{proposal}", proposal.to_string()),
         ("{customer}", customer.to_string()),
         ("{policy}", policy.to_string_lossy().into_owned()),
     ]

@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn moments_days_and_spans_are_told_apart() {
+    fn moments_days_and_spans_are_distinguished() {
         for (text, moment) in [
             ("2026-11-24T15:04:05+07:00", Moment::At(at("2026-11-24T08:04:05Z"))),
             ("2026-11-24", Moment::Day(NaiveDate::from_ymd_opt(2026, 11, 24).unwrap())),

@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_words_of_a_code_are_told_of_what_others_wrote() {
+    fn of_what_others_wrote_only_words_of_a_code_are_shown() {
         for word in ["arrears", "in_warehouse", "order.arrears_collected", "collect-arrears"] {
             assert_eq!(Fact::word(word), Fact::Text(word.into()));
         }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_told_reads_well_and_steers_no_terminal() {
+    fn what_is_shown_reads_well_and_controls_no_terminal() {
         let facts =
             Facts::new([("amount", Fact::Money(1_500_000)), ("by_whom", Fact::Text("lan \"x\"\u{1b}[2J\u{202e}".into()))]);
         assert_eq!(facts.to_string(), "amount 1.500.000 ₫ · by whom lan \"x\"\\u{1b}[2J\\u{202e}");

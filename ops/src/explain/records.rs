@@ -59,11 +59,11 @@ pub(super) async fn of_subject(snapshot: &DatabaseTransaction, id: Uuid) -> Resu
 }
 
 /// Makes an entry from a row.
-type Tell = fn(&QueryResult) -> Result<TimelineEntry, DbErr>;
+type ReadEntry = fn(&QueryResult) -> Result<TimelineEntry, DbErr>;
 
 /// Statements (`$1`: the subject; `{at}`: the bounded time `at`; `{word of reason}`: [`WORD`]). Entries of the same time are shown in this
 /// order.
-const SOURCES: [(&str, Tell); 7] = [
+const SOURCES: [(&str, ReadEntry); 7] = [
     (
         "SELECT {at} AS at, id, event_type, NULL AS reason, NULL::timestamptz AS occurred_at
            FROM (SELECT id, event_type, occurred_at AS at FROM outbox WHERE subject_id = $1) AS waiting ORDER BY at, id",

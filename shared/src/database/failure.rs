@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outage_a_conflict_and_a_failure_are_told_apart() {
+    fn an_outage_a_conflict_and_a_failure_are_distinguished() {
         assert_eq!(by_sqlstate("57P01"), Trouble::Cut);
         assert_eq!(by_sqlstate("57P03"), Trouble::Away);
         for cut in ["08006", "25P03"] {

@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_first_failure_that_was_told_twice_is_one_letter() {
+    fn a_first_failure_published_twice_is_one_letter() {
         let wakeup = Wakeup::decode(&wakeup(1).body, None).unwrap();
         let letter = |failed_at: Option<&str>| {
             let body = Wakeup { failed_at: failed_at.map(|at| at.parse().unwrap()), ..wakeup.clone() }.body();

@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_ready_while_every_part_is_up_and_nobody_told_it_to_stop() {
+    fn a_process_is_ready_while_every_part_is_up_and_it_is_not_stopping() {
         let health = Health::new();
         assert!(!health.report().ready, "nothing is known yet");
         let (rabbitmq, postgresql) = (health.part("rabbitmq"), health.part("postgresql"));

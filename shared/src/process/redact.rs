@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn the_servers_own_words_are_told() {
+    fn the_servers_own_words_are_kept() {
         let own = Words {
             of_our_sql: true,
             ..bare("42703", "column \"statuss\" does not exist", "parse_relation.c", "errorMissingColumn")
@@ -234,7 +234,7 @@ mod tests {
     }
 
     #[test]
-    fn what_somebody_elses_function_says_is_not() {
+    fn what_another_programs_function_says_is_not() {
         let raised = Words {
             message: "no label for Nguyễn Thị Mẫu",
             context: "PL/pgSQL function label(text) line 12 at RAISE\nSQL statement \"SELECT label('Nguyễn Thị Mẫu')\"",

@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_connection_that_others_could_read_is_told_from_one_that_they_cannot() {
+    fn a_connection_that_others_could_read_is_distinguished() {
         for (url, server, exposed) in [
             ("postgres://u@db.example/n", &POSTGRESQL, true),
             ("postgres://u@db.example/n?sslmode=require", &POSTGRESQL, true),

@@ -22,7 +22,7 @@ const PERSONAL: &[&str] = &[
 ];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_demo_names_nobody() {
+async fn the_demo_names_no_person() {
     // The demo writes its report and its logs below its working directory.
     let folder = std::env::temp_dir().join(format!("kyhan-demo-{}", uuid::Uuid::new_v4()));
     std::fs::create_dir_all(&folder).expect("a folder");

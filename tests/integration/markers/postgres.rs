@@ -26,7 +26,7 @@ pub fn sorted(sent: &[u8]) -> (Vec<u8>, Vec<u8>) {
 }
 
 #[test]
-fn errors_are_told_from_rows_wherever_the_stream_was_cut() {
+fn errors_are_distinguished_from_rows_wherever_the_stream_was_cut() {
     let message = |kind: u8, said: &str| {
         let length = u32::try_from(said.len() + 4).expect("a length").to_be_bytes();
         [&[kind][..], &length, said.as_bytes()].concat()

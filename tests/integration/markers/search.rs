@@ -205,7 +205,7 @@ fn around(bytes: &[u8], at: usize) -> String {
 }
 
 #[test]
-fn a_marker_is_found_in_every_encoding_and_its_column_is_told() {
+fn a_marker_is_found_in_every_encoding_and_its_column_is_named() {
     let search = Search::new([("customers", "full_name"), ("customers", "full_name_of_old")]);
     let value = format!("Nguyễn Thị {} Ánh", marker("customers", "full_name"));
     let hex = |between: &str| value.bytes().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().join(between);
@@ -252,7 +252,7 @@ fn a_marker_is_found_in_every_encoding_and_its_column_is_told() {
 }
 
 #[test]
-fn what_a_mask_leaves_and_what_nobody_marked_is_no_marker() {
+fn what_a_mask_leaves_and_unmarked_text_is_no_marker() {
     let search = Search::new([("customers", "full_name")]);
     for masked in ["Ng*** Á.", "09****123", "k***@thu.example.vn", "MocQ***9Kxw4T", ""] {
         assert_eq!(search.finds(&Capture::new("a screen", masked)), []);

@@ -77,7 +77,7 @@ GRANT SELECT (id, at, actor_kind, action, subject_kind, subject_id) ON activity 
 -- system for customers and staff, and as an operator, who is named by `by` or `login`, only under its own login. Functions that
 -- run with the owner's rights record for the customer concerned.
 --
--- cart_items: a product tells where a customer buys. As for sources, the order system sees, changes and deletes only those of
+-- cart_items: a product identifies its source. As for sources, the order system sees, changes and deletes only those of
 -- the customer for whom its session acts. The fleet sees no product by its grants. FORCE, as for sources: the owner's policy
 -- serves its functions.
 DO $$

@@ -95,7 +95,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_login_is_a_plain_name_of_nobody_else() {
+    fn a_login_is_a_plain_name_and_not_one_of_ours() {
         for good in ["lan", "nguyen_thi_lan", "a1"] {
             assert!(check(good).is_ok(), "{good}");
         }

@@ -88,7 +88,7 @@ impl Shown for HideOrder {
                                             AND activity.at = orders.hidden_at)",
             },
             Check {
-                name: "orders hidden by record and on line that nobody put back",
+                name: "orders hidden by record and on line without a record that they were put back",
                 sql: "SELECT count(*)
                         FROM (SELECT DISTINCT ON (subject_id) subject_id, action FROM activity
                                WHERE action IN ('order.hidden', 'order.unhidden') ORDER BY subject_id, id DESC) AS last

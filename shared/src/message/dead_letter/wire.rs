@@ -153,7 +153,7 @@ impl DeadLetter {
         } else if let Some(reason) = header("reason") {
             (cut(&reason, NAME_MAX), format!("RabbitMQ took it out of {queue}"))
         } else {
-            ("unknown".to_owned(), "somebody put it here without saying why".to_owned())
+            ("unknown".to_owned(), "published here without a reason".to_owned())
         };
         // In the queue of unrouted messages, even `x-death` may be the sender's.
         let died_at = match death.as_ref().and_then(|death| death.inner().get("time")) {

@@ -29,7 +29,7 @@ SELECT month, price_band, published.orders, quantity, value
   FROM published_statistics AS published, statistics_rule AS rule
  WHERE published.customers >= rule.min_customers AND published.largest_share <= rule.max_share;
 
--- Whether a sum over customers tells little about each of them, given one figure per customer. The usual rules of statistical
+-- Whether a sum over customers reveals little about each of them, given one figure per customer. The usual rules of statistical
 -- disclosure control: at least five contributors; none has more than half; and by the p% rule with p = 10, the second largest, who can
 -- subtract their own figure from the sum, learns the largest no better than to a tenth, because the others together have at least that.
 -- They stand here, and not in a setting, because a published month stays published.

@@ -57,7 +57,7 @@ CREATE TRIGGER history_of_the_fleet AFTER INSERT ON order_status_history
     WHEN (kyhan_session_role() <> 'order_system')
     EXECUTE FUNCTION kyhan_fleet_writes_history();
 
--- Called for a change that no task makes, or one that needs a look at the order's history. With the rights of whoever changes the row:
+-- Called for a change that no task makes, or one that needs a look at the order's history. With the rights of the login that changes the row:
 -- the functions that run with the owner's rights check for themselves.
 CREATE FUNCTION kyhan_fleet_keeps_to_its_tasks() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN

@@ -66,7 +66,7 @@ CREATE INDEX orders_hidden_idx ON orders (hidden_at) WHERE hidden_at IS NOT NULL
 CREATE INDEX orders_customer_idx ON orders (customer_id);
 
 -- Every change of an order is news about it, even if the client does not set updated_at or its clock is wrong. A change that sets
--- updated_at to the database's time dates itself, as the fleet's effects do; whoever sets it back later is dated then.
+-- updated_at to the database's time dates itself, as the fleet's effects do; if a writer sets it back later, the change is dated then.
 CREATE FUNCTION kyhan_changes_are_dated() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     NEW.changed_at := now();
@@ -130,7 +130,7 @@ CREATE TABLE cart_items (
     -- Set once the item was ordered.
     order_id      uuid        REFERENCES orders (id)
 );
--- A product tells where it is bought; the row counts of EXPLAIN would tell how often.
+-- A product identifies its source; the row counts of EXPLAIN would reveal how often it is bought.
 ALTER TABLE cart_items ALTER COLUMN product_ref SET STATISTICS 0, ALTER COLUMN product_name SET STATISTICS 0;
 -- The candidates of purge-cart-item, oldest first.
 CREATE INDEX cart_items_added_at_idx ON cart_items (added_at) WHERE order_id IS NULL;

@@ -55,7 +55,7 @@ REVOKE EXECUTE ON FUNCTION kyhan_keep_balances() FROM PUBLIC;
 CREATE TRIGGER transfers_keep_balances AFTER INSERT ON transfers
     REFERENCING NEW TABLE AS added FOR EACH STATEMENT EXECUTE FUNCTION kyhan_keep_balances();
 
--- made_by is the login of the session, whoever inserts.
+-- made_by is always the login of the session.
 CREATE FUNCTION kyhan_transfers_are_signed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM added WHERE made_by <> session_user) THEN

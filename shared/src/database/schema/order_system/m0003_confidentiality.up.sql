@@ -12,7 +12,7 @@ CREATE TABLE order_sources (
     supplier_url   text NOT NULL,
     note           text
 );
--- The planner's statistics would tell any session that may query the table, by the row counts of EXPLAIN, how many orders a supplier has.
+-- The planner's statistics would reveal to any session that may query the table, by the row counts of EXPLAIN, how many orders a supplier has.
 ALTER TABLE order_sources
     ALTER COLUMN supplier_name SET STATISTICS 0, ALTER COLUMN supplier_url SET STATISTICS 0, ALTER COLUMN note SET STATISTICS 0;
 -- Every role with the right to insert may write sources. Only a session of the order's customer sees, changes or deletes them.
