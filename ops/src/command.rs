@@ -12,7 +12,7 @@ use shared::{
         task::{Shown, Task},
         tasks,
     },
-    process::cli::say,
+    process::cli::{remark, say},
     settings::Settings,
 };
 
@@ -52,10 +52,14 @@ async fn with_schema(settings: &Settings) -> anyhow::Result<DatabaseConnection> 
     Ok(db)
 }
 
-/// The database, and the settings with its active policy.
+/// The database, and the settings with its active policy. Prints a line where there is none.
 async fn governed(settings: &Settings) -> anyhow::Result<Governed> {
     let db = database::connect(&settings.database, Client::Ops).await?;
-    Ok(active_policy::of(db, settings).await?)
+    let governed = active_policy::of(db, settings).await?;
+    if governed.settings.policy.number().is_none() {
+        remark(&format!("ops: {}", active_policy::NONE));
+    }
+    Ok(governed)
 }
 
 /// Prints a command's result, as JSON or as text.

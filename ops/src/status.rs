@@ -39,7 +39,7 @@ pub struct Status {
     pub troubles: Vec<String>,
     /// Paused kinds. They are paused on purpose, so they do not count as wrong.
     pub pauses: Vec<Pause>,
-    /// The policy that was applied last; `None`: each process uses the policy of its settings.
+    /// The policy that was applied last; `None`: none was, so nothing is applied.
     pub policy: Option<ActivePolicy>,
     /// The queues of due wake-ups and of arrived canaries.
     pub lanes: Vec<Lane>,

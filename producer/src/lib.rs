@@ -35,8 +35,8 @@ use flush::{FlushSettings, Flushing};
 /// has committed. If your process dies in between, the wake-up is lost until a sweep finds the overdue row. An outbox row in your
 /// transaction has no such gap.
 ///
-/// It uses the policy of the settings that you pass. If a policy was applied to the database, pass the settings of
-/// [`shared::database::active_policy::of`]. Otherwise wake-ups follow the file's policy; those that come early go back, and the sweep finds
+/// It uses the policy of the settings that you pass. Pass those of [`shared::database::active_policy::of`], which hold the active policy.
+/// Otherwise wake-ups follow the file's policy; those that come early go back, and the sweep finds
 /// the rows of those that come late.
 ///
 /// Use one producer per process: concurrent callers share wake-ups and confirms. A wake-up that the broker refuses fails only the caller

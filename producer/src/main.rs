@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use chrono::{DateTime, Utc};
 use clap::{CommandFactory, Parser, Subcommand};
 use producer::{
@@ -78,6 +78,7 @@ async fn main() -> ExitCode {
 async fn emit(settings: &Settings, event_type: EventType, subject: Uuid, at: Option<DateTime<Utc>>) -> anyhow::Result<()> {
     let db = database::connect(&settings.database, Client::Producer).await?;
     let Governed { db, settings } = active_policy::of(db, settings).await?;
+    ensure!(settings.policy.number().is_some(), active_policy::NONE);
     let find = format!("SELECT 1 AS found FROM {} WHERE id = $1", event_type.table());
     if db.query_one_raw(statement(&find, [subject.into()])).await?.is_none() {
         bail!("{} has no row with the id {subject}", event_type.table());

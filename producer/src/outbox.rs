@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use chrono::{DateTime, Utc};
-use sea_orm::{ConnectionTrait, DatabaseTransaction, DbErr, QueryResult};
+use sea_orm::{ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, QueryResult};
 use shared::{
-    database::statement,
+    database::{scalar, statement},
     domain::event::{Event, EventType},
 };
 use uuid::Uuid;
@@ -22,6 +22,11 @@ pub(crate) struct TakenEvents {
     pub last: i64,
     /// The database's clock.
     pub now: DateTime<Utc>,
+}
+
+/// Whether there are events, perhaps of another relay.
+pub(crate) async fn is_waiting(db: &DatabaseConnection) -> Result<bool, DbErr> {
+    scalar(db, statement("SELECT EXISTS (SELECT FROM outbox ORDER BY id LIMIT 1)", [])).await
 }
 
 /// Takes up to a `portion` of rows with an id greater than `after`, oldest first, and skips rows that another relay has locked. `after` exists

@@ -13,18 +13,16 @@ use std::{
 };
 
 use opentelemetry::{KeyValue, global, metrics::Counter};
-use sea_orm::{
-    DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait,
-    sqlx::{self, postgres::PgListener},
-};
+use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
     broker::{Broker, BrokerError, Publisher},
     database::{
         self, Client, DatabaseError,
         active_policy::{self, Governed},
-        failure::{is_refused, trouble},
+        failure::is_refused,
+        probe::judge,
         rights::{self, Lacking},
-        unanswered,
+        unanswered, within,
     },
     message::topology::Topology,
     process::{
@@ -46,17 +44,12 @@ use crate::{
     schedule,
 };
 
-/// The channel that the outbox's trigger notifies.
-const CHANNEL: &str = "kyhan_outbox";
-
 /// Longest batch without its confirms; after it PostgreSQL counts as unreachable.
 const BATCH_MAX: Duration = Duration::from_secs(300);
 /// Most batches of each of the two sides in one round; between rounds the relay checks for shutdown and policy changes.
 const BATCHES_MAX: usize = 16;
 /// Connections to PostgreSQL that two concurrent batches need.
-const CONNECTIONS_OF_TWO: u32 = 3;
-/// Timeout of connecting the listener.
-const LISTEN_WITHIN: Duration = Duration::from_secs(15);
+const CONNECTIONS_OF_TWO: u32 = 2;
 /// How long a round may still take after a shutdown signal.
 const GRACE: Duration = Duration::from_secs(20);
 
@@ -113,10 +106,10 @@ async fn live(
     shutdown: &CancellationToken,
 ) -> Result<(), RelayError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
-    postgresql.down(UNREACHED);
-    let Some(governed) = active_policy::connect_until(settings, Client::Producer, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Client::Producer, &postgresql, shutdown).await? else {
+        return Ok(());
+    };
     let Governed { db, settings } = governed;
-    postgresql.up();
     let portion = Mutex::new(Portion::new(settings.relay.batch_max));
     let relay = Relay { topology: settings.topology(), portion, settings, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
@@ -226,13 +219,14 @@ impl Relay<'_> {
         broker.declare_or_find(&self.topology).await?;
         let publishers = [broker.publisher().await?, broker.publisher().await?];
         self.rabbitmq.up();
-        let mut listener = None;
+        let mut idle = false;
         let mut outage: Option<Box<dyn Iterator<Item = Duration> + Send>> = None;
         let mut remembered = false;
         let mut looked: Option<Instant> = None;
         while !shutdown.is_cancelled() {
             if looked.is_none_or(|looked| looked.elapsed() > active_policy::LOOK_EVERY) {
                 looked = Some(Instant::now());
+                database::refresh(db, &self.settings.database, Client::Producer);
                 if shutdown.run_until_cancelled(self.is_outdated(db)).await.unwrap_or(true) {
                     break;
                 }
@@ -240,11 +234,12 @@ impl Relay<'_> {
             if !remembered {
                 remembered = database::rungs::remember(db, &self.topology).await.is_ok();
             }
-            let Some(round) = self.round_in_time(db, &publishers, shutdown).await else { break };
+            let Some(round) = self.round_in_time(db, &publishers, shutdown, idle).await else { break };
+            idle = matches!(round, Ok(0));
             let pause = match round {
                 Ok(0) => {
                     publishers[0].check()?;
-                    self.wait_for_events(db, &mut listener).await
+                    self.settings.relay.poll
                 }
                 Ok(_) => Duration::ZERO,
                 Err(BatchError::Broker(error @ BrokerError::Blocked)) => {
@@ -259,15 +254,15 @@ impl Relay<'_> {
                     return Err(error);
                 }
                 Err(BatchError::Database(error)) => {
-                    let smaller = self.portion().failed(trouble(&error));
+                    let trouble = judge(db, &error).await;
+                    let smaller = self.portion().failed(trouble);
                     if let Some(pause) = smaller {
                         let events = self.portion().events();
                         tracing::warn!(error = redacted(&error), events, "a batch of events failed; trying this many at once");
                         shutdown.run_until_cancelled(tokio::time::sleep(pause)).await;
                         continue;
                     }
-                    listener = None;
-                    let away = trouble(&error).is_outage();
+                    let away = trouble.is_outage();
                     let lacking = self.lacking(db, &error).await;
                     // The text of a statement's error may quote a row, so it is not shown on /readyz.
                     self.postgresql.down(match &lacking {
@@ -293,7 +288,7 @@ impl Relay<'_> {
                 biased;
                 () = shutdown.cancelled() => {}
                 _ = reporting.tick() => self.done.say(),
-                () = wait(&mut listener, pause) => {}
+                () = tokio::time::sleep(pause) => {}
             }
         }
         close(publishers).await;
@@ -324,24 +319,30 @@ impl Relay<'_> {
         db: &DatabaseConnection,
         publishers: &[Publisher; 2],
         shutdown: &CancellationToken,
+        idle: bool,
     ) -> Option<Result<usize, BatchError>> {
         let out_of_patience = async {
             shutdown.cancelled().await;
             tokio::time::sleep(GRACE).await;
         };
         tokio::select! {
-            round = self.round(db, publishers, shutdown) => Some(round),
+            round = self.round(db, publishers, shutdown, idle) => Some(round),
             () = out_of_patience => None,
         }
     }
 
-    /// One batch and, if it was full, more of them, two at a time: one publishes while the other takes. Returns how many events.
+    /// One batch and, if it was full, more of them, two at a time: one publishes while the other takes. Returns how many events. After an
+    /// `idle` round it first asks, which costs a tenth of an empty batch, whether there are any.
     async fn round(
         &self,
         db: &DatabaseConnection,
         [one, other]: &[Publisher; 2],
         shutdown: &CancellationToken,
+        idle: bool,
     ) -> Result<usize, BatchError> {
+        if idle && !within(self.settings.database.acquire_timeout, outbox::is_waiting(db)).await? {
+            return Ok(0);
+        }
         let portion = *self.portion();
         let full = portion.events() as usize;
         // Rows with lower ids that commit late are left for the next round.
@@ -362,7 +363,7 @@ impl Relay<'_> {
             }
             Ok::<_, BatchError>(events)
         };
-        // Two batches and the listener need a connection each.
+        // Each of two batches needs a connection.
         if self.settings.database.max_connections < CONNECTIONS_OF_TWO {
             return Ok(first + side(one).await?);
         }
@@ -414,47 +415,10 @@ impl Relay<'_> {
     fn portion(&self) -> MutexGuard<'_, Portion> {
         self.portion.lock().unwrap_or_else(PoisonError::into_inner)
     }
-
-    /// How long to wait at most while the outbox is empty. Starts listening for notifications first.
-    async fn wait_for_events(&self, db: &DatabaseConnection, listener: &mut Option<PgListener>) -> Duration {
-        if listener.is_none() {
-            let listening = tokio::time::timeout(LISTEN_WITHIN, listen(db)).await;
-            match listening.unwrap_or(Err(sqlx::Error::PoolTimedOut)) {
-                Ok(listening) => {
-                    *listener = Some(listening);
-                    // Events inserted before the listener was ready were not announced: look again at once.
-                    return Duration::ZERO;
-                }
-                Err(error) => tracing::debug!(error = redacted(&error), "cannot listen for notifications; polling instead"),
-            }
-        }
-        self.settings.relay.poll
-    }
 }
 
 async fn close(publishers: [Publisher; 2]) {
     for publisher in publishers {
         publisher.close().await;
-    }
-}
-
-async fn listen(db: &DatabaseConnection) -> Result<PgListener, sqlx::Error> {
-    let mut listener = PgListener::connect_with(db.get_postgres_connection_pool()).await?;
-    listener.listen(CHANNEL).await?;
-    Ok(listener)
-}
-
-/// Waits for a notification, at most `pause`.
-async fn wait(listener: &mut Option<PgListener>, pause: Duration) {
-    let lost = match listener {
-        _ if pause.is_zero() => false,
-        Some(listening) => matches!(tokio::time::timeout(pause, listening.recv()).await, Ok(Err(_))),
-        None => {
-            tokio::time::sleep(pause).await;
-            false
-        }
-    };
-    if lost {
-        *listener = None;
     }
 }

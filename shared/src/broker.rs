@@ -15,7 +15,7 @@ use crate::{
         backoff::{BACKOFF_MAX, backoff},
         outage::Outage,
     },
-    settings::AmqpSettings,
+    settings::{AmqpSettings, SecretUrl},
 };
 
 mod declare;
@@ -119,10 +119,9 @@ impl Broker {
     /// [`BrokerError::Connect`], with the address but never its password.
     pub async fn connect(settings: &AmqpSettings, name: &str) -> Result<Self, BrokerError> {
         let properties = ConnectionProperties::default().with_connection_name(name.into());
-        let refused = |error| BrokerError::Connect { at: settings.url.to_string(), error: Arc::new(error) };
-        let mut uri: AMQPUri = settings.url.expose().parse().map_err(|why: String| refused(std::io::Error::other(why).into()))?;
-        uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
-        uri.query.frame_max.get_or_insert(FRAME_MAX);
+        let url = settings.url.current();
+        let refused = |error| BrokerError::Connect { at: url.to_string(), error: Arc::new(error) };
+        let uri = uri_of(&url).map_err(|why| refused(std::io::Error::other(why).into()))?;
         let connecting = Connection::connect_uri(uri, properties);
         let connected = tokio::time::timeout(CONNECT_TIMEOUT, connecting).await.unwrap_or_else(|_| Err(silence()));
         let connection = connected.map_err(refused)?;
@@ -213,6 +212,18 @@ impl Broker {
     }
 }
 
+/// What the client connects to.
+fn uri_of(url: &SecretUrl) -> Result<AMQPUri, String> {
+    let mut uri: AMQPUri = url.expose().parse()?;
+    if let Some(address) = url.ipv6() {
+        // The crate takes it for no host, and so for localhost.
+        uri.authority.host = address.to_string();
+    }
+    uri.query.heartbeat.get_or_insert(HEARTBEAT_S);
+    uri.query.frame_max.get_or_insert(FRAME_MAX);
+    Ok(uri)
+}
+
 /// Closes a channel in any state; what it had delivered without an ack returns to its queue.
 pub async fn close_channel(channel: &Channel) {
     let goodbye = channel.close(REPLY_SUCCESS, "done".into());
@@ -228,4 +239,25 @@ fn silent(status: &ConnectionStatus, span: Duration) -> BrokerError {
 
 fn silence() -> lapin::Error {
     std::io::Error::new(std::io::ErrorKind::TimedOut, "no answer in time").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_connected_to_is_what_the_url_names() {
+        for (url, host, port, vhost) in [
+            ("amqp://u:p@mq.example:5673/shop", "mq.example", 5673, "shop"),
+            ("amqps://u:p@10.0.0.1/%2f", "10.0.0.1", 5671, "/"),
+            ("amqp://u:p@[::1]", "::1", 5672, "/"),
+            ("amqp://u:p@[2001:db8::1]:5673/c%E1%BB%ADa%20h%C3%A0ng", "2001:db8::1", 5673, "cửa hàng"),
+        ] {
+            let uri = uri_of(&SecretUrl::rabbitmq(url).unwrap()).unwrap();
+            assert_eq!((uri.authority.host.as_str(), uri.authority.port, uri.vhost.as_str()), (host, port, vhost), "{url}");
+            assert_eq!((uri.authority.userinfo.username.as_str(), uri.authority.userinfo.password.as_str()), ("u", "p"));
+        }
+        let uri = uri_of(&SecretUrl::rabbitmq("amqp://u:p@[::1]/?heartbeat=7&frame_max=8192&channel_max=9").unwrap()).unwrap();
+        assert_eq!((uri.query.heartbeat, uri.query.frame_max, uri.query.channel_max), (Some(7), Some(8192), Some(9)));
+    }
 }

@@ -20,7 +20,7 @@ pub mod rungs;
 pub mod schema;
 pub mod statements;
 
-pub use connection::{Client, DatabaseError, connect, connect_until, require_schema, unanswered, within};
+pub use connection::{Client, DatabaseError, connect, connect_until, refresh, require_schema, unanswered, within};
 pub use decided::sql_decided;
 
 /// A statement for PostgreSQL.

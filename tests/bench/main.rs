@@ -8,6 +8,7 @@ mod clock;
 mod drain;
 mod figure;
 mod harness;
+mod inserts;
 mod job;
 mod kinds;
 mod lateness;
@@ -64,6 +65,7 @@ struct FigureGroup {
 const GROUPS: &[FigureGroup] = &[
     FigureGroup { names: schedule::NAMES, measure: |harness| Box::pin(schedule::measure(harness)) },
     FigureGroup { names: relay::NAMES, measure: |harness| Box::pin(relay::measure(harness)) },
+    FigureGroup { names: inserts::NAMES, measure: |harness| Box::pin(inserts::measure(harness)) },
     FigureGroup { names: receipts::NAMES, measure: |harness| Box::pin(receipts::measure(harness)) },
     FigureGroup { names: kinds::NAMES, measure: |harness| Box::pin(kinds::measure(harness)) },
     FigureGroup { names: lateness::NAMES, measure: |harness| Box::pin(lateness::measure(harness)) },

@@ -385,9 +385,9 @@ async fn no_caller_can_seal_past_a_transaction_that_is_still_open() {
 #[tokio::test(flavor = "multi_thread")]
 async fn transfers_and_activity_are_never_changed_or_removed() {
     with_harness(QUICK, async |harness| {
-        let sql = "WITH both AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1), ('outside', NULL) RETURNING id)
+        let sql = "WITH made AS (INSERT INTO accounts (kind, customer_id) VALUES ('wallet', $1), ('outside', NULL) RETURNING id)
                    INSERT INTO transfers (debit_account, credit_account, amount, reason, idempotency_key)
-                   SELECT payer, payee, 5, 'x', gen_random_uuid() FROM (SELECT min(id::text)::uuid AS payer, max(id::text)::uuid AS payee FROM both) AS pair";
+                   SELECT payer, payee, 5, 'x', gen_random_uuid() FROM (SELECT min(id::text)::uuid AS payer, max(id::text)::uuid AS payee FROM made) AS pair";
         harness.run(sql, [EXAMPLE_CUSTOMER.into()]).await;
         let sql = "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) VALUES ('staff', 'x', 'customer', $1)";
         harness.run(sql, [EXAMPLE_CUSTOMER.into()]).await;

@@ -23,7 +23,7 @@ use shared::{
 };
 use uuid::Uuid;
 
-use crate::harness::{Harness, QUICK, with_harness, worker_with};
+use crate::harness::{Harness, QUICK, with_harness};
 
 const COMPONENTS: [&str; 3] = ["goods", "shipping", "service"];
 
@@ -226,7 +226,8 @@ async fn what_lies_beyond_the_floor_stays_outstanding_and_is_tried_again() {
         let short = order(harness, EXAMPLE_CUSTOMER, "delivering", money).await;
         harness.run("UPDATE orders SET status = 'received', received_at = delivering_since WHERE id = $1", [short.into()]).await;
         let floored = harness.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "-500")]).expect("settings");
-        let worker = worker_with(floored);
+        harness.sandbox.apply(&floored.policy).await.expect("applied");
+        let worker = harness.worker();
         harness.publish(vec![harness.wakeup("collect-arrears", &[short])]).await;
         harness.until("SELECT count(*) = 1 FROM arrears_outstanding WHERE outstanding = 200").await;
         assert_eq!(paid(harness, short).await, [500, 100, 0]);
@@ -260,7 +261,8 @@ async fn what_a_restored_order_still_owes_stays_outstanding_in_any_status_until_
             orders.push((customer, wrong));
         }
         let floored = harness.sandbox.settings_with(&[("KYHAN_ARREARS_WALLET_FLOOR", "0")]).expect("settings");
-        let worker = worker_with(floored);
+        harness.sandbox.apply(&floored.policy).await.expect("applied");
+        let worker = harness.worker();
         let all: Vec<Uuid> = orders.iter().map(|(_, order)| *order).collect();
         harness.publish(vec![harness.wakeup("collect-arrears", &all)]).await;
         harness.until("SELECT count(*) = 3 FROM arrears_outstanding WHERE outstanding = 700").await;

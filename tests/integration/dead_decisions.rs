@@ -174,7 +174,7 @@ async fn only_a_kind_and_a_subject_that_make_sense_can_be_repaired() {
             (&id, &["--kind", "confirm-receipt"], 1, "already has this kind and subject"),
             (&garbage, &["--kind", "confirm-receipt"], 1, "both --kind and --subject"),
             (&garbage, &["--subject", &order], 1, "both --kind and --subject"),
-            (&renamed, &["--subject", &item], 1, "there is no task \"receipt\""),
+            (&renamed, &["--subject", &item], 1, "unknown task \"receipt\""),
             (&gone, &["--subject", &order], 1, "no dead letter's id begins with"),
         ] {
             let whole = [&["dead", "repair", letter.as_str(), "--why", "a test", "--yes"][..], arguments].concat();

@@ -287,7 +287,6 @@ async fn an_operator_applies_what_a_worker_applies_and_charges_nothing_without_a
 async fn the_floor_of_the_active_policy_binds_every_login_of_the_fleet() {
     with_harness("[arrears]\nwallet_floor = -4999\n", async |harness| {
         let order = short(harness).await;
-        harness.sandbox.apply_policy().await.expect("applied");
         let whole =
             transfer(&format!("customer_id = '{EXAMPLE_CUSTOMER}'"), "kind = 'goods'", 5_000, "arrears", &key(order, "goods"));
         only_the_trigger_refuses(harness, "transfers", "transfers_of_the_fleet", &whole).await;

@@ -172,6 +172,11 @@ impl Harness {
         tx.commit().await.expect("a commit");
     }
 
+    /// Makes the database one in which no policy was applied.
+    pub async fn without_policy(&self) {
+        self.as_superuser("DELETE FROM policies").await;
+    }
+
     /// The single value that a query returns.
     pub async fn ask<T: TryGetable>(&self, sql: &str) -> T {
         let row = self.sandbox.db.query_one_raw(statement(sql, [])).await.unwrap_or_else(|error| panic!("{sql}: {error}"));

@@ -39,8 +39,8 @@ async fn refused_for(tx: DatabaseTransaction, sql: &str, why: &str) {
     tx.rollback().await.expect("rolled back");
 }
 
-const NO_ORDER: &str = "names an order that does not exist";
-const NAMED: &str = "while order_status_history names it";
+const NO_ORDER: &str = "refers to an order that does not exist";
+const NAMED: &str = "while order_status_history refers to it";
 const CANNOT_TELL: &str = "in a transaction that is REPEATABLE READ";
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,7 +121,7 @@ async fn orders_are_truncated_only_together_with_their_history() {
         assert!(said.contains(NAMED), "{said}");
         // The ledger is not truncated with them.
         let said = refused(db, "TRUNCATE orders, order_status_history CASCADE").await;
-        assert!(said.contains("while the ledger names it"), "{said}");
+        assert!(said.contains("while the ledger refers to it"), "{said}");
         run(db, "DELETE FROM accounts").await;
         run(db, "TRUNCATE orders, order_status_history CASCADE").await;
         assert_eq!(

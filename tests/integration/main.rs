@@ -9,6 +9,7 @@
 )]
 
 mod activity;
+mod addresses;
 mod admin;
 mod arrears;
 mod audit;
@@ -21,6 +22,7 @@ mod dead_decisions;
 mod dead_letters;
 mod entities;
 mod explain;
+mod first_policy;
 mod fleet_limits;
 mod forecast;
 mod harness;

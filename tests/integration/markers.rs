@@ -197,7 +197,7 @@ async fn what_a_trigger_says_is_redacted_wherever_an_error_is_shown() {
             ("stderr of `retention hold", "23514 (integrity constraint violation)"),
             ("stderr of `customer erase", "P0002"),
         ] {
-            let logged = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its words are kept back");
+            let logged = format!("SQLSTATE {code} in PL/pgSQL function say_it() line 1 at RAISE; its text is redacted");
             assert!(says(&captures, capture, &logged), "not logged in {capture}: {logged}");
         }
         assert!(complaints.iter().any(|complaint| !search.finds(complaint).is_empty()), "PostgreSQL did say it");

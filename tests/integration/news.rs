@@ -18,7 +18,7 @@ async fn no_login_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         let worker = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a login");
         let hide = async |order: Uuid, at: &str| worker.execute_unprepared(&format!("UPDATE orders SET hidden_at = {at} WHERE id = '{order}'")).await;
         let changed = worker.execute_unprepared(&format!("UPDATE orders SET status = 'cancelled', hidden_at = now() WHERE id = '{old}'")).await;
-        assert!(changed.expect_err("refused").to_string().contains("hidden as it is"));
+        assert!(changed.expect_err("refused").to_string().contains("must not change anything else"));
         let snapshot = worker.begin_with_config(Some(IsolationLevel::RepeatableRead), None).await.expect("a transaction");
         let blind = snapshot.execute_unprepared(&format!("UPDATE orders SET hidden_at = now() WHERE id = '{old}'")).await;
         assert!(blind.expect_err("refused").to_string().contains("in a transaction that is repeatable read"));

@@ -196,3 +196,39 @@ async fn a_consumer_whose_lane_is_deleted_declares_it_again_and_goes_on() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_reports_an_outage_is_given_up_alone_and_stops_no_kind() {
+    with_harness(QUICK, async |harness| {
+        let codes = ["25006", "53100", "53300", "57P03"];
+        let trap = "CREATE FUNCTION trap() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+                        IF NEW.code LIKE 'SQLSTATE %' THEN RAISE EXCEPTION 'x' USING ERRCODE = right(NEW.code, 5); END IF;
+                        RETURN NEW;
+                    END $$;
+                    CREATE TRIGGER trap BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION trap()";
+        harness.sandbox.db.execute_unprepared(trap).await.expect("a trap");
+        harness.many_delivering(100).await;
+        let bad = "INSERT INTO orders (id, code, customer_id, status, delivering_since)
+                   SELECT gen_random_uuid(), 'SQLSTATE ' || $1, id, 'delivering', now() - interval '1 day' FROM customers";
+        for code in codes {
+            harness.run(bad, [code.into()]).await;
+        }
+        let item = harness.in_cart().await;
+        let worker = harness.worker();
+        harness
+            .publish(vec![
+                harness.wakeup("confirm-receipt", &harness.order_ids().await),
+                harness.wakeup("purge-cart-item", &[item]),
+            ])
+            .await;
+        harness.until("SELECT count(*) = 0 FROM cart_items").await;
+        received(harness, 100).await;
+        harness.until_dead(codes.len() as u32).await;
+        let mut causes: Vec<_> = harness.dead_letters().await.into_iter().map(|letter| letter.cause).collect();
+        causes.sort();
+        assert!(causes.iter().zip(codes).all(|(cause, code)| cause.contains(code)), "{causes:?}");
+        let totals = worker.stop().await;
+        assert_eq!(totals.applied, 101, "{totals:?}");
+    })
+    .await;
+}

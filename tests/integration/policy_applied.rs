@@ -75,7 +75,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let file = File::new(SHORTER);
         let apply = ["--as", "lan", "policy", "apply", file.path(), "--why", "the board", "--rate", "6", "--yes", "--json"];
         let applied = json(harness, &apply).await;
-        assert_eq!((applied["number"].as_i64(), applied["scheduled"].as_u64()), (Some(1), Some(30 + 3 + 20 + 3)), "{applied}");
+        assert_eq!((applied["number"].as_i64(), applied["scheduled"].as_u64()), (Some(2), Some(30 + 3 + 20 + 3)), "{applied}");
 
         // An order shipped from now on waits in the new policy's rung: the relay uses the new policy.
         let fresh = uuid::Uuid::new_v4();
@@ -115,7 +115,7 @@ async fn a_running_fleet_releases_little_by_little_what_another_policy_makes_due
         let recorded = "SELECT detail ->> 'by' || ': ' || (detail ->> 'why') FROM activity WHERE action = 'policy.applied'";
         assert_eq!(harness.ask::<String>(recorded).await, "lan: the board");
         let status = json(harness, &["status", "--json"]).await;
-        assert_eq!(status["policy"]["number"], 1);
+        assert_eq!(status["policy"]["number"], 2);
         assert_eq!((&status["policy"]["scheduled"], &status["policy"]["settings_differ"]), (&true.into(), &true.into()), "{status}");
         let shown = ops(harness, &["policy", "show"]).await.out;
         assert!(shown.contains("applied") && shown.contains("by lan: the board") && shown.contains("after = \"6h\""), "{shown}");
@@ -229,7 +229,7 @@ async fn in_the_middle_of_a_release_sweep_and_forecast_know_what_is_released() {
             assert!(asked.len() > 20, "{}", asked.len());
         }
 
-        active_policy::apply(&harness.sandbox.db, &released, "lan", "a test", None).await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &released, "lan", "a test", None).await.expect("applied");
         let released = earlier;
         let worker = harness.worker();
         let count = released.len();
@@ -261,19 +261,19 @@ async fn a_policy_that_is_taken_back_in_the_middle_of_its_release_releases_nothi
         let first = activate(harness, &governed(harness).await, &shorter, 1).await.expect("applied");
         // Over a day, so that practically nothing is released within the test.
         let slowly = in_a_day(&first.policy);
-        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("applied");
         assert_eq!((due(&shorter).await, due(&slowly).await), (6, 0));
         // Nine days are more than seven, yet earlier for subjects not yet released: four rows, one per second.
         let longer = settings(harness, &SHORTER.replace("\"7d\"", "\"9d\"")).policy;
         let longer = activate(harness, &governed(harness).await, &longer, 1).await.expect("applied");
         assert_eq!(longer.policy.release(receipts()).map(|release| release.over_ms), Some(4_000));
-        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &slowly, "lan", "slower", None).await.expect("applied");
         let back = activate(harness, &governed(harness).await, &published, 1).await.expect("applied");
         assert_eq!((back.policy.releases().count(), due(&back.policy).await), (0, 0));
         // Ever shorter: each release lies within the one before, up to the limit.
         let mut policy = slowly;
         let refused = loop {
-            active_policy::apply(&harness.sandbox.db, &policy, "lan", "slower", None).await.expect("in force");
+            active_policy::apply(&harness.sandbox.db, &policy, "lan", "slower", None).await.expect("applied");
             let depth = policy.release(receipts()).expect("a release").depth(receipts());
             assert!(depth <= 3);
             let next = settings(harness, &SHORTER.replace("\"7d\"", &format!("\"{}d\"", 6 - depth))).policy;
@@ -304,28 +304,23 @@ async fn no_policy_is_applied_that_was_not_agreed_to_or_is_invalid() {
         let unreasoned = ops(harness, &["policy", "apply", file.path(), "--yes"]).await;
         assert_eq!(unreasoned.code, 2, "{unreasoned:?}");
         let nothing = "SELECT (SELECT count(*) FROM policies) + (SELECT count(*) FROM activity)";
-        assert_eq!(harness.ask::<i64>(nothing).await, 0);
+        assert_eq!(harness.ask::<i64>(nothing).await, 1);
         // If money will move, `--yes` is not enough.
         short(harness, 7).await;
         let (apply, question) = (format!("policy apply {} --why why", file.path()), "Type 7.001 ₫ to continue");
         assert_eq!(at_a_terminal(harness, &apply, question, "y\r").await, 1);
-        assert_eq!(harness.ask::<i64>(nothing).await, 0);
+        assert_eq!(harness.ask::<i64>(nothing).await, 1);
         assert_eq!(at_a_terminal(harness, &apply, question, "7.001 ₫\r").await, 0);
-        assert_eq!(harness.ask::<i64>(nothing).await, 2);
+        assert_eq!(harness.ask::<i64>(nothing).await, 3);
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_first_policy_that_is_applied_may_be_the_one_that_the_files_say() {
+async fn the_tables_of_policies_are_not_removed_under_an_active_one() {
     with_harness(FILE, async |harness| {
-        let file = File::new(&harness.settings().policy.to_string());
-        let first = ops(harness, &["policy", "apply", file.path(), "--why", "so that files do not matter", "--yes"]).await;
-        assert!(first.code == 0 && first.err.contains("no policy was applied to this database yet"), "{first:?}");
-        let policy = governed(harness).await.settings.policy;
-        assert_eq!((policy.number(), policy.releases().count()), (Some(1), 0));
         let down = ops(harness, &["migrate", "down", "--steps", "99"]).await;
-        assert!(down.code == 1 && down.err.contains("would be in force no more"), "{down:?}");
+        assert!(down.code == 1 && down.err.contains("which would no longer be active"), "{down:?}");
     })
     .await;
 }
@@ -339,7 +334,7 @@ async fn nothing_is_applied_any_more_by_a_policy_that_was_replaced() {
         harness.until("SELECT count(*) = 1 FROM orders WHERE status = 'received'").await;
         // The worker has not loaded it when the next wake-up arrives.
         let longer = settings(harness, &SHORTER.replace("7d", "9 years")).policy;
-        active_policy::apply(&harness.sandbox.db, &longer, "lan", "nine years", None).await.expect("in force");
+        active_policy::apply(&harness.sandbox.db, &longer, "lan", "nine years", None).await.expect("applied");
         let other = harness.delivering().await;
         harness.publish(wakes(other)).await;
         let waits = async || Ok(harness.ask::<i64>("SELECT count(*) FROM orders WHERE status = 'received'").await == 1);
@@ -358,7 +353,7 @@ async fn a_policy_of_a_later_version_is_refused_by_name_and_not_guessed() {
         harness.run(sql, []).await;
         let said = ops(harness, &["forecast"]).await;
         assert!(
-            said.code == 1 && said.err.contains("the applied policy 1 cannot be read") && said.err.contains("make-coffee"),
+            said.code == 1 && said.err.contains("the applied policy 2 cannot be read") && said.err.contains("make-coffee"),
             "{said:?}"
         );
         let shutdown = CancellationToken::new();

@@ -7,7 +7,7 @@ use shared::settings::Settings;
 use tests::{fleet, sandbox::always};
 
 use crate::{
-    harness::{Harness, with_harness, worker_with},
+    harness::{Harness, with_harness},
     policies::{File, SHORTER, delivering, in_cart, short},
 };
 
@@ -50,7 +50,9 @@ async fn what_falls_due_at_once_is_what_a_worker_with_the_new_policy_applies() {
 
         // The same settings with the new policy.
         let both = File::new(&format!("{FILE}{SHORTER}"));
-        let worker = worker_with(Settings::read(Some(&both.0), harness.sandbox.env.clone()).expect("settings"));
+        let shorter = Settings::read(Some(&both.0), harness.sandbox.env.clone()).expect("settings");
+        harness.sandbox.apply(&shorter.policy).await.expect("applied");
+        let worker = harness.worker();
         let applied = "SELECT ARRAY[(SELECT count(*) FROM order_status_history WHERE reason = 'confirm-receipt'),
                                     (SELECT count(DISTINCT order_id) FROM transfers WHERE reason = 'arrears'),
                                     (SELECT count(*) FROM activity WHERE action = 'cart_item.purged')]";
@@ -109,12 +111,9 @@ async fn what_appears_vanishes_stays_and_moves_is_counted_and_so_are_rungs() {
         assert!(at_once.contains("fall due at once"), "{at_once}");
 
         // In the other direction subjects appear: a fleet whose policy does not have carts yet.
-        let now = File::new(&std::fs::read_to_string(&file.0).expect("a file"));
-        let published = File::new(&Settings::read(None, harness.sandbox.env.clone()).expect("settings").policy.to_string());
-        let mut command =
-            fleet::command("ops", &harness.sandbox.env, ["policy", "preview", published.path(), "--json"]).expect("built");
-        command.env("KYHAN_CONFIG", &now.0);
-        let back: Value = serde_json::from_str(&fleet::output(command).await.expect("a preview")).expect("JSON");
+        let now = Settings::read(Some(&file.0), harness.sandbox.env.clone()).expect("settings");
+        harness.sandbox.apply(&now.policy).await.expect("applied");
+        let back = previewed(harness, &File::new(&harness.settings().policy.to_string())).await;
         assert_eq!(numbers(kind(&back, "purge-cart-item"), moves), [0, 0, 0, 4, 0, 0], "{back}");
         assert_eq!(kind(&back, "purge-cart-item")["lines"][0]["before"], Value::Null);
     })

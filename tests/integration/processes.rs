@@ -1,6 +1,6 @@
 //! The binaries as an operator sees them: what they refuse, what they print, and how they stop.
 
-use std::{fs, path::Path, process::Stdio, time::Duration};
+use std::{fs, io::Write, path::Path, process::Stdio, time::Duration};
 
 use sea_orm::{ConnectionTrait, TransactionTrait};
 use serde_json::json;
@@ -12,6 +12,7 @@ use tests::fleet;
 use tokio::io::{AsyncBufReadExt, BufReader};
 
 use crate::{
+    admin,
     harness::{QUICK, SOON, with_harness},
     letters,
 };
@@ -32,6 +33,7 @@ async fn a_database_without_the_schema_says_to_migrate_and_migrations_go_up_and_
         assert!(ops(&["migrate", "up"]).await.expect("up").contains("0 migrations applied"));
         assert!(ops(&["set-aside", "retry", "999"]).await.expect_err("refused").to_string().contains("0 events are back"));
         let before = harness.ask::<String>(DEFINITIONS).await;
+        harness.without_policy().await;
         // The order system works without the fleet: even without the outbox, its triggers must not fail its writes.
         ops(&["triggers", "install"]).await.expect("triggers");
         let fleet = harness.ask::<i64>("SELECT count(*) FROM kyhan_migrations WHERE version >= 'm01'").await.to_string();
@@ -233,6 +235,48 @@ async fn a_database_that_accepts_a_connection_and_stays_silent_is_away_and_every
         let status = tokio::time::timeout(Duration::from_secs(10), worker.wait()).await.expect("it leaves").expect("a status");
         assert!(status.success(), "{status}");
         std::fs::remove_file(&log).expect("removed");
+    })
+    .await;
+}
+
+/// How many bytes a pipe of Linux holds.
+const PIPE: usize = 64 << 10;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reader_of_the_log_that_stalls_holds_up_no_work_and_no_shutdown() {
+    with_harness(QUICK, async |harness| {
+        let mut env = harness.sandbox.env.clone();
+        let port = std::net::TcpListener::bind("127.0.0.1:0").and_then(|port| port.local_addr()).expect("a free port");
+        env.insert("KYHAN_TELEMETRY_LOG".into(), "trace".into());
+        env.insert("KYHAN_ADMIN_LISTEN".into(), port.to_string());
+        for (program, arguments) in [("worker", &[][..]), ("producer", &["relay"])] {
+            // Full from the start, and never read.
+            let (_reader, mut pipe) = std::io::pipe().expect("a pipe");
+            pipe.write_all(&[b' '; PIPE]).expect("filled");
+            let mut command = fleet::command(program, &env, arguments).expect("built");
+            let mut process = command.stderr(pipe).kill_on_drop(true).spawn().expect("started");
+            tests::sandbox::eventually("it is ready", SOON, async || {
+                Ok(admin::readiness(port).is_ok_and(|(status, _)| status == 200))
+            })
+            .await;
+            if program == "worker" {
+                for _ in 0..30 {
+                    let order = harness.delivering().await;
+                    harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+                }
+                harness.until("SELECT count(*) = 30 FROM orders WHERE status = 'received'").await;
+            } else {
+                let order = harness.delivering().await;
+                for _ in 0..300 {
+                    harness.event("order.shipped", order).await;
+                }
+                harness.until("SELECT count(*) = 0 FROM outbox").await;
+            }
+            assert_eq!(admin::readiness(port).expect("an answer").0, 200);
+            fleet::terminate(&process).await.expect("SIGTERM sent");
+            let status = tokio::time::timeout(SOON, process.wait()).await.expect("it leaves").expect("a status");
+            assert!(status.success(), "{program}: {status}");
+        }
     })
     .await;
 }

@@ -3,7 +3,7 @@
 use sea_orm::prelude::Uuid;
 use shared::domain::task::EXAMPLE_CUSTOMER;
 
-use crate::harness::{QUICK, with_harness, worker_with};
+use crate::harness::{QUICK, with_harness};
 
 /// All data about orders, except the columns that the policy allows to change.
 const ALL_ELSE: &str = "SELECT jsonb_build_object(
@@ -71,7 +71,8 @@ async fn a_change_of_the_policy_changes_what_is_already_on_its_way() {
         env.remove("KYHAN_CONFIG");
         let settings = shared::settings::Settings::read(Some(&path), env).expect("settings");
         std::fs::remove_file(&path).expect("removed");
-        let worker = worker_with(settings.clone());
+        harness.sandbox.apply(&settings.policy).await.expect("applied");
+        let worker = harness.worker();
         harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
         tests::sandbox::eventually("it waits on", crate::harness::SOON, async || {
             let broker = harness.sandbox.broker().await?;

@@ -8,18 +8,9 @@ use tests::fleet;
 use uuid::Uuid;
 
 use crate::{
-    harness::{self, Harness},
+    harness::{Harness, with_harness},
     letters::at_a_terminal,
 };
-
-/// Runs a test under the applied policy of its settings.
-async fn with_harness(file: &str, test: impl AsyncFnOnce(&Harness)) {
-    harness::with_harness(file, async |harness| {
-        harness.sandbox.apply_policy().await.expect("applied");
-        test(harness).await;
-    })
-    .await;
-}
 
 /// The default policy. The letters are inserted by SQL, and no worker runs.
 const DEFAULTS: &str = "";

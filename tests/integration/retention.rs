@@ -323,8 +323,8 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
         assert_eq!(json(harness, &["activity", "verify", "--json"]).await["faults"], serde_json::json!([]));
         // Its id is not reused, and no role can delete an order that has ledger entries.
         for (sql, why) in [
-            (format!("INSERT INTO orders (id, code, customer_id, status) VALUES ('{goes}', 'x', '{EXAMPLE_CUSTOMER}', 'received')"), "ids are used once"),
-            (format!("INSERT INTO accounts (kind, order_id) VALUES ('shipping', '{goes}')"), "names an order that does not exist"),
+            (format!("INSERT INTO orders (id, code, customer_id, status) VALUES ('{goes}', 'x', '{EXAMPLE_CUSTOMER}', 'received')"), "ids cannot be reused"),
+            (format!("INSERT INTO accounts (kind, order_id) VALUES ('shipping', '{goes}')"), "refers to an order that does not exist"),
         ] {
             let refused = harness.sandbox.db.execute_unprepared(&sql).await.expect_err("refused").to_string();
             assert!(refused.contains(why), "{refused}");

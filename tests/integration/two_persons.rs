@@ -23,7 +23,6 @@ async fn population(harness: &Harness) {
     ] {
         harness.run(sql, []).await;
     }
-    harness.sandbox.apply_policy().await.expect("applied");
 }
 
 const FILE: &str = "[dead_letters]\napproval_above = 199_999\n";
@@ -148,15 +147,17 @@ async fn an_operators_own_sql_changes_no_plan_and_a_changed_line_voids_the_appro
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_replayed_without_an_applied_policy_or_under_another_one_than_planned() {
     with_harness(FILE, async |harness| {
+        harness.without_policy().await;
         let none = ["--as", "lan", "dead", "replay", "--all", "--plan", "--why", "x"];
         harness.run("INSERT INTO dead_letters (id, kind, subject_id, reason, cause, cause_group, attempts, last_failed_at, queue, routing_key, body_hash)
                      VALUES ($1, 'collect-arrears', $1, 'x', 'x', 'x', 1, now(), 'x', '', $2)", [Uuid::new_v4().into(), harness.kept_body(b"{}", b"").await.into()]).await;
         let said = ops(harness, &none).await;
         assert!(said.code == 1 && said.err.contains("no policy was applied"), "{said:?}");
+        harness.sandbox.apply(&harness.settings().policy).await.expect("applied");
         population(harness).await;
         let id = plan(harness, &["--limit", "2"]).await;
-        assert_eq!(harness.ask::<i64>("SELECT policy FROM replay_plans").await, 1);
-        harness.sandbox.apply_policy().await.expect("applied");
+        assert_eq!(harness.ask::<i64>("SELECT policy FROM replay_plans").await, 2);
+        harness.sandbox.apply(&harness.settings().policy).await.expect("applied");
         let said = ops(harness, &["--as", "lan", "dead", "replay", "--run", &id, "--yes"]).await;
         assert!(said.code == 1 && said.err.contains("another policy is active"), "{said:?}");
         assert_eq!(charged(harness).await, 0);
@@ -167,7 +168,6 @@ async fn nothing_is_replayed_without_an_applied_policy_or_under_another_one_than
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_may_move_much_money_or_loosens_a_safeguard_is_applied_by_a_second_operator() {
     with_harness(FILE, async |harness| {
-        harness.sandbox.apply_policy().await.expect("applied");
         short(harness, 30).await;
         // What the orders are short of, 465,030 ₫, is above the limit.
         let shorter = File::new(&format!("{SHORTER}{FILE}"));

@@ -86,7 +86,6 @@ const HANDS_OUT: &str = "customer export";
 
 /// Fills every free text of the database with the hostile one; returns the placeholders' values.
 async fn fill(harness: &Harness) -> Vec<(&'static str, String)> {
-    harness.sandbox.apply_policy().await.expect("applied");
     let (order, plan) = (harness.delivering().await, Uuid::new_v4());
     let group = StoredLetter { subject: Some(order), reason: HOSTILE, cause: HOSTILE, group: HOSTILE, ..StoredLetter::default() };
     let letter = group.store(harness).await;

@@ -7,10 +7,12 @@ use sea_orm::{ConnectionTrait, Database, DatabaseConnection};
 use shared::{
     broker::{Broker, BrokerError},
     database::{
-        self, Client, active_policy,
+        self, Client,
+        active_policy::{self, Applied},
         roles::{self, DatabaseRole, Deletes, Passwords},
         schema,
     },
+    domain::policy::Policy,
     settings::{SecretUrl, Settings},
 };
 use uuid::Uuid;
@@ -39,6 +41,7 @@ impl Servers {
 /// A database and a prefix, with a login for each role. Tests set up and read rows as an administrator; the code under test logs in with
 /// its role, see [`as_role`].
 pub struct Sandbox {
+    /// With its policy as it was applied.
     pub settings: Settings,
     pub db: DatabaseConnection,
     /// The environment for the fleet's processes; [`crate::fleet::command`] adds the login of each role.
@@ -48,7 +51,7 @@ pub struct Sandbox {
 }
 
 impl Sandbox {
-    /// Creates a database, migrates it, and reads the settings: the defaults, then `file`, then the variables `more`.
+    /// Creates a database, migrates it, reads the settings (the defaults, then `file`, then the variables `more`) and applies their policy.
     ///
     /// # Errors
     /// When a server is away or the settings are invalid.
@@ -98,7 +101,10 @@ impl Sandbox {
         schema::up(&owner).await?;
         roles::grant(&owner, Deletes(settings.retention.deletes())).await?;
         owner.close().await?;
-        Ok(Self { settings, db, env, servers, database })
+        let mut sandbox = Self { settings, db, env, servers, database };
+        let applied = sandbox.apply(&sandbox.settings.policy).await?;
+        sandbox.settings = active_policy::under(&sandbox.settings, Some(&applied));
+        Ok(sandbox)
     }
 
     /// A connection with the login of a role.
@@ -126,15 +132,15 @@ impl Sandbox {
         Ok(database::connect(&settings.database, Client::Ops).await?)
     }
 
-    /// Applies the policy of the sandbox's settings, as an administrator, so that operators may plan replays.
+    /// Applies a policy as an administrator, without a preview and without a release.
     ///
     /// # Errors
     /// A database error.
-    pub async fn apply_policy(&self) -> Result<()> {
-        let applied = active_policy::apply(&self.db, &self.settings.policy, "administrator", "a test", None).await?;
+    pub async fn apply(&self, policy: &Policy) -> Result<Applied> {
+        let applied = active_policy::apply(&self.db, policy, "administrator", "a test", None).await?;
         let sql = "UPDATE policies SET scheduled_at = now() WHERE id = $1";
         self.db.execute_raw(database::statement(sql, [applied.number.into()])).await?;
-        Ok(())
+        Ok(applied)
     }
 
     /// The name of the database.

@@ -62,7 +62,6 @@ async fn story(sandbox: &Sandbox) -> Result<()> {
         let values = if sql.contains("$1") { vec![ORDERS.into()] } else { Vec::new() };
         sandbox.db.execute_raw(statement(sql, values)).await.with_context(|| sql.to_owned())?;
     }
-    sandbox.apply_policy().await?;
     let log = Path::new(FOLDER).join("fleet.log");
     let relay = fleet::start(fleet::command("producer", &sandbox.env, ["relay"])?, &log)?;
     let worker = fleet::start(fleet::command("worker", &sandbox.env, [""; 0])?, &log)?;

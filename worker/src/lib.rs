@@ -87,11 +87,11 @@ struct KeptState {
 /// Serves under the active policy until `shutdown` or until the policy changes.
 async fn serve(settings: &Settings, health: &Health, kept: &KeptState, shutdown: &CancellationToken) -> Result<(), WorkerError> {
     let (postgresql, rabbitmq) = (health.part("postgresql"), health.part("rabbitmq"));
-    postgresql.down(UNREACHED);
-    let Some(governed) = active_policy::connect_until(settings, Client::Worker, shutdown).await? else { return Ok(()) };
+    let Some(governed) = active_policy::connect_until(settings, Client::Worker, &postgresql, shutdown).await? else {
+        return Ok(());
+    };
     let Governed { db, settings } = governed;
     let topology = settings.topology();
-    postgresql.up();
     rabbitmq.down(UNREACHED);
     let away = Outage::of("RabbitMQ");
     if !declare(&settings, &db, &away, &rabbitmq, shutdown).await? {
@@ -130,7 +130,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &KeptState, shutdown:
             "consumers may wait for PostgreSQL connections; raise database.max_connections"
         );
     }
-    let mut watch = DatabaseWatch::new(Arc::clone(&context), postgresql)?;
+    let mut watch = DatabaseWatch::new(Arc::clone(&context), postgresql);
     // Read the pauses before consuming, so that no wake-up of a paused kind is taken.
     context.shutdown.run_until_cancelled(watch.look()).await;
     for queue in queues {

@@ -10,7 +10,7 @@ use std::{
 
 use opentelemetry::{global, metrics::Gauge};
 use shared::{
-    database::{Client, DatabaseError, active_policy, probe::Probe},
+    database::{self, Client, active_policy, probe::Probe},
     process::{health::HealthPart, redact::redacted},
 };
 
@@ -27,14 +27,14 @@ pub(crate) struct DatabaseWatch {
 }
 
 impl DatabaseWatch {
-    pub(crate) fn new(context: Arc<Context>, part: HealthPart) -> Result<Self, DatabaseError> {
-        let database = Probe::new(&context.settings.database, Client::Worker)?;
+    pub(crate) fn new(context: Arc<Context>, part: HealthPart) -> Self {
+        let database = Probe::new(&context.settings.database, Client::Worker);
         let leader_silent = global::meter("kyhan")
             .f64_gauge("kyhan.leader.silent")
             .with_unit("s")
             .with_description("Time since a leader last ended a round of its duties")
             .build();
-        Ok(Self { context, database, part, began_here: false, leader_silent })
+        Self { context, database, part, began_here: false, leader_silent }
     }
 
     pub(crate) async fn run(mut self) {
@@ -46,6 +46,7 @@ impl DatabaseWatch {
 
     pub(crate) async fn look(&mut self) {
         let asked = Instant::now();
+        database::refresh(&self.context.db, &self.context.settings.database, Client::Worker);
         match self.database.ask().await {
             Ok(()) => {
                 // Without its privileges, every batch would fail.

@@ -38,7 +38,7 @@ pub enum DecideError {
     Running { plan: Uuid, letter: Uuid },
     #[error("dead letter {0} lacks a kind or a subject; pass both --kind and --subject")]
     Incomplete(Uuid),
-    #[error("there is no task {0:?}; pass its current name with --kind")]
+    #[error("unknown task {0:?}; pass its current name with --kind")]
     UnknownKind(String),
     #[error("dead letter {0} already has this kind and subject; nothing to repair")]
     Same(Uuid),

@@ -119,9 +119,7 @@ pub struct PlanTally {
 pub enum PlanError {
     #[error("no open dead letters match")]
     Empty,
-    #[error(
-        "no policy was applied to this database, so only this process's file would decide what money moves; see `ops policy apply`"
-    )]
+    #[error("no policy was applied to this database, so nothing is due; see `ops policy apply`")]
     NoPolicy,
     #[error("another policy became active while this was planned; plan it again")]
     OtherPolicy,

@@ -13,7 +13,7 @@ use sea_orm::{
 use serde::Serialize;
 use serde_json::json;
 use shared::{
-    database::{scalar, statement},
+    database::{probe::judge, scalar, statement},
     domain::money::Dong,
 };
 use tokio::time::{MissedTickBehavior, interval};
@@ -290,7 +290,8 @@ impl Run<'_> {
         error: DbErr,
         tries: u32,
     ) -> Result<bool, RunError> {
-        let Some(Trial { why, .. }) = failed(error, tries)? else { return Ok(false) };
+        let trouble = judge(self.db, &error).await;
+        let Some(Trial { why, .. }) = failed(error, trouble, tries)? else { return Ok(false) };
         report.failed += 1;
         self.note_alone(plan, run, line, "failed", why.as_deref()).await?;
         Ok(true)

@@ -11,8 +11,10 @@ use serde::Serialize;
 use shared::{
     database::{
         entity::dead_letters,
-        failure::trouble,
-        one, scalar, statement,
+        failure::Trouble,
+        one,
+        probe::judge,
+        scalar, statement,
         statements::{NotApplied, Statements},
     },
     domain::{outcome::Outcome, tasks},
@@ -188,7 +190,8 @@ impl Replays {
                 Ok(trial) => return rolled_back.map(|()| trial),
                 Err(error) => {
                     conflicts += 1;
-                    if let Some(trial) = failed(error, conflicts)? {
+                    let trouble = judge(db, &error).await;
+                    if let Some(trial) = failed(error, trouble, conflicts)? {
                         return Ok(trial);
                     }
                 }
@@ -207,7 +210,7 @@ impl Replays {
         for about in abouts {
             match self.replay(&tx, about).await {
                 Ok(trial) => trials.push(trial),
-                Err(error) if trouble(&error).is_outage() => return Err(error),
+                Err(error) if judge(db, &error).await.is_outage() => return Err(error),
                 Err(_) => return Ok(None),
             }
         }
@@ -220,12 +223,13 @@ impl Replays {
 ///
 /// # Errors
 /// The error itself if the database is away, because then it is not the letter's fault.
-pub(crate) fn failed(error: DbErr, tries: u32) -> Result<Option<Trial>, DbErr> {
-    use shared::database::failure::Trouble::{Away, Conflict, Cut, Failure};
-    match trouble(&error) {
-        Away | Cut => Err(error),
-        Conflict if tries < CONFLICTS_MAX => Ok(None),
-        Conflict | Failure => Ok(Some(Trial::without_money(TrialVerdict::Fails, redacted(&error)))),
+pub(crate) fn failed(error: DbErr, trouble: Trouble, tries: u32) -> Result<Option<Trial>, DbErr> {
+    match trouble {
+        Trouble::Away | Trouble::Cut => Err(error),
+        Trouble::Conflict if tries < CONFLICTS_MAX => Ok(None),
+        Trouble::Conflict | Trouble::Unconfirmed | Trouble::Failure => {
+            Ok(Some(Trial::without_money(TrialVerdict::Fails, redacted(&error))))
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use chrono::TimeDelta;
 use shared::{
+    database::active_policy,
     message::topology::{CANARY, Topology},
     settings::Settings,
 };
@@ -23,6 +24,9 @@ const OUTBOX_WAIT_MAX_S: f64 = 60.0;
 pub(super) fn troubles(status: &Status, settings: &Settings) -> Vec<String> {
     let topology = settings.topology();
     let mut troubles = Vec::new();
+    if status.policy.is_none() {
+        troubles.push(active_policy::NONE.to_owned());
+    }
     missing(status, &mut troubles);
     unconsumed(status, &topology, &mut troubles);
     events(status, &mut troubles);

@@ -1,6 +1,7 @@
 //! The active policy: the one that was applied last (`ops policy apply`), in `policies`. So a fleet changes from one policy to another
 //! together, whatever its processes' files contain. A file is only the proposal for a new database: `ops migrate up` applies it there
-//! ([`propose`]). In a database without an applied policy, a process follows its own settings, and nothing is replayed.
+//! ([`propose`]). Until a policy was applied, workers apply nothing and relays publish nothing ([`connect_until`]), and `ops` says so
+//! ([`NONE`]).
 
 use std::time::Duration;
 
@@ -15,10 +16,20 @@ use super::{
     failure::{Trouble, trouble},
     require_schema, scalar, statement, within,
 };
-use crate::{domain::policy::Policy, process::redact::redacted, settings::Settings};
+use crate::{
+    domain::policy::Policy,
+    process::{
+        health::{HealthPart, UNREACHED},
+        redact::redacted,
+    },
+    settings::Settings,
+};
 
 /// How often a running process checks for another policy.
 pub const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// What every process and command says of a database without an applied policy.
+pub const NONE: &str = "no policy was applied to this database, so nothing is published and nothing applied; run `ops policy apply FILE`, \
+                        which first shows what falls due";
 /// The pause before another attempt to read the policy.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
@@ -145,37 +156,49 @@ pub async fn of(db: DatabaseConnection, settings: &Settings) -> Result<Governed,
     Ok(govern(db, settings, applied.as_ref()))
 }
 
-/// Connects as [`connection::connect_until`] does, and reads the active policy; `None` on shutdown.
+/// Connects as [`connection::connect_until`] does, and waits until a policy is active; `part` says what it waits for. `None` on shutdown.
 ///
 /// # Errors
 /// [`DatabaseError`] when waiting would not help.
 pub async fn connect_until(
     settings: &Settings,
     role: Client,
+    part: &HealthPart,
     shutdown: &CancellationToken,
 ) -> Result<Option<Governed>, DatabaseError> {
+    part.down(UNREACHED);
+    let mut without = false;
     loop {
         let Some(db) = connection::connect_until(&settings.database, role, shutdown).await? else { return Ok(None) };
-        match within(ANSWER_WITHIN, read(&db)).await {
-            Ok(applied) => {
-                log_active(settings, applied.as_ref());
-                return Ok(Some(govern(db, settings, applied.as_ref())));
+        let pause = match within(ANSWER_WITHIN, read(&db)).await {
+            Ok(Some(applied)) => {
+                log_active(settings, &applied);
+                part.up();
+                return Ok(Some(govern(db, settings, Some(&applied))));
+            }
+            Ok(None) => {
+                if !std::mem::replace(&mut without, true) {
+                    tracing::warn!("{NONE}");
+                }
+                part.down(NONE);
+                LOOK_EVERY
             }
             Err(error) if trouble(&error) != Trouble::Failure => {
                 tracing::debug!(error = redacted(&error), "cannot read the active policy yet");
+                AGAIN_AFTER
             }
             Err(error) => return Err(DatabaseError::Policy { at: settings.database.url.to_string(), error }),
-        }
-        if shutdown.run_until_cancelled(tokio::time::sleep(AGAIN_AFTER)).await.is_none() {
+        };
+        if shutdown.run_until_cancelled(tokio::time::sleep(pause)).await.is_none() {
             return Ok(None);
         }
     }
 }
 
-/// These settings, with the active policy.
+/// These settings, with the active policy: without one, nothing falls due.
 #[must_use]
 pub fn under(settings: &Settings, applied: Option<&Applied>) -> Settings {
-    settings.with_policy(applied.map_or(&settings.policy, |applied| &applied.policy).clone())
+    settings.with_policy(applied.map(|applied| applied.policy.clone()).unwrap_or_default())
 }
 
 fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>) -> Governed {
@@ -183,8 +206,7 @@ fn govern(db: DatabaseConnection, settings: &Settings, applied: Option<&Applied>
 }
 
 /// Logs which policy is active, because a user who edited a file expects it to apply.
-fn log_active(settings: &Settings, applied: Option<&Applied>) {
-    let Some(Applied { number, policy, at, by, .. }) = applied else { return };
+fn log_active(settings: &Settings, Applied { number, policy, at, by, .. }: &Applied) {
     let at = at.to_rfc3339();
     if settings.policy.is_equivalent(policy) {
         tracing::info!(number, at, by, "the applied policy is active");

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     process::{backoff::backoff, outage::Outage},
-    settings::DatabaseSettings,
+    settings::{DatabaseSettings, SecretUrl},
 };
 
 /// The program of a connection, shown in `pg_stat_activity`.
@@ -78,31 +78,51 @@ impl DatabaseError {
 /// # Errors
 /// [`DatabaseError::Connect`], with the address but never its password.
 pub async fn connect(settings: &DatabaseSettings, role: Client) -> Result<DatabaseConnection, DatabaseError> {
-    let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
+    let url = settings.url.current();
+    let refused = |error| DatabaseError::Connect { at: url.to_string(), error };
     let acquire_timeout = settings.acquire_timeout;
-    let tuned = tuned(settings, role);
     // A pool waits for an unreachable server and then reports only that it waited; a connection reports the cause at once.
-    let probe = tuned(settings.url.expose().parse().map_err(|error| refused(conn_error(error)))?);
+    let probe = options(settings, role).map_err(refused)?;
     let probed = tokio::time::timeout(acquire_timeout, probe.connect()).await.unwrap_or_else(|_| Err(silence()));
     let farewell = probed.map_err(|error| refused(conn_error(error)))?.close();
     let _ = tokio::time::timeout(acquire_timeout, farewell).await;
-    let mut options = ConnectOptions::new(settings.url.expose());
-    options
-        .max_connections(settings.max_connections)
+    let (probed, mut pool) = (probe, ConnectOptions::new(url.expose()));
+    pool.max_connections(settings.max_connections)
         .min_connections(0)
         .acquire_timeout(acquire_timeout)
         // A ping on every acquire costs a tenth of the throughput; a dead connection fails at its first statement.
         .test_before_acquire(false)
         .sqlx_logging(false)
-        .map_sqlx_postgres_opts(tuned)
+        .map_sqlx_postgres_opts(move |_| probed.clone())
         .map_sqlx_postgres_pool_opts(move |pool| {
             pool.after_release(move |connection, _| Box::pin(async move { still_good(connection, acquire_timeout).await }))
         });
-    SeaDatabase::connect(options).await.map_err(refused)
+    SeaDatabase::connect(pool).await.map_err(refused)
 }
 
-/// The settings of every session.
-pub(super) fn tuned(settings: &DatabaseSettings, role: Client) -> impl Fn(PgConnectOptions) -> PgConnectOptions + use<> {
+/// Uses the URL's file as it is now for further connections of a pool, because a password may have been rotated.
+pub fn refresh(db: &DatabaseConnection, settings: &DatabaseSettings, role: Client) {
+    if let Ok(options) = options(settings, role) {
+        db.get_postgres_connection_pool().set_connect_options(options);
+    }
+}
+
+/// What to connect to, and the settings of every session.
+pub(super) fn options(settings: &DatabaseSettings, role: Client) -> Result<PgConnectOptions, DbErr> {
+    Ok(tuned(target(&settings.url.current())?, settings, role))
+}
+
+/// What a URL names.
+fn target(url: &SecretUrl) -> Result<PgConnectOptions, DbErr> {
+    let options: PgConnectOptions = url.expose().parse().map_err(conn_error)?;
+    // The crate keeps the brackets, with which no address resolves.
+    Ok(match url.ipv6() {
+        Some(address) if options.get_host() == format!("[{address}]") => options.host(&address.to_string()),
+        _ => options,
+    })
+}
+
+fn tuned(options: PgConnectOptions, settings: &DatabaseSettings, role: Client) -> PgConnectOptions {
     let path = settings.search_path();
     let (lock, statement) = (
         settings.lock_timeout,
@@ -112,27 +132,25 @@ pub(super) fn tuned(settings: &DatabaseSettings, role: Client) -> impl Fn(PgConn
             settings.statement_timeout
         },
     );
-    move |options| {
-        let options = options.application_name(role.application_name()).options([
-            ("search_path", path.clone()),
-            // A login may change its own defaults (ALTER ROLE … SET), and a stolen one those of the whole fleet. What an effect
-            // committed must be on disk before its wake-up is acked.
-            ("synchronous_commit", "on".to_owned()),
-            ("row_security", "on".to_owned()),
-            ("idle_session_timeout", "0".to_owned()),
-            // An operator's query may take its time.
-            ("statement_timeout", format!("{}ms", statement.as_millis())),
-            ("lock_timeout", format!("{}ms", lock.as_millis())),
-            // The recheck is a later statement than the locks: it must see what they waited for.
-            ("default_transaction_isolation", "read committed".to_owned()),
-            // sqlx logs both notices ("already exists, skipping"), which are noise, and warnings, in which the order system's
-            // triggers may name a customer.
-            ("client_min_messages", "error".to_owned()),
-        ]);
-        match role {
-            Client::Owner => options.options([("role", roles::OWNER)]),
-            Client::Producer | Client::Worker | Client::Ops | Client::CustomerCare => options,
-        }
+    let options = options.disable_statement_logging().application_name(role.application_name()).options([
+        ("search_path", path),
+        // A login may change its own defaults (ALTER ROLE … SET), and a stolen one those of the whole fleet. What an effect
+        // committed must be on disk before its wake-up is acked.
+        ("synchronous_commit", "on".to_owned()),
+        ("row_security", "on".to_owned()),
+        ("idle_session_timeout", "0".to_owned()),
+        // An operator's query may take its time.
+        ("statement_timeout", format!("{}ms", statement.as_millis())),
+        ("lock_timeout", format!("{}ms", lock.as_millis())),
+        // The recheck is a later statement than the locks: it must see what they waited for.
+        ("default_transaction_isolation", "read committed".to_owned()),
+        // sqlx logs both notices ("already exists, skipping"), which are noise, and warnings, in which the order system's
+        // triggers may name a customer.
+        ("client_min_messages", "error".to_owned()),
+    ]);
+    match role {
+        Client::Owner => options.options([("role", roles::OWNER)]),
+        Client::Producer | Client::Worker | Client::Ops | Client::CustomerCare => options,
     }
 }
 
@@ -232,5 +250,27 @@ pub async fn require_schema(settings: &DatabaseSettings, db: &DatabaseConnection
         Ok(0) => Ok(()),
         Ok(pending) => Err(DatabaseError::Schema { at: at(), pending }),
         Err(error) => Err(DatabaseError::Connect { at: at(), error }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_connected_to_is_what_the_url_names() {
+        for (url, host, port, database) in [
+            ("postgres://u:p@db.example:6432/shop", "db.example", 6432, "shop"),
+            ("postgres://u@10.0.0.1/shop", "10.0.0.1", 5432, "shop"),
+            ("postgres://u@[::1]:6432/shop", "::1", 6432, "shop"),
+            ("postgres://u@[2001:db8::1]/c%E1%BB%ADa%20h%C3%A0ng", "2001:db8::1", 5432, "cửa hàng"),
+            ("postgres://u@[::1]/shop?host=db.example&port=7432&dbname=other", "db.example", 7432, "other"),
+        ] {
+            let options = target(&SecretUrl::postgresql(url).unwrap()).unwrap();
+            assert_eq!((options.get_host(), options.get_port(), options.get_database()), (host, port, Some(database)), "{url}");
+            assert_eq!(options.get_username(), "u", "{url}");
+        }
+        let socket = target(&SecretUrl::postgresql("postgres://u@%2Frun%2Fpostgresql/shop").unwrap()).unwrap();
+        assert_eq!(socket.get_socket().unwrap().to_str(), Some("/run/postgresql"));
     }
 }

@@ -7,6 +7,9 @@ use sea_orm::{DbErr, RuntimeErr, sqlx};
 pub enum Trouble {
     /// The server is away, starting, read-only or full: wait until it is back. No attempt is spent.
     Away,
+    /// A statement reports an outage that the server, when asked, does not confirm ([`super::probe::judge`]): a trigger may raise any
+    /// SQLSTATE for one row, and a write into a mirror fails as on a standby.
+    Unconfirmed,
     /// The connection broke during the statement: the server or the network is gone, or, if the same statement causes it
     /// again and again while others are answered, the statement breaks its server process.
     Cut,

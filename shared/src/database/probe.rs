@@ -1,28 +1,30 @@
-//! A connection outside the pool, over which an idle process checks the server and what operators have decided.
+//! What the server says when it is asked: over a connection outside the pool, whether it answers and what operators have decided; and
+//! after a failed statement, whether the server or the statement is at fault.
 
 use std::time::Duration;
 
 use sea_orm::{
-    DbErr, RuntimeErr,
-    sqlx::{
-        self, ConnectOptions as _,
-        postgres::{PgConnectOptions, PgConnection},
-    },
+    ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, TransactionTrait,
+    sqlx::{self, ConnectOptions as _, postgres::PgConnection},
 };
+
+use uuid::Uuid;
 
 use super::{
     active_policy,
-    connection::{Client, DatabaseError, conn_error, silence, still_good, tuned, unanswered},
+    connection::{Client, conn_error, options, silence, still_good, unanswered},
+    failure::{Trouble, trouble},
     leader,
     pause::{self, Pause},
     rights::{self, Lacking},
+    statement,
 };
 use crate::settings::DatabaseSettings;
 
 /// A connection outside the pool, over which an idle process checks the server. A pool would not do: it may be in use, or
 /// hold connections that died long ago.
 pub struct Probe {
-    options: PgConnectOptions,
+    settings: DatabaseSettings,
     within: Duration,
     role: Client,
     connection: Option<PgConnection>,
@@ -30,14 +32,9 @@ pub struct Probe {
 
 impl Probe {
     /// Connects at the first [`Probe::ask`].
-    ///
-    /// # Errors
-    /// An invalid URL.
-    pub fn new(settings: &DatabaseSettings, role: Client) -> Result<Self, DatabaseError> {
-        let options = settings.url.expose().parse().map_err(conn_error);
-        let options = options.map_err(|error| DatabaseError::Connect { at: settings.url.to_string(), error })?;
-        let within = settings.acquire_timeout;
-        Ok(Self { options: tuned(settings, role)(options), within, role, connection: None })
+    #[must_use]
+    pub fn new(settings: &DatabaseSettings, role: Client) -> Self {
+        Self { settings: settings.clone(), within: settings.acquire_timeout, role, connection: None }
     }
 
     /// Checks that the server answers and accepts writes.
@@ -51,7 +48,9 @@ impl Probe {
             self.connection = Some(kept);
             return Ok(());
         }
-        let connected = tokio::time::timeout(self.within, self.options.connect()).await.unwrap_or_else(|_| Err(silence()));
+        let connected = tokio::time::timeout(self.within, options(&self.settings, self.role)?.connect())
+            .await
+            .unwrap_or_else(|_| Err(silence()));
         let mut fresh = connected.map_err(conn_error)?;
         if !still_good(&mut fresh, self.within).await.map_err(conn_error)? {
             return Err(DbErr::Conn(RuntimeErr::Internal("PostgreSQL is read-only".to_owned())));
@@ -86,6 +85,34 @@ impl Probe {
         Ok(Decided { pauses: pause::read(&pauses)?, policy, leader_silent_s })
     }
 }
+
+/// The trouble behind an error of a statement. An outage is what the server confirms, not what one statement reports: the server is asked
+/// to write, over another connection.
+pub async fn judge(db: &DatabaseConnection, error: &DbErr) -> Trouble {
+    let reported = trouble(error);
+    if reported != Trouble::Away {
+        return reported;
+    }
+    match tokio::time::timeout(JUDGED_WITHIN, writes(db)).await {
+        Ok(Ok(())) => Trouble::Unconfirmed,
+        _ => Trouble::Away,
+    }
+}
+
+/// Grows a table by some pages, which a full disk refuses, and takes that back. The table is one that every process may insert into.
+async fn writes(db: &DatabaseConnection) -> Result<(), DbErr> {
+    let tx = db.begin().await?;
+    // Random, because PostgreSQL would compress anything else.
+    let filler: String = std::iter::repeat_with(|| Uuid::new_v4().simple().to_string()).take(WRITTEN / 32).collect();
+    let sql = "INSERT INTO rungs (queue, exchange) VALUES ('probe ' || gen_random_uuid(), $1)";
+    tx.execute_raw(statement(sql, [filler.into()])).await?;
+    tx.rollback().await
+}
+
+/// How long the server has to confirm that it writes.
+const JUDGED_WITHIN: Duration = Duration::from_secs(10);
+/// How many characters [`writes`] writes.
+const WRITTEN: usize = 128 * 1024;
 
 /// What operators have decided for the whole fleet.
 #[derive(Clone, Debug, PartialEq)]

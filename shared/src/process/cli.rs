@@ -1,7 +1,9 @@
 //! How every binary starts: its settings, or every mistake in them; its telemetry; its shutdown; and an admin port if it is
 //! long-running.
 
-use std::{error::Error, io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode};
+use std::{
+    error::Error, io::Write, os::unix::process::CommandExt as _, path::PathBuf, process::ExitCode, sync::mpsc, time::Duration,
+};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::{sync::CancellationToken, task::AbortOnDropHandle};
@@ -90,6 +92,8 @@ pub fn start(service: &'static str, common: &Common) -> Result<Started, StartErr
     let cramped = with_room_for_headers();
     let settings = Settings::load(common.config.clone())?;
     let telemetry = Telemetry::start(service, &settings.telemetry.log)?;
+    // The usual hook writes to stderr itself, and so waits for its reader.
+    std::panic::set_hook(Box::new(|panic| tracing::error!(%panic, "a thread panicked")));
     if let Some(error) = cramped {
         tracing::warn!(
             %error,
@@ -165,6 +169,9 @@ pub fn remark(text: &str) {
     let _ = writeln!(std::io::stderr(), "{}", visible(text.trim_end()));
 }
 
+/// How long the reader of stderr has to take the last words of a process.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
 /// Prints why a command's input is invalid; returns the exit code for that.
 pub fn refuse(service: &str, error: &impl std::fmt::Display) -> ExitCode {
     complain(service, error, EXIT_USAGE)
@@ -184,6 +191,13 @@ fn one_line(text: &str) -> String {
 }
 
 fn complain(service: &str, error: &impl std::fmt::Display, code: u8) -> ExitCode {
-    remark(&format!("{service}: {error:#}"));
+    let words = format!("{service}: {error:#}");
+    let (written, taken) = mpsc::channel();
+    // A reader that stalls must not keep the process from its end.
+    std::thread::spawn(move || {
+        remark(&words);
+        let _ = written.send(());
+    });
+    let _ = taken.recv_timeout(LAST_WORDS);
     ExitCode::from(code)
 }

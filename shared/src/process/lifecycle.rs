@@ -29,8 +29,8 @@ pub fn shutdown_on_signals() -> std::io::Result<CancellationToken> {
             match first {
                 None => {
                     first = Some(Instant::now());
-                    tracing::info!(signal = name, "shutting down; a second signal exits at once");
                     token.cancel();
+                    tracing::info!(signal = name, "shutting down; a second signal exits at once");
                 }
                 Some(first) if first.elapsed() < ONE_WISH => {}
                 Some(_) => {

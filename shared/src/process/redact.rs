@@ -94,7 +94,7 @@ impl Words<'_> {
             None if self.is_passed_on() || self.routine.is_empty() => String::new(),
             None => format!(" in {} ({})", self.routine, self.file),
         };
-        format!("SQLSTATE {}{}{place}; its words are kept back", self.sqlstate, title(self.sqlstate))
+        format!("SQLSTATE {}{}{place}; its text is redacted", self.sqlstate, title(self.sqlstate))
     }
 
     /// Whether the server passes on a message of others. P0 is PL/pgSQL's own class; HV is that of foreign data.
@@ -240,41 +240,38 @@ mod tests {
             context: "PL/pgSQL function label(text) line 12 at RAISE\nSQL statement \"SELECT label('Nguyễn Thị Mẫu')\"",
             ..bare("P0001", "", "pl_exec.c", "exec_stmt_raise")
         };
-        assert_eq!(
-            raised.redacted(),
-            "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its words are kept back"
-        );
+        assert_eq!(raised.redacted(), "SQLSTATE P0001 in PL/pgSQL function label(text) line 12 at RAISE; its text is redacted");
         let python = Words { context: "Traceback (most recent call last):\n  PL/Python …", file: "plpy_elog.c", ..raised };
-        assert_eq!(python.redacted(), "SQLSTATE P0001; its words are kept back");
+        assert_eq!(python.redacted(), "SQLSTATE P0001; its text is redacted");
         let block = Words { context: "PL/pgSQL function inline_code_block line 4 at RAISE", ..raised };
         assert_eq!(block.redacted(), raised.message);
         let of_theirs = "PL/pgSQL function inline_code_block line 4 at RAISE\nSQL statement \"DO …\"\nPL/pgSQL function label() line 1 at EXECUTE";
-        assert!(Words { context: of_theirs, ..raised }.redacted().contains("kept back"));
+        assert!(Words { context: of_theirs, ..raised }.redacted().contains("is redacted"));
         let imitated = "PL/pgSQL function label(kyhan_) line 12 at RAISE\nPL/pgSQL function kyhan_x() line 1 at PERFORM";
-        assert!(Words { context: imitated, ..raised }.redacted().contains("kept back"));
+        assert!(Words { context: imitated, ..raised }.redacted().contains("is redacted"));
         // Whatever SQLSTATE it chooses.
         for sqlstate in ["23514", "25006", "40001", "57014", "22012", "55P03"] {
-            assert!(Words { sqlstate, ..raised }.redacted().contains("kept back"), "{sqlstate}");
+            assert!(Words { sqlstate, ..raised }.redacted().contains("is redacted"), "{sqlstate}");
         }
         let remote = Words { message: "no label for Mẫu", context: "", file: "connection.c", ..SERVER };
-        assert_eq!(remote.redacted(), "SQLSTATE 23514 (integrity constraint violation); its words are kept back");
+        assert_eq!(remote.redacted(), "SQLSTATE 23514 (integrity constraint violation); its text is redacted");
         let quoted = Words { context: "SQL statement \"SELECT 'PL/x Mẫu'\"", sqlstate: "P0001", ..remote };
-        assert_eq!(quoted.redacted(), "SQLSTATE P0001; its words are kept back");
+        assert_eq!(quoted.redacted(), "SQLSTATE P0001; its text is redacted");
         let unknown = Words { message: "no label for Mẫu", context: "", file: "plsh.c", ..SERVER };
-        assert!(unknown.redacted().contains("kept back"));
+        assert!(unknown.redacted().contains("is redacted"));
     }
 
     #[test]
     fn a_message_that_may_quote_a_value_is_not() {
         let file = bare("58P01", "could not open file \"/labels/Nguyễn Thị Mẫu\" for reading", "genfile.c", "read_binary_file");
-        assert_eq!(file.redacted(), "SQLSTATE 58P01 (system error) in read_binary_file (genfile.c); its words are kept back");
+        assert_eq!(file.redacted(), "SQLSTATE 58P01 (system error) in read_binary_file (genfile.c); its text is redacted");
         let made_up = Words {
             context: "PL/pgSQL function label() line 1 at EXECUTE",
             ..bare("3F000", "schema \"mẫu\" does not exist", "namespace.c", "get_namespace_oid")
         };
         assert_eq!(
             made_up.redacted(),
-            "SQLSTATE 3F000 (invalid schema name) in PL/pgSQL function label() line 1 at EXECUTE; its words are kept back"
+            "SQLSTATE 3F000 (invalid schema name) in PL/pgSQL function label() line 1 at EXECUTE; its text is redacted"
         );
         for (sqlstate, message) in [
             ("22P02", "invalid input syntax for type integer: \"0901234567\""),

@@ -1,7 +1,10 @@
 //! Telemetry: logs on stderr, as text on a terminal and as JSON otherwise; traces, metrics and logs over OTLP if the standard
 //! `OTEL_EXPORTER_OTLP_ENDPOINT` is set. None of it contains personal data: spans and logs hold kinds, ids and counts.
+//!
+//! No work waits for a log line to be written: a thread of its own writes to stderr. While the reader of stderr stalls, lines are dropped
+//! and counted.
 
-use std::{collections::HashMap, io::IsTerminal};
+use std::{collections::HashMap, io::IsTerminal, time::Duration};
 
 use opentelemetry::{global, propagation::TextMapPropagator, trace::TracerProvider as _};
 use opentelemetry_appender_tracing::layer::OpenTelemetryTracingBridge;
@@ -9,7 +12,9 @@ use opentelemetry_otlp::{ExporterBuildError, LogExporter, MetricExporter, SpanEx
 use opentelemetry_sdk::{
     Resource, logs::SdkLoggerProvider, metrics::SdkMeterProvider, propagation::TraceContextPropagator, trace::SdkTracerProvider,
 };
+use tokio_util::task::AbortOnDropHandle;
 use tracing::Span;
+use tracing_appender::non_blocking::{ErrorCounter, NonBlockingBuilder, WorkerGuard};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::{
     EnvFilter, Layer,
@@ -34,8 +39,16 @@ const EXPORTER_CRATES: [&str; 6] = ["opentelemetry", "opentelemetry_sdk", "opent
 const OWN_CRATES: [&str; 4] = ["shared", "producer", "worker", "ops"];
 const OTHERS: LevelFilter = LevelFilter::DEBUG;
 
-/// Holds the exporters; [`Telemetry::shutdown`] sends what they have buffered.
+/// How many log lines wait for the reader of stderr before further ones are dropped.
+const LINES_MAX: usize = 10_000;
+/// How often the number of dropped lines is checked.
+const DROPPED_EVERY: Duration = Duration::from_secs(10);
+
+/// Holds the exporters and the writer of stderr; [`Telemetry::shutdown`] sends what they have buffered.
 pub struct Telemetry {
+    /// Writes, for at most about a second, what waits when it is dropped.
+    _stderr: WorkerGuard,
+    _dropped: AbortOnDropHandle<()>,
     exporters: Option<(SdkTracerProvider, SdkMeterProvider, SdkLoggerProvider)>,
 }
 
@@ -58,7 +71,10 @@ impl Telemetry {
     /// # Errors
     /// [`TelemetryError`].
     pub fn start(service: &'static str, filter: &str) -> Result<Self, TelemetryError> {
-        let stderr = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = NonBlockingBuilder::default().lossy(true).buffered_lines_limit(LINES_MAX).thread_name("log");
+        let (lines, written) = lines.finish(std::io::stderr());
+        let dropped = AbortOnDropHandle::new(tokio::spawn(count_dropped(lines.error_counter())));
+        let stderr = tracing_subscriber::fmt::layer().with_writer(lines);
         let stderr = if std::io::stderr().is_terminal() {
             stderr.boxed()
         } else {
@@ -69,7 +85,7 @@ impl Telemetry {
         let registry = tracing_subscriber::registry().with(filter).with(secretive).with(stderr);
         if std::env::var_os(ENDPOINT).is_none_or(|endpoint| endpoint.is_empty()) {
             registry.try_init()?;
-            return Ok(Self { exporters: None });
+            return Ok(Self { _stderr: written, _dropped: dropped, exporters: None });
         }
         if let Some(other) = std::env::var(PROTOCOL).ok().filter(|protocol| !["", "grpc"].contains(&protocol.as_str())) {
             return Err(TelemetryError::Protocol(other));
@@ -95,7 +111,7 @@ impl Telemetry {
             .with(tracing_opentelemetry::layer().with_tracer(traces.tracer("kyhan")).with_filter(ours.clone()))
             .with(OpenTelemetryTracingBridge::new(&logs).with_filter(ours))
             .try_init()?;
-        Ok(Self { exporters: Some((traces, metrics, logs)) })
+        Ok(Self { _stderr: written, _dropped: dropped, exporters: Some((traces, metrics, logs)) })
     }
 
     /// Sends what is still buffered. If a collector is away, its data is lost, and the process goes on.
@@ -105,6 +121,22 @@ impl Telemetry {
             if let Err(error) = result {
                 tracing::debug!(signal, %error, "not all telemetry was exported");
             }
+        }
+    }
+}
+
+/// Reports dropped log lines, in a metric and in the log itself.
+async fn count_dropped(lines: ErrorCounter) {
+    let mut reported = 0;
+    let mut ticks = tokio::time::interval(DROPPED_EVERY);
+    loop {
+        ticks.tick().await;
+        let dropped = lines.dropped_lines() as u64;
+        if dropped > reported {
+            let counter = global::meter("kyhan").u64_counter("kyhan.log.dropped").with_description("Log lines dropped").build();
+            counter.add(dropped - reported, &[]);
+            tracing::warn!(dropped, "log lines were dropped, because the reader of stderr stalled");
+            reported = dropped;
         }
     }
 }

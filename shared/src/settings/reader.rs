@@ -194,21 +194,19 @@ impl SettingsReader {
     }
 
     /// A server's URL, from its variable or from the file that its `_FILE` variable names.
-    pub fn secret(&mut self, key: &str, server: &UrlRules) -> Option<SecretUrl> {
+    pub fn secret(&mut self, key: &str, server: &'static UrlRules) -> Option<SecretUrl> {
         let name = env_name(key);
         let file = format!("{name}_FILE");
-        let text = match (self.env.get(&name), self.env.get(&file)) {
+        let url = match (self.env.get(&name), self.env.get(&file)) {
             (Some(_), Some(_)) => Err(format!("both {name} and {file} are set; set only one of them")),
-            (Some(text), None) => Ok(text.clone()),
-            (None, Some(path)) => {
-                std::fs::read_to_string(path).map_err(|error| format!("cannot read {path}, which {file} names: {error}"))
-            }
+            (Some(text), None) => SecretUrl::parse(text.trim(), server),
+            (None, Some(path)) => SecretUrl::from_file(path.into(), server).map_err(|why| format!("{file}: {why}")),
             (None, None) => Err(format!(
                 "not set; set {name} to {}://user:password@host:port/name, or {file} to the path of a file that contains it",
                 server.schemes[0]
             )),
         };
-        match text.and_then(|text| SecretUrl::parse(text.trim(), server)) {
+        match url {
             Ok(url) => {
                 self.held.push((key.to_owned(), format!("\"{url}\"")));
                 Some(url)

@@ -1,6 +1,10 @@
-//! URLs that contain a password: it is never printed.
+//! URLs that contain a password: it is never printed. A URL from a file is read again at each connect, because passwords are rotated.
 
-use std::{fmt, net::IpAddr};
+use std::{
+    fmt,
+    net::{IpAddr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use url::{Host, Url};
 
@@ -62,12 +66,22 @@ pub(super) const RABBITMQ: UrlRules = UrlRules {
 const SSL_MODES: [&str; 6] = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"];
 
 /// A server's URL. `Display` and `Debug` show `***` for the password.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct SecretUrl {
     whole: String,
     shown: String,
     exposed: Option<String>,
+    /// The file that it comes from.
+    file: Option<(PathBuf, &'static UrlRules)>,
 }
+
+impl PartialEq for SecretUrl {
+    fn eq(&self, other: &Self) -> bool {
+        self.whole == other.whole
+    }
+}
+
+impl Eq for SecretUrl {}
 
 impl SecretUrl {
     /// A URL of a kind of server.
@@ -99,7 +113,36 @@ impl SecretUrl {
         }
         // Parameters may contain a password too.
         url.set_query(None);
-        Ok(Self { whole: text.to_owned(), shown: url.into(), exposed })
+        Ok(Self { whole: text.to_owned(), shown: url.into(), exposed, file: None })
+    }
+
+    /// The URL in a file.
+    ///
+    /// # Errors
+    /// What is wrong with the file or the URL, without repeating it.
+    pub(super) fn from_file(path: PathBuf, server: &'static UrlRules) -> Result<Self, String> {
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        Ok(Self { file: Some((path, server)), ..Self::parse(text.trim(), server)? })
+    }
+
+    /// The URL as it is now: that of its file, if it comes from one. If the file cannot be read, as in the middle of a rotation, the URL
+    /// that was read before.
+    #[must_use]
+    pub fn current(&self) -> Self {
+        let Some((path, server)) = &self.file else { return self.clone() };
+        Self::from_file(path.clone(), server).unwrap_or_else(|why| {
+            tracing::warn!(why, url = %self, "a file with a URL cannot be used; using the URL that it contained before");
+            self.clone()
+        })
+    }
+
+    /// The host, if it is an IPv6 address, without the brackets: neither client of a server takes it from the URL.
+    #[must_use]
+    pub fn ipv6(&self) -> Option<Ipv6Addr> {
+        match Url::parse(&self.whole).ok()?.host()? {
+            Host::Ipv6(address) => Some(address),
+            Host::Domain(_) | Host::Ipv4(_) => None,
+        }
     }
 
     /// A URL of PostgreSQL.
@@ -108,6 +151,12 @@ impl SecretUrl {
     /// What is wrong with it, without repeating it.
     pub fn postgresql(text: &str) -> Result<Self, String> {
         Self::parse(text, &POSTGRESQL)
+    }
+
+    /// A URL of RabbitMQ.
+    #[cfg(test)]
+    pub(crate) fn rabbitmq(text: &str) -> Result<Self, String> {
+        Self::parse(text, &RABBITMQ)
     }
 
     /// The whole URL, to connect with.
@@ -174,6 +223,21 @@ mod tests {
         assert_eq!(url.to_string(), "postgres://kyhan:***@db:5432/kyhan");
         assert!(!format!("{url:?}").contains("hunter2"));
         assert!(url.expose().contains("hunter2"));
+    }
+
+    #[test]
+    fn a_url_in_a_file_is_read_again_and_kept_while_the_file_is_unusable() {
+        let path = std::env::temp_dir().join(format!("kyhan-url-{}", std::process::id()));
+        std::fs::write(&path, "postgres://u:old@db/n\n").unwrap();
+        let url = SecretUrl::from_file(path.clone(), &POSTGRESQL).unwrap();
+        std::fs::write(&path, "postgres://u:new@db/n\n").unwrap();
+        assert_eq!(url.current().expose(), "postgres://u:new@db/n");
+        for unusable in ["", "postgres://u:new@db/n?ssl_mode=x"] {
+            std::fs::write(&path, unusable).unwrap();
+            assert_eq!(url.current().expose(), "postgres://u:old@db/n");
+        }
+        std::fs::remove_file(&path).unwrap();
+        assert_eq!(url.current(), url);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use shared::{
         Client,
         attempts::{Attempts, Next},
         failure::{Trouble, is_refused, trouble},
+        probe::judge,
         rights::lacking,
         unanswered,
     },
@@ -74,8 +75,21 @@ impl Attempt {
                 None => After::Abandoned,
             },
             Next::Again(pause) => {
-                if *trouble == Trouble::Cut {
-                    tracing::warn!(error = redacted(error), cuts = self.0.cuts(), "the connection to PostgreSQL broke; retrying");
+                match trouble {
+                    Trouble::Cut => {
+                        tracing::warn!(
+                            error = redacted(error),
+                            cuts = self.0.cuts(),
+                            "the connection to PostgreSQL broke; retrying"
+                        );
+                    }
+                    Trouble::Unconfirmed => {
+                        tracing::warn!(
+                            error = redacted(error),
+                            "a statement reports an outage, but PostgreSQL answers and writes; retrying"
+                        );
+                    }
+                    _ => {}
                 }
                 sleep(pause).await;
                 After::Again
@@ -86,7 +100,7 @@ impl Attempt {
 }
 
 /// Runs `work` in a transaction; `work` commits it. A failure to begin counts as an outage whatever the error is, because it cannot be the
-/// rows' fault. `statements` is the number of statements in `work`: each has its timeout on the server, and this function stops waiting
+/// rows' fault; a failure of a statement counts as one if the server confirms it. `statements` is the number of statements in `work`: each has its timeout on the server, and this function stops waiting
 /// when a server that cannot be reached never answers.
 ///
 /// # Errors
@@ -113,7 +127,7 @@ pub(crate) async fn transaction<T>(
     {
         return Err((DbErr::Custom(lacking.to_string()), Trouble::Away));
     }
-    let trouble = trouble(&error);
+    let trouble = judge(db, &error).await;
     Err((error, trouble))
 }
 

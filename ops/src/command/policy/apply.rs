@@ -87,9 +87,6 @@ pub async fn apply(
     {
         return again(&command, &governed, &applied, stop).await;
     }
-    if governed.settings.policy.number().is_none() {
-        remark(&format!("ops: {FIRST}"));
-    }
     let applying =
         Applying { rate: command.rate, why: &command.why.why, yes: command.yes.yes, json: command.json.json, proposal: None };
     carry_out(&governed, new, actor, &applying, stop).await
@@ -148,10 +145,6 @@ pub(super) async fn carry_out(
     broker.close().await;
     report(json, &applied, scheduled)
 }
-
-/// A warning before the first policy.
-const FIRST: &str = "no policy was applied to this database yet: the fleet follows its files, and this preview compares with the settings of this \
-                     process. If they differ, pass the fleet's file with --config";
 
 /// For a policy that is already active: publishes the wake-ups that an interrupted `apply` left out.
 async fn again(

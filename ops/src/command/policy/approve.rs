@@ -58,7 +58,8 @@ pub async fn approve(
     if !command.json.json {
         let Proposal { id, made_by, made_login, made_at, why, .. } = &proposed;
         let at = moment(*made_at);
-        say(&format!("proposal {id}, made by {} ({made_login}) at {at}: {}", one_line(made_by), one_line(why)));
+        let (by, login) = (one_line(made_by), one_line(made_login));
+        say(&format!("proposal {id}, made by {by} ({login}) at {at}: {}", one_line(why)));
         if let Some(safeguards) = proposed.policy.safeguards() {
             say(&safeguards.to_string());
         }
@@ -88,7 +89,13 @@ pub async fn proposals(command: Proposals, settings: &Settings) -> anyhow::Resul
     }
     let mut table = table(["id", "made at", "by", "login", "why"]);
     for it in open {
-        table.add_row([it.id.to_string(), moment(it.made_at), one_line(&it.made_by), it.made_login, one_line(&it.why)]);
+        table.add_row([
+            it.id.to_string(),
+            moment(it.made_at),
+            one_line(&it.made_by),
+            one_line(&it.made_login),
+            one_line(&it.why),
+        ]);
     }
     say(&table.to_string());
     Ok(ExitCode::SUCCESS)

@@ -19,7 +19,7 @@ use super::super::{options::Json, with_schema};
 #[derive(clap::Args)]
 #[command(after_help = "\
 The output is a [[policy]] table for a kyhan.toml. Put it into the file of every process, so that the files agree with the active policy. \
-If no policy was applied to the database, each process follows its own settings, and this command shows those of `ops`.
+If no policy was applied to the database, nothing is applied, and this command shows the settings of `ops`, which could be applied.
 
 Examples:
   ops policy show
@@ -70,7 +70,9 @@ fn document(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>,
 fn toml(applied: Option<&Applied>, policy: &Policy, releases: &Releases<'_>, differs: bool) -> String {
     let mut lines = Vec::new();
     match applied {
-        None => lines.push("# From the settings of this process: no policy was applied to this database.".to_owned()),
+        None => lines.push(
+            "# No policy was applied to this database, so nothing is applied. These are the settings of this process.".to_owned(),
+        ),
         Some(Applied { number, at, by, why, scheduled_at, .. }) => {
             lines.push(format!("# Policy {number}, applied {} by {}: {}", moment(*at), one_line(by), one_line(why)));
             for (kind, release) in releases {

@@ -9,4 +9,4 @@ DROP FUNCTION IF EXISTS kyhan_orders_moments(), kyhan_transfers_refunded(), kyha
     kyhan_cart_items_added(), kyhan_cart_items_changed();
 DROP FUNCTION kyhan_discard_set_aside(boolean, bigint[]), kyhan_retry_set_aside(boolean, bigint[]);
 DROP TABLE set_aside, outbox;
-DROP FUNCTION kyhan_outbox_notify(), kyhan_insert_only();
+DROP FUNCTION kyhan_insert_only();

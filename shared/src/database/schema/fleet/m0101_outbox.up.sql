@@ -20,19 +20,8 @@ CREATE TABLE outbox (
     -- How long the event has waited for the relay counts from here, by the database's clock.
     waiting_since  timestamptz NOT NULL DEFAULT now()
 );
--- Wakes the relay at commit. A worker does not notify: the events of its effects fall due hours later, and NOTIFY takes a lock that
--- serialises all commits of the database.
-CREATE FUNCTION kyhan_outbox_notify() RETURNS trigger LANGUAGE plpgsql AS $$
-BEGIN
-    IF EXISTS (SELECT FROM added) THEN
-        NOTIFY kyhan_outbox;
-    END IF;
-    RETURN NULL;
-END $$;
-CREATE TRIGGER outbox_notify AFTER INSERT ON outbox REFERENCING NEW TABLE AS added FOR EACH STATEMENT
-    WHEN (pg_has_role(session_user, to_regrole('kyhan_worker'), 'MEMBER') IS NOT TRUE
-          OR pg_has_role(session_user, to_regrole('kyhan_order_system'), 'MEMBER') IS TRUE)
-    EXECUTE FUNCTION kyhan_outbox_notify();
+-- The relay polls. A trigger with NOTIFY would take a lock at the commit, one for the whole database, behind which the order system's
+-- other commits wait.
 
 -- Invalid events, each with its reason; complete, unless the event could not be moved with its data. They never block the events behind them.
 CREATE TABLE set_aside (

@@ -92,7 +92,7 @@ DECLARE
     newest bigint;
 BEGIN
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'activity is not sealed in a transaction that is %', current_setting('transaction_isolation')
+        RAISE EXCEPTION 'activity cannot be sealed in a transaction that is %', current_setting('transaction_isolation')
             USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what committed meanwhile.';
     END IF;
     -- One at a time. Readers do not wait.
@@ -143,7 +143,7 @@ BEGIN
     IF EXISTS (SELECT FROM added JOIN activity_seals AS seal USING (number)
                 WHERE added.removed_at <> now()
                    OR seal.sealed_at >= (now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh') THEN
-        RAISE EXCEPTION 'activity is kept for six months at least' USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'activity must be kept for at least six months' USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN NULL;
 END $$;

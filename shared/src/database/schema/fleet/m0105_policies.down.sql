@@ -2,7 +2,7 @@
 DO $$
 BEGIN
     IF EXISTS (SELECT FROM policies) THEN
-        RAISE EXCEPTION 'a policy was applied to this database, and would be in force no more'
+        RAISE EXCEPTION 'a policy was applied to this database, which would no longer be active'
             USING HINT = 'Lay what `ops policy show` prints into the kyhan.toml of every process, then delete the rows of policies.';
     END IF;
 END $$;

@@ -59,7 +59,7 @@ INSERT INTO records_retention DEFAULT VALUES;
 CREATE FUNCTION kyhan_records_are_hidden_in_time() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.hidden_before > (now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' THEN
-        RAISE EXCEPTION 'records are on line for six months' USING ERRCODE = 'check_violation', TABLE = 'records_retention';
+        RAISE EXCEPTION 'records must stay on line for six months' USING ERRCODE = 'check_violation', TABLE = 'records_retention';
     END IF;
     RETURN NEW;
 END $$;

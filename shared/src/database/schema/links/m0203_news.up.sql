@@ -6,7 +6,7 @@
 CREATE FUNCTION kyhan_orders_are_hidden_in_time() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'no order is hidden in a transaction that is %', current_setting('transaction_isolation')
+        RAISE EXCEPTION 'an order cannot be hidden in a transaction that is %', current_setting('transaction_isolation')
             USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what it waited for.';
     END IF;
     -- This waits for sessions that are writing about the order. Later ones wait for this.
@@ -15,7 +15,7 @@ BEGIN
            SELECT FROM order_retention AS kept
             WHERE kept.id = NEW.id AND kept.settled
               AND (kept.newest_at AT TIME ZONE 'Asia/Ho_Chi_Minh' + interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh' <= NEW.hidden_at) THEN
-        RAISE EXCEPTION 'an order is on line for six months after the last news about it, and while anything about it is open'
+        RAISE EXCEPTION 'an order stays on line for six months after the last news about it, and while anything about it is open'
             USING ERRCODE = 'check_violation', TABLE = 'orders', COLUMN = 'hidden_at';
     END IF;
     IF (OLD.id, OLD.customer_id, OLD.created_at, OLD.status, OLD.on_hold, OLD.goods_due, OLD.shipping_due, OLD.service_due,
@@ -23,7 +23,7 @@ BEGIN
            IS DISTINCT FROM
        (NEW.id, NEW.customer_id, NEW.created_at, NEW.status, NEW.on_hold, NEW.goods_due, NEW.shipping_due, NEW.service_due,
         NEW.delivering_since, NEW.received_at, NEW.out_of_stock_since, NEW.parcel_recorded_at, NEW.fees_changed_at) THEN
-        RAISE EXCEPTION 'an order is hidden as it is' USING ERRCODE = 'check_violation', TABLE = 'orders', COLUMN = 'hidden_at';
+        RAISE EXCEPTION 'hiding an order must not change anything else of it' USING ERRCODE = 'check_violation', TABLE = 'orders', COLUMN = 'hidden_at';
     END IF;
     RETURN NEW;
 END $$;

@@ -28,7 +28,7 @@ SELECT message.at, 'system', 'order.message_recorded', 'order', message.order_id
 CREATE FUNCTION kyhan_messages_record_themselves() RETURNS trigger LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF current_user <> (SELECT pg_get_userbyid(relowner) FROM pg_class WHERE oid = TG_RELID) THEN
-        RAISE EXCEPTION 'a message is recorded by its own trigger' USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'messages are recorded only by their trigger' USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN NEW;
 END $$;
@@ -82,11 +82,11 @@ CREATE TRIGGER the_erased_have_no_events_aside BEFORE INSERT ON set_aside FOR EA
 CREATE FUNCTION kyhan_erasure_is_allowed() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'no customer is erased in a transaction that is %', current_setting('transaction_isolation')
+        RAISE EXCEPTION 'a customer cannot be erased in a transaction that is %', current_setting('transaction_isolation')
             USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what it waited for.';
     END IF;
     IF (NEW.full_name, NEW.phone, NEW.email, NEW.address) IS DISTINCT FROM ('', '', '', '') THEN
-        RAISE EXCEPTION 'who is erased keeps no personal data' USING ERRCODE = 'check_violation', TABLE = 'customers';
+        RAISE EXCEPTION 'an erased customer must have no personal data' USING ERRCODE = 'check_violation', TABLE = 'customers';
     END IF;
     -- No session can make an order or move money for this customer until this transaction ends.
     PERFORM FROM customers WHERE id = NEW.id FOR UPDATE;
@@ -95,7 +95,7 @@ BEGIN
     IF EXISTS (SELECT FROM accounts WHERE customer_id = NEW.id AND kind = 'wallet' AND balance <> 0)
        OR EXISTS (SELECT FROM orders JOIN order_retention AS kept ON kept.id = orders.id
                    WHERE orders.customer_id = NEW.id AND NOT kept.settled) THEN
-        RAISE EXCEPTION 'no customer is erased while money is outstanding, an order is under way, or a hold stands'
+        RAISE EXCEPTION 'a customer cannot be erased while money is outstanding, an order is under way, or a hold exists'
             USING ERRCODE = 'check_violation', TABLE = 'customers';
     END IF;
     RETURN NEW;
@@ -106,7 +106,7 @@ CREATE TRIGGER customers_are_erased_once_settled BEFORE UPDATE ON customers FOR 
 CREATE FUNCTION kyhan_erasures_are_recorded() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM activity WHERE subject_id = NEW.id AND action = 'customer.erased' AND at = now()) THEN
-        RAISE EXCEPTION 'an erasure is recorded in the transaction that erases' USING ERRCODE = 'check_violation', TABLE = 'customers';
+        RAISE EXCEPTION 'an erasure must be recorded in its own transaction' USING ERRCODE = 'check_violation', TABLE = 'customers';
     END IF;
     RETURN NULL;
 END $$;

@@ -11,8 +11,12 @@ DECLARE
     floor bigint := (SELECT (policy #>> '{safeguards,wallet_floor}')::bigint FROM policies ORDER BY id DESC LIMIT 1);
 BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
-        RAISE EXCEPTION 'no arrears are collected in a transaction that is %', current_setting('transaction_isolation')
+        RAISE EXCEPTION 'arrears cannot be collected in a transaction that is %', current_setting('transaction_isolation')
             USING ERRCODE = 'feature_not_supported', HINT = 'It has to see what is missing now.';
+    END IF;
+    IF NOT EXISTS (SELECT FROM policies) THEN
+        RAISE EXCEPTION 'arrears cannot be collected before a policy is applied'
+            USING ERRCODE = 'insufficient_privilege', TABLE = 'transfers';
     END IF;
     -- Outer joins, which look up one row at a time.
     IF EXISTS (
@@ -84,7 +88,7 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    RAISE EXCEPTION '% of % like this is no task''s; this login may only apply the tasks', TG_OP, TG_TABLE_NAME
+    RAISE EXCEPTION 'this % of % is not one that a task makes''s; this login may only apply the tasks', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege', TABLE = TG_TABLE_NAME;
 END $$;
 -- Row by row, because these conditions cost less than a transition table: receipts and hidings pass without a call.
@@ -120,7 +124,7 @@ BEGIN
                       FROM (VALUES ('goods', orders.goods_due), ('shipping', orders.shipping_due), ('service', orders.service_due))
                                AS part (kind, due)
                            LEFT JOIN accounts ON accounts.order_id = orders.id AND accounts.kind = part.kind)) IS NOT TRUE) THEN
-        RAISE EXCEPTION 'this login may only note as outstanding what an order is short of'
+        RAISE EXCEPTION 'this login may record as outstanding only what an order is short of'
             USING ERRCODE = 'insufficient_privilege', TABLE = 'arrears_outstanding';
     END IF;
     RETURN NULL;

@@ -63,7 +63,7 @@ DECLARE
     total numeric := coalesce((SELECT sum(amount) FROM unnest(amounts) AS amount), 0);
 BEGIN
     IF under IS DISTINCT FROM (SELECT max(id) FROM policies) OR under IS NULL THEN
-        RAISE EXCEPTION 'a replay is planned under the active policy' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
+        RAISE EXCEPTION 'a replay plan must name the active policy' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
     END IF;
     INSERT INTO replay_plans (id, made_by, made_login, why, filter, policy, amount, customers, tolerance_letters, tolerance_amount, needs_approval)
     VALUES (made, by_name, session_user, reason, selection, under, total, payers, most_letters, most_amount,
@@ -82,10 +82,10 @@ DECLARE
 BEGIN
     SELECT * INTO plan FROM replay_plans WHERE id = asked FOR UPDATE;
     IF plan.id IS NULL OR plan.state = 'done' OR plan.approved_login IS NOT NULL THEN
-        RAISE EXCEPTION 'this plan is not to be approved' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
+        RAISE EXCEPTION 'this plan cannot be approved' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
     END IF;
     IF plan.made_login = session_user OR NOT kyhan_is_personal(session_user) OR NOT kyhan_is_personal(plan.made_login) THEN
-        RAISE EXCEPTION 'another operator approves a plan, each with a login of their own'
+        RAISE EXCEPTION 'a plan must be approved by another operator, and both need personal logins'
             USING ERRCODE = 'insufficient_privilege', TABLE = 'replay_plans';
     END IF;
     IF seen IS DISTINCT FROM plan.digest OR seen IS DISTINCT FROM kyhan_plan_digest(asked) THEN
@@ -102,13 +102,13 @@ DECLARE
 BEGIN
     SELECT * INTO plan FROM replay_plans WHERE id = asked FOR UPDATE;
     IF plan.id IS NULL OR plan.state = 'done' THEN
-        RAISE EXCEPTION 'this plan is not to be run' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
+        RAISE EXCEPTION 'this plan cannot be run' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
     END IF;
     IF plan.policy IS DISTINCT FROM (SELECT max(id) FROM policies) THEN
-        RAISE EXCEPTION 'another policy is active than the one of this plan' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
+        RAISE EXCEPTION 'this plan was made under another policy than the active one' USING ERRCODE = 'check_violation', TABLE = 'replay_plans';
     END IF;
     IF plan.digest IS DISTINCT FROM kyhan_plan_digest(asked) OR (plan.needs_approval AND plan.approved_digest IS DISTINCT FROM plan.digest) THEN
-        RAISE EXCEPTION 'this plan is not the one that was made and approved' USING ERRCODE = 'insufficient_privilege', TABLE = 'replay_plans';
+        RAISE EXCEPTION 'this plan differs from the one that was approved' USING ERRCODE = 'insufficient_privilege', TABLE = 'replay_plans';
     END IF;
     UPDATE replay_plans SET state = 'running', run = token, run_by = by_name, run_login = session_user,
                             started_at = coalesce(started_at, now()), stopped_why = NULL
@@ -137,14 +137,14 @@ DECLARE
     planned bigint;
 BEGIN
     IF kyhan_plan_hold(asked, token, letter) IS NOT TRUE THEN
-        RAISE EXCEPTION 'this line of the plan is not to be done' USING ERRCODE = 'check_violation', TABLE = 'replay_plan_letters';
+        RAISE EXCEPTION 'this line of the plan is not open' USING ERRCODE = 'check_violation', TABLE = 'replay_plan_letters';
     END IF;
     UPDATE replay_plan_letters SET result = did, result_why = did_why, result_amount = moved, at = now()
      WHERE plan_id = asked AND letter_id = letter RETURNING amount INTO planned;
     IF did IN ('applied', 'moot') AND moved <> planned
        AND (SELECT sum(abs(result_amount - amount)) FROM replay_plan_letters WHERE plan_id = asked AND result IN ('applied', 'moot'))
            > (SELECT tolerance_amount FROM replay_plans WHERE id = asked) THEN
-        RAISE EXCEPTION 'this differs from the plan by more than it tolerates' USING ERRCODE = 'check_violation', TABLE = 'replay_plan_letters';
+        RAISE EXCEPTION 'the result would differ from the plan by more than its tolerance' USING ERRCODE = 'check_violation', TABLE = 'replay_plan_letters';
     END IF;
 END $$;
 
@@ -184,7 +184,7 @@ BEGIN
          WHERE letter.subject_id = charged
            AND line.result_amount = (SELECT sum(amount) FROM transfers
                                       WHERE order_id = charged AND at = now() AND reason = 'arrears')) THEN
-        RAISE EXCEPTION 'an operator collects arrears only by a line of a running plan'
+        RAISE EXCEPTION 'operators may collect arrears only through a running replay plan'
             USING ERRCODE = 'insufficient_privilege', TABLE = 'transfers', HINT = 'Use ops dead replay.';
     END IF;
     RETURN NULL;
@@ -237,16 +237,16 @@ BEGIN
     PERFORM pg_advisory_xact_lock(30251311726198787);
     IF proposal IS NULL THEN
         IF kyhan_session_role() <> 'order_system' AND kyhan_policy_needs_approval(asked) THEN
-            RAISE EXCEPTION 'a second operator has to approve this policy' USING ERRCODE = 'insufficient_privilege', TABLE = 'policies';
+            RAISE EXCEPTION 'a second operator must approve this policy' USING ERRCODE = 'insufficient_privilege', TABLE = 'policies';
         END IF;
     ELSE
         SELECT * INTO proposed FROM policy_proposals WHERE id = proposal FOR UPDATE;
         IF proposed.id IS NULL OR proposed.applied_as IS NOT NULL OR proposed.base IS DISTINCT FROM (SELECT max(id) FROM policies)
            OR proposed.policy - 'releases' IS DISTINCT FROM asked - 'releases' THEN
-            RAISE EXCEPTION 'this proposal is not to be applied' USING ERRCODE = 'check_violation', TABLE = 'policy_proposals';
+            RAISE EXCEPTION 'this proposal cannot be applied' USING ERRCODE = 'check_violation', TABLE = 'policy_proposals';
         END IF;
         IF proposed.made_login = session_user OR NOT kyhan_is_personal(session_user) OR NOT kyhan_is_personal(proposed.made_login) THEN
-            RAISE EXCEPTION 'another operator approves a policy, each with a login of their own'
+            RAISE EXCEPTION 'a policy must be approved by another operator, and both need personal logins'
                 USING ERRCODE = 'insufficient_privilege', TABLE = 'policy_proposals';
         END IF;
     END IF;

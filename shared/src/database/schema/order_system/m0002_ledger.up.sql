@@ -59,7 +59,7 @@ CREATE TRIGGER transfers_keep_balances AFTER INSERT ON transfers
 CREATE FUNCTION kyhan_transfers_are_signed() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF EXISTS (SELECT FROM added WHERE made_by <> session_user) THEN
-        RAISE EXCEPTION 'a transfer is made by the login of its session' USING ERRCODE = 'insufficient_privilege';
+        RAISE EXCEPTION 'made_by must be the login of the session' USING ERRCODE = 'insufficient_privilege';
     END IF;
     RETURN NULL;
 END $$;
@@ -90,7 +90,7 @@ CREATE TRIGGER transfers_name_their_order BEFORE INSERT ON transfers FOR EACH RO
 -- trigger limits that right to locking.
 CREATE FUNCTION kyhan_accounts_keep_their_owner() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    RAISE EXCEPTION 'whose an account is never changes' USING ERRCODE = 'insufficient_privilege';
+    RAISE EXCEPTION 'an account cannot change its owner' USING ERRCODE = 'insufficient_privilege';
 END $$;
 CREATE TRIGGER accounts_keep_their_owner BEFORE UPDATE OF id, kind, customer_id, order_id ON accounts FOR EACH ROW
     WHEN ((OLD.id, OLD.kind, OLD.customer_id, OLD.order_id) IS DISTINCT FROM (NEW.id, NEW.kind, NEW.customer_id, NEW.order_id))

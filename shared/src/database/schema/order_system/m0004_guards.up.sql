@@ -15,7 +15,7 @@ BEGIN
     SELECT count(*) INTO held
       FROM (SELECT FROM orders WHERE id IN (SELECT order_id FROM added) ORDER BY id FOR KEY SHARE) AS locked;
     IF held < (SELECT count(DISTINCT order_id) FROM added) THEN
-        RAISE EXCEPTION 'order_status_history names an order that does not exist'
+        RAISE EXCEPTION 'order_status_history refers to an order that does not exist'
             USING ERRCODE = 'foreign_key_violation', TABLE = 'order_status_history', COLUMN = 'order_id';
     END IF;
     RETURN NULL;
@@ -40,12 +40,12 @@ BEGIN
                  AND NOT EXISTS (SELECT FROM orders WHERE id = OLD.id);
     END IF;
     IF named THEN
-        RAISE EXCEPTION 'an order cannot go, nor change its id, while order_status_history names it'
+        RAISE EXCEPTION 'an order cannot be deleted or change its id while order_status_history refers to it'
             USING ERRCODE = 'foreign_key_violation', TABLE = 'orders', COLUMN = 'id';
     END IF;
     -- A foreign key sees past the transaction's snapshot; a trigger in SQL cannot. Later history would be orphaned.
     IF current_setting('transaction_isolation') NOT IN ('read committed', 'read uncommitted') THEN
-        RAISE EXCEPTION 'orders cannot be deleted, nor change their ids, in a transaction that is %',
+        RAISE EXCEPTION 'orders cannot be deleted or change their ids in a transaction that is %',
                         upper(current_setting('transaction_isolation'))
             USING ERRCODE = 'feature_not_supported',
                   DETAIL = 'Its snapshot does not tell whether order_status_history names them by now.',
@@ -73,7 +73,7 @@ BEGIN
     SELECT count(*) INTO held
       FROM (SELECT FROM orders WHERE id IN (SELECT order_id FROM added) ORDER BY id FOR KEY SHARE) AS locked;
     IF held < (SELECT count(DISTINCT order_id) FROM added) THEN
-        RAISE EXCEPTION '% names an order that does not exist', TG_TABLE_NAME
+        RAISE EXCEPTION '% refers to an order that does not exist', TG_TABLE_NAME
             USING ERRCODE = 'foreign_key_violation', TABLE = TG_TABLE_NAME, COLUMN = 'order_id';
     END IF;
     RETURN NULL;
@@ -99,7 +99,7 @@ BEGIN
                  AND NOT EXISTS (SELECT FROM deleted_orders WHERE id = OLD.id);
     END IF;
     IF named THEN
-        RAISE EXCEPTION 'an order cannot go, nor change its id, while the ledger names it'
+        RAISE EXCEPTION 'an order cannot be deleted or change its id while the ledger refers to it'
             USING ERRCODE = 'foreign_key_violation', TABLE = 'orders', COLUMN = 'id';
     END IF;
     RETURN NULL;
@@ -117,7 +117,7 @@ CREATE TRIGGER orders_truncated_with_ledger AFTER TRUNCATE ON orders FOR EACH ST
 CREATE FUNCTION kyhan_order_ids_are_used_once() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$
 BEGIN
     IF EXISTS (SELECT FROM added JOIN deleted_orders ON deleted_orders.id = added.id) THEN
-        RAISE EXCEPTION 'an order of this id was deleted; ids are used once' USING ERRCODE = 'unique_violation';
+        RAISE EXCEPTION 'an order with this id was deleted; ids cannot be reused' USING ERRCODE = 'unique_violation';
     END IF;
     RETURN NULL;
 END $$;
