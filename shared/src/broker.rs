@@ -50,6 +50,8 @@ pub enum BrokerError {
     Inequivalent(Vec<Difference>),
     #[error(transparent)]
     Missing(Missing),
+    #[error(transparent)]
+    Declined(Declined),
     #[error("exchange {exchange} returned a message with routing key {routing_key}: {reply}")]
     Returned { exchange: String, routing_key: String, reply: String },
     #[error("RabbitMQ refused a message for exchange {exchange} (basic.nack)")]
@@ -77,17 +79,32 @@ pub struct Difference {
     pub difference: String,
 }
 
+/// A queue or exchange that RabbitMQ does not create, although none of this name exists with other arguments.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("RabbitMQ does not create {name}{}: {why}", if *.limit { "; raise the limit (rabbitmqctl set_vhost_limits, or a policy)" } else { "" })]
+pub struct Declined {
+    pub name: String,
+    /// As RabbitMQ reports it.
+    pub why: String,
+    /// Whether a limit is reached, which may be raised or have room again.
+    pub limit: bool,
+}
+
 impl BrokerError {
     /// Whether retrying is useless until an operator changes the broker.
     #[must_use]
     pub const fn is_final(&self) -> bool {
-        matches!(self, Self::Inequivalent(_) | Self::Unsafe(_))
+        matches!(self, Self::Inequivalent(_) | Self::Unsafe(_) | Self::Declined(Declined { limit: false, .. }))
     }
 
     /// Whether this repeats the error before: an error that lasts until an operator acts is logged once.
     #[must_use]
     pub fn repeats(&self, before: Option<&Self>) -> bool {
-        matches!((self, before), (Self::Missing(now), Some(Self::Missing(before))) if now == before)
+        match (self, before) {
+            (Self::Missing(now), Some(Self::Missing(before))) => now == before,
+            (Self::Declined(now), Some(Self::Declined(before))) => now == before,
+            _ => false,
+        }
     }
 
     /// Whether the broker answered and refused the login.

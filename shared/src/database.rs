@@ -6,6 +6,7 @@ use sea_orm::{ConnectionTrait, DbBackend, DbErr, FromQueryResult, QueryResult, S
 pub mod active_policy;
 pub mod attempts;
 pub mod canaries;
+pub mod clock;
 mod confidential;
 mod connection;
 mod decided;

@@ -21,8 +21,8 @@ use reader::SettingsReader;
 pub use reader::{SAMPLE, SettingMistake};
 pub use secret::SecretUrl;
 pub use sections::{
-    AdminSettings, AmqpSettings, ArrearsSettings, DatabaseSettings, DeadLetterSettings, ForecastSettings, NamingSettings,
-    RelaySettings, RetentionSettings, StatisticsSettings, SweepSettings, TelemetrySettings, WorkerSettings,
+    AdminSettings, AmqpSettings, ArrearsSettings, ClockSettings, DatabaseSettings, DeadLetterSettings, ForecastSettings,
+    NamingSettings, RelaySettings, RetentionSettings, StatisticsSettings, SweepSettings, TelemetrySettings, WorkerSettings,
 };
 
 /// All settings of a process.
@@ -35,6 +35,7 @@ pub struct Settings {
     pub naming: NamingSettings,
     pub relay: RelaySettings,
     pub worker: WorkerSettings,
+    pub clock: ClockSettings,
     pub sweep: SweepSettings,
     pub dead_letters: DeadLetterSettings,
     pub retention: RetentionSettings,
@@ -105,6 +106,7 @@ impl Settings {
         let naming = NamingSettings::read(r);
         let relay = RelaySettings::read(r);
         let worker = WorkerSettings::read(r);
+        let clock = ClockSettings::read(r);
         let sweep = SweepSettings::read(r);
         let forecast = ForecastSettings::read(r);
         let dead_letters = DeadLetterSettings::read(r);
@@ -127,6 +129,7 @@ impl Settings {
                 naming,
                 relay,
                 worker,
+                clock,
                 sweep,
                 dead_letters,
                 retention,

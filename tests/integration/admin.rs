@@ -9,9 +9,8 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use sea_orm::{ConnectionTrait, TransactionTrait};
+use sea_orm::ConnectionTrait;
 use serde_json::Value;
-use shared::database::statement;
 use tests::{fleet, sandbox::eventually};
 use tokio::process::{Child, Command};
 
@@ -223,11 +222,9 @@ async fn a_stopping_worker_is_alive_and_not_ready_while_it_finishes() {
         let worker = Process::start("worker", &[], &harness.sandbox.env);
         let address = worker.address().await;
         until_ready(address).await;
-        // It cannot finish while the transaction holds the row lock.
+        // It cannot finish while the transaction holds the lock.
         let subject = harness.delivering().await;
-        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-        let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
-        blocker.execute_raw(lock).await.expect("a lock");
+        let blocker = harness.locked("orders").await;
         harness.publish(vec![harness.wakeup("confirm-receipt", &[subject])]).await;
         let waiting = "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
         harness.until(waiting).await;

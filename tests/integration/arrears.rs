@@ -17,7 +17,7 @@ use shared::{
         failure::{Trouble, trouble},
         roles::DatabaseRole,
         statement,
-        statements::Statements,
+        statements::{OnLocked, Statements},
     },
     domain::{outcome::Outcome, task::EXAMPLE_CUSTOMER, tasks},
 };
@@ -137,7 +137,7 @@ async fn collect(harness: &Harness, floor: Option<i64>, orders: &[Uuid]) -> Hash
     let mut asked: Vec<_> = orders.iter().map(|order| (*order, Uuid::new_v4())).collect();
     asked.sort_unstable();
     let tx = db.begin().await.expect("a transaction");
-    let outcomes = statements.apply(&tx, &asked).await.expect("an effect");
+    let outcomes = statements.apply(&tx, &asked, OnLocked::Wait).await.expect("an effect").outcomes;
     tx.commit().await.expect("a commit");
     db.close().await.expect("closed");
     outcomes.into_iter().collect()

@@ -5,7 +5,7 @@ use shared::{
     database::{
         roles::DatabaseRole,
         statement,
-        statements::{NotApplied, Statements},
+        statements::{NotApplied, OnLocked, Statements},
     },
     domain::{
         task::{Exampled, RecordedRows},
@@ -102,7 +102,7 @@ async fn a_paused_kind_is_refused_to_every_caller_and_the_others_are_not() {
             let apply = async |task: &dyn Exampled, subject| {
                 let tx = harness.sandbox.db.begin().await.expect("a transaction");
                 let applied = Statements::new(task, &harness.settings().policy, harness.settings().arrears.wallet_floor)
-                    .apply(&tx, &[(subject, Uuid::new_v4())])
+                    .apply(&tx, &[(subject, Uuid::new_v4())], OnLocked::Wait)
                     .await;
                 tx.rollback().await.expect("rolled back");
                 applied
@@ -237,7 +237,7 @@ async fn a_crash_between_commit_and_ack_gives_one_effect() {
             let db = harness.sandbox.connect_as(DatabaseRole::Worker).await.expect("a database");
             let tx = db.begin().await.expect("a transaction");
             let statements = Statements::new(*task, &harness.settings().policy, harness.settings().arrears.wallet_floor);
-            statements.apply(&tx, &[(subject, wakeup.id)]).await.expect("an effect");
+            statements.apply(&tx, &[(subject, wakeup.id)], OnLocked::Wait).await.expect("an effect");
             tx.commit().await.expect("a commit");
             happened(harness, *task, subject, 1).await;
             broker.close().await;
@@ -291,9 +291,7 @@ async fn what_falls_due_while_its_recheck_waits_for_a_lock_is_applied_after_all(
         for task in harness.tasks() {
             let subject = due(harness, task).await;
             from_now(harness, task, subject).await;
-            let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-            let lock = statement(&format!("SELECT 1 FROM {} WHERE id = $1 FOR UPDATE", task.table()), [subject.into()]);
-            sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
+            let blocker = harness.locked(task.table()).await;
             harness.publish(vec![harness.wakeup(task.kind(), &[subject])]).await;
             harness
                 .until(
@@ -377,12 +375,48 @@ async fn a_row_locked_for_long_holds_up_no_other() {
         let worker = worker_with(harness.sandbox.settings_with(&settings).expect("settings"));
         harness.publish(vec![harness.wakeup("confirm-receipt", &orders)]).await;
         harness.until("SELECT count(*) = 299 FROM orders WHERE status = 'received'").await;
+        eventually("it is retried later", SOON, async || Ok(harness.depth("rung.").await > 0)).await;
         blocker.rollback().await.expect("unlocked");
         harness.until("SELECT count(*) = 300 FROM orders WHERE status = 'received'").await;
         harness.until_settled().await;
         let totals = worker.stop().await;
         assert_eq!((totals.applied, totals.stale, totals.rejected), (300, 0, 0), "{totals:?}");
         assert!(totals.retried > 0, "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_rows_that_others_have_locked_hold_up_no_unlocked_row() {
+    with_harness(QUICK, async |harness| {
+        let orders = harness.many_delivering(420).await;
+        harness.run("UPDATE orders SET goods_due = 10", []).await;
+        // The rows of the first 200, and the wallets of the next 200, who are customers of their own.
+        for sql in [
+            "INSERT INTO customers SELECT gen_random_uuid(), id::text, id::text, id::text, '' FROM orders",
+            "UPDATE orders SET customer_id = customers.id FROM customers WHERE full_name = orders.id::text",
+            "INSERT INTO accounts (kind, customer_id) SELECT 'wallet', customer_id FROM orders",
+        ] {
+            harness.run(sql, []).await;
+        }
+        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
+        for (sql, of) in [
+            ("SELECT FROM orders WHERE id = ANY ($1) FOR UPDATE", &orders[..200]),
+            (
+                "SELECT FROM accounts JOIN orders USING (customer_id) WHERE orders.id = ANY ($1) FOR UPDATE OF accounts",
+                &orders[200..400],
+            ),
+        ] {
+            sea_orm::ConnectionTrait::execute_raw(&blocker, statement(sql, [of.to_vec().into()])).await.expect("locks");
+        }
+        let worker = harness.worker();
+        for kind in ["confirm-receipt", "collect-arrears"] {
+            harness.publish(orders.iter().map(|order| harness.wakeup(kind, &[*order])).collect()).await;
+        }
+        harness.until("SELECT count(*) = 220 FROM orders WHERE status = 'received'").await;
+        harness.until("SELECT count(*) = 20 FROM transfers").await;
+        blocker.rollback().await.expect("unlocked");
+        worker.stop().await;
     })
     .await;
 }
@@ -442,9 +476,7 @@ async fn an_outage_of_the_database_spends_no_attempt() {
 async fn a_worker_abandons_what_waits_for_the_database_when_its_grace_is_over() {
     with_harness(&every_kind(QUICK), async |harness| {
         let subject = harness.delivering().await;
-        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-        let lock = statement("SELECT 1 FROM orders WHERE id = $1 FOR UPDATE", [subject.into()]);
-        sea_orm::ConnectionTrait::execute_raw(&blocker, lock).await.expect("a lock");
+        let blocker = harness.locked("orders").await;
         let impatient = harness.sandbox.settings_with(&[("KYHAN_WORKER_GRACE_MS", "100")]).expect("settings");
         let worker = worker_with(impatient);
         harness.publish(vec![harness.wakeup("confirm-receipt", &[subject])]).await;

@@ -10,7 +10,7 @@ use shared::{
         active_policy::NONE,
         failure::is_refused,
         roles::DatabaseRole,
-        statements::{NotApplied, Statements},
+        statements::{NotApplied, OnLocked, Statements},
     },
     domain::tasks,
 };
@@ -102,7 +102,7 @@ async fn the_database_itself_refuses_to_collect_arrears_before_a_policy_is_appli
         let tx = worker.begin().await.expect("a transaction");
         let file = harness.sandbox.settings_with(&[]).expect("settings").policy;
         let statements = Statements::new(tasks::find(task.kind()).expect("a task"), &file, None);
-        match statements.apply(&tx, &[(order, Uuid::new_v4())]).await {
+        match statements.apply(&tx, &[(order, Uuid::new_v4())], OnLocked::Wait).await {
             Err(NotApplied::Database(error)) => assert!(is_refused(&error), "{error}"),
             done => panic!("{done:?}"),
         }

@@ -3,7 +3,11 @@
 
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr, TransactionTrait};
 use shared::{
-    database::{failure::is_refused, roles::DatabaseRole, statements::Statements},
+    database::{
+        failure::is_refused,
+        roles::DatabaseRole,
+        statements::{OnLocked, Statements},
+    },
     domain::{task::EXAMPLE_CUSTOMER, tasks},
 };
 use uuid::Uuid;
@@ -262,7 +266,7 @@ async fn an_operator_applies_what_a_worker_applies_and_charges_nothing_without_a
                 let statements = Statements::new(tasks::find(task.kind()).expect("a task"), &harness.settings().policy, None);
                 let tx = db.begin().await.expect("a transaction");
                 statements
-                    .apply(&tx, &[(id, Uuid::new_v4())])
+                    .apply(&tx, &[(id, Uuid::new_v4())], OnLocked::Wait)
                     .await
                     .unwrap_or_else(|error| panic!("{role}: {}: {error}", task.kind()));
                 let done = tx.commit().await;

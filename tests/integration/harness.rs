@@ -8,7 +8,7 @@ use lapin::{
     options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions},
     types::{AMQPValue, FieldTable},
 };
-use sea_orm::{ConnectionTrait, QueryResult, TransactionTrait, TryGetable, Value};
+use sea_orm::{ConnectionTrait, DatabaseTransaction, QueryResult, TransactionTrait, TryGetable, Value};
 use shared::{
     database::{roles::DatabaseRole, statement},
     domain::{
@@ -175,6 +175,13 @@ impl Harness {
     /// Makes the database one in which no policy was applied.
     pub async fn without_policy(&self) {
         self.as_superuser("DELETE FROM policies").await;
+    }
+
+    /// Locks a table against everything that changes its rows, or locks them, until the transaction ends.
+    pub async fn locked(&self, table: &str) -> DatabaseTransaction {
+        let tx = self.sandbox.db.begin().await.expect("a transaction");
+        tx.execute_unprepared(&format!("LOCK TABLE {table} IN EXCLUSIVE MODE")).await.expect("a lock");
+        tx
     }
 
     /// The single value that a query returns.

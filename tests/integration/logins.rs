@@ -264,3 +264,53 @@ async fn no_password_is_logged_or_exported_at_any_level() {
     })
     .await;
 }
+
+/// As on a managed server: an administrator may create roles and owns the database, and is no superuser.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_administrator_who_is_no_superuser_installs_everything_or_is_given_the_missing_command() {
+    let pair = pair().await;
+    on_harness(sandbox(&pair).await, async |harness| {
+        for order in [["roles install", "migrate up"], ["migrate up", "roles install"]] {
+            let name = format!("{}_{}", harness.sandbox.database(), order[0].len());
+            let dba = format!("dba_{name}");
+            for sql in [
+                format!("CREATE ROLE {dba} LOGIN CREATEROLE PASSWORD 'dba'"),
+                format!("CREATE ROLE {dba}_lan LOGIN PASSWORD 'lan'"),
+                format!("CREATE DATABASE {name} OWNER {dba}"),
+            ] {
+                harness.sandbox.db.execute_unprepared(&sql).await.expect("created");
+            }
+            let of = |user: &str, password: &str| {
+                let mut url = url::Url::parse(&url(harness, user, password)).expect("a URL");
+                url.set_path(&name);
+                url.to_string()
+            };
+            let run = async |program: &str, arguments: &str, login: &str| {
+                let mut command = fleet::command(program, &harness.sandbox.env, arguments.split(' ')).expect("built");
+                command.env("KYHAN_DATABASE_URL", login);
+                command.output().await.expect("run")
+            };
+            for arguments in order {
+                let done = run("ops", arguments, &of(&dba, "dba")).await;
+                assert!(done.status.success(), "{order:?}: {arguments}: {done:?}");
+            }
+            let sql = format!("GRANT kyhan_ops TO {dba}_lan");
+            harness.sandbox.db.execute_unprepared(&sql).await.expect("granted");
+            let done = run("ops", "policy show", &of(&format!("{dba}_lan"), "lan")).await;
+            let shown = String::from_utf8_lossy(&done.stdout).into_owned();
+            assert!(done.status.success() && shown.contains("# Policy 1"), "{order:?}: {done:?}");
+
+            // Without the right to grant the owner, the command that is missing is named.
+            for sql in [format!("REVOKE kyhan_owner FROM {dba}"), format!("ALTER ROLE {dba} NOCREATEROLE")] {
+                harness.sandbox.db.execute_unprepared(&sql).await.expect("revoked");
+            }
+            let done = run("ops", "roles install", &of(&dba, "dba")).await;
+            let said = String::from_utf8_lossy(&done.stderr).into_owned();
+            assert!(!done.status.success() && said.contains("GRANT kyhan_owner TO dba_"), "{said}");
+            for sql in [format!("DROP DATABASE {name} WITH (FORCE)"), format!("DROP ROLE {dba}, {dba}_lan")] {
+                harness.sandbox.db.execute_unprepared(&sql).await.expect("dropped");
+            }
+        }
+    })
+    .await;
+}

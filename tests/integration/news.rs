@@ -1,9 +1,11 @@
 //! News of an order: what counts as activity, brings a hidden order back, and excludes a hiding at the same time, whichever login writes
 //! it and in whatever order the two transactions come.
 
+use std::time::Duration;
+
 use sea_orm::{ConnectionTrait, IsolationLevel, TransactionTrait};
 use shared::database::roles::DatabaseRole;
-use tests::sandbox::eventually;
+use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
 use crate::{
@@ -71,11 +73,13 @@ async fn no_login_hides_early_and_news_of_a_hidden_order_brings_it_back() {
         writing.execute_unprepared(&format!("INSERT INTO order_messages (order_id, author, body) VALUES ('{old}', 'khách', 'x')")).await.expect("said");
         let fleet = harness.worker();
         harness.publish(vec![harness.wakeup("hide-order", &[old])]).await;
-        harness.until("SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'").await;
+        let on_line = format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'");
+        let stays = async || Ok(harness.ask::<bool>(&on_line).await);
+        always("it waits", Duration::from_secs(1), stays).await;
         writing.commit().await.expect("a commit");
         eventually("it is judged", SOON, async || Ok(harness.depth("due.hide-order").await == 0)).await;
+        always("it stays on line", Duration::from_secs(1), stays).await;
         fleet.stop().await;
-        assert!(harness.ask::<bool>(&format!("SELECT hidden_at IS NULL FROM orders WHERE id = '{old}'")).await);
         worker.close().await.expect("closed");
         order_system.close().await.expect("closed");
     })

@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, DatabaseConnection, TransactionTrait};
-use shared::message::topology::{LANE_DELIVERY_LIMIT, QueueRole};
-use tests::sandbox::{always, eventually};
+use sea_orm::{ConnectionTrait, DatabaseConnection};
+use shared::{
+    database::roles::DatabaseRole,
+    message::topology::{LANE_DELIVERY_LIMIT, QueueRole},
+    process::health::Health,
+};
+use tests::sandbox::{always, as_role, eventually};
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{Harness, QUICK, SOON, with_harness, worker_with};
 
@@ -98,8 +103,7 @@ async fn received(harness: &Harness, count: i64) {
 async fn a_batch_that_takes_long_and_waits_for_no_server_is_not_taken_from_its_consumer() {
     with_harness(QUICK, async |harness| {
         let order = harness.delivering().await;
-        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-        blocker.execute_raw(shared::database::statement("SELECT 1 FROM orders FOR UPDATE", [])).await.expect("locks");
+        let blocker = harness.locked("orders").await;
         let slow =
             [("KYHAN_WORKER_HOLD_MS", "100"), ("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "20000"), ("KYHAN_WORKER_CONSUMERS", "1")];
         let worker = worker_with(harness.sandbox.settings_with(&slow).expect("settings"));
@@ -229,6 +233,66 @@ async fn a_row_that_reports_an_outage_is_given_up_alone_and_stops_no_kind() {
         assert!(causes.iter().zip(codes).all(|(cause, code)| cause.contains(code)), "{causes:?}");
         let totals = worker.stop().await;
         assert_eq!(totals.applied, 101, "{totals:?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_weeks_ahead_makes_nothing_due_and_records_made_by_it_are_found() {
+    with_harness("", async |harness| {
+        // Statements of this worker call these functions instead of PostgreSQL's own. The triggers would not, and would refuse.
+        let ahead = "CREATE SCHEMA ahead;
+                     CREATE TABLE ahead.by (span interval);
+                     INSERT INTO ahead.by VALUES ('40 days');
+                     CREATE FUNCTION ahead.now() RETURNS timestamptz LANGUAGE sql STABLE SECURITY DEFINER
+                         AS 'SELECT pg_catalog.now() + span FROM ahead.by';
+                     CREATE FUNCTION ahead.clock_timestamp() RETURNS timestamptz LANGUAGE sql VOLATILE SECURITY DEFINER
+                         AS 'SELECT pg_catalog.clock_timestamp() + span FROM ahead.by';
+                     GRANT USAGE ON SCHEMA ahead TO kyhan_worker;
+                     ALTER TABLE orders DISABLE TRIGGER USER;
+                     ALTER TABLE order_status_history DISABLE TRIGGER USER";
+        harness.sandbox.db.execute_unprepared(ahead).await.expect("a clock");
+        let mut settings = as_role(harness.settings().clone(), DatabaseRole::Worker).expect("a role's settings");
+        settings.database.schema.insert_str(0, "ahead, ");
+        settings.database.order_system_schema.push_str(", pg_catalog");
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = now() - interval '1 day'", []).await;
+        let (health, stop) = (Health::new(), CancellationToken::new());
+        let worker = tokio::spawn({
+            let (health, stop) = (health.clone(), stop.clone());
+            async move { worker::run(&settings, &health, stop).await }
+        });
+        let why = async || {
+            let parts = health.report().parts;
+            Ok(parts.iter().any(|part| {
+                part.why.as_deref().is_some_and(|why| why.contains("PostgreSQL's clock is 40 days ahead of this machine's"))
+            }))
+        };
+        eventually("it says so", SOON, why).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        let delivering = async || Ok(harness.ask::<bool>("SELECT bool_and(status = 'delivering') FROM orders").await);
+        always("nothing is applied", Duration::from_secs(2), delivering).await;
+        // The clock jumps between two looks: the batch itself notices.
+        harness.run("UPDATE ahead.by SET span = '0'", []).await;
+        eventually("it is ready", SOON, async || Ok(health.report().ready)).await;
+        harness.run("UPDATE ahead.by SET span = '40 days'", []).await;
+        harness.publish(vec![harness.wakeup("confirm-receipt", &[order])]).await;
+        always("nothing is applied", Duration::from_secs(2), delivering).await;
+        harness.run("UPDATE ahead.by SET span = '0'", []).await;
+        eventually("it is ready", SOON, async || Ok(health.report().ready)).await;
+        eventually("its lane is empty", SOON, async || Ok(harness.depth("due.confirm-receipt").await == 0)).await;
+        stop.cancel();
+        let totals = worker.await.expect("no panic").expect("a worker that works");
+        assert_eq!((totals.applied, totals.retried, totals.postponed), (0, 0, 2), "{totals:?}");
+
+        let early = "INSERT INTO order_status_history (order_id, from_status, to_status, reason, at)
+                     SELECT id, 'delivering', 'received', 'confirm-receipt', now() + interval '40 days' FROM orders";
+        harness.as_superuser(early).await;
+        let audit = crate::letters::ops(harness, &["audit", "--json"]).await;
+        let audit: serde_json::Value = serde_json::from_str(&audit.out).expect("JSON");
+        let found =
+            audit["events"].as_array().expect("checks").iter().find(|check| check["check"] == "records dated later than now");
+        assert_eq!(found.expect("the check")["verdict"], "off", "{audit}");
     })
     .await;
 }

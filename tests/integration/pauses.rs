@@ -132,15 +132,17 @@ async fn nothing_of_a_paused_kind_is_applied_once_ops_has_returned_and_everythin
 async fn a_pause_waits_for_batches_that_began_before_it_and_says_so_when_it_waits_in_vain() {
     with_harness(QUICK, async |harness| {
         let [held, other] = [harness.delivering().await, harness.delivering().await];
+        let gate = "CREATE FUNCTION gate() RETURNS trigger LANGUAGE plpgsql AS $$
+                        BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END $$;
+                    CREATE TRIGGER gate BEFORE UPDATE ON orders FOR EACH ROW EXECUTE FUNCTION gate()";
+        harness.sandbox.db.execute_unprepared(gate).await.expect("a gate");
         let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-        let lock = "SELECT 1 FROM orders WHERE id = $1 FOR UPDATE";
-        blocker.execute_raw(statement(lock, [held.into()])).await.expect("a lock");
+        blocker.execute_unprepared("SELECT pg_advisory_xact_lock(7)").await.expect("closed");
         let patient = [("KYHAN_DATABASE_LOCK_TIMEOUT_MS", "60000")];
         let worker = worker_with(harness.sandbox.settings_with(&patient).expect("settings"));
         harness.publish(vec![harness.wakeup("confirm-receipt", &[held])]).await;
-        // It waits for its first row, so it does not yet have an id that a snapshot could contain.
         harness
-            .until("SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock' AND backend_xid IS NULL")
+            .until("SELECT count(*) = 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'advisory'")
             .await;
         let (code, said) = run(harness, &["pause", "confirm-receipt", "--why", "x", "--wait", "1"]).await;
         assert!(code == 1 && said.contains("is paused, but 1 transaction that began earlier may still commit"), "{said}");
@@ -151,7 +153,10 @@ async fn a_pause_waits_for_batches_that_began_before_it_and_says_so_when_it_wait
         assert!(waits.is_err(), "{waits:?}");
         blocker.rollback().await.expect("unlocked");
         let (code, said) = again.await;
-        assert!(code == 0 && said.contains("is already paused") && said.contains("waiting for 1 transaction that began earlier"), "{said}");
+        assert!(
+            code == 0 && said.contains("is already paused") && said.contains("waiting for 1 transaction that began earlier"),
+            "{said}"
+        );
         assert_eq!(harness.ask::<i64>(RECEIVED).await, 1, "what began before is done by the time it returns");
         harness.publish(vec![harness.wakeup("confirm-receipt", &[other])]).await;
         always("nothing more is applied", Duration::from_secs(2), async || Ok(harness.ask::<i64>(RECEIVED).await == 1)).await;

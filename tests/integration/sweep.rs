@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-use sea_orm::{ConnectionTrait, TransactionTrait};
-use shared::{database::statement, domain::task::EXAMPLE_CUSTOMER};
+use shared::domain::task::EXAMPLE_CUSTOMER;
 use tests::sandbox::{always, eventually};
 use uuid::Uuid;
 
@@ -185,8 +184,7 @@ async fn a_lane_that_is_merely_behind_is_not_flooded() {
     let file = swept("grace_ms = 50\n    lane_depth_max = 0");
     with_harness(&file, async |harness| {
         let orders = harness.many_delivering(30).await;
-        let blocker = harness.sandbox.db.begin().await.expect("a transaction");
-        blocker.execute_raw(statement("SELECT 1 FROM orders FOR UPDATE", [])).await.expect("locks");
+        let blocker = harness.locked("orders").await;
         harness.publish(orders.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
         let slow = [
             ("KYHAN_WORKER_PREFETCH", "1"),

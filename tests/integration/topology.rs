@@ -7,9 +7,13 @@ use shared::{
     broker::BrokerError,
     message::topology::{QueueRole, Topology},
 };
-use tests::fleet;
+use tests::{fleet, sandbox::eventually};
 
-use crate::harness::{Harness, QUICK, with_harness};
+use crate::{
+    admin::{Process, readiness, until_ready, why},
+    broker_users::{pair, sandbox},
+    harness::{Harness, QUICK, SOON, on_harness, with_harness},
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn declaring_again_is_no_harm_and_everything_is_shown() {
@@ -174,6 +178,61 @@ async fn the_longest_span_that_a_policy_may_have_can_be_declared() {
     with_harness(&file, async |harness| {
         let shown = harness.ops(&["topology", "show"]).await.expect("shown");
         assert!(!shown.contains("missing"), "{shown}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_of_the_broker_is_named_and_waited_for() {
+    let pair = pair().await;
+    on_harness(sandbox(&pair).await, async |harness| {
+        let mut env = harness.sandbox.env.clone();
+        let (vhost, mut url) = (harness.sandbox.database().to_owned(), url::Url::parse(&env["KYHAN_AMQP_URL"]).expect("a URL"));
+        url.set_path(&vhost);
+        pair.rabbitmqctl(&["add_vhost", &vhost]).await.expect("a virtual host");
+        pair.rabbitmqctl(&["set_permissions", "-p", &vhost, url.username(), ".*", ".*", ".*"]).await.expect("permissions");
+        pair.rabbitmqctl(&["set_vhost_limits", "-p", &vhost, r#"{"max-queues": 3}"#]).await.expect("a limit");
+        env.insert("KYHAN_AMQP_URL".into(), url.into());
+        let processes = [Process::start("worker", &[], &env), Process::start("producer", &["relay"], &env)];
+        for process in &processes {
+            let address = process.address().await;
+            eventually("it says what it waits for", SOON, async || {
+                let (status, report) = readiness(address)?;
+                let why = why(&report, "rabbitmq").unwrap_or_default();
+                Ok(status == 503 && why.contains("raise the limit") && !why.contains("exists with arguments"))
+            })
+            .await;
+        }
+        pair.rabbitmqctl(&["clear_vhost_limits", "-p", &vhost]).await.expect("no limit");
+        for process in processes {
+            until_ready(process.address().await).await;
+            process.stop().await;
+        }
+        pair.rabbitmqctl(&["delete_vhost", &vhost]).await.expect("deleted");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_limits_the_length_of_queues_loses_nothing() {
+    let pair = pair().await;
+    on_harness(sandbox(&pair).await, async |harness| {
+        harness.sandbox.declare().await.expect("declared");
+        let (name, topology) = (harness.sandbox.database().to_owned(), harness.topology());
+        let queues = format!("^{}$", [topology.dead(), topology.unrouted()].map(|queue| queue.replace('.', r"\.")).join("$|^"));
+        let limit = ["set_policy", &name, &queues, r#"{"max-length": 5}"#, "--apply-to", "queues"];
+        pair.rabbitmqctl(&limit).await.expect("a policy");
+        let orders = harness.many_delivering(300).await;
+        harness.run("ALTER TABLE orders ADD CONSTRAINT obstacle CHECK (status <> 'received') NOT VALID", []).await;
+        let workers = [harness.worker(), harness.worker()];
+        for some in orders.chunks(50) {
+            harness.publish(some.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect()).await;
+        }
+        harness.until(&format!("SELECT count(*) = {} FROM dead_letters", orders.len())).await;
+        for worker in workers {
+            worker.stop().await;
+        }
+        pair.rabbitmqctl(&["clear_policy", &name]).await.expect("no policy");
     })
     .await;
 }

@@ -10,7 +10,12 @@ use sea_orm::{
 };
 use shared::{
     broker::{Broker, BrokerError},
-    database::{failure::trouble, leader, unanswered, within},
+    database::{
+        self,
+        clock::{self, Skewed},
+        failure::trouble,
+        leader, unanswered, within,
+    },
     process::redact::redacted,
 };
 use tokio::sync::{OnceCell, watch};
@@ -86,6 +91,8 @@ enum DutyError {
     Database(#[from] DbErr),
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    #[error(transparent)]
+    Clock(#[from] Skewed),
 }
 
 impl From<sqlx::Error> for DutyError {
@@ -145,6 +152,8 @@ async fn round(
     if !is_leader(context, lock).await.map_err(|error| ("the election", error))? {
         return Ok(());
     }
+    let now = within(ANSWER_WITHIN, database::now(&context.db)).await.map_err(|error| ("the clock", error.into()))?;
+    clock::agrees(now, context.settings.clock.max_skew).map_err(|error| ("the clock", error.into()))?;
     let round = DutyRound { context, broker: OnceCell::new() };
     let mut done = Ok(());
     for duty in duties {

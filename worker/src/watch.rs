@@ -10,7 +10,7 @@ use std::{
 
 use opentelemetry::{global, metrics::Gauge};
 use shared::{
-    database::{self, Client, active_policy, probe::Probe},
+    database::{self, Client, active_policy, clock, probe::Probe},
     process::{health::HealthPart, redact::redacted},
 };
 
@@ -55,11 +55,18 @@ impl DatabaseWatch {
                     self.began_here |= self.context.postgres.refuses(&lacking);
                     return;
                 }
+                let decided = self.database.decided().await;
+                let max_skew = self.context.settings.clock.max_skew;
+                if let Ok(Err(skewed)) = decided.as_ref().map(|decided| clock::agrees(decided.now, max_skew)) {
+                    self.part.down(skewed.to_string());
+                    self.began_here |= self.context.postgres.refuses(&skewed);
+                    return;
+                }
                 self.part.up();
                 if std::mem::take(&mut self.began_here) {
                     self.context.postgres.ends();
                 }
-                match self.database.decided().await {
+                match decided {
                     Ok(decided) => {
                         self.leader_silent.record(decided.leader_silent_s, &[]);
                         self.context.paused.are(decided.pauses, asked);

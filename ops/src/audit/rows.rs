@@ -63,10 +63,16 @@ pub(super) async fn count(snapshot: &DatabaseTransaction, settings: &Settings) -
     let letters = number(snapshot, "SELECT count(*) FROM dead_letters WHERE state = 'open'").await?;
     let verdict = CheckVerdict::note_if(letters > 0);
     rows.events.push(CheckCount { kind: None, check: "open dead letters", count: letters, verdict });
+    rows.events.push(off("records dated later than now", number(snapshot, LATER).await?));
     let without = i64::from(settings.policy.number().is_none());
     rows.events.push(off("no policy was applied, so nothing is due", without));
     Ok(rows)
 }
+
+/// Made while PostgreSQL's clock was ahead, so that what they record may have been applied too early.
+const LATER: &str = "SELECT (SELECT count(*) FROM order_status_history WHERE at > clock_timestamp() + interval '1 minute')
+                          + (SELECT count(*) FROM transfers WHERE at > clock_timestamp() + interval '1 minute')
+                          + (SELECT count(*) FROM activity WHERE at > clock_timestamp() + interval '1 minute')";
 
 const LEDGER: [(&str, &str); 3] = [
     (

@@ -82,6 +82,7 @@ pub async fn roles(command: RolesCommand, settings: &Settings, actor: &Operator)
         }
     };
     let passwords = passwords()?;
+    roles::become_able_to_own(&db).await?;
     // The database's policy decides, once there is one.
     let active = match database::require_schema(&settings.database, &db).await {
         Ok(()) => active_policy::read(&db).await?,

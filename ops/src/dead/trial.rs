@@ -1,7 +1,7 @@
 //! A trial: what a replay of a letter would do now. It runs the replay itself and rolls back, so trial and replay always agree on
 //! what is due, how much money moves, and what fails and why.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DatabaseTransaction, DbErr, DeriveActiveEnum, DerivePartialModel, EnumIter,
@@ -10,12 +10,13 @@ use sea_orm::{
 use serde::Serialize;
 use shared::{
     database::{
+        clock,
         entity::dead_letters,
         failure::Trouble,
         one,
         probe::judge,
         scalar, statement,
-        statements::{NotApplied, Statements},
+        statements::{NotApplied, OnLocked, Statements},
     },
     domain::{outcome::Outcome, tasks},
     process::redact::redacted,
@@ -97,6 +98,7 @@ impl Trial {
 pub struct Replays {
     policy: Option<i64>,
     /// The deferrable constraints that a replay checks at its end, as SQL names them; read once.
+    max_skew: Duration,
     constraints: OnceCell<Option<String>>,
     statements: HashMap<&'static str, Statements>,
 }
@@ -106,6 +108,7 @@ impl Replays {
     pub fn new(settings: &Settings) -> Self {
         Self {
             policy: settings.policy.number(),
+            max_skew: settings.clock.max_skew,
             constraints: OnceCell::new(),
             statements: tasks::ALL
                 .iter()
@@ -138,8 +141,11 @@ impl Replays {
             return Ok(Trial::without_money(TrialVerdict::Unreadable, format!("the kind {kind:?} is unknown")));
         };
         let before = moved(tx, subject).await?;
-        let outcomes = match statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))]).await {
-            Ok(outcomes) => outcomes,
+        let outcomes = match statements.apply(tx, &[(subject, about.wakeup.unwrap_or(about.letter))], OnLocked::Wait).await {
+            Ok(rechecked) => {
+                clock::agrees(rechecked.now, self.max_skew).map_err(|error| DbErr::Custom(error.to_string()))?;
+                rechecked.outcomes
+            }
             Err(NotApplied::Paused(pause)) => {
                 let why = format!("{kind} has been paused since {} by {}: {}", moment(pause.since), pause.by, pause.why);
                 return Ok(Trial::without_money(TrialVerdict::Fails, why));

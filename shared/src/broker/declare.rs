@@ -11,7 +11,7 @@ use lapin::{
     types::{AMQPValue, FieldTable},
 };
 
-use super::{ACCESS_REFUSED, Broker, BrokerError, Difference, close_channel};
+use super::{ACCESS_REFUSED, Broker, BrokerError, Declined, Difference, close_channel};
 use crate::message::topology::{Argument, Arguments, Exchange, ExchangeType, Queue, Topology};
 
 /// What the broker reports about a queue at this moment.
@@ -268,15 +268,21 @@ fn table(arguments: &Arguments) -> FieldTable {
     table
 }
 
-/// RabbitMQ reports what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'".
+/// RabbitMQ reports what differs: "inequivalent arg 'x-message-ttl' for queue …: received '…' but current is '…'". It has the same code for
+/// other refusals, such as a virtual host's limit of queues.
 fn difference(name: &str, declared: lapin::Result<()>) -> Result<Option<Difference>, BrokerError> {
     let Err(error) = declared else { return Ok(None) };
     let said = match error.kind() {
         ErrorKind::ProtocolError(said) if said.get_id() == PRECONDITION_FAILED => said.get_message().to_string(),
         _ => return Err(error.into()),
     };
-    let difference = said.trim_start_matches("PRECONDITION_FAILED - ").to_owned();
-    Ok(Some(Difference { name: name.to_owned(), difference }))
+    let (name, said) = (name.to_owned(), said.trim_start_matches("PRECONDITION_FAILED - ").to_owned());
+    if said.starts_with("inequivalent") {
+        Ok(Some(Difference { name, difference: said }))
+    } else {
+        let limit = said.contains("limit");
+        Err(BrokerError::Declined(Declined { name, why: said, limit }))
+    }
 }
 
 fn is_soft(error: &lapin::Error, code: u16) -> bool {

@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use chrono::{DateTime, Utc};
 use sea_orm::{
     ConnectionTrait, DatabaseConnection, DbErr, RuntimeErr, TransactionTrait,
     sqlx::{self, ConnectOptions as _, postgres::PgConnection},
@@ -77,12 +78,12 @@ impl Probe {
     /// A database error.
     pub async fn decided(&mut self) -> Result<Decided, DbErr> {
         let mut kept = self.connection.take().ok_or_else(unanswered)?;
-        let sql = format!("SELECT ({}), {}, {}", pause::ALL, active_policy::NUMBER, leader::SILENT_S);
-        let asked = sqlx::query_as::<_, (String, Option<i64>, f64)>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut kept);
-        let (pauses, policy, leader_silent_s) =
+        let sql = format!("SELECT ({}), {}, {}, clock_timestamp()", pause::ALL, active_policy::NUMBER, leader::SILENT_S);
+        let asked = sqlx::query_as::<_, (String, Option<i64>, f64, DateTime<Utc>)>(sqlx::AssertSqlSafe(sql)).fetch_one(&mut kept);
+        let (pauses, policy, leader_silent_s, now) =
             tokio::time::timeout(self.within, asked).await.unwrap_or_else(|_| Err(silence())).map_err(conn_error)?;
         self.connection = Some(kept);
-        Ok(Decided { pauses: pause::read(&pauses)?, policy, leader_silent_s })
+        Ok(Decided { pauses: pause::read(&pauses)?, policy, leader_silent_s, now })
     }
 }
 
@@ -123,4 +124,6 @@ pub struct Decided {
     pub policy: Option<i64>,
     /// For how long no leader has ended a round.
     pub leader_silent_s: f64,
+    /// PostgreSQL's clock.
+    pub now: DateTime<Utc>,
 }

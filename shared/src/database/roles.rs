@@ -6,7 +6,11 @@ use std::{collections::BTreeMap, fmt};
 use postgres_protocol::password::scram_sha_256;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 
-use super::{Client, DatabaseError, connection, failure::is_duplicate, scalar, schema, statement};
+use super::{
+    Client, DatabaseError, connection,
+    failure::{is_duplicate, is_refused},
+    scalar, schema, statement,
+};
 use crate::{domain::confidential::Confidential, settings::DatabaseSettings};
 
 mod door;
@@ -102,6 +106,9 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
         if create(db, role).await? {
             installed.created.push(role);
         }
+    }
+    become_able_to_own(db).await?;
+    for role in DatabaseRole::ALL {
         if let Some(password) = passwords.get(&role) {
             // As a verifier: the server's log may contain statements.
             let verifier = scram_sha_256(password.expose().as_bytes());
@@ -120,7 +127,38 @@ pub async fn install(db: &DatabaseConnection, passwords: &Passwords, deletes: De
     Ok(installed)
 }
 
+/// Lets this login act as the owner, without which it can neither transfer nor grant: an administrator of a managed server is no superuser.
+/// One who may create roles grants it to themselves.
+///
+/// # Errors
+/// The command that is missing; a database error.
+pub async fn become_able_to_own(db: &DatabaseConnection) -> Result<(), DbErr> {
+    let sql = format!(
+        "SELECT quote_ident(current_user) AS login FROM pg_roles WHERE rolname = '{OWNER}' AND NOT {}",
+        may_be_owner("oid")
+    );
+    let Some(row) = db.query_one_raw(statement(&sql, [])).await? else { return Ok(()) };
+    let login: String = row.try_get("", "login")?;
+    let grant = format!("GRANT {OWNER} TO {login}");
+    db.execute_unprepared(&grant).await.map(|_| ()).map_err(|error| {
+        if is_refused(&error) {
+            DbErr::Custom(format!(
+                "this login may not act as {OWNER}; let a superuser, or the creator of that role, run: {grant}"
+            ))
+        } else {
+            error
+        }
+    })
+}
+
+/// SQL: whether the session may become the owner. Since PostgreSQL 16, a member may lack that.
+fn may_be_owner(owner: &str) -> String {
+    format!("pg_has_role({owner}, CASE WHEN current_setting('server_version_num')::int >= 160000 THEN 'SET' ELSE 'MEMBER' END)")
+}
+
+/// In a transaction, whose rest then runs as the owner.
 async fn give(db: &impl ConnectionTrait, Deletes(deletes): Deletes) -> Result<(), DbErr> {
+    db.execute_unprepared(&format!("SET LOCAL ROLE {OWNER}")).await?;
     db.execute_unprepared(GRANTS).await?;
     if deletes {
         db.execute_unprepared(include_str!("roles/deletion.sql")).await?;
@@ -178,9 +216,12 @@ pub async fn connect_as_owner(settings: &DatabaseSettings) -> Result<DatabaseCon
     let db = connection::connect(settings, Client::Ops).await?;
     let refused = |error| DatabaseError::Connect { at: settings.url.to_string(), error };
     // A role of this name may be another database's: it has a privilege here only if the roles were installed here.
-    let sql = "SELECT coalesce((SELECT pg_has_role(pg_roles.oid, 'MEMBER') AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')
-                                  FROM pg_roles, pg_namespace WHERE rolname = $1 AND nspname = $2), false) AS may";
-    if scalar(&db, statement(sql, [OWNER.into(), settings.schema.as_str().into()])).await.map_err(refused)? {
+    let sql = format!(
+        "SELECT coalesce((SELECT {} AND has_schema_privilege(pg_roles.oid, pg_namespace.oid, 'CREATE')
+                            FROM pg_roles, pg_namespace WHERE rolname = $1 AND nspname = $2), false) AS may",
+        may_be_owner("pg_roles.oid")
+    );
+    if scalar(&db, statement(&sql, [OWNER.into(), settings.schema.as_str().into()])).await.map_err(refused)? {
         let _ = db.close().await;
         return connection::connect(settings, Client::Owner).await;
     }

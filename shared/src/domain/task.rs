@@ -42,8 +42,11 @@ pub trait Task: Send + Sync {
         "FOR NO KEY UPDATE"
     }
 
-    /// Statements (`$1`: ids) that lock further rows. They run after the subjects' rows are locked and before the effect.
-    fn locks(&self) -> Vec<String> {
+    /// Statements (`$1`: ids) that create or lock further rows. They run after the subjects' rows are locked and before the effect. One
+    /// that locks ends its locking clause with `skip`, which is empty or `SKIP LOCKED`, and returns a row: `busy`, the ids of the
+    /// subjects for which it did not get every lock, or null.
+    fn locks(&self, skip: &str) -> Vec<String> {
+        let _ = skip;
         Vec::new()
     }
 
@@ -142,9 +145,3 @@ pub struct Examples {
 
 /// The customer of all [`Examples`]; it must exist.
 pub const EXAMPLE_CUSTOMER: uuid::Uuid = uuid::Uuid::from_u128(0x0000_0000_0000_4000_8000_0000_0000_0001);
-
-/// Wraps a locking query so that it returns one count instead of its rows.
-#[must_use]
-pub(crate) fn locked(select: &str) -> String {
-    format!("SELECT count(*) FROM ({select}) AS locked")
-}

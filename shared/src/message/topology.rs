@@ -220,6 +220,8 @@ impl Topology {
                 ("x-queue-type", Argument::Text("quorum".into())),
                 // Reading without taking returns messages; no number of reads may drop one.
                 ("x-delivery-limit", Argument::Number(KEPT_DELIVERY_LIMIT)),
+                // A policy of the broker may limit its length. By default it would then drop its oldest messages.
+                ("x-overflow", Argument::Text("reject-publish".into())),
             ],
             exchange: name.clone(),
             routing_key: "#".into(),
@@ -335,9 +337,9 @@ mod tests {
     fn every_queue_says_all_that_keeps_its_messages() {
         for queue in topology(2).queues() {
             let named = |name: &str| queue.arguments.iter().any(|(argument, _)| *argument == name);
-            assert!(named("x-queue-type") && named("x-delivery-limit"), "{}", queue.name);
+            assert!(named("x-queue-type") && named("x-delivery-limit") && named("x-overflow"), "{}", queue.name);
             if !matches!(queue.role, QueueRole::Dead | QueueRole::Unrouted) {
-                assert!(named("x-dead-letter-strategy") && named("x-overflow"), "{}", queue.name);
+                assert!(named("x-dead-letter-strategy"), "{}", queue.name);
             }
         }
     }

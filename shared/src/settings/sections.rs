@@ -144,6 +144,19 @@ impl WorkerSettings {
     }
 }
 
+/// `clock.*`
+#[derive(Clone, Copy, Debug)]
+pub struct ClockSettings {
+    /// By how much PostgreSQL's clock may differ from this machine's.
+    pub max_skew: Duration,
+}
+
+impl ClockSettings {
+    pub(super) fn read(r: &mut SettingsReader) -> Self {
+        Self { max_skew: duration(r, "clock.max_skew_ms", 1_000..=36_500 * DAY_MS) }
+    }
+}
+
 /// `sweep.*`
 #[derive(Clone, Copy, Debug)]
 pub struct SweepSettings {

@@ -1,19 +1,22 @@
 //! Apply: rechecks and writes a batch, and returns an outcome for every subject.
 //!
-//! A batch that fails is halved until the failing subject is alone; the others are applied. An outage is waited out. A paused kind, or a
-//! policy that is no longer active, stops the batch. None of these three spends an attempt.
+//! A batch that fails is halved until the failing subject is alone; the others are applied. Subjects whose rows others have locked are left
+//! out and tried after the rest, see [`Pass`]. An outage is waited out. A paused kind, or a policy that is no longer active, stops the
+//! batch. None of these last three spends an attempt.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
-use sea_orm::DatabaseConnection;
+use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use shared::{
     database::{
+        clock,
+        failure::Trouble,
         pause::Pause,
-        statements::{NotApplied, Statements},
+        statements::{NotApplied, OnLocked, Rechecked, Statements},
     },
     domain::outcome::Outcome,
     process::redact::redacted,
-    settings,
+    settings::Settings,
 };
 use uuid::Uuid;
 
@@ -38,7 +41,25 @@ pub(crate) enum Unanswered {
 struct SubjectPart {
     asked: Vec<(Uuid, Uuid)>,
     attempt: Attempt,
+    pass: Pass,
 }
+
+/// How a part treats rows that others have locked. A short wait is worth it, because batches of customers with several orders meet at their
+/// wallets; a long one is not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pass {
+    /// Leaves locked rows out.
+    First,
+    /// The rows that were locked: waits [`LOCK_WAIT`].
+    Second,
+    /// The same after the wait, because one that is still locked failed the others too. What is locked now is retried later.
+    Last,
+}
+
+/// In SQL.
+const LOCK_WAIT: &str = "200ms";
+/// The cause of a retry.
+const LOCKED: &str = "another transaction has locked one of its rows";
 
 /// Applies a batch and returns each message with the outcomes of its subjects. `statements` is `None` when no message could be decoded;
 /// then nothing is applied.
@@ -50,30 +71,37 @@ pub(crate) async fn apply(
     batch: Batch,
     statements: Option<&Statements>,
     db: &DatabaseConnection,
-    settings: &settings::DatabaseSettings,
+    settings: &Settings,
     patience: &Patience<'_>,
 ) -> Result<Vec<Answered>, Unanswered> {
     let mut outcomes = HashMap::new();
-    let mut parts = Vec::new();
+    let mut parts = VecDeque::new();
     if let Some(statements) = statements {
         let asked = batch.asked();
         tracing::Span::current().record("subjects", asked.len());
-        parts.push(SubjectPart { asked, attempt: Attempt::first() });
-        while let Some(mut part) = parts.pop() {
+        parts.push_back(SubjectPart { asked, attempt: Attempt::first(), pass: Pass::First });
+        while let Some(mut part) = parts.pop_back() {
             if part.asked.is_empty() {
                 continue;
             }
-            match attempt(db, settings, statements, &part.asked).await {
-                Ok(Ok(applied)) => {
+            match attempt(db, settings, statements, &part).await {
+                Ok(Ok(Rechecked { outcomes: rechecked, busy, .. })) => {
                     patience.postgres_is_back();
-                    outcomes.extend(applied);
+                    outcomes.extend(rechecked);
+                    if part.pass == Pass::First {
+                        part.asked.retain(|(subject, _)| busy.contains(subject));
+                        parts.push_front(part.of_pass(Pass::Second));
+                    } else {
+                        outcomes.extend(busy.into_iter().map(|subject| (subject, Outcome::Retry { cause: LOCKED.to_owned() })));
+                    }
                 }
                 Ok(Err(unanswered)) => {
                     patience.postgres_is_back();
                     return Err(unanswered);
                 }
+                Err((_, Trouble::Conflict)) if part.pass == Pass::Second => parts.push_front(part.of_pass(Pass::Last)),
                 Err(failed) => match part.attempt.after(&failed, patience).await {
-                    After::Again => parts.push(part),
+                    After::Again => parts.push_back(part),
                     After::Abandoned => return Err(Unanswered::Abandoned),
                     After::Blame => match part.asked.as_slice() {
                         [(subject, _)] => {
@@ -94,25 +122,43 @@ impl SubjectPart {
         let mut left = self.asked;
         let right = left.split_off(left.len() / 2);
         // `apply` pops from the end, so the left half is tried first.
-        [right, left].map(|asked| Self { asked, attempt })
+        [right, left].map(|asked| Self { asked, attempt, pass: self.pass })
+    }
+
+    fn of_pass(self, pass: Pass) -> Self {
+        Self { attempt: Attempt::first(), pass, ..self }
     }
 }
 
 /// One transaction: the outcomes, or why there are none.
 async fn attempt(
     db: &DatabaseConnection,
-    settings: &settings::DatabaseSettings,
+    settings: &Settings,
     statements: &Statements,
-    asked: &[(Uuid, Uuid)],
-) -> Result<Result<Vec<(Uuid, Outcome)>, Unanswered>, Failed> {
-    transaction(db, settings, statements.count(), async |tx| {
+    part: &SubjectPart,
+) -> Result<Result<Rechecked, Unanswered>, Failed> {
+    let mut skewed = None;
+    let attempted = transaction(db, &settings.database, statements.count(), async |tx| {
+        let on_locked = if part.pass == Pass::Second { OnLocked::Wait } else { OnLocked::Skip };
+        if on_locked == OnLocked::Wait {
+            tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
+        }
         // Without a commit, the transaction rolls back when it is dropped.
-        match statements.apply(&tx, asked).await {
-            Ok(outcomes) => tx.commit().await.map(|()| Ok(outcomes)),
+        match statements.apply(&tx, &part.asked, on_locked).await {
+            Ok(rechecked) => {
+                // What a wrong clock makes due is rolled back.
+                if let Err(error) = clock::agrees(rechecked.now, settings.clock.max_skew) {
+                    skewed = Some(error);
+                    return Err(DbErr::Custom(error.to_string()));
+                }
+                tx.commit().await.map(|()| Ok(rechecked))
+            }
             Err(NotApplied::Paused(pause)) => Ok(Err(Unanswered::Paused(pause))),
             Err(NotApplied::Outdated) => Ok(Err(Unanswered::Outdated)),
             Err(NotApplied::Database(error)) => Err(error),
         }
     })
-    .await
+    .await;
+    // As in an outage, no attempt is spent.
+    attempted.map_err(|(error, trouble)| (error, if skewed.is_some() { Trouble::Away } else { trouble }))
 }

@@ -39,7 +39,7 @@ pub(crate) async fn apply_and_settle(
     }
     async {
         let statements = kind.and_then(|kind| context.statements.get(kind));
-        let answered = match apply(batch, statements, &context.db, &context.settings.database, patience).await {
+        let answered = match apply(batch, statements, &context.db, &context.settings, patience).await {
             Ok(answered) => answered,
             Err(unanswered) => {
                 match &unanswered {

@@ -2,7 +2,7 @@
 //! collected from the customer's wallet (policy point 3). Amounts come only from rows locked in the same transaction, so no
 //! concurrent payment, refund or change of fees can make one wrong.
 
-use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms, locked}}};
+use crate::{domain::{event::EventType, order, task::{Check, Exampled, Examples, RecordedRows, Shown, Task, EffectTerms}}};
 
 pub struct CollectArrears;
 
@@ -47,7 +47,7 @@ impl Task for CollectArrears {
         Some(2)
     }
 
-    fn locks(&self) -> Vec<String> {
+    fn locks(&self, skip: &str) -> Vec<String> {
         // By status, which is locked by now, and not by the shortfall, which is not: an order to be left alone gets no
         // account, and an order that a concurrent refund makes short has all the accounts that it needs.
         let chargeable = "orders.id = ANY($1) AND (
@@ -77,15 +77,17 @@ impl Task for CollectArrears {
             ),
             // In id order, as the ledger's own trigger locks them. An array is computed once; a join would run again for each
             // wallet that another batch has changed in the meantime.
-            locked(
-                "SELECT accounts.id FROM accounts
-                  WHERE accounts.id = ANY (ARRAY(
-                            SELECT id FROM accounts WHERE order_id = ANY($1)
-                            UNION ALL
-                            SELECT wallet.id FROM orders JOIN accounts AS wallet
-                                      ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
-                             WHERE orders.id = ANY($1)))
-                  ORDER BY accounts.id FOR NO KEY UPDATE",
+            format!(
+                "WITH wanted AS MATERIALIZED (
+                     SELECT id, order_id AS subject FROM accounts WHERE order_id = ANY($1)
+                     UNION ALL
+                     SELECT wallet.id, orders.id FROM orders JOIN accounts AS wallet
+                               ON wallet.customer_id = orders.customer_id AND wallet.kind = 'wallet'
+                      WHERE orders.id = ANY($1)
+                 ), held AS MATERIALIZED (
+                     SELECT id FROM accounts WHERE id = ANY (ARRAY(SELECT id FROM wanted)) ORDER BY id FOR NO KEY UPDATE {skip}
+                 )
+                 SELECT array_agg(DISTINCT subject) AS busy FROM wanted WHERE id NOT IN (SELECT id FROM held)"
             ),
         ]
     }

@@ -88,7 +88,7 @@ BEGIN
             RETURN NULL;
         END IF;
     END IF;
-    RAISE EXCEPTION 'this % of % is not one that a task makes''s; this login may only apply the tasks', TG_OP, TG_TABLE_NAME
+    RAISE EXCEPTION 'this % of % is not one that a task makes; this login may only apply the tasks', TG_OP, TG_TABLE_NAME
         USING ERRCODE = 'insufficient_privilege', TABLE = TG_TABLE_NAME;
 END $$;
 -- Row by row, because these conditions cost less than a transition table: receipts and hidings pass without a call.
