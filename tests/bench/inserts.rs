@@ -41,7 +41,7 @@ pub async fn measure(harness: &BenchHarness) -> Result<Vec<Figure>> {
     }
     db.close().await?;
     sandbox.remove().await?;
-    Ok(vec![Figure::beside(INSERTS, "commits/s", &values, &ceilings, Reach::OfCeiling(0.9))])
+    Ok(vec![Figure::beside(INSERTS, "commits/s", &values, &ceilings, Reach::OfCeiling(0.8))])
 }
 
 /// Commits per second of all clients.

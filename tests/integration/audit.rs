@@ -138,6 +138,22 @@ async fn overdue_rows_are_counted_and_those_within_the_grace_are_on_their_way() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_moment_that_lies_centuries_ahead_is_off_and_explained() {
+    with_harness(&patient(), async |harness| {
+        let order = harness.delivering().await;
+        harness.run("UPDATE orders SET delivering_since = delivering_since + interval '900 years'", []).await;
+        only_off(
+            harness,
+            &["records rows due more than ten years from now 1", "records rows due more than ten years from now 1"],
+        )
+        .await;
+        let explained = harness.ops(&["explain", &order.to_string()]).await.expect("explained");
+        assert!(explained.contains("more than ten years from now: check the moment from which it counts"), "{explained}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_receipt_missing_in_history_and_one_recorded_twice_are_off() {
     with_harness(&patient(), async |harness| {
         applied(harness).await;

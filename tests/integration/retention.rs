@@ -334,6 +334,34 @@ async fn in_the_mode_delete_an_order_goes_with_all_that_is_kept_with_it_and_the_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_cannot_be_deleted_holds_up_no_other() {
+    with_harness(&format!("{}\n    [retention]\n    mode = \"delete\"", kept("")), async |harness| {
+        let mut orders = Vec::new();
+        for _ in 0..9 {
+            orders.push(heard_of(harness, "now() - interval '2 years'").await);
+        }
+        // Another program's table refers to two of them, of which the first is the oldest.
+        for sql in [
+            format!("CREATE TABLE claims AS SELECT id FROM orders WHERE id IN ('{}', '{}')", orders[0], orders[5]),
+            "ALTER TABLE claims ADD FOREIGN KEY (id) REFERENCES orders (id)".to_owned(),
+            "INSERT INTO activity (actor_kind, action, subject_kind, subject_id) SELECT 'system', 'order.hidden', 'order', id FROM orders"
+                .to_owned(),
+        ] {
+            harness.run(&sql, []).await;
+        }
+        harness.as_superuser("UPDATE activity SET at = now() - interval '7 months'").await;
+        for (days, order) in orders.iter().enumerate() {
+            let hidden = format!("UPDATE orders SET hidden_at = now() - interval '8 months' + {days} * interval '1 day' WHERE id = '{order}'");
+            harness.as_superuser(&hidden).await;
+        }
+        let worker = harness.worker();
+        harness.until("SELECT count(*) = 2 AND bool_and(EXISTS (SELECT FROM claims WHERE claims.id = orders.id)) FROM orders").await;
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hiding_is_the_default_and_deletes_nothing() {
     with_harness(&kept(""), async |harness| {
         heard_of(harness, "now() - interval '5 years'").await;

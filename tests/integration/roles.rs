@@ -98,7 +98,7 @@ const FORBIDDEN: [(&str, &[DatabaseRole]); 54] = {
         ("DELETE FROM orders", &[Owner]),
         ("UPDATE orders SET hidden_at = now()", &[Worker, Ops, Owner]), // and its trigger asks whether it is time
         // If the policy deletes nothing.
-        ("SELECT kyhan_delete_hidden_orders(now(), 1)", &[Owner]),
+        ("SELECT kyhan_delete_hidden_orders(now(), 1, 0)", &[Owner]),
         ("SELECT kyhan_remove_activity(now(), 1)", &[Owner]),
         ("SELECT salt FROM activity_seals", &[OrderSystem, Owner]),
         ("SELECT kyhan_activity_digest(1, 1, gen_random_uuid())", &[Owner]),

@@ -74,6 +74,9 @@ const LATER: &str = "SELECT (SELECT count(*) FROM order_status_history WHERE at 
                           + (SELECT count(*) FROM transfers WHERE at > clock_timestamp() + interval '1 minute')
                           + (SELECT count(*) FROM activity WHERE at > clock_timestamp() + interval '1 minute')";
 
+/// No policy waits that long: the moment from which such a row counts is a typing error, like 2926 for 2026.
+const FAR: &str = "10 years";
+
 const LEDGER: [(&str, &str); 3] = [
     (
         "the sum of all balances",
@@ -139,6 +142,7 @@ async fn candidates(
         pending: i64,
         due: i64,
         overdue: i64,
+        far: i64,
         in_outbox: i64,
     }
     let sql = format!(
@@ -146,6 +150,7 @@ async fn candidates(
                 count(*) FILTER (WHERE due_at > now()) AS pending,
                 count(*) FILTER (WHERE due_at <= now() AND due_at >= now() - $1 * interval '1 ms') AS due,
                 count(*) FILTER (WHERE due_at < now() - $1 * interval '1 ms') AS overdue,
+                count(*) FILTER (WHERE due_at > now() + interval '{FAR}') AS far,
                 count(*) FILTER (WHERE due_at > now() AND id IN (
                     SELECT subject_id FROM outbox WHERE event_type = ANY($2))) AS in_outbox
            FROM {due} AS due WHERE due_at IS NOT NULL GROUP BY 1",
@@ -156,6 +161,7 @@ async fn candidates(
     let events: Vec<String> = lines.map(|line| line.on.name().to_owned()).collect();
     let mut due = DueCounts { kind: task.kind(), pending: 0, due: 0, overdue: 0, verdict: CheckVerdict::Ok };
     let values = [grace_ms.into(), events.into(), shortest_waits(ladder).into()];
+    let mut far = 0;
     for counted in OnRung::find_by_statement(statement(&sql, values)).all(snapshot).await? {
         if let Some(waiting) = usize::try_from(counted.rung - 1).ok().and_then(|at| rows.by_rung.get_mut(at)) {
             *waiting += unsigned(counted.pending);
@@ -163,11 +169,13 @@ async fn candidates(
         due.pending += unsigned(counted.pending);
         due.due += unsigned(counted.due);
         due.overdue += unsigned(counted.overdue);
+        far += counted.far;
         rows.in_outbox += unsigned(counted.in_outbox);
     }
     let paused = rows.paused.iter().any(|kind| kind == task.kind());
     due.verdict = if paused { CheckVerdict::note_if(due.overdue > 0) } else { CheckVerdict::off_if(due.overdue > 0) };
     rows.due.push(due);
+    rows.records.push(CheckCount { kind: Some(task.kind()), ..off("rows due more than ten years from now", far) });
     Ok(())
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::bail;
+use chrono::{DateTime, TimeDelta, Utc};
 use ops::{
     explain::{self, CountedEvent, Outlook, Subject, WakeupPlace},
     shown::moment,
@@ -48,13 +49,13 @@ pub async fn explain(command: ExplainCommand, settings: &Settings) -> anyhow::Re
     }
     say(&format!("at {}", moment(explanation.at)));
     for subject in &explanation.subjects {
-        show(subject);
+        show(subject, explanation.at);
     }
     say("\nRechecks that found nothing to do, and attempts that are retried, leave no row; see the traces.");
     Ok(ExitCode::SUCCESS)
 }
 
-fn show(subject: &Subject) {
+fn show(subject: &Subject, now: DateTime<Utc>) {
     let code = subject.code.as_ref().map_or(String::new(), |code| format!(" {}", code.escape_debug()));
     match subject.table {
         Some(table) => say(&format!("\n{table}{code}  {}", subject.id)),
@@ -66,12 +67,18 @@ fn show(subject: &Subject) {
     }
     say(&format!("\nWhat happened\n{timeline}\n\nWhat falls due"));
     for kind in &subject.kinds {
-        show_kind(kind);
+        show_kind(kind, now);
     }
 }
 
-fn show_kind(kind: &Outlook) {
+/// No policy waits that long.
+const FAR: TimeDelta = TimeDelta::days(3_652);
+
+fn show_kind(kind: &Outlook, now: DateTime<Utc>) {
     say(&format!("  {}  {}", kind.kind, kind.due_at.map_or("not due".to_owned(), |due_at| format!("due {}", moment(due_at)))));
+    if kind.due_at.is_some_and(|due_at| due_at - now > FAR) {
+        say("    more than ten years from now: check the moment from which it counts");
+    }
     for counted in kind.counts.iter().filter(|counted| counted.moment.is_some() || counted.own_line) {
         say(&format!("    {}", line(counted, kind.candidate)));
     }

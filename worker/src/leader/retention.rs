@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 
 use futures::{FutureExt, future::BoxFuture};
 use sea_orm::{ConnectionTrait, DbErr};
-use shared::database::{scalar, statement, within};
+use shared::{
+    database::{probe::judge, scalar, statement, within},
+    process::redact::redacted,
+};
 
 use super::{ANSWER_WITHIN, Duty, DutyError, DutyRound};
 use crate::context::Context;
@@ -44,8 +47,7 @@ async fn retain(context: &Context) -> Result<(), DbErr> {
         tracing::warn!(gone, after = %retention.set_aside, "discarded events that were set aside longer ago than retention.set_aside");
     }
     let Some(delete_after) = retention.delete_after else { return Ok(()) };
-    let orders = format!("SELECT kyhan_delete_hidden_orders({}, $1) AS gone", delete_after.sql_ago("now()"));
-    let gone = delete(context, &orders, ORDERS).await?;
+    let gone = delete_orders(context, &delete_after.sql_ago("now()")).await?;
     if gone > 0 {
         tracing::info!(gone, %delete_after, "deleted orders that were hidden longer ago than retention.delete_after");
     }
@@ -55,6 +57,27 @@ async fn retain(context: &Context) -> Result<(), DbErr> {
         tracing::info!(gone, %delete_after, "deleted ranges of activity that were sealed longer ago than retention.delete_after");
     }
     Ok(())
+}
+
+/// Deletes orders that were hidden before `moment` (SQL), until none is left or [`DELETING_MAX`] is over; returns how many. One that cannot be
+/// deleted, because another program's table refers to it, stays, and holds up no other.
+async fn delete_orders(context: &Context, moment: &str) -> Result<i64, DbErr> {
+    let sql = format!("SELECT kyhan_delete_hidden_orders({moment}, $1, $2) AS gone");
+    let (began, mut all, mut most, mut skip) = (Instant::now(), 0, ORDERS, 0);
+    while began.elapsed() < DELETING_MAX {
+        let gone = within(ANSWER_WITHIN, scalar::<i64>(&context.db, statement(&sql, [most.into(), skip.into()]))).await;
+        match gone {
+            Ok(0) => break,
+            Ok(gone) => all += gone,
+            Err(error) if judge(&context.db, &error).await.is_outage() => return Err(error),
+            Err(_) if most > 1 => most /= 2,
+            Err(error) => {
+                tracing::warn!(error = redacted(&error), "a hidden order cannot be deleted; the others are");
+                (most, skip) = (ORDERS, skip + 1);
+            }
+        }
+    }
+    Ok(all)
 }
 
 /// Deletes `most` at a time, until nothing is left or [`DELETING_MAX`] is over; returns how many.

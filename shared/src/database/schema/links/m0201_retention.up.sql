@@ -79,7 +79,7 @@ SELECT * FROM activity
 -- ledger stays, and keeps only their ids. The function checks for itself: settled, no hold, no news for six months, and hidden for six
 -- months, all in Asia/Ho_Chi_Minh. The time hidden counts from the activity record, whose moment only the database can set: a role that
 -- may hide an order could back-date hidden_at. Returns how many orders it deleted.
-CREATE FUNCTION kyhan_delete_hidden_orders(hidden_before timestamptz, most integer) RETURNS bigint
+CREATE FUNCTION kyhan_delete_hidden_orders(hidden_before timestamptz, most integer, skip integer) RETURNS bigint
 LANGUAGE plpgsql STRICT SECURITY DEFINER AS $$
 DECLARE
     six_months_ago timestamptz := (now() AT TIME ZONE 'Asia/Ho_Chi_Minh' - interval '6 months') AT TIME ZONE 'Asia/Ho_Chi_Minh';
@@ -93,7 +93,7 @@ BEGIN
                AND EXISTS (SELECT FROM activity AS record
                             WHERE record.subject_id = orders.id AND record.action = 'order.hidden'
                             AND record.at >= orders.hidden_at AND record.at < before)
-             ORDER BY orders.hidden_at LIMIT least(most, 1000) FOR UPDATE OF orders SKIP LOCKED) AS locked;
+             ORDER BY orders.hidden_at LIMIT least(most, 1000) OFFSET skip FOR UPDATE OF orders SKIP LOCKED) AS locked;
     -- Check again, now that they are locked.
     SELECT array_agg(kept.id) INTO chosen
       FROM order_retention AS kept
@@ -171,5 +171,5 @@ LANGUAGE sql STRICT SECURITY DEFINER AS $$
     )
     SELECT count(*) FROM gone
 $$;
-REVOKE EXECUTE ON FUNCTION kyhan_delete_hidden_orders(timestamptz, integer), kyhan_remove_activity(timestamptz, integer),
+REVOKE EXECUTE ON FUNCTION kyhan_delete_hidden_orders(timestamptz, integer, integer), kyhan_remove_activity(timestamptz, integer),
     kyhan_forget_set_aside(timestamptz, integer) FROM PUBLIC;
