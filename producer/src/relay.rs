@@ -15,7 +15,7 @@ use std::{
 use opentelemetry::{KeyValue, global, metrics::Counter};
 use sea_orm::{DatabaseConnection, DatabaseTransaction, DbErr, TransactionTrait};
 use shared::{
-    broker::{Broker, BrokerError, Publisher},
+    broker::{Broker, BrokerError, Detours, Publisher},
     database::{
         self, Client, DatabaseError,
         active_policy::{self, Governed},
@@ -111,7 +111,8 @@ async fn live(
     };
     let Governed { db, settings } = governed;
     let portion = Mutex::new(Portion::new(settings.relay.batch_max));
-    let relay = Relay { topology: settings.topology(), portion, settings, postgresql, rabbitmq, done };
+    let (topology, detours) = (settings.topology(), Detours::default());
+    let relay = Relay { topology, detours, portion, settings, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
     // Closing waits for connections in use, which never return if the server is away.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;
@@ -156,6 +157,8 @@ impl RelayCounts {
 struct Relay<'a> {
     settings: Settings,
     topology: Topology,
+    /// Around rungs that are full.
+    detours: Detours,
     portion: Mutex<Portion>,
     postgresql: HealthPart,
     rabbitmq: HealthPart,
@@ -250,6 +253,7 @@ impl Relay<'_> {
                     return Err(error);
                 }
                 Err(BatchError::Broker(error)) => {
+                    self.detours.note(&error);
                     close(publishers).await;
                     return Err(error);
                 }
@@ -400,7 +404,8 @@ impl Relay<'_> {
     async fn relay(&self, tx: DatabaseTransaction, taken: TakenEvents, publisher: &Publisher) -> Result<usize, BatchError> {
         let (policy, pack_max) = (&self.settings.policy, self.settings.naming.pack_max);
         let span = tracing::Span::current();
-        let plan = schedule::plan(&taken.events, taken.now, policy, &self.topology, pack_max, &trace_context(&span));
+        let open = self.detours.around(&self.topology);
+        let plan = schedule::plan(&taken.events, taken.now, policy, &open, pack_max, &trace_context(&span));
         span.record("wakeups", plan.wakeups.len());
         // `outbox::take` sets aside what happened after the year 9999, and no span of a policy leads from there to chrono's last year.
         debug_assert!(plan.beyond.is_empty(), "{:?}", plan.beyond);

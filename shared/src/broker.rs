@@ -19,10 +19,12 @@ use crate::{
 };
 
 mod declare;
+mod detours;
 mod guard;
 mod publish;
 
 pub use declare::{Missing, Observed};
+pub use detours::Detours;
 pub use publish::Publisher;
 
 /// A connection silent for longer is dead; RabbitMQ recommends 5 to 20 seconds. <https://www.rabbitmq.com/docs/heartbeats>

@@ -48,7 +48,8 @@ async fn change_policy(harness: &FaultHarness, spans: Spans) -> Result<()> {
     harness.populate_during(std::future::ready(Ok(()))).await?;
     harness.fleet.stop_all().await?;
     harness.judge_by(spans);
-    harness.start_with(&[harness.policy(spans)?])?;
+    harness.apply(spans).await?;
+    harness.start()?;
     harness.note(format!("arrears after {} ms instead of {}", spans.arrears, harness.spans_at_first().arrears));
     Ok(())
 }

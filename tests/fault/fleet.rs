@@ -52,6 +52,11 @@ struct ProcessDriver {
 }
 
 impl FaultFleet {
+    /// What a process has logged.
+    pub fn said(&self, name: &str) -> Result<String> {
+        Ok(std::fs::read_to_string(self.folder.join(format!("{name}.log")))?)
+    }
+
     /// A fleet without processes, which will log to `folder`.
     pub fn new(folder: &Path) -> Self {
         let drivers = Drivers::default();

@@ -226,11 +226,13 @@ impl FaultHarness {
         Ok(false)
     }
 
-    /// Writes another policy; returns the variable that names its file, for processes started later.
-    pub fn policy(&self, spans: Spans) -> Result<(&'static str, String)> {
+    /// Makes another policy the active one, at once.
+    pub async fn apply(&self, spans: Spans) -> Result<()> {
         let path = self.folder.join(format!("{}ms.toml", spans.confirm));
         std::fs::write(&path, file(spans))?;
-        Ok(("KYHAN_CONFIG", path.to_string_lossy().into_owned()))
+        let settings = Settings::read(Some(&path), self.sandbox.env.clone())?;
+        self.sandbox.apply(&settings.policy).await?;
+        Ok(())
     }
 
     pub fn spans_at_first(&self) -> Spans {

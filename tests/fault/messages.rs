@@ -114,8 +114,11 @@ pub fn clocks_an_hour_wrong(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun
     Box::pin(async move {
         let library = faketime().unwrap_or_default().to_string_lossy().into_owned();
         harness.relay(&[])?;
-        for (name, skew) in [("worker-1", "+3600"), ("worker-2", "-3600")] {
+        // The first two may differ by that much, and their clocks decide nothing. The third may not, and applies nothing.
+        let (hours, default) = ("86400000", "60000");
+        for (name, skew, most) in [("worker-1", "+3600", hours), ("worker-2", "-3600", hours), ("worker-3", "+40d", default)] {
             let clock = [
+                ("KYHAN_CLOCK_MAX_SKEW_MS", most.to_owned()),
                 ("LD_PRELOAD", library.clone()),
                 ("FAKETIME", skew.to_owned()),
                 // Durations use the monotonic clock, which an administrator cannot set either.
@@ -125,7 +128,11 @@ pub fn clocks_an_hour_wrong(harness: &FaultHarness, _rng: StdRng) -> ScenarioRun
             harness.worker(name, &clock)?;
         }
         harness.populate_during(std::future::ready(Ok(()))).await?;
-        harness.note("one worker an hour ahead, one an hour behind");
+        let said = harness.fleet.said("worker-3")?;
+        if !said.contains("40 days behind this machine's") || said.contains("\"applied\":1") {
+            harness.unexpected(1, "a worker whose clock is 40 days ahead does not say so, or applies something");
+        }
+        harness.note("one worker an hour ahead, one an hour behind, one 40 days ahead, which applied nothing");
         Ok(())
     })
 }

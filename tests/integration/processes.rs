@@ -252,7 +252,7 @@ async fn a_reader_of_the_log_that_stalls_holds_up_no_work_and_no_shutdown() {
         for (program, arguments) in [("worker", &[][..]), ("producer", &["relay"])] {
             // Full from the start, and never read.
             let (_reader, mut pipe) = std::io::pipe().expect("a pipe");
-            pipe.write_all(&[b' '; PIPE]).expect("filled");
+            pipe.write_all(&vec![b' '; PIPE]).expect("filled");
             let mut command = fleet::command(program, &env, arguments).expect("built");
             let mut process = command.stderr(pipe).kill_on_drop(true).spawn().expect("started");
             tests::sandbox::eventually("it is ready", SOON, async || {

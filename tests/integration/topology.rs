@@ -7,7 +7,10 @@ use shared::{
     broker::BrokerError,
     message::topology::{QueueRole, Topology},
 };
-use tests::{fleet, sandbox::eventually};
+use tests::{
+    fleet,
+    sandbox::{Sandbox, eventually},
+};
 
 use crate::{
     admin::{Process, readiness, until_ready, why},
@@ -232,6 +235,50 @@ async fn a_policy_that_limits_the_length_of_queues_loses_nothing() {
         for worker in workers {
             worker.stop().await;
         }
+        pair.rabbitmqctl(&["clear_policy", &name]).await.expect("no policy");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_rung_holds_up_nothing_and_its_wakeups_take_a_detour() {
+    let pair = pair().await;
+    let one_by_one = [("KYHAN_TOPOLOGY_PACK_MAX", "1")];
+    on_harness(Sandbox::on(pair.servers.clone(), "test", "", &one_by_one, None).await.expect("a sandbox"), async |harness| {
+        harness.sandbox.declare().await.expect("declared");
+        let (name, rung) = (harness.sandbox.database().to_owned(), format!("{}14d", harness.topology().rung_prefix()));
+        let limit =
+            ["set_policy", &name, &format!("^{}$", rung.replace('.', r"\.")), r#"{"max-length": 3}"#, "--apply-to", "queues"];
+        pair.rabbitmqctl(&limit).await.expect("a policy");
+        harness.many_delivering(20).await;
+        harness.run("UPDATE orders SET delivering_since = now()", []).await;
+        let relay = harness.relay();
+        let waiting = async || [harness.depth("rung.14d").await, harness.depth("rung.30d").await, harness.depth("rung.7d").await];
+        // Receipts wait 14 days, products in carts 30. RabbitMQ refuses messages a moment after the rung is full.
+        let ship = "INSERT INTO outbox (event_type, subject_id) SELECT 'order.shipped', id FROM orders";
+        harness.run(ship, []).await;
+        eventually("the rung is full", SOON, async || Ok(waiting().await[0] > 3)).await;
+        for _ in 0..20 {
+            let item = harness.in_cart().await;
+            harness.run("UPDATE cart_items SET added_at = now()", []).await;
+            harness.event("cart.item_added", item).await;
+        }
+        harness.run(ship, []).await;
+        harness.until("SELECT count(*) = 0 FROM outbox").await;
+        relay.stop().await;
+        let [full, carts, detour] = waiting().await;
+        assert!(carts >= 20 && detour >= 20 && full + detour >= 40, "{full} {carts} {detour}");
+
+        // A worker that sends one on finds the rung full, too.
+        let worker = harness.worker();
+        harness
+            .publish(harness.order_ids().await.iter().map(|order| harness.wakeup("confirm-receipt", &[*order])).collect())
+            .await;
+        eventually("they wait", SOON, async || {
+            Ok(harness.depth("due.confirm-receipt").await == 0 && waiting().await[2] >= detour + 20)
+        })
+        .await;
+        worker.stop().await;
         pair.rabbitmqctl(&["clear_policy", &name]).await.expect("no policy");
     })
     .await;

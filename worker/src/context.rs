@@ -3,7 +3,9 @@
 use std::{collections::HashMap, sync::Arc};
 
 use sea_orm::DatabaseConnection;
-use shared::{database::statements::Statements, message::topology::Topology, process::outage::Outage, settings::Settings};
+use shared::{
+    broker::Detours, database::statements::Statements, message::topology::Topology, process::outage::Outage, settings::Settings,
+};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -13,6 +15,8 @@ use crate::{paused::PausedKinds, pipeline::batch::BatchEnd, tally::Tally};
 pub(crate) struct Context {
     pub settings: Settings,
     pub topology: Topology,
+    /// Around rungs that are full.
+    pub detours: Detours,
     /// The name of this process: host and pid.
     pub name: String,
     pub db: DatabaseConnection,

@@ -16,7 +16,7 @@ use std::{sync::Arc, time::Duration};
 
 use sea_orm::DatabaseConnection;
 use shared::{
-    broker::{Broker, BrokerError},
+    broker::{Broker, BrokerError, Detours},
     database::{
         self, Client, DatabaseError,
         active_policy::{self, Governed},
@@ -102,6 +102,7 @@ async fn serve(settings: &Settings, health: &Health, kept: &KeptState, shutdown:
     }
     let context = Arc::new(Context {
         topology,
+        detours: Detours::default(),
         name: name(),
         db,
         statements: tasks::ALL

@@ -62,6 +62,11 @@ impl Ladder {
         Self(rungs)
     }
 
+    /// A ladder of some rungs of another, in their order.
+    pub(super) fn of(rungs: impl Iterator<Item = Rung>) -> Self {
+        Self(rungs.collect())
+    }
+
     #[must_use]
     pub fn rungs(&self) -> &[Rung] {
         &self.0

@@ -86,6 +86,14 @@ impl Topology {
         Self { prefix: prefix.to_owned(), shards, ladder }
     }
 
+    /// The same without the rungs whose exchange is named, unless these are all.
+    #[must_use]
+    pub fn without(&self, named: impl Fn(&str) -> bool) -> Self {
+        let rungs = self.ladder.rungs().iter().copied().filter(|rung| !named(&self.rung_exchange(*rung)));
+        let ladder = Ladder::of(rungs);
+        if ladder.rungs().is_empty() { self.clone() } else { Self { ladder, ..self.clone() } }
+    }
+
     #[must_use]
     pub const fn ladder(&self) -> &Ladder {
         &self.ladder

@@ -160,6 +160,7 @@ impl Consumers {
             channel: broker.channel().await?,
             publisher: outlet.publisher().await?,
             topology: &context.topology,
+            detours: &context.detours,
             routing_key: self.routing_key.clone(),
             worker,
             name: &context.name,

@@ -9,7 +9,7 @@ use lapin::{
     types::AMQPValue,
 };
 use shared::{
-    broker::{BrokerError, Publisher},
+    broker::{BrokerError, Detours, Publisher},
     domain::outcome::{Outcome, Reason},
     message::{
         dead_letter::{self, DeadLetter, Death, fit_to_publish, without_deaths},
@@ -33,6 +33,7 @@ pub struct Settle<'a> {
     /// On another connection: see [`shared::broker`].
     pub publisher: Publisher,
     pub topology: &'a Topology,
+    pub detours: &'a Detours,
     /// The lane's own key; `None` in quarantine, which holds messages of all lanes.
     pub routing_key: Option<String>,
     pub worker: &'a settings::WorkerSettings,
@@ -80,7 +81,8 @@ impl Settle<'_> {
             }
         }
         let trace = trace_context(&tracing::Span::current());
-        let wakeups = pack_failed(follow_ups.waiting, self.topology.ladder(), self.topology.shards(), self.pack_max, &trace);
+        let open = self.detours.around(self.topology);
+        let wakeups = pack_failed(follow_ups.waiting, open.ladder(), open.shards(), self.pack_max, &trace);
         let mut messages = follow_ups.parked;
         messages.extend(follow_ups.letters.into_iter().map(|letter| letter.message(self.topology)));
         messages.extend(wakeups.iter().map(|packed| Outgoing::of(packed, self.topology)));
@@ -157,7 +159,7 @@ impl Settle<'_> {
     async fn publish(&self, messages: &[Outgoing], patience: &Patience<'_>) -> Result<(), BrokerError> {
         match self.publisher.publish_all(messages).await {
             Err(BrokerError::Blocked) => patience.for_rabbitmq(&self.publisher).await,
-            done => done,
+            done => done.inspect_err(|error| self.detours.note(error)),
         }
     }
 
