@@ -60,11 +60,10 @@ pub fn of(status: &Status) -> String {
         format!("audit      {} by {}: {} checks off", moment(audited.at), one_line(&audited.by), audited.off)
     }));
     let leader = &status.leader;
-    parts.push(format!(
-        "leader     {}, its last round ended {:.0} s ago",
-        leader.instance.as_deref().map_or("none yet".to_owned(), text),
-        leader.silent_s
-    ));
+    parts.push(match leader.instance.as_deref() {
+        Some(name) => format!("leader     {}, its last round ended {:.0} s ago", text(name), leader.silent_s),
+        None => format!("leader     none has ended a round yet, for {:.0} s", leader.silent_s),
+    });
     parts.extend(letters(status));
     parts.extend(plans(status));
     parts.join("\n")
