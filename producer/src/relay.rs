@@ -112,7 +112,7 @@ async fn live(
     let Governed { db, settings } = governed;
     let portion = Mutex::new(Portion::new(settings.relay.batch_max));
     let (topology, detours) = (settings.topology(), Detours::default());
-    let relay = Relay { topology, detours, portion, settings, postgresql, rabbitmq, done };
+    let relay = Relay { settings, topology, detours, portion, postgresql, rabbitmq, done };
     let drained = relay.drain(&db, shutdown, reporting).await;
     // Closing waits for connections in use, which never return if the server is away.
     let _ = tokio::time::timeout(Duration::from_secs(5), db.close()).await;

@@ -15,6 +15,7 @@ mod hostile;
 mod messages;
 mod network;
 mod nodes;
+mod oddities;
 mod patience;
 mod place;
 mod population;

@@ -9,7 +9,7 @@ use rand::{SeedableRng, rngs::StdRng};
 use crate::{
     changes, cluster, disk,
     harness::{Ended, FaultHarness, ScenarioSettings, Setting},
-    hostile, messages, network, nodes, patience, postgres, rabbitmq,
+    hostile, messages, network, nodes, oddities, patience, postgres, rabbitmq,
     report::{ScenarioResult, ScenarioVerdict},
     worker,
 };
@@ -94,6 +94,9 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("every_message_comes_twice_and_out_of_order", messages::twice_and_out_of_order),
     Scenario::new("one_percent_is_garbage", messages::garbage_mixed_in),
     Scenario::new("a_publisher_is_hostile", hostile::publisher).on(hostile::patient),
+    Scenario::new("some_rows_report_outages", oddities::rows_report_outages),
+    Scenario::new("queues_are_limited_by_a_policy", oddities::queues_are_limited),
+    Scenario::new("passwords_are_rotated", oddities::passwords_are_rotated),
     Scenario::new("workers_clocks_are_an_hour_wrong", messages::clocks_an_hour_wrong).unless(messages::lacks_faketime),
     Scenario::new("the_policy_is_lengthened_while_messages_wait", changes::policy_lengthened).on(changes::begins_middling),
     Scenario::new("the_policy_is_shortened_while_messages_wait", changes::policy_shortened).on(changes::begins_long),
