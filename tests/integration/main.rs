@@ -13,6 +13,7 @@ mod addresses;
 mod admin;
 mod arrears;
 mod audit;
+mod backups;
 mod bad_input;
 mod broker_users;
 mod canaries;

@@ -244,7 +244,7 @@ async fn a_hold_keeps_an_order_and_is_placed_listed_and_released_once_with_who_a
 }
 
 /// Adds everything that is kept with an order, and ledger entries about it.
-async fn furnish(harness: &Harness, order: Uuid) {
+pub async fn furnish(harness: &Harness, order: Uuid) {
     for sql in [
         "INSERT INTO order_messages (id, order_id, author, body, at) VALUES (gen_random_uuid(), $1, 'khách', 'x', now() - interval '2 years')",
         "INSERT INTO order_sources VALUES ($1, 'Xưởng A', 'https://example.cn/a', NULL)",
