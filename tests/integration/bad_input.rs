@@ -37,22 +37,22 @@ async fn what_is_no_wakeup_is_a_dead_letter_with_its_reason_and_its_bytes_and_it
         // RabbitMQ 4 rejects messages over 16 MiB.
         let many_more = (0..400_000u128).map(|n| format!("\"{}\"", Uuid::from_u128(n))).collect::<Vec<_>>().join(",");
         let bad: Vec<(Vec<u8>, &str)> = vec![
-            (b"hello".to_vec(), "no wake-up"),
-            (vec![0xff; 300], "no wake-up"),
-            (vec![], "no wake-up"),
-            (b"{\"v\":1}".to_vec(), "no wake-up"),
+            (b"hello".to_vec(), "not a wake-up"),
+            (vec![0xff; 300], "not a wake-up"),
+            (vec![], "not a wake-up"),
+            (b"{\"v\":1}".to_vec(), "not a wake-up"),
             (b"{\"v\":0}".to_vec(), "version 0"),
-            (wakeup(&order).replace("confirm-receipt", "make-coffee").into(), "no task is named"),
-            (wakeup(&order).replace("confirm-receipt", "purge-cart-item").into(), "came through the lane"),
-            (wakeup("\"no-uuid\"").into(), "no wake-up"),
-            (wakeup("17").into(), "no wake-up"),
+            (wakeup(&order).replace("confirm-receipt", "make-coffee").into(), "unknown task"),
+            (wakeup(&order).replace("confirm-receipt", "purge-cart-item").into(), "arrived in the lane"),
+            (wakeup("\"no-uuid\"").into(), "not a wake-up"),
+            (wakeup("17").into(), "not a wake-up"),
             (wakeup("").into(), "no subject"),
             (wakeup(&many).into(), "1001 subjects"),
             (wakeup(&many_more).into(), "bytes"),
             (vec![b' '; 5 * 1024 * 1024], "5242880 bytes"),
-            (wakeup(&order).replace("2026-01-01T00:00:00Z", "someday").into(), "no wake-up"),
-            (wakeup(&order).replace("\"attempt\":0", "\"attempt\":-1").into(), "no wake-up"),
-            ("[".repeat(10_000).into(), "no wake-up"),
+            (wakeup(&order).replace("2026-01-01T00:00:00Z", "someday").into(), "not a wake-up"),
+            (wakeup(&order).replace("\"attempt\":0", "\"attempt\":-1").into(), "not a wake-up"),
+            ("[".repeat(10_000).into(), "not a wake-up"),
         ];
         let mut messages = Vec::new();
         let mut good = Vec::new();

@@ -197,6 +197,10 @@ impl Sandbox {
     /// # Errors
     /// When a server is away; the error then names what remains.
     pub async fn remove(self) -> Result<()> {
+        // Those of other policies too. A test may have removed the table.
+        let (sql, prefix) =
+            ("SELECT queue, exchange FROM rungs WHERE starts_with(queue, $1)", self.settings.naming.prefix.as_str());
+        let rungs = self.db.query_all_raw(database::statement(sql, [prefix.into()])).await.unwrap_or_default();
         self.db.clone().close().await?;
         let admin = Database::connect(&self.servers.database_url).await?;
         admin
@@ -221,6 +225,10 @@ impl Sandbox {
         // Rungs first: an at-least-once queue whose target is gone keeps its messages.
         for queue in topology.queues().iter().rev() {
             broker.delete_queue(&queue.name).await.context(queue.name.clone())?;
+        }
+        for rung in rungs {
+            broker.delete_queue(&rung.try_get::<String>("", "queue")?).await?;
+            broker.delete_exchange(&rung.try_get::<String>("", "exchange")?).await?;
         }
         broker.close().await;
         Ok(())

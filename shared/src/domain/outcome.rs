@@ -9,7 +9,7 @@ pub enum Outcome {
     Applied { late: TimeDelta },
     /// Nothing is left to do: a success.
     Stale,
-    /// Not due yet, or due once more: deliver it again after `wait`.
+    /// Not due yet, due once more, or locked by another transaction: deliver it again after `wait`.
     Postpone { until: DateTime<Utc>, wait: TimeDelta },
     /// It failed for now: retry it later, with one more attempt counted.
     Retry { cause: String },

@@ -72,24 +72,24 @@ pub struct TraceContext {
 /// Why a message is not a wake-up.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    #[error("the body has {0} bytes; {BODY_MAX} is the most")]
+    #[error("the body has {0} bytes, more than {BODY_MAX}")]
     TooLong(usize),
-    #[error("the body is no wake-up: {0}")]
+    #[error("the body is not a wake-up: {0}")]
     NotAWakeup(String),
-    #[error("format version 0 was never written")]
+    #[error("there is no format version 0")]
     NoVersion,
     /// Of a later format: not malformed, but for a newer worker.
-    #[error("format version {0} is not known here; {VERSION} is the newest")]
+    #[error("format version {0} is later than this program supports ({VERSION})")]
     Future(u32),
-    #[error("it would wait for another {0} ms; {REST_MAX_MS} is the most")]
+    #[error("it would wait for {0} ms more, longer than {REST_MAX_MS}")]
     Rest(u64),
-    #[error("no task is named {0:?}")]
+    #[error("unknown task {0:?}")]
     Kind(String),
     #[error("it names no subject")]
     NoSubjects,
-    #[error("it names {0} subjects; {SUBJECTS_MAX} is the most")]
+    #[error("it names {0} subjects, more than {SUBJECTS_MAX}")]
     TooManySubjects(usize),
-    #[error("it is a wake-up of {kind}, but came through the lane of {lane}")]
+    #[error("it is a wake-up of {kind}, but arrived in the lane of {lane}")]
     WrongLane { kind: &'static str, lane: &'static str },
 }
 
@@ -241,7 +241,7 @@ impl Wakeup {
             return Err(Malformed::TooLong(body.len()));
         }
         if body.trim_ascii_start().first() != Some(&b'{') {
-            return Err(Malformed::NotAWakeup("it is no JSON object".to_owned()));
+            return Err(Malformed::NotAWakeup("it is not a JSON object".to_owned()));
         }
         let not_a_wakeup = |error: serde_json::Error| Malformed::NotAWakeup(error.to_string());
         let Versioned { v } = serde_json::from_slice(body).map_err(not_a_wakeup)?;

@@ -11,8 +11,8 @@ use sea_orm::{
     },
 };
 
-/// The text of an error and its causes, outermost first. Of a message of PostgreSQL that may quote a value, only its SQLSTATE
-/// and the place that reported it remain, unless a function of this system raised it.
+/// The text of an error and its causes, outermost first. A message of PostgreSQL gets its SQLSTATE. Of one that may quote a value, only
+/// that and the place that reported it remain, unless a function of this system raised it.
 #[must_use]
 pub fn redacted(error: &(dyn Error + 'static)) -> String {
     let causes: Vec<_> = iter::successors(Some(error), |&cause| cause.source()).collect();
@@ -87,7 +87,8 @@ struct Words<'a> {
 impl Words<'_> {
     fn redacted(&self) -> String {
         if self.is_passed_on() && self.is_ours() || !self.is_passed_on() && self.is_safe() {
-            return self.message.to_owned();
+            // The text is in the server's language.
+            return format!("{} (SQLSTATE {})", self.message, self.sqlstate);
         }
         let place = match self.place() {
             Some(place) => format!(" in {place}"),
@@ -194,6 +195,11 @@ mod tests {
         of_session: false,
     };
 
+    /// The whole message.
+    fn shown(words: &Words<'_>) -> String {
+        format!("{} (SQLSTATE {})", words.message, words.sqlstate)
+    }
+
     /// As the server reports it for a statement without functions.
     const fn bare<'a>(sqlstate: &'a str, message: &'a str, file: &'a str, routine: &'a str) -> Words<'a> {
         Words { sqlstate, message, context: "", file, routine, of_our_sql: false, of_session: false }
@@ -211,7 +217,7 @@ mod tests {
         };
         let database =
             Words { of_session: true, ..bare("3D000", "database \"baogam\" does not exist", "postinit.c", "InitPostgres") };
-        for told in [
+        for words in [
             SERVER,
             own,
             login,
@@ -222,15 +228,15 @@ mod tests {
             bare("25006", "cannot execute UPDATE in a read-only transaction", "utility.c", "PreventCommandIfReadOnly"),
             bare("40P01", "deadlock detected", "deadlock.c", "DeadLockReport"),
         ] {
-            assert_eq!(told.redacted(), told.message);
+            assert_eq!(words.redacted(), shown(&words));
         }
         let raised = "PL/pgSQL function kyhan_ledger_has_its_orders() line 9 at RAISE";
         let ours = Words { message: "accounts names an order that does not exist", context: raised, file: "pl_exec.c", ..SERVER };
-        assert_eq!(ours.redacted(), ours.message);
+        assert_eq!(ours.redacted(), shown(&ours));
         let elsewhere = Words { context: "PL/pgSQL function baogam.kyhan_keeps() line 1 at RAISE", ..ours };
-        assert_eq!(elsewhere.redacted(), ours.message);
+        assert_eq!(elsewhere.redacted(), shown(&elsewhere));
         let vietnamese = Words { context: "Hàm PL/pgSQL kyhan_ledger_has_its_orders() dòng 9 tại RAISE", ..ours };
-        assert_eq!(vietnamese.redacted(), ours.message);
+        assert_eq!(vietnamese.redacted(), shown(&vietnamese));
     }
 
     #[test]
@@ -244,7 +250,7 @@ mod tests {
         let python = Words { context: "Traceback (most recent call last):\n  PL/Python …", file: "plpy_elog.c", ..raised };
         assert_eq!(python.redacted(), "SQLSTATE P0001; its text is redacted");
         let block = Words { context: "PL/pgSQL function inline_code_block line 4 at RAISE", ..raised };
-        assert_eq!(block.redacted(), raised.message);
+        assert_eq!(block.redacted(), shown(&block));
         let of_theirs = "PL/pgSQL function inline_code_block line 4 at RAISE\nSQL statement \"DO …\"\nPL/pgSQL function label() line 1 at EXECUTE";
         assert!(Words { context: of_theirs, ..raised }.redacted().contains("is redacted"));
         let imitated = "PL/pgSQL function label(kyhan_) line 12 at RAISE\nPL/pgSQL function kyhan_x() line 1 at PERFORM";

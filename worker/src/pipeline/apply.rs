@@ -2,10 +2,11 @@
 //!
 //! A batch that fails is halved until the failing subject is alone; the others are applied. Subjects whose rows others have locked are left
 //! out and tried after the rest, see [`Pass`]. An outage is waited out. A paused kind, or a policy that is no longer active, stops the
-//! batch. None of these last three spends an attempt.
+//! batch. None of these last four spends an attempt.
 
 use std::collections::{HashMap, VecDeque};
 
+use chrono::TimeDelta;
 use sea_orm::{ConnectionTrait, DatabaseConnection, DbErr};
 use shared::{
     database::{
@@ -52,14 +53,12 @@ enum Pass {
     First,
     /// The rows that were locked: waits [`LOCK_WAIT`].
     Second,
-    /// The same after the wait, because one that is still locked failed the others too. What is locked now is retried later.
+    /// The same after the wait, because one that is still locked failed the others too. What is locked now is postponed.
     Last,
 }
 
 /// In SQL.
 const LOCK_WAIT: &str = "200ms";
-/// The cause of a retry.
-const LOCKED: &str = "another transaction has locked one of its rows";
 
 /// Applies a batch and returns each message with the outcomes of its subjects. `statements` is `None` when no message could be decoded;
 /// then nothing is applied.
@@ -85,14 +84,16 @@ pub(crate) async fn apply(
                 continue;
             }
             match attempt(db, settings, statements, &part).await {
-                Ok(Ok(Rechecked { outcomes: rechecked, busy, .. })) => {
+                Ok(Ok(Rechecked { outcomes: rechecked, busy, now })) => {
                     patience.postgres_is_back();
                     outcomes.extend(rechecked);
                     if part.pass == Pass::First {
                         part.asked.retain(|(subject, _)| busy.contains(subject));
                         parts.push_front(part.of_pass(Pass::Second));
                     } else {
-                        outcomes.extend(busy.into_iter().map(|subject| (subject, Outcome::Retry { cause: LOCKED.to_owned() })));
+                        let wait =
+                            settings.worker.retry.first().and_then(|pause| TimeDelta::from_std(*pause).ok()).unwrap_or_default();
+                        outcomes.extend(busy.into_iter().map(|subject| (subject, Outcome::Postpone { until: now + wait, wait })));
                     }
                 }
                 Ok(Err(unanswered)) => {
@@ -143,20 +144,22 @@ async fn attempt(
         if on_locked == OnLocked::Wait {
             tx.execute_unprepared(&format!("SET LOCAL lock_timeout = '{LOCK_WAIT}'")).await?;
         }
-        // Without a commit, the transaction rolls back when it is dropped.
-        match statements.apply(&tx, &part.asked, on_locked).await {
-            Ok(rechecked) => {
-                // What a wrong clock makes due is rolled back.
-                if let Err(error) = clock::agrees(rechecked.now, settings.clock.max_skew) {
+        let failed = match statements.apply(&tx, &part.asked, on_locked).await {
+            // What a wrong clock makes due is rolled back.
+            Ok(rechecked) => match clock::agrees(rechecked.now, settings.clock.max_skew) {
+                Ok(()) => return tx.commit().await.map(|()| Ok(rechecked)),
+                Err(error) => {
                     skewed = Some(error);
-                    return Err(DbErr::Custom(error.to_string()));
+                    Err(DbErr::Custom(error.to_string()))
                 }
-                tx.commit().await.map(|()| Ok(rechecked))
-            }
+            },
             Err(NotApplied::Paused(pause)) => Ok(Err(Unanswered::Paused(pause))),
             Err(NotApplied::Outdated) => Ok(Err(Unanswered::Outdated)),
             Err(NotApplied::Database(error)) => Err(error),
-        }
+        };
+        // Dropping it would not wait, and the next try would find these rows locked.
+        let _ = tx.rollback().await;
+        failed
     })
     .await;
     // As in an outage, no attempt is spent.

@@ -20,6 +20,8 @@ static VALUES: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"DETAIL: .*", "DETAIL: …"),
         (r#"(syntax for type [a-z ]+): "[^"]*""#, "$1: \"…\""),
         (r"(^|[\s(=:,])'[^']*'", "$1'…'"),
+        // Not a number: what failed.
+        (r"SQLSTATE (\w{5})\b", "SQLSTATE_$1"),
     ])
 });
 /// The same for the rest: ids, moments and numbers.
@@ -33,6 +35,7 @@ static NUMBERS: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| {
         (r"(^|[^\w.-])[+-]?\d+(?:[.,]\d+)*", "$1#"),
         (r"\b\d+", "#"),
         (r"\s+", " "),
+        (r"SQLSTATE_(\w{5})\b", "SQLSTATE $1"),
     ])
 });
 static QUOTED: LazyLock<Vec<(Regex, &'static str)>> = LazyLock::new(|| compiled(&[(r#""([^"]*)""#, "\"…\"")]));
@@ -73,7 +76,7 @@ mod tests {
 
     #[test]
     fn every_pattern_is_one() {
-        assert_eq!((VALUES.len(), QUOTED.len(), NUMBERS.len()), (5, 1, 6));
+        assert_eq!((VALUES.len(), QUOTED.len(), NUMBERS.len()), (6, 1, 7));
     }
 
     #[test]
@@ -99,8 +102,8 @@ mod tests {
                 "invalid input syntax for type uuid: \"…\"",
             ),
             (
-                ["it names 1001 subjects; 1000 is the most", "it names 70000 subjects; 1000 is the most"],
-                "it names # subjects; # is the most",
+                ["it names 1001 subjects, more than 1000", "it names 70000 subjects, more than 1000"],
+                "it names # subjects, more than #",
             ),
             (
                 [
@@ -123,16 +126,18 @@ mod tests {
     }
 
     #[test]
-    fn names_tell_groups_apart() {
+    fn names_distinguish_groups_and_so_do_sqlstates() {
         let groups = [
+            "リレーション\"orders\"の新しい行は検査制約に違反しています (SQLSTATE 23514)",
+            "リレーション\"orders\"の新しい行は検査制約に違反しています (SQLSTATE 23502)",
             "violates check constraint \"obstacle_1\"",
             "violates check constraint \"obstacle_2\"",
-            "no task is named \"make-coffee\"",
-            "no task is named \"make-tea\"",
-            "the body is no wake-up: it is no JSON object",
+            "unknown task \"make-coffee\"",
+            "unknown task \"make-tea\"",
+            "the body is not a wake-up: it is not a JSON object",
         ]
         .map(cause_group);
-        assert_eq!(groups[0], "violates check constraint \"obstacle_1\"");
+        assert_eq!(groups[2], "violates check constraint \"obstacle_1\"");
         let different: std::collections::BTreeSet<_> = groups.iter().collect();
         assert_eq!(different.len(), groups.len());
     }
