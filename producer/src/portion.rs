@@ -61,6 +61,8 @@ impl Portion {
             Next::Wait => None,
             Next::Again(pause) => Some(pause),
             Next::Blame if self.bare => None,
+            // A reported outage, even one that is over when the server is asked, is no reason to lose an event's data.
+            Next::Blame if self.now == 1 && trouble == Trouble::Unconfirmed => None,
             Next::Blame => {
                 self.bare = self.now == 1;
                 self.now = (self.now / 2).max(1);
@@ -90,6 +92,15 @@ mod tests {
             portion.succeeded();
         }
         assert_eq!(portion, Portion::new(500).after_success());
+    }
+
+    #[test]
+    fn a_reported_outage_takes_no_events_data() {
+        let mut portion = Portion::new(500);
+        for _ in 0..100 {
+            portion.failed(Trouble::Unconfirmed);
+        }
+        assert_eq!((portion.events(), portion.is_bare(), portion.failed(Trouble::Unconfirmed)), (1, false, None));
     }
 
     #[test]

@@ -260,6 +260,27 @@ async fn while_the_database_is_away_letters_wait_with_the_broker_and_come_in_aft
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_reported_outage_cuts_no_letter() {
+    with_harness(QUICK, async |harness| {
+        // As on a disk that is full for a moment: PostgreSQL accepts other writes.
+        let full = "CREATE FUNCTION no_room() RETURNS trigger LANGUAGE plpgsql AS $$
+                        BEGIN RAISE EXCEPTION 'full' USING ERRCODE = '53100'; END $$;
+                    CREATE TRIGGER no_room BEFORE INSERT ON dead_letters FOR EACH ROW EXECUTE FUNCTION no_room()";
+        harness.sandbox.db.execute_unprepared(full).await.expect("a trigger");
+        let (worker, bodies) = (harness.worker(), [b'x', b'y'].map(|byte| vec![byte; 100 * 1024]));
+        harness.publish(bodies.iter().map(|body| put(harness, body.clone(), FieldTable::default())).collect()).await;
+        let unstored = async || Ok(harness.ask::<i64>("SELECT count(*) FROM dead_letters").await == 0);
+        always("nothing is stored, and nothing cut", Duration::from_secs(3), unstored).await;
+        harness.sandbox.db.execute_unprepared("DROP FUNCTION no_room() CASCADE").await.expect("room");
+        harness.until("SELECT count(*) = 2 FROM dead_letters").await;
+        let letters = harness.dead_letters().await;
+        assert!(bodies.iter().all(|body| letters.iter().any(|letter| letter.body == *body)));
+        worker.stop().await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn one_that_cannot_be_stored_as_it_is_is_reduced_and_says_so_and_its_neighbours_are_whole() {
     with_harness(QUICK, async |harness| {
         let function = "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use shared::{
     broker::BrokerError,
+    database::failure::Trouble,
     message::dead_letter::{self, DeadLetter},
     process::{backoff::backoff, redact::redacted},
 };
@@ -84,23 +85,25 @@ async fn store(letters: Vec<LetterEntry>, hand: &Hand<'_>) -> Option<()> {
             }
             Err(failed) => failed,
         };
+        // A reported outage, even one that is over when the server is asked, is no reason to cut a letter.
+        let letters_may_be_at_fault = failed.1 != Trouble::Unconfirmed;
         match part.attempt.after(&failed, patience).await {
             After::Again => {}
             After::Abandoned => return None,
             // One by one, so that a letter that cannot be stored does not block the others.
-            After::Blame if part.letters.len() > 1 => {
+            After::Blame if letters_may_be_at_fault && part.letters.len() > 1 => {
                 let (error, letters) = (redacted(&failed.0), part.letters.len());
                 tracing::warn!(error, letters, "dead letters could not be stored together; storing them one by one");
                 parts.extend(part.letters.into_iter().map(|letter| LetterPart::of(vec![letter])));
                 continue;
             }
-            After::Blame if part.letters.iter().any(|letter| !letter.reduced) => {
+            After::Blame if letters_may_be_at_fault && part.letters.iter().any(|letter| !letter.reduced) => {
                 let cause = redacted(&failed.0);
                 part = LetterPart::of(part.letters.into_iter().map(|letter| letter.reduced(&cause)).collect());
             }
-            // A reduced letter holds nothing unusual, so the table is at fault. Keep the letter unacked until an operator repairs it.
+            // The table is at fault: a reduced letter holds nothing unusual. Keep the letters unacked until an operator repairs it.
             After::Blame => {
-                tracing::error!(queue, error = redacted(&failed.0), "a dead letter could not be stored; retrying");
+                tracing::error!(queue, error = redacted(&failed.0), "dead letters could not be stored; retrying");
                 context.shutdown.run_until_cancelled(sleep(pauses.next().unwrap_or_default())).await?;
             }
         }
